@@ -1,0 +1,55 @@
+"""Residual networks in JAX and Flax, and a trainer for them.
+
+    model = resnet_jax.create_model("resnet50", num_classes=1000)
+    result = resnet_jax.fit(config, workdir)
+
+Names are imported when they are first used: a program that only applies a model doesn't wait for
+the trainer's libraries.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_jax.errors import ResnetJaxError
+    from resnet_jax.models.presets import create_model, init_variables, list_models
+    from resnet_jax.models.resnet import ResNet
+    from resnet_jax.models.summary import summarize
+    from resnet_jax.train.config import default_config
+    from resnet_jax.train.loop import FitResult, fit
+
+_HOME = {
+    "ResnetJaxError": "errors",
+    "create_model": "models.presets",
+    "init_variables": "models.presets",
+    "list_models": "models.presets",
+    "ResNet": "models.resnet",
+    "summarize": "models.summary",
+    "default_config": "train.config",
+    "FitResult": "train.loop",
+    "fit": "train.loop",
+}
+
+__all__ = [  # noqa: RUF022 - from the model to the run
+    "create_model",
+    "init_variables",
+    "list_models",
+    "summarize",
+    "ResNet",
+    "default_config",
+    "fit",
+    "FitResult",
+    "ResnetJaxError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"resnet_jax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

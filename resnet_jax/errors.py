@@ -40,7 +40,7 @@ class WriteError(ResnetJaxError):
 
 
 class ConfigError(ResnetJaxError):
-    """A config value is unknown, of the wrong type, impossible, or not the one this run began with."""
+    """A config value is unknown, of the wrong type, impossible, or not the run's own."""
 
     exit_code = 78
 

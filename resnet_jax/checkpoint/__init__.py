@@ -1,0 +1,1 @@
+"""Saving, restoring and the directory of a run."""

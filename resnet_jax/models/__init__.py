@@ -1,0 +1,1 @@
+"""The networks: pure linen, without I/O, configs or devices."""

@@ -1,0 +1,71 @@
+"""CIFAR-10 by the recipe of He et al. 2015 (1512.03385), section 4.2.
+
+COMMAND: python train.py --config=configs/cifar10.py:resnet20 --workdir=runs/cifar10
+EXPECTED: a test error near the paper's 8.75 % for ResNet-20 (7.51, 7.17, 6.97 and 6.43 % for
+32, 44, 56 and 110 layers) after 64,000 steps; not yet run here, it needs an accelerator.
+
+COMMAND: python train.py --config=configs/cifar10.py:resnet20,cpu --workdir=runs/cifar10-cpu
+EXPECTED: 82 % or more of the 10,000 test images in half an hour on two CPU cores.
+benchmarks/results/cifar10_resnet20_cpu/ has the run.
+"""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.train.config import default_config
+
+
+def get_config(arg: str = "resnet20") -> ConfigDict:
+    """`cifar10.py:MODEL` is the paper's schedule, `cifar10.py:MODEL,cpu` a short one."""
+    model, *variants = arg.split(",")
+    config = default_config()
+    config.model.name = model
+
+    config.data.name = "cifar10"
+    config.data.train = "train[:45000]"  # the paper's 45k/5k split
+    config.data.validation = "train[45000:]"
+    config.data.normalize = "pixel_mean"
+    config.data.crop_padding = 4
+    config.data.flip = True
+    config.optimizer.weight_decay = 1e-4
+
+    for variant in variants:
+        if variant != "cpu":
+            hint = did_you_mean(variant, ["cpu"])
+            raise ConfigError(f"configs/cifar10.py has no variant {variant!r}, only 'cpu'.{hint}")
+    if variants:
+        return _cpu(config)
+    return _paper(config)
+
+
+def _paper(config: ConfigDict) -> ConfigDict:
+    """64,000 steps of 128, the learning rate divided by 10 at 32,000 and 48,000."""
+    config.batch_size = 128
+    config.model.bn_group_size = 64  # the paper split each batch over two GPUs
+    config.duration_unit = "examples"
+    config.duration = 64_000 * 128.0
+    config.eval_every = config.checkpoint_every = 1_000 * 128.0
+    config.log_every = 100
+    config.steps_per_dispatch = 100
+    config.schedule.name = "step"
+    config.schedule.base_lr = 0.1
+    config.schedule.boundaries = (32_000 * 128.0, 48_000 * 128.0)
+    config.schedule.scales = (1.0, 0.1, 0.01)
+    if config.model.name == "resnet110":  # "we use 0.01 to warm up the training", about 400 steps
+        config.schedule.boundaries = (400 * 128.0, *config.schedule.boundaries)
+        config.schedule.scales = (0.1, *config.schedule.scales)
+    return config
+
+
+def _cpu(config: ConfigDict) -> ConfigDict:
+    """Ten epochs of one-cycle training, which two cores finish in half an hour."""
+    config.batch_size = 128
+    config.duration = 10.0
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.name = "cosine"
+    config.schedule.base_lr = 0.1
+    config.schedule.warmup = 1.0
+    config.log_every = 10
+    config.steps_per_dispatch = 5
+    return config

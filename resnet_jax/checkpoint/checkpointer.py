@@ -1,0 +1,113 @@
+"""Saving and restoring train states with Orbax, in the background."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from resnet_jax.errors import DataError
+
+State = TypeVar("State")
+
+
+def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
+    """What makes one checkpoint better than another: top-1, and the loss between equals."""
+    return scores["top1"], -scores["loss"]
+
+
+class Checkpointer:
+    """The checkpoints of one run: the newest few, and the best on the validation split."""
+
+    def __init__(self, directory: Path, *, keep: int) -> None:
+        """Open or create the checkpoints in `directory`.
+
+        Args:
+            directory: of this run's checkpoints.
+            keep: how many of the newest to keep; the best is kept besides.
+        """
+        managers = ocp.checkpoint_managers
+        policy = managers.AnyPreservationPolicy(
+            [
+                managers.LatestN(keep),
+                managers.BestN(get_metric_fn=merit, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            item_names=("state", "progress"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, cleanup_tmp_directories=True
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that can be restored, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        progress: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Copy the state off the devices and write it in the background.
+
+        Args:
+            step: number of the checkpoint.
+            state: a tree of arrays; it may be donated as soon as this returns.
+            progress: what else the run must know to go on; a JSON object.
+            metrics: {"top1", "loss"} on the validation split, if it was just scored.
+        """
+        self._manager.check_for_errors()
+        if step in self._manager.all_steps():
+            return  # the same run has been here before: the state is the same to the bit
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """Read the checkpoint of `step`.
+
+        Args:
+            step: one of `steps()`.
+            like: a state of the same tree, shapes, types and shardings.
+
+        Returns:
+            The state, laid out as `like`, and the progress that was saved with it.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
+                ),
+            )
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"The checkpoint of step {step} in {self._manager.directory} can't be restored:"
+                f" {reason}"
+            ) from error
+        return restored["state"], restored["progress"]
+
+    def close(self) -> None:
+        """Wait until everything is on disk.
+
+        Raises:
+            Exception: whatever went wrong in the background.
+        """
+        self._manager.wait_until_finished()
+        self._manager.close()

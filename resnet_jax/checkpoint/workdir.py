@@ -1,0 +1,101 @@
+"""The directory of a run: checked before anything is compiled, and bound to one config."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from resnet_jax.errors import ConfigError, WriteError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+CHECKPOINTS = "checkpoints"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text`, so that a reader or a crash sees the old or the new.
+
+    Raises:
+        OSError: it can't be written; the old file is intact.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the rename itself durable
+    finally:
+        os.close(folder)
+
+
+def prepare_workdir(workdir: Path) -> None:
+    """Create the directory if need be and prove, by writing, that it can hold results.
+
+    Raises:
+        WriteError: it can't.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".write-probe"
+        write_atomically(probe, "probe")
+        probe.unlink()
+    except OSError as error:
+        raise WriteError(
+            f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
+            " started. Choose another --workdir."
+        ) from None
+
+
+def read_config(workdir: Path) -> str:
+    """The config of the run in `workdir`, as JSON text.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    try:
+        return (workdir / CONFIG).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{workdir} isn't the directory of a run: {CONFIG}: {error.strerror}."
+        ) from None
+
+
+def bind_config(
+    workdir: Path, config: str, differences: Callable[[str, str], Sequence[str]]
+) -> None:
+    """Write the config of a new run, or check that the run in `workdir` began with the same one.
+
+    Args:
+        workdir: directory of the run.
+        config: as JSON text.
+        differences: given the old and the new text, says what differs and may not, a line each.
+
+    Raises:
+        ConfigError: the run in `workdir` is another one; nothing of it was touched.
+    """
+    if not (workdir / CONFIG).exists():
+        checkpoints = workdir / CHECKPOINTS
+        if checkpoints.is_dir() and any(checkpoints.iterdir()):
+            raise ConfigError(
+                f"{workdir} holds checkpoints but no {CONFIG}, so it isn't known what they are of."
+                " Nothing was touched; choose another --workdir."
+            )
+        write_atomically(workdir / CONFIG, config)
+        return
+    different = differences(read_config(workdir), config)
+    if different:
+        lines = "".join(f"\n  {line}" for line in different)
+        raise ConfigError(
+            f"{workdir} is a run with another config. Nothing was touched; choose another"
+            f" --workdir, or undo (old → new):{lines}"
+        )

@@ -1,0 +1,286 @@
+"""From a data set's name to uint8 arrays in host memory.
+
+    data = load_dataset("cifar10", splits={"train": "train[:45000]", "validation": "train[45000:]"})
+    data.splits["train"].images      # uint8 (45000, 32, 32, 3)
+
+`digits` ships with scikit-learn and needs no download; every other name is a prepared TFDS folder.
+TensorFlow is never imported, and the heavy imports happen inside the functions that need them.
+"""
+
+# ruff: noqa: PLC0415 - importing this module must stay quick
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from resnet_jax.errors import ConfigError, DataError, did_you_mean
+
+MEMORY_LIMIT_BYTES = 8 * 2**30
+"""Largest total of decoded images that `load_dataset` takes into host memory."""
+
+DIGITS_SPLIT_SEED = 2015
+DIGITS_TEST_EXAMPLES = 360
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """One split in host memory: `images` uint8 (n, h, w, c) and `labels` int32 (n,), read-only."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The splits that were asked for, by role, and what they have in common.
+
+    `fingerprint` is a digest of the data set's contents (not of the slices taken from it): it
+    changes when a single byte of the prepared files does.
+    """
+
+    name: str
+    splits: Mapping[str, ImageSet]
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; every label is in [0, num_classes)."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of every image."""
+        height, width, channels = next(iter(self.splits.values())).images.shape[1:]
+        return height, width, channels
+
+
+class Span(NamedTuple):
+    """The examples `start` ≤ i < `stop` of one split of a data set."""
+
+    split: str
+    start: int
+    stop: int
+
+
+class Source(Protocol):
+    """A data set whose splits are known but not yet in memory."""
+
+    @property
+    def lengths(self) -> Mapping[str, int]:
+        """Number of examples of each split."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c), the same for all images."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name per class."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the contents."""
+
+    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8 (n, h, w, c), and labels, int32 (n,), of one split."""
+
+
+def load_dataset(name: str, *, splits: Mapping[str, str], data_dir: str | None = None) -> Dataset:
+    """Read the splits of the data set `name` into host memory.
+
+    `splits` maps a role ("train", "validation", …) to a TFDS split expression ("train[:90%]",
+    "train[45000:]", "train+validation"). Prepared data are looked for in `data_dir`, else in
+    $TFDS_DATA_DIR, else in ~/tensorflow_datasets; `digits` needs none.
+
+    A role whose name begins with "train" is training data: the same example may not be in such a
+    role and in another one, so that no model is ever selected or tested on what it has seen.
+
+    Raises ConfigError for an unknown data set, split or expression, for overlapping roles and for
+    sets that don't fit in memory; DataError for data that are missing, damaged or wrongly labelled.
+    """
+    if not splits:
+        raise ConfigError(f"no split of {name!r} was asked for; give at least one, e.g. train")
+    source = _open(name, data_dir)
+    spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
+    _refuse_overlap(name, splits, spans)
+    needed = sorted({span.split for parts in spans.values() for span in parts})
+    _refuse_too_large(name, source, needed)
+    whole = {split: source.read(split) for split in needed}
+    for parts in spans.values():
+        for span in parts:
+            _check_labels(name, span, whole[span.split][1], len(source.class_names))
+    sets = {role: _take(whole, parts) for role, parts in spans.items()}
+    return Dataset(name, sets, source.class_names, source.fingerprint)
+
+
+def parse_split(spec: str, lengths: Mapping[str, int], name: str) -> list[Span]:
+    """The spans that a TFDS split expression such as "train[:90%]+test" selects.
+
+    `lengths` holds the number of examples of each split of the data set `name`. Raises
+    ConfigError for anything that isn't a split expression, names an unknown split, selects
+    nothing, reaches past the end or selects an example twice.
+    """
+    from tensorflow_datasets.core import splits as tfds_splits
+
+    infos = {
+        split: tfds_splits.SplitInfo(name=split, shard_lengths=[n], num_bytes=0)
+        for split, n in lengths.items()
+    }
+    where = f"split {spec!r} of {name!r}"
+    try:
+        instruction = tfds_splits.AbstractSplit.from_spec(spec)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{where} can't be understood; write a split's name with an optional slice, like "
+            "train, train[:90%] or train[45000:], joined by +"
+        ) from error
+    for word in _split_names(instruction):
+        if word not in lengths:
+            raise ConfigError(
+                f"{where}: there is no split {word!r}; the splits are "
+                f"{', '.join(sorted(lengths))}.{did_you_mean(word, lengths)}"
+            )
+    try:
+        absolute = instruction.to_absolute(infos)
+    except ValueError as error:
+        raise ConfigError(f"{where} can't be taken: {error}") from error
+    spans = [
+        Span(
+            str(one.splitname), one.from_ or 0, lengths[one.splitname] if one.to is None else one.to
+        )
+        for one in absolute
+    ]
+    for number, span in enumerate(spans):
+        if span.start >= span.stop:
+            raise ConfigError(f"{where} selects no example; the split has {lengths[span.split]}")
+        for other in spans[:number]:
+            if shared := _shared(span, other):
+                raise ConfigError(f"{where} takes {shared} more than once; name each example once")
+    return spans
+
+
+def _split_names(instruction: object) -> list[str]:
+    """The names of the splits in a parsed expression; none for `all`."""
+    if hasattr(instruction, "left") and hasattr(instruction, "right"):
+        return _split_names(instruction.left) + _split_names(instruction.right)
+    return [str(instruction.split_name)] if hasattr(instruction, "split_name") else []
+
+
+def _shared(one: Span, other: Span) -> str:
+    """`examples 45000 to 49999 of train` if the spans have examples in common, else ""."""
+    start, stop = max(one.start, other.start), min(one.stop, other.stop)
+    if one.split != other.split or start >= stop:
+        return ""
+    return f"examples {start} to {stop - 1} of {one.split}"
+
+
+def _refuse_overlap(
+    name: str, splits: Mapping[str, str], spans: Mapping[str, Sequence[Span]]
+) -> None:
+    """Raise ConfigError if a training role and another role have an example in common."""
+    training = [role for role in spans if role.startswith("train")]
+    for role in training:
+        for other in (other for other in spans if other not in training):
+            for shared in (_shared(a, b) for a in spans[role] for b in spans[other]):
+                if shared:
+                    raise ConfigError(
+                        f"the splits {role}={splits[role]!r} and {other}={splits[other]!r} of "
+                        f"{name!r} both hold {shared}; a model must not be selected or tested on "
+                        "examples that it was trained on, so slice them apart"
+                    )
+
+
+def _refuse_too_large(name: str, source: Source, needed: Sequence[str]) -> None:
+    """Raise ConfigError if the decoded splits exceed MEMORY_LIMIT_BYTES."""
+    total = sum(source.lengths[split] for split in needed) * int(np.prod(source.image_shape))
+    if total > MEMORY_LIMIT_BYTES:
+        raise ConfigError(
+            f"the splits {', '.join(needed)} of {name!r} take {total / 2**30:.1f} GiB decoded, and "
+            f"at most {MEMORY_LIMIT_BYTES / 2**30:g} GiB are held in memory; choose a smaller data "
+            "set or resolution"
+        )
+
+
+def _check_labels(name: str, span: Span, labels: np.ndarray, num_classes: int) -> None:
+    """Raise DataError if a label in the span isn't in [0, num_classes)."""
+    part = labels[span.start : span.stop]
+    bad = np.flatnonzero((part < 0) | (part >= num_classes))
+    if len(bad):
+        index = span.start + int(bad[0])
+        hint = "; -1 marks an unlabelled example" if labels[index] == -1 else ""
+        raise DataError(
+            f"example {index} of split {span.split!r} of {name!r} has label {labels[index]}, which "
+            f"is not in 0 … {num_classes - 1}{hint}; repair the data or slice such examples away "
+            f"({len(bad)} in the part asked for)"
+        )
+
+
+def _take(whole: Mapping[str, tuple[np.ndarray, np.ndarray]], spans: Sequence[Span]) -> ImageSet:
+    """The examples of the spans, in order; a single span is a view, not a copy."""
+    images = [whole[span.split][0][span.start : span.stop] for span in spans]
+    labels = [whole[span.split][1][span.start : span.stop] for span in spans]
+    result = ImageSet(
+        images[0] if len(images) == 1 else np.concatenate(images),
+        labels[0] if len(labels) == 1 else np.concatenate(labels),
+    )
+    result.images.flags.writeable = False  # roles share memory: no one may change it
+    result.labels.flags.writeable = False
+    return result
+
+
+def _open(name: str, data_dir: str | None) -> Source:
+    """Find the data set; nothing is decoded yet."""
+    if name == "digits":
+        return Digits()
+    from resnet_jax.data.tfds_reader import open_prepared
+
+    return open_prepared(name, data_dir)
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits, 8×8 grey, in a fixed stratified split."""
+
+    image_shape = (8, 8, 1)
+    class_names = tuple("0123456789")
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        bunch = load_digits()
+        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+        labels = bunch.target.astype(np.int32)
+        # Both halves come out shuffled, so a contiguous slice of either is about balanced.
+        train, test = train_test_split(
+            np.arange(len(labels)),
+            test_size=DIGITS_TEST_EXAMPLES,
+            stratify=labels,
+            random_state=DIGITS_SPLIT_SEED,
+        )
+        return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """1,437 for training, 360 for test."""
+        return {split: len(labels) for split, (_, labels) in self._splits.items()}
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of all images and labels in their order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for images, labels in self._splits.values():
+            digest.update(images.tobytes() + labels.tobytes())
+        return digest.hexdigest()
+
+    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Images uint8 (n, 8, 8, 1), 0…255, and labels int32 (n,)."""
+        return self._splits[split]

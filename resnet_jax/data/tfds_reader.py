@@ -1,0 +1,285 @@
+"""Prepared TFDS folders (ArrayRecord) read without TensorFlow.
+
+TFDS finds and parses the records, Grain reads ahead in threads, Pillow decodes: TFDS's own
+decoder depends on whether OpenCV is installed, and then returns whatever the file holds.
+"""
+
+# ruff: noqa: PLC0415 - TFDS, Grain and Pillow are loaded only when a prepared set is opened
+
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.data import array_cache
+from resnet_jax.errors import ConfigError, DataError, did_you_mean
+
+_log = logging.getLogger(__name__)
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for 8-bit images with that many channels
+_BLOCK_BYTES = 2**22
+_BLOCK_EXAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`."""
+
+    name: str
+    builder: Any
+    lengths: Mapping[str, int]
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
+
+        Raises DataError for a record that is damaged or isn't the PNG or JPEG that was promised.
+        """
+        shape = (self.lengths[split], *self.image_shape)
+        folder = array_cache.cache_folder(self.name, self.fingerprint)
+        if (cached := array_cache.load(folder, split, shape)) is not None:
+            return cached
+        _log.info("decoding %d images of %s/%s, once", shape[0], self.name, split)
+        images, labels = self._decode(split, shape)
+        array_cache.store(folder, split, images, labels)
+        return images, labels
+
+    def _decode(
+        self, split: str, shape: tuple[int, int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        import grain
+
+        images, labels = np.empty(shape, np.uint8), np.empty(shape[0], np.int32)
+        blocks = grain.MapDataset.source(_Blocks(self, split)).to_iter_dataset(
+            grain.ReadOptions(num_threads=min(4, os.cpu_count() or 1), prefetch_buffer_size=4)
+        )
+        done = 0
+        for some_images, some_labels in blocks:
+            stop = done + len(some_labels)
+            images[done:stop], labels[done:stop] = some_images, some_labels
+            done = stop
+        if done != shape[0]:
+            raise DataError(
+                f"split {split!r} of {self.name!r} in {self.builder.data_dir} gave {done} examples "
+                f"where dataset_info.json promises {shape[0]}; prepare it again"
+            )
+        return images, labels
+
+
+class _Blocks:
+    """Random access to decoded blocks of a split; a block at a time is three times as fast."""
+
+    def __init__(self, prepared: Prepared, split: str) -> None:
+        import tensorflow_datasets as tfds
+
+        self._prepared, self._split = prepared, split
+        features = prepared.builder.info.features
+        raw = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        self._records = prepared.builder.as_data_source(
+            split, decoders={key: tfds.decode.SkipDecoding() for key in raw}
+        )
+        size = int(np.prod(prepared.image_shape))
+        self._length = max(1, min(_BLOCK_EXAMPLES, _BLOCK_BYTES // size))
+
+    def __len__(self) -> int:
+        return (len(self._records) + self._length - 1) // self._length
+
+    def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        start = block * self._length
+        indices = range(start, min(start + self._length, len(self._records)))
+        images = np.empty((len(indices), *self._prepared.image_shape), np.uint8)
+        labels = np.empty(len(indices), np.int32)
+        for row, (index, record) in enumerate(self._fetch(indices)):
+            try:
+                images[row] = decode_image(record["image"], self._prepared.image_shape)
+            except Exception as error:  # Pillow raises many kinds, SyntaxError among them
+                raise self._damaged(index, error) from error
+            labels[row] = record["label"]
+        return images, labels
+
+    def _fetch(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        try:
+            yield from zip(indices, self._records.__getitems__(list(indices)), strict=True)
+            return
+        except (RuntimeError, ValueError, OSError, IndexError):
+            pass  # one of them is damaged: go through them singly to say which
+        for index in indices:
+            try:
+                record = self._records[index]
+            except Exception as error:
+                raise self._damaged(index, error) from error
+            yield index, record
+
+    def _damaged(self, index: int, error: Exception) -> DataError:
+        return DataError(
+            f"example {index} of split {self._split!r} of {self._prepared.name!r} in "
+            f"{self._prepared.builder.data_dir} can't be read ({_first_line(error)}); prepare the "
+            "data set again"
+        )
+
+
+def decode_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels, uint8 (h, w, c), of a PNG or JPEG that holds exactly that shape at 8 bits.
+
+    Nothing is converted: a palette, 16 bits, an alpha channel too many or another size raise
+    ValueError; Pillow's own errors for damaged files pass through.
+    """
+    from PIL import Image
+
+    height, width, channels = shape
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+        # Pillow calls a 16-bit colour PNG "RGB" too and drops the low bytes; the header tells.
+        depth = data[24] if image.format == "PNG" else 8
+        if (image.mode, image.size, depth) != (_MODES[channels], (width, height), 8):
+            raise ValueError(
+                f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {depth} bits, not "
+                f"{width}x{height} {_MODES[channels]} of 8"
+            )
+        return np.asarray(image).reshape(shape)
+
+
+def open_prepared(name: str, data_dir: str | None) -> Prepared:
+    """Find the prepared set and check everything that can be checked without decoding.
+
+    Raises ConfigError for a name that nobody knows, DataError for a set that isn't prepared, isn't
+    image classification with one image size, isn't ArrayRecord, or lacks part of its files.
+    """
+    from tensorflow_datasets.core import naming, read_only_builder, registered
+
+    folder = data_folder(data_dir)
+    try:
+        naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name!r} isn't a data set's name; write NAME, NAME/CONFIG or NAME:VERSION"
+        ) from error
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=str(folder))
+    except registered.DatasetNotFoundError:
+        if name not in ("cifar10", "cifar100"):
+            raise _not_prepared(name, folder) from None
+        from resnet_jax.data.cifar import prepare_cifar
+
+        prepared = prepare_cifar(name, folder)
+        builder = read_only_builder.builder_from_directory(prepared)
+    except Exception as error:
+        raise DataError(
+            f"the prepared data set {name!r} in {folder} can't be opened ({_first_line(error)}); "
+            "remove its folder and prepare it again"
+        ) from error
+    return _check(name, builder)
+
+
+def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of prepared sets: the argument, else $TFDS_DATA_DIR, else TFDS's default."""
+    folder = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    if "://" in folder:
+        raise ConfigError(f"the data folder {folder} isn't a local one; copy the data here first")
+    return Path(folder).expanduser()
+
+
+def _check(name: str, builder: Any) -> Prepared:
+    import tensorflow_datasets as tfds
+
+    info, features = builder.info, builder.info.features
+    parts = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = parts.get("image"), parts.get("label")
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        raise DataError(
+            f"{name!r} isn't an image classification set: it needs the features image and label, "
+            f"and has {', '.join(parts) or features}"
+        )
+    shape = tuple(image.shape)
+    if None in shape or image.np_dtype != np.uint8 or shape[-1] not in _MODES:
+        raise DataError(
+            f"the images of {name!r} have shape {shape} and type {image.np_dtype}; only uint8 "
+            "images of one fixed size with 1, 3 or 4 channels can be held in memory"
+        )
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{builder.data_dir} is in the format {info.file_format.value}, and only array_record "
+            f"can be read without TensorFlow; prepare it again in another folder: {_recipe(name)}"
+        )
+    files = _check_shards(name, info)
+    return Prepared(
+        name=name,
+        builder=builder,
+        lengths={split: one.num_examples for split, one in info.splits.items()},
+        image_shape=shape,
+        class_names=tuple(label.names),
+        fingerprint=_fingerprint(Path(builder.data_dir), files),
+    )
+
+
+def _check_shards(name: str, info: Any) -> list[Path]:
+    """Open every file of records: TFDS itself would notice a missing one only at the first read."""
+    from array_record.python import array_record_module
+
+    files = []
+    for split in info.splits.values():
+        for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                found = reader.num_records()
+                reader.close()
+            except Exception as error:
+                raise DataError(
+                    f"{path} of {name!r} is missing or damaged ({_first_line(error)}); prepare the "
+                    "data set again"
+                ) from error
+            if found != length:
+                raise DataError(
+                    f"{path} of {name!r} holds {found} examples where dataset_info.json promises "
+                    f"{length}; prepare the data set again"
+                )
+            files.append(Path(path))
+    return files
+
+
+def _fingerprint(folder: Path, records: Sequence[Path]) -> str:
+    """Digest of the records and of the files that give them their meaning (0.2 s for 140 MB)."""
+    digest = hashlib.blake2b(digest_size=16)
+    meaning = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.labels.txt")]
+    for path in sorted([*meaning, *records]):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _not_prepared(name: str, folder: Path) -> ConfigError | DataError:
+    from tensorflow_datasets.core import registered
+
+    base = name.partition(":")[0].partition("/")[0]
+    known = ["digits", *registered.list_imported_builders()]
+    if base not in known:
+        return ConfigError(
+            f"there is no data set {name!r}: {folder} holds none and TFDS doesn't know the name."
+            f"{did_you_mean(base, known)}"
+        )
+    return DataError(
+        f"the data set {name!r} isn't prepared in {folder}; prepare it: {_recipe(name, folder)}"
+    )
+
+
+def _recipe(name: str, folder: Path | str = "DATA_DIR") -> str:
+    """The commands that prepare a set with TensorFlow in an environment of its own."""
+    return (
+        "python -m venv prepare && prepare/bin/pip install tensorflow tensorflow-datasets "
+        'importlib_resources && prepare/bin/python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder({name!r}, data_dir={str(folder)!r}, file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

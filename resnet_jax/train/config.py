@@ -1,0 +1,224 @@
+"""The fields of a run's config, their defaults, and the checks made before anything else."""
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from ml_collections import ConfigDict, config_dict
+
+from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.models.resnet import ResNet
+
+DurationUnit = Literal["epochs", "examples"]
+
+MAY_CHANGE = (
+    "data.dir",
+    "mesh.data",
+    "log_every",
+    "steps_per_dispatch",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
+"""Fields that don't change what is computed, and so may differ when a run is resumed."""
+
+
+def default_config() -> ConfigDict:
+    """Every field there is, as a locked ConfigDict; a config file changes some of them.
+
+    `duration`, `eval_every`, `checkpoint_every`, `schedule.warmup` and `schedule.boundaries` are
+    counted in `duration_unit`, so that another batch size keeps their meaning.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.model = _model_fields("resnet20")
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # "digits", or the name of a TFDS set
+    config.data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR, ~/tensorflow_datasets
+    config.data.train = "train"  # TFDS split expressions
+    config.data.validation = ""  # selects the best checkpoint; "" for no selection
+    config.data.test = "test"  # only ever scored, never selected on
+    config.data.normalize = "channel"  # or "pixel_mean"
+    config.data.crop_padding = 4  # pixels; 0 for no random crop
+    config.data.flip = True
+
+    config.batch_size = 128  # global
+    config.eval_batch_size = 500  # global
+    config.duration_unit = "epochs"  # or "examples"
+    config.duration = 20.0
+    config.eval_every = 1.0
+    config.checkpoint_every = 1.0
+    config.keep_checkpoints = 2  # the newest ones; the best is kept beside them
+    config.log_every = 20  # steps
+    config.steps_per_dispatch = 10
+
+    config.optimizer = ConfigDict()
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.decay = "l2"  # or "decoupled"
+    config.optimizer.decay_exempt = ()  # parameter groups: "norm", "bias"
+    config.optimizer.clip_norm = 0.0  # of the global gradient; 0 for no clipping
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "cosine"  # or "step", "constant"
+    config.schedule.base_lr = 0.1
+    config.schedule.reference_batch = 128  # peak = base_lr × batch_size / reference_batch
+    config.schedule.warmup = 0.0
+    config.schedule.boundaries = ()  # of "step"
+    config.schedule.scales = (1.0,)  # of "step": one more than boundaries
+
+    config.label_smoothing = 0.0
+    config.ema_decay = 0.0  # 0 for no moving averages
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1 for all
+    return config.lock()
+
+
+def _model_fields(name: str) -> ConfigDict:
+    """The model's name, and each of its fields as an override that is unset."""
+    fields = ConfigDict({"name": name})
+    hints = typing.get_type_hints(ResNet)
+    skip = {"parent", "name", "num_classes"}  # the number of classes comes with the data
+    for field in dataclasses.fields(ResNet):
+        if field.name not in skip:
+            fields[field.name] = config_dict.placeholder(_value_type(hints[field.name]))
+    return fields
+
+
+def _value_type(hint: Any) -> type:
+    if hint is Any:  # dtype and param_dtype, by name
+        return str
+    if typing.get_origin(hint) is Literal:
+        return str
+    if typing.get_origin(hint) is tuple:
+        return tuple
+    union = [arg for arg in get_args(hint) if arg is not type(None)]
+    return union[0] if union else hint
+
+
+def model_overrides(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `config.model` that are set, without the name: arguments of `create_model`."""
+    return {k: v for k, v in config.model.items() if k != "name" and v is not None}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check what can be checked without data or devices.
+
+    Raises:
+        ConfigError: naming the field, its value and what it can be.
+    """
+    if config.duration_unit not in get_args(DurationUnit):
+        known = get_args(DurationUnit)
+        hint = did_you_mean(str(config.duration_unit), known)
+        raise ConfigError(
+            f"duration_unit is {config.duration_unit!r}; it can be {', '.join(known)}.{hint}"
+        )
+    flat = flatten(config)
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}; it must be finite.")
+    for name in ("schedule.boundaries", "schedule.scales"):
+        if not all(isinstance(v, int | float) for v in flat[name]):
+            raise ConfigError(f"{name} is {flat[name]}; it must be a tuple of numbers.")
+    positive = (
+        "batch_size",
+        "eval_batch_size",
+        "duration",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "log_every",
+        "steps_per_dispatch",
+        "schedule.reference_batch",
+    )
+    for name in positive:
+        if flat[name] <= 0:
+            raise ConfigError(f"{name} is {flat[name]}; it must be greater than 0.")
+    not_negative = (
+        "seed",
+        "data.crop_padding",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "schedule.base_lr",
+        "schedule.warmup",
+    )
+    for name in not_negative:
+        if flat[name] < 0:
+            raise ConfigError(f"{name} is {flat[name]}; it can't be negative.")
+    for name in ("optimizer.momentum", "label_smoothing", "ema_decay"):
+        if not 0 <= flat[name] < 1:
+            raise ConfigError(f"{name} is {flat[name]}; it must be at least 0 and less than 1.")
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value, with tuples for sequences."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as a JSON document, fields in their order."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Rebuild a config that `to_json` wrote.
+
+    Raises:
+        ConfigError: it isn't one, or has a field that this version doesn't know.
+    """
+    try:
+        stored = flatten(json.loads(text))
+    except (ValueError, AttributeError) as error:
+        raise ConfigError(f"it isn't a config written by this package ({error}).") from None
+    config = default_config()
+    known = flatten(config)
+    for name, value in stored.items():
+        if name not in known:
+            raise ConfigError(f"it has a field {name} that this version doesn't know.")
+        if value is not None:
+            set_field(config, name, value)
+    return config
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Set the field with a dotted name.
+
+    Raises:
+        ConfigError: no such field, or a value of another type.
+    """
+    known = flatten(config)
+    if name not in known:
+        raise ConfigError(f"There is no config field {name!r}.{did_you_mean(name, known)}")
+    *path, last = name.split(".")
+    node = config
+    for key in path:
+        node = node[key]
+    try:
+        node[last] = value
+    except TypeError as error:
+        raise ConfigError(f"{name} can't be {value!r}: {error}") from None
+
+
+def describe_differences(old: str, new: str) -> list[str]:
+    """Lines `name: old → new` for the fields of two JSON configs that differ, but may not.
+
+    Raises:
+        ConfigError: the old one can't be read by this version.
+    """
+    before, after = flatten(from_json(old)), flatten(from_json(new))
+    return [
+        f"{name}: {before[name]!r} → {after[name]!r}"
+        for name in before
+        if name not in MAY_CHANGE and before[name] != after[name]
+    ]

@@ -1,0 +1,148 @@
+"""What a run shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.train.experiment import Experiment
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class TrainingConsole:
+    """Shows training and evaluation records as they come; a context manager."""
+
+    def __init__(self, *, total_steps: int, start_step: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._total = total_steps
+        self._started, self._start_step = time.monotonic(), start_step
+        self._last_line = float("-inf")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "compiling", total=total_steps, completed=start_step, numbers=""
+        )
+
+    def __enter__(self) -> "TrainingConsole":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def opening(self, experiment: Experiment, workdir: Path) -> None:
+        """Say what is about to happen."""
+        config, plan = experiment.config, experiment.plan
+        devices = experiment.mesh.devices
+        self.say(
+            f"{config.model.name} on {config.data.name}:"
+            f" {plan.train_examples:,} training images, {plan.total_steps:,} steps of"
+            f" {plan.batch_size}, {devices.size} × {devices.flat[0].device_kind}"
+        )
+        if self._start_step:
+            self.say(
+                f"resuming {workdir} at step {self._start_step:,} of {self._total:,}"
+                if self._start_step < self._total
+                else f"{workdir} is trained already; scoring it again"
+            )
+
+    def stopped(self, step: int, workdir: Path) -> None:
+        """Say that the run stopped early and lost nothing."""
+        self._bar.stop()
+        self.say(
+            f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
+            " the same command goes on from here"
+        )
+
+    def closing(self, summary: dict[str, Any], workdir: Path) -> None:
+        """Say how it went, where it lies and what could come next."""
+        self._bar.stop()
+        scores = summary["final"].get("test") or summary["final"].get("validation")
+        self.say("")
+        if scores:
+            self.say(
+                f"top-1 {scores['top1']:.2%} of {scores['examples']:,}"
+                f" {'test' if 'test' in summary['final'] else 'validation'} images"
+                f" after {summary['epochs']:.1f} epochs and {_clock(summary['wall_s'])}"
+            )
+        if summary["best"] and "test" in summary["best"]:
+            best = summary["best"]
+            self.say(
+                f"best validation checkpoint: step {best['step']:,},"
+                f" top-1 {best['test']['top1']:.2%} on test"
+            )
+        self.say(f"curves:   {workdir / CURVES}")
+        self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
+        self.say(f"next:     resnet-jax eval {workdir} --per-class --confusion confusion.png")
+        self.say(f"          tensorboard --logdir {workdir}")
+
+    def train(self, record: dict[str, Any]) -> None:
+        """Show a log point of training."""
+        numbers = (
+            f"loss {record['loss']:.3f}  top-1 {record['top1']:.1%}"
+            f"  {record['img_per_s']:,.0f} img/s"
+        )
+        self._bar.update(
+            self._task,
+            description=f"epoch {record['epoch']:.1f}",
+            completed=record["step"],
+            numbers=numbers,
+        )
+        now = time.monotonic()
+        done = record["step"] >= self._total
+        if self.console.is_terminal or (
+            now - self._last_line < _SECONDS_BETWEEN_LINES and not done
+        ):
+            return
+        self._last_line = now
+        per_step = (now - self._started) / max(record["step"] - self._start_step, 1)
+        eta = per_step * (self._total - record["step"])
+        self.say(
+            f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
+            f"  ETA {_clock(eta)}"
+        )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Show the scores of a split."""
+        weights = " (moving average)" if record["weights"] == "ema" else ""
+        self.say(
+            f"step {record['step']}/{self._total}  {record['split']}{weights}:"
+            f" top-1 {record['top1']:.2%}  loss {record['loss']:.4f}"
+            f"  ({record['examples']:,} images)"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,127 @@
+"""Exact evaluation: every example of a split counts once, and the count is asserted."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.sources import ImageSet
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.parallel.mesh import check_divisible, replicated, split
+from resnet_jax.train.step import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on one split.
+
+    Attributes:
+        examples: how many were scored: all of the split.
+        loss: mean cross-entropy in nats, without label smoothing.
+        top1, top5: share of examples, in 0…1, whose label is the first, or among the first five,
+            of the logits. Ties count for the label: they don't occur with float logits in practice.
+        confusion: int64 [true class, predicted class] counts.
+    """
+
+    examples: int
+    loss: float
+    top1: float
+    top5: float
+    confusion: Int[np.ndarray, "k k"]
+
+    def scalars(self) -> dict[str, float]:
+        """The scores without the confusion matrix, for logs."""
+        return {
+            "examples": self.examples,
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+        }
+
+
+class Evaluator:
+    """Scores variables on a split that is kept on the devices, in one dispatch per call."""
+
+    def __init__(self, model: ResNet, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
+        """Pad the split to whole batches, with a mask, and place it on the mesh.
+
+        Raises:
+            ConfigError: the batch doesn't split over the mesh.
+        """
+        check_divisible("eval_batch_size", batch_size, mesh)
+        self._examples = len(data)
+        batches = -(-len(data) // batch_size)
+        padding = batches * batch_size - len(data)
+
+        def place(array: np.ndarray) -> jax.Array:
+            array = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
+            array = array.reshape(batches, batch_size, *array.shape[1:])
+            return jax.device_put(array, split(mesh, axis=1))
+
+        self._batches = (
+            place(data.images),
+            place(data.labels),
+            place(np.ones(len(data), bool)),
+        )
+
+        def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
+            def body(sums: Any, batch: Any) -> tuple[Any, None]:
+                images, labels, mask = batch
+                logits = model.apply(variables, normalize(images, normalization))
+                return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
+
+            zero = jax.tree.map(
+                jnp.zeros_like,
+                _sums(
+                    jnp.zeros((1, model.num_classes)), jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)
+                ),
+            )
+            return jax.lax.scan(body, zero, batches)[0]
+
+        whole = replicated(mesh)
+        self._score = jax.jit(
+            score, in_shardings=(whole, whole, split(mesh, axis=1)), out_shardings=whole
+        )
+
+    def __call__(self, variables: Any, normalization: Any) -> Evaluation:
+        """Score `variables` on the whole split.
+
+        Raises:
+            AssertionError: not every example was counted exactly once.
+        """
+        sums = jax.device_get(self._score(variables, normalization, self._batches))
+        counted = int(sums["examples"])
+        if counted != self._examples:
+            raise AssertionError(f"scored {counted} examples of a split of {self._examples}")
+        return Evaluation(
+            examples=counted,
+            loss=float(sums["loss"]) / counted,
+            top1=int(sums["top1"]) / counted,
+            top5=int(sums["top5"]) / counted,
+            confusion=sums["confusion"].astype(np.int64),
+        )
+
+
+def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """Sums over the unmasked examples of one batch; counts are integers and therefore exact."""
+    classes = logits.shape[-1]
+    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    rank = (logits > of_label).sum(axis=-1)  # 0 when the label's logit is the largest
+    # A NaN logit compares false with everything and would rank first.
+    wrong = ~jnp.isfinite(of_label[:, 0])
+    rank = jnp.where(wrong, classes, rank)
+    ones = mask.astype(jnp.int32)
+    predicted = logits.argmax(axis=-1)
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(ones)
+    return {
+        "examples": ones.sum(),
+        "loss": jnp.where(mask, cross_entropy(logits, labels), 0.0).sum(),
+        "top1": jnp.where(rank < 1, ones, 0).sum(),
+        "top5": jnp.where(rank < 5, ones, 0).sum(),
+        "confusion": confusion,
+    }

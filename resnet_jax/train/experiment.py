@@ -1,0 +1,208 @@
+"""The parts that a config stands for: data, model, mesh, optimiser, and when things happen."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from resnet_jax.data.augment import measure_normalization
+from resnet_jax.data.loader import ExampleStream
+from resnet_jax.data.sources import Dataset, load_dataset
+from resnet_jax.errors import ConfigError
+from resnet_jax.models.presets import create_model
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated
+from resnet_jax.train.config import model_overrides, validate
+from resnet_jax.train.evaluate import Evaluator
+from resnet_jax.train.optimizer import make_optimizer, make_schedule
+from resnet_jax.train.state import TrainState, init_state
+from resnet_jax.train.step import Recipe, TrainSteps, make_train_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """When a run logs, evaluates, saves and ends; the config's durations in examples and steps."""
+
+    batch_size: int
+    train_examples: int
+    total_steps: int
+    log_every: int  # steps
+    steps_per_dispatch: int
+    eval_every: int  # examples
+    checkpoint_every: int  # examples
+
+    @classmethod
+    def make(cls, config: ml_collections.ConfigDict, *, train_examples: int) -> "Plan":
+        """Convert the durations of `config`.
+
+        Raises:
+            ConfigError: the training split is smaller than a batch, or the run has no steps.
+        """
+        if train_examples < config.batch_size:
+            raise ConfigError(
+                f"data.train is {config.data.train!r}, {train_examples} examples, which is less"
+                f" than one batch of {config.batch_size}; lower batch_size."
+            )
+        unit = train_examples if config.duration_unit == "epochs" else 1
+        total_steps = round(config.duration * unit / config.batch_size)
+        if total_steps < 1:
+            raise ConfigError(
+                f"duration is {config.duration} {config.duration_unit}, which is 0 steps of"
+                f" {config.batch_size} examples; nothing would be trained."
+            )
+        return cls(
+            batch_size=config.batch_size,
+            train_examples=train_examples,
+            total_steps=total_steps,
+            log_every=config.log_every,
+            steps_per_dispatch=config.steps_per_dispatch,
+            eval_every=max(1, round(config.eval_every * unit)),
+            checkpoint_every=max(1, round(config.checkpoint_every * unit)),
+        )
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training split after `step` steps."""
+        return step * self.batch_size / self.train_examples
+
+    def logs_at(self, step: int) -> bool:
+        """Whether metrics are fetched after `step` steps."""
+        return step % self.log_every == 0 or step == self.total_steps
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the validation split is scored after `step` steps."""
+        return self._passes(step, self.eval_every)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` steps."""
+        return self._passes(step, self.checkpoint_every)
+
+    def next_pause(self, step: int, *, stop_at_step: int | None) -> int:
+        """The next step after which the host has something to do."""
+        pauses = [
+            step + self.steps_per_dispatch,
+            self.total_steps,
+            (step // self.log_every + 1) * self.log_every,
+            self._next_passing(step, self.eval_every),
+            self._next_passing(step, self.checkpoint_every),
+        ]
+        if stop_at_step is not None and stop_at_step > step:
+            pauses.append(stop_at_step)
+        return min(pauses)
+
+    def _passes(self, step: int, every: int) -> bool:
+        """Whether this step crosses a multiple of `every` examples, or is the last."""
+        examples = step * self.batch_size
+        crossed = examples // every > (examples - self.batch_size) // every
+        return crossed or step == self.total_steps
+
+    def _next_passing(self, step: int, every: int) -> int:
+        goal = (step * self.batch_size // every + 1) * every
+        return math.ceil(goal / self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a config stands for. Making one reads the data, but compiles nothing."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    dataset: Dataset
+    model: ResNet
+    plan: Plan
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+
+    @classmethod
+    def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        """Build the parts, cheap checks first.
+
+        Raises:
+            ConfigError: an impossible config.
+            DataError: data that are missing or damaged.
+        """
+        validate(config)
+        model = create_model(config.model.name, **model_overrides(config))
+        mesh = make_mesh(data=config.mesh.data)
+        check_divisible("batch_size", config.batch_size, mesh)
+        check_divisible("eval_batch_size", config.eval_batch_size, mesh)
+        group = model.bn_group_size
+        if group and config.batch_size % group:
+            raise ConfigError(
+                f"batch_size is {config.batch_size}, which doesn't split into groups of"
+                f" model.bn_group_size = {group}."
+            )
+        splits = {
+            "train": config.data.train,
+            "validation": config.data.validation,
+            "test": config.data.test,
+        }
+        dataset = load_dataset(
+            config.data.name,
+            splits={role: spec for role, spec in splits.items() if spec},
+            data_dir=config.data.dir,
+        )
+        height, width, _ = dataset.image_shape
+        pad = config.data.crop_padding
+        if pad >= min(height, width):
+            raise ConfigError(
+                f"data.crop_padding is {pad}, as much as the {height}×{width} images themselves."
+            )
+        plan = Plan.make(config, train_examples=len(dataset.splits["train"]))
+        schedule = make_schedule(
+            config.schedule,
+            batch_size=config.batch_size,
+            unit=plan.train_examples if config.duration_unit == "epochs" else 1,
+            total_steps=plan.total_steps,
+        )
+        return cls(
+            config=config,
+            mesh=mesh,
+            dataset=dataset,
+            model=model.copy(num_classes=dataset.num_classes),
+            plan=plan,
+            schedule=schedule,
+            optimizer=make_optimizer(config.optimizer, schedule),
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, replicated over the mesh."""
+        train = self.dataset.splits["train"]
+        state = init_state(
+            self.model,
+            self.optimizer,
+            seed=self.config.seed,
+            image_shape=self.dataset.image_shape,
+            normalization=measure_normalization(train.images, self.config.data.normalize),
+            with_ema=self.config.ema_decay > 0,
+        )
+        return jax.device_put(state, replicated(self.mesh))
+
+    def train_steps(self) -> TrainSteps:
+        """The compiled training steps; see `make_train_steps`."""
+        recipe = Recipe(
+            crop_padding=self.config.data.crop_padding,
+            flip=self.config.data.flip,
+            label_smoothing=self.config.label_smoothing,
+            ema_decay=self.config.ema_decay,
+        )
+        return make_train_steps(self.model, self.optimizer, recipe, self.mesh)
+
+    def training_data(self) -> tuple[Any, Any]:
+        """Images and labels of the training split, on every device."""
+        train = self.dataset.splits["train"]
+        return jax.device_put((train.images, train.labels), replicated(self.mesh))
+
+    def example_stream(self) -> ExampleStream:
+        """The order of the training examples."""
+        return ExampleStream(self.config.seed, self.plan.train_examples, self.plan.batch_size)
+
+    @functools.cache  # noqa: B019 - an experiment lives as long as its run
+    def evaluator(self, split: str) -> Evaluator:
+        """The evaluator of "validation" or "test", compiled once."""
+        data = self.dataset.splits[split]
+        return Evaluator(self.model, data, batch_size=self.config.eval_batch_size, mesh=self.mesh)

@@ -1,0 +1,69 @@
+"""metrics.jsonl and TensorBoard: the record of a run, which survives a restart without a seam."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from resnet_jax.checkpoint.workdir import METRICS, write_atomically
+
+# Orders the record, but isn't plotted.
+_NOT_SCALARS = ("step", "epoch", "split", "weights")
+
+
+class MetricsLog:
+    """Appends one JSON object per log point and mirrors its numbers to TensorBoard.
+
+    `history` holds all records of the run, those before a restart included.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int) -> None:
+        """Open the record of a run that goes on at `start_step`.
+
+        Records of later steps are dropped: the run will write them again. So is a last line that
+        a crash left unfinished.
+        """
+        from tensorboardX import SummaryWriter  # noqa: PLC0415 - 0.2 s that models don't need
+
+        path = workdir / METRICS
+        # Test scores are the last lines of a finished run, which writes them again.
+        self.history = [
+            r for r in read_metrics(path) if r["step"] <= start_step and r["split"] != "test"
+        ]
+        lines = [json.dumps(record) + "\n" for record in self.history]
+        write_atomically(path, "".join(lines))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        purge = start_step + 1 if self.history else None
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; it must have "step" and "split"."""
+        self.history.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
+        for name, value in record.items():
+            if name not in _NOT_SCALARS:
+                self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, without a last line that a crash left unfinished."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,161 @@
+"""What a run leaves behind: summary.json and curves.png."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.checkpoint.workdir import CURVES, SUMMARY, write_atomically
+from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.experiment import Experiment
+
+_PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to repeat a measurement: command, commit, versions, hardware."""
+    device = jax.devices()[0]
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a source tree that isn't installed
+            versions[package] = "not installed"
+    return {
+        "command": " ".join([Path(sys.executable).name, *map(_without_folder, sys.argv)]),
+        "commit": _commit(),
+        "versions": versions,
+        "hardware": {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "cpu": _cpu_model(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def _without_folder(argument: str) -> str:
+    """An absolute path says where, which is nobody's business, instead of what."""
+    flag, equals, value = argument.rpartition("=")
+    return f"{flag}{equals}{Path(value).name}" if os.path.isabs(value) else argument
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with "+" if it has uncommitted changes; None outside git."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def run_summary(
+    experiment: Experiment,
+    evaluation: dict[str, Evaluation],
+    best: dict[str, Any] | None,
+    history: list[dict[str, Any]],
+    *,
+    wall_s: float,
+) -> dict[str, Any]:
+    """Everything that summary.json says of a finished run."""
+    config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
+    scores = {name: scored.scalars() for name, scored in evaluation.items()}
+    of_best = scores.pop("test_best", None)
+    if best and of_best:
+        best = best | {"test": of_best}
+    speeds = [r["img_per_s"] for r in history if r["split"] == "train"]
+    return {
+        "model": config.model.name,
+        "data": {
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "examples": {split: len(data) for split, data in dataset.splits.items()},
+        },
+        "seed": config.seed,
+        "steps": plan.total_steps,
+        "epochs": round(plan.epoch(plan.total_steps), 4),
+        "final": scores,
+        "best": best,
+        "wall_s": round(wall_s, 1),
+        "img_per_s": statistics.median(speeds),
+        **provenance(),
+        "config": config.to_dict(),
+    }
+
+
+def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json."""
+    write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+
+
+def draw_curves(workdir: Path, history: list[dict[str, Any]], *, title: str) -> None:
+    """Draw loss, top-1 error and learning rate over epochs into curves.png."""
+    # The object interface: pyplot would look for a display, and takes longer to import.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, errors, rates = figure.subplots(1, 3)
+    figure.suptitle(title)
+    styles = {
+        ("train", "raw"): ("C0", "-", "train, augmented"),
+        ("validation", "raw"): ("C1", "-", "validation"),
+        ("validation", "ema"): ("C2", "--", "validation, moving average"),
+    }
+    for (split, weights), (color, line, label) in styles.items():
+        records = [r for r in history if r["split"] == split and r.get("weights", "raw") == weights]
+        if not records:
+            continue
+        epochs = [r["epoch"] for r in records]
+        width = 0.9 if split == "train" else 1.6
+        style = {"color": color, "linestyle": line, "linewidth": width, "label": label}
+        losses.plot(epochs, [r["loss"] for r in records], **style)
+        errors.plot(epochs, [100 * (1 - r["top1"]) for r in records], **style)
+        if split == "train":
+            rates.plot(epochs, [r["lr"] for r in records], color=color, linewidth=1.6)
+    tests = [r for r in history if r["split"] == "test" and r.get("weights", "raw") == "raw"]
+    if tests:
+        last = max(tests, key=lambda r: r["step"])
+        errors.plot(
+            last["epoch"],
+            100 * (1 - last["top1"]),
+            "k*",
+            markersize=10,
+            label=f"test {100 * (1 - last['top1']):.2f} %",
+        )
+    losses.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+    errors.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None))
+    rates.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    for axes in (losses, errors, rates):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    losses.legend(frameon=False)
+    errors.legend(frameon=False)
+    figure.savefig(workdir / CURVES, dpi=150)

@@ -1,0 +1,562 @@
+"""Sources: names and split expressions to arrays, and every way in which prepared data go wrong."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.data import array_cache, sources, tfds_reader
+from resnet_jax.data.sources import Span, load_dataset, parse_split
+from resnet_jax.errors import ConfigError, DataError
+
+CLASSES = ["cat", "dog", "owl"]
+COUNTS = {"train": 20, "test": 6}
+
+
+def encode(pixels, format="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format=format)
+    return file.getvalue()
+
+
+def pixels_of(split, index):
+    rng = np.random.default_rng([len(split), index])
+    return rng.integers(0, 256, (4, 5, 3), np.uint8)
+
+
+def write_tfds(root, *, edit=None, shape=(4, 5, 3), features=None):
+    """A TFDS folder `tiny/1.0.0`; `edit(split, index, example)` may change an example."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            pkg_dir_path = Path(root)
+
+            def _info(self):
+                return tfds.core.DatasetInfo(
+                    builder=self,
+                    features=tfds.features.FeaturesDict(
+                        features
+                        or {
+                            "image": tfds.features.Image(shape=shape),
+                            "label": tfds.features.ClassLabel(names=CLASSES),
+                        }
+                    ),
+                )
+
+            def _split_generators(self, dl_manager):
+                return {split: self._generate_examples(split) for split in COUNTS}
+
+            def _generate_examples(self, split):
+                for index in range(COUNTS[split]):
+                    example = {"image": encode(pixels_of(split, index)), "label": index % 3}
+                    yield index, edit(split, index, example) if edit else example
+
+    Tiny(data_dir=str(root), file_format="array_record").download_and_prepare()
+    return root / "tiny" / "1.0.0"
+
+
+@pytest.fixture(scope="session")
+def tiny_original(tmp_path_factory):
+    return write_tfds(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture
+def tiny(tiny_original, tmp_path):
+    """The data_dir of a fresh copy of the tiny set."""
+    shutil.copytree(tiny_original, tmp_path / "tfds" / "tiny" / "1.0.0")
+    return tmp_path / "tfds"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    return tmp_path / "cache"
+
+
+def load(data_dir, **splits):
+    return load_dataset("tiny", splits=splits or {"train": "train"}, data_dir=str(data_dir))
+
+
+def same_sets(one, other):
+    return one.splits.keys() == other.splits.keys() and all(
+        np.array_equal(one.splits[role].images, other.splits[role].images)
+        and np.array_equal(one.splits[role].labels, other.splits[role].labels)
+        for role in one.splits
+    )
+
+
+# --- digits ---------------------------------------------------------------------------------------
+
+
+def digits(**splits):
+    return load_dataset("digits", splits=splits or {"train": "train", "test": "test"})
+
+
+def test_digits_hold_every_bundled_image_once_scaled_to_bytes():
+    from sklearn.datasets import load_digits
+
+    data = digits()
+    assert {role: len(one) for role, one in data.splits.items()} == {"train": 1437, "test": 360}
+    assert data.image_shape == (8, 8, 1)
+    assert data.class_names == tuple("0123456789")
+    assert data.num_classes == 10
+    bunch = load_digits()
+    expected = sorted(
+        (bytes(round(v * 255 / 16) for v in image.ravel()), int(label))
+        for image, label in zip(bunch.images, bunch.target, strict=True)
+    )
+    found = sorted(
+        (image.tobytes(), int(label))
+        for one in data.splits.values()
+        for image, label in zip(one.images, one.labels, strict=True)
+    )
+    assert found == expected
+    assert all(one.images.dtype == np.uint8 for one in data.splits.values())
+    assert all(one.labels.dtype == np.int32 for one in data.splits.values())
+
+
+def test_digits_split_is_stratified_and_any_slice_of_it_about_balanced():
+    data = digits()
+    total = sum(np.bincount(one.labels, minlength=10) for one in data.splits.values())
+    np.testing.assert_allclose(np.bincount(data.splits["test"].labels), total * 360 / 1797, atol=1)
+    labels = data.splits["train"].labels
+    for start in range(0, 1437 - 400, 100):
+        counts = np.bincount(labels[start : start + 400], minlength=10)
+        assert counts.min() >= 20, f"{counts} from {start}"  # 40 each if it were exact
+
+
+def test_digits_split_never_changes():
+    data = digits()
+    digest = hashlib.sha256()
+    for role in ("train", "test"):
+        digest.update(data.splits[role].images.tobytes())
+        digest.update(data.splits[role].labels.astype("<i4").tobytes())
+    assert digest.hexdigest() == DIGITS_SHA256
+    assert data.fingerprint == digits(train="train[:3]").fingerprint
+
+
+DIGITS_SHA256 = "d0b5c8236943491e818603065594599a8d318b4576198efb24d896f32c885617"
+
+
+# --- split expressions ----------------------------------------------------------------------------
+
+LENGTHS = {"train": 1437, "test": 360}
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("train", [Span("train", 0, 1437)]),
+        ("train[:90%]", [Span("train", 0, 1293)]),
+        ("train[90%:]", [Span("train", 1293, 1437)]),
+        ("train[1000:]", [Span("train", 1000, 1437)]),
+        ("train[-37:]", [Span("train", 1400, 1437)]),
+        ("train[:5]+test[:7]", [Span("train", 0, 5), Span("test", 0, 7)]),
+        ("train[:5] + train[5:6]", [Span("train", 0, 5), Span("train", 5, 6)]),
+        ("all", [Span("train", 0, 1437), Span("test", 0, 360)]),
+    ],
+)
+def test_split_expressions(spec, expected):
+    assert parse_split(spec, LENGTHS, "digits") == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("tset", "no split 'tset'; the splits are test, train. Did you mean 'test'?"),
+        ("train+val", "no split 'val'"),
+        ("train[::2]", "can't be understood"),
+        ("train[", "can't be understood"),
+        ("", "can't be understood"),
+        ("train[a:]", "can't be understood"),
+        ("train[:200%]", "can't be understood"),
+        ("train[5]", "can't be understood"),
+        ("all[:5]", "can't be understood"),
+        ("train[:2000]", "incompatible with 1437 examples"),
+        ("train[:0]", "selects no example"),
+        ("train[9:3]", "selects no example"),
+        ("train[:9]+train[5:10]", "examples 5 to 8 of train more than once"),
+    ],
+)
+def test_bad_split_expressions_name_the_trouble(spec, says):
+    with pytest.raises(ConfigError) as caught:
+        parse_split(spec, LENGTHS, "digits")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_slices_are_taken_in_order_and_share_memory():
+    whole = digits().splits["train"]
+    data = digits(train="train[:1000]", validation="train[1000:]", mix="test[3:5]+test[:2]")
+    np.testing.assert_array_equal(data.splits["train"].images, whole.images[:1000])
+    np.testing.assert_array_equal(data.splits["validation"].labels, whole.labels[1000:])
+    test = digits(test="test").splits["test"]
+    np.testing.assert_array_equal(data.splits["mix"].images, test.images[[3, 4, 0, 1]])
+    base = data.splits["train"].images.base
+    assert base is not None
+    assert base is data.splits["validation"].images.base
+    for one in data.splits.values():
+        with pytest.raises(ValueError, match="read-only"):
+            one.images[0, 0, 0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    ("splits", "shared"),
+    [
+        ({"train": "train[:1300]", "validation": "train[1200:]"}, "examples 1200 to 1299 of train"),
+        ({"train": "train+test", "test": "test"}, "examples 0 to 359 of test"),
+        ({"test": "test[:10]", "train_more": "test[9:]"}, "examples 9 to 9 of test"),
+    ],
+)
+def test_training_examples_are_refused_elsewhere(splits, shared):
+    with pytest.raises(ConfigError, match=shared):
+        digits(**splits)
+
+
+def test_what_may_overlap_does():
+    data = digits(train="train", train_eval="train[:100]", validation="test", test="test")
+    assert len(data.splits["train_eval"]) == 100
+
+
+def test_no_split_is_refused():
+    with pytest.raises(ConfigError, match="no split"):
+        load_dataset("digits", splits={})
+
+
+# --- prepared TFDS sets ---------------------------------------------------------------------------
+
+
+def test_prepared_set_is_read_exactly(tiny):
+    data = load(tiny, train="train", test="test")
+    assert data.class_names == tuple(CLASSES)
+    assert data.image_shape == (4, 5, 3)
+    for split, count in COUNTS.items():
+        found = {image.tobytes(): int(label) for image, label in pairs(data.splits[split])}
+        assert found == {pixels_of(split, i).tobytes(): i % 3 for i in range(count)}
+        assert data.splits[split].images.dtype == np.uint8
+        assert data.splits[split].labels.dtype == np.int32
+
+
+def pairs(one):
+    return zip(one.images, one.labels, strict=True)
+
+
+def test_blocks_join_in_order(tiny, monkeypatch):
+    whole = load(tiny).splits["train"]
+    monkeypatch.setattr(tfds_reader, "_BLOCK_EXAMPLES", 3)
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"])
+    again = load(tiny).splits["train"]
+    np.testing.assert_array_equal(whole.images, again.images)
+    np.testing.assert_array_equal(whole.labels, again.labels)
+    part = load(tiny, train="train[:50%]", test="train[50%:]")
+    np.testing.assert_array_equal(part.splits["test"].images, whole.images[10:])
+
+
+def test_data_dir_comes_from_the_environment(tiny, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tiny))
+    assert len(load_dataset("tiny", splits={"test": "test"}).splits["test"]) == 6
+
+
+def test_second_load_decodes_nothing(tiny, monkeypatch, own_cache):
+    first = load(tiny, train="train", test="test")
+    assert not list(own_cache.rglob("*.part"))
+    monkeypatch.setattr(tfds_reader, "decode_image", None)  # calling it would fail
+    assert same_sets(load(tiny, train="train", test="test"), first)
+
+
+@pytest.mark.parametrize("victim", ["train-images.npy", "train-labels.npy", "train.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove"])
+def test_damaged_cache_is_noticed_and_rebuilt(tiny, own_cache, victim, damage):
+    first = load(tiny)
+    (path,) = own_cache.rglob(victim)
+    good = path.read_bytes()
+    flipped = good[:-3] + bytes([good[-3] ^ 1]) + good[-2:]
+    bad = {"flip": flipped, "cut": good[:-5], "empty": b"", "remove": None}[damage]
+    path.unlink() if bad is None else path.write_bytes(bad)
+    assert same_sets(load(tiny), first)
+    assert path.read_bytes() == good
+
+
+def test_cache_that_cannot_be_written_is_done_without(tiny, own_cache):
+    own_cache.write_text("a file where the folder should be")
+    assert len(load(tiny).splits["train"]) == 20
+
+
+def test_changed_data_have_another_fingerprint(tiny, tmp_path):
+    first = load(tiny)
+
+    def brighten(split, index, example):
+        if (split, index) == ("train", 7):
+            example["image"] = encode(pixels_of(split, index) | 1)
+        return example
+
+    changed = load(write_tfds(tmp_path / "other", edit=brighten).parents[1])
+    assert changed.fingerprint != first.fingerprint
+    assert not same_sets(changed, first)
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("label", "hint"), [(-1, "-1 marks an unlabelled example"), (2, "0 … 1")])
+def test_label_out_of_range_is_named(tmp_path, label, hint):
+    def mislabel(split, index, example):
+        example["label"] = index % 2 if (split, index) != ("train", 11) else label
+        return example
+
+    folder = write_tfds(tmp_path / "tfds", edit=mislabel)
+    if label == 2:  # TFDS itself refuses to write a label that it doesn't know
+        features = folder / "features.json"
+        features.write_text(features.read_text().replace('"numClasses": "3"', '"numClasses": "2"'))
+        (folder / "label.labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path / "tfds")
+    message = str(caught.value)
+    (position,) = (i for i in range(20) if f"example {i} of split 'train'" in message)
+    assert f"has label {label}, which is not in 0" in message
+    assert hint in message
+    assert len(load(tmp_path / "tfds", test="test").splits["test"]) == 6
+    rest = load(tmp_path / "tfds", train=f"train[:{position}]+train[{position + 1}:]")
+    assert len(rest.splits["train"]) == 19
+
+
+def damaged_image(kind):
+    good = pixels_of("train", 4)
+    grey = good[..., 0]
+    return {
+        "truncated": encode(good)[:-40],
+        "not an image": b"<html>404</html>",
+        "empty": b"",
+        "palette": encode_mode(good, "P"),
+        "alpha": encode_mode(good, "RGBA"),
+        "grey": encode(grey),
+        "16 bits": encode(grey.astype(np.uint16) * 257),
+        "another size": encode(np.zeros((5, 4, 3), np.uint8)),
+        "another format": encode(good, "BMP"),
+    }[kind]
+
+
+def encode_mode(pixels, mode):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("truncated", "not an image", "empty", "palette", "alpha", "grey", "16 bits"),
+        *("another size", "another format"),
+    ],
+)
+def test_images_that_are_not_what_was_promised_raise(kind):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - Pillow's are of many types
+        tfds_reader.decode_image(damaged_image(kind), (4, 5, 3))
+    assert not isinstance(caught.value, KeyError)
+
+
+def test_sixteen_bit_colour_is_not_cut_to_eight():
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + bytes(range(30)) for _ in range(4)))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    assert Image.open(io.BytesIO(png)).mode == "RGB"  # Pillow would cut it silently
+    with pytest.raises(ValueError, match="16 bits"):
+        tfds_reader.decode_image(png, (4, 5, 3))
+
+
+def test_jpeg_and_grey_are_decoded_as_pillow_does():
+    jpeg = encode(pixels_of("train", 0), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)))
+    np.testing.assert_array_equal(tfds_reader.decode_image(jpeg, (4, 5, 3)), expected)
+    grey = pixels_of("train", 1)[..., :1]
+    np.testing.assert_array_equal(tfds_reader.decode_image(encode(grey[..., 0]), (4, 5, 1)), grey)
+
+
+def test_damaged_image_is_named_by_split_and_index(tmp_path):
+    def cut(split, index, example):
+        if (split, index) == ("train", 11):
+            example["image"] = example["image"][:-40]
+        return example
+
+    good = write_tfds(tmp_path / "good")
+    bad = write_tfds(tmp_path / "bad", edit=cut)
+    images = load(good.parents[1]).splits["train"].images
+    (position,) = (i for i in range(20) if np.array_equal(images[i], pixels_of("train", 11)))
+    with pytest.raises(DataError, match=f"example {position} of split 'train' of 'tiny'"):
+        load(bad.parents[1])
+
+
+def test_decay_inside_a_file_of_records_is_named(tiny):
+    images = load(tiny).splits["train"].images
+    path = tiny / "tiny" / "1.0.0" / "tiny-train.array_record-00000-of-00001"
+    content = bytearray(path.read_bytes())
+    spot = content.index(encode(images[13])) + 50
+    content[spot] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="example 13 of split 'train' of 'tiny'"):
+        load(tiny)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "too few"])
+def test_missing_or_truncated_records_are_named(tiny, damage):
+    folder = tiny / "tiny" / "1.0.0"
+    path = folder / "tiny-train.array_record-00000-of-00001"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "too few":
+        shutil.copy(folder / "tiny-test.array_record-00000-of-00001", path)
+    else:
+        path.write_bytes(path.read_bytes()[:-1000] if damage == "truncated" else b"")
+    with pytest.raises(DataError, match=path.name) as caught:
+        load(tiny)
+    assert "\n" not in str(caught.value)
+    if damage == "too few":
+        assert "6 examples where dataset_info.json promises 20" in str(caught.value)
+
+
+def test_tfrecord_sets_are_explained(tiny):
+    edit_json(
+        tiny / "tiny" / "1.0.0" / "dataset_info.json",
+        lambda info: info.update(fileFormat="tfrecord"),
+    )
+    with pytest.raises(DataError, match=r"tfrecord.*file_format='array_record'"):
+        load(tiny)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"name": 3}'])
+def test_damaged_dataset_info_is_explained(tiny, content):
+    (tiny / "tiny" / "1.0.0" / "dataset_info.json").write_text(content)
+    with pytest.raises(DataError, match="'tiny'"):
+        load(tiny)
+
+
+def test_images_of_varying_size_are_refused(tmp_path):
+    write_tfds(tmp_path / "tfds", shape=(None, None, 3))
+    with pytest.raises(DataError, match=r"\(None, None, 3\).*fixed size"):
+        load(tmp_path / "tfds")
+
+
+def test_sets_that_are_not_image_classification_are_refused(tmp_path):
+    import tensorflow_datasets as tfds
+
+    write_tfds(
+        tmp_path / "tfds",
+        features={"text": tfds.features.Text()},
+        edit=lambda split, index, example: {"text": f"{split}{index}"},
+    )
+    with pytest.raises(DataError, match="needs the features image and label, and has text"):
+        load(tmp_path / "tfds")
+
+
+def test_sets_too_large_for_memory_are_refused(tiny, monkeypatch):
+    monkeypatch.setattr(sources, "MEMORY_LIMIT_BYTES", 20 * 60)
+    assert len(load(tiny).splits["train"]) == 20
+    with pytest.raises(ConfigError, match="held in memory"):
+        load(tiny, train="train", test="test")
+
+
+# --- sets that aren't there -----------------------------------------------------------------------
+
+
+def test_unprepared_set_says_where_it_looked_and_what_to_do(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_dataset("fashion_mnist", splits={"train": "train"}, data_dir=str(tmp_path / "here"))
+    message = str(caught.value)
+    assert "'fashion_mnist' isn't prepared in" in message
+    for part in (str(tmp_path / "here"), "pip install", "array_record", "download_and_prepare()"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("fashion_mnits", "Did you mean 'fashion_mnist'?"),
+        ("digit", "Did you mean 'digits'?"),
+        ("no such name!", "isn't a data set's name"),
+    ],
+)
+def test_unknown_names(tmp_path, name, says):
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(name, splits={"train": "train"}, data_dir=str(tmp_path))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_remote_data_dir_is_refused():
+    with pytest.raises(ConfigError, match="isn't a local one"):
+        load_dataset("mnist", splits={"train": "train"}, data_dir="gs://bucket/tfds")
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def test_tensorflow_is_never_imported_and_importing_the_module_is_cheap(tiny):
+    script = f"""
+        import sys
+        import resnet_jax
+        before = set(sys.modules)
+        from resnet_jax.data.sources import load_dataset
+        from resnet_jax.errors import ConfigError
+        new = set(sys.modules) - before
+        heavy = {{"tensorflow_datasets", "grain", "sklearn", "PIL"}}
+        assert not heavy & new, heavy & new
+        load_dataset("digits", splits={{"train": "train[:90%]"}})
+        load_dataset("tiny", splits={{"train": "train"}}, data_dir={str(tiny)!r})
+        try:
+            load_dataset("mnits", splits={{"train": "train"}}, data_dir={str(tiny)!r})
+        except ConfigError:
+            pass
+        assert "tensorflow_datasets" in sys.modules
+        assert "tensorflow" not in sys.modules
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_cache_folder_is_safe_for_names_with_a_config(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    folder = array_cache.cache_folder("imagenet_resized/8x8:0.1.0", "abc")
+    assert folder == Path.home() / ".cache/resnet_jax/datasets/imagenet_resized_8x8_0.1.0-abc"
+
+
+# --- the real thing, where it is ------------------------------------------------------------------
+
+REAL = os.environ.get("TFDS_DATA_DIR", "")
+
+
+@pytest.mark.skipif(
+    not (Path(REAL) / "cifar10").is_dir(), reason="TFDS_DATA_DIR holds no prepared cifar10"
+)
+def test_real_cifar10():
+    data = load_dataset("cifar10", splits={"train": "train", "test": "test"}, data_dir=REAL)
+    assert {role: len(one) for role, one in data.splits.items()} == {"train": 50000, "test": 10000}
+    assert set(np.bincount(data.splits["train"].labels)) == {5000}
+    mean = data.splits["train"].images.mean((0, 1, 2)) / 255
+    np.testing.assert_allclose(mean, [0.49140, 0.48216, 0.44653], atol=2e-5)

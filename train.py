@@ -1,0 +1,32 @@
+"""Train a network: python train.py --config=configs/digits.py --workdir=runs/digits
+
+Any field of the config can be overridden: --config.model.name=resnet56 --config.duration=40
+"""
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from resnet_jax.cli.flags import exit_code_of, parse_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run, to begin or to go on with")
+_STOP_AT_STEP = flags.DEFINE_integer(
+    "stop_at_step", None, "save and exit with code 75 after this step"
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_: list[str]) -> int:
+    """Train, and return the exit code."""
+    logging.set_verbosity(logging.WARNING)
+    import resnet_jax  # noqa: PLC0415 - after the flags, so that --help and typos cost nothing
+
+    return exit_code_of(
+        lambda: resnet_jax.fit(_CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value)
+    )
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
