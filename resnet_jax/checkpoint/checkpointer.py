@@ -20,12 +20,12 @@ def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
 class Checkpointer:
     """The checkpoints of one run: the newest few, and the best on the validation split."""
 
-    def __init__(self, directory: Path, *, keep: int) -> None:
+    def __init__(self, directory: Path, *, keep: int | None) -> None:
         """Open or create the checkpoints in `directory`.
 
         Args:
             directory: of this run's checkpoints.
-            keep: how many of the newest to keep; the best is kept besides.
+            keep: how many of the newest to keep, beside the best; None only reads.
         """
         managers = ocp.checkpoint_managers
         policy = managers.AnyPreservationPolicy(
@@ -36,9 +36,15 @@ class Checkpointer:
         )
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
-            item_names=("state", "progress"),
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "progress": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, cleanup_tmp_directories=True
+                preservation_policy=policy,
+                cleanup_tmp_directories=keep is not None,
+                read_only=keep is None,
+                create=keep is not None,
             ),
         )
 
@@ -87,7 +93,22 @@ class Checkpointer:
         Raises:
             DataError: it can't be read.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+
+    def restore_on_one_device(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read the checkpoint of `step` as nested dictionaries on the first device.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self._manager.item_metadata(step)["state"],
+        )
+        return self._restore(step, abstract)
+
+    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         try:
             restored = self._manager.restore(
                 step,
@@ -102,6 +123,11 @@ class Checkpointer:
                 f" {reason}"
             ) from error
         return restored["state"], restored["progress"]
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """What was saved as `progress` with the checkpoint of `step`."""
+        arguments = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=arguments)["progress"]
 
     def close(self) -> None:
         """Wait until everything is on disk.

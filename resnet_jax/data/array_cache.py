@@ -38,7 +38,7 @@ def load(
         labels = np.load(folder / f"{split}-labels.npy", allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header makes numpy raise almost anything
         _log.warning("the cache in %s can't be read (%s); decoding again", folder, error)
         return None
     intact = (

@@ -8,8 +8,9 @@ every gradient either as a plain convolution or as matrix products. The choice i
 program is lowered, so lowering for a TPU on a CPU host gives what the TPU should run.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,41 +57,38 @@ def conv2d(
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: Array, kernel: Array, window: _Window) -> Array:
     xla = partial(_xla_conv, window=window)
-    if not _prefers_products(x.shape, kernel.shape, window):
+    if window.groups > 1 or not _prefers_products(x, kernel):
         return xla(x, kernel)
-    return lax.platform_dependent(
-        x, kernel, cpu=partial(_product_conv, window=window), default=xla
-    )
+    return lax.platform_dependent(x, kernel, cpu=partial(_product_conv, window=window), default=xla)
 
 
 def _conv_fwd(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
     return _conv(x, kernel, window), (x, kernel)
 
 
-def _conv_bwd(
-    window: _Window, operands: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array]:
-    def transposed(conv, x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(conv, window=window), x, kernel)[1](grad)
-
-    def plain(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
-        return (
-            _input_gradient(kernel, grad, x.shape, window),
-            _kernel_gradient(x, grad, kernel.shape, window).astype(kernel.dtype),
-        )
-
+def _conv_bwd(window: _Window, operands: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    """Return the gradients of `x` and of `kernel`, given that of the output [n, ho, wo, co]."""
     x, kernel = operands
-    products = _prefers_products(x.shape, kernel.shape, window)
-    cpu = partial(transposed, _product_conv) if products else plain
-    return lax.platform_dependent(
-        x, kernel, grad, cpu=cpu, default=partial(transposed, _xla_conv)
-    )
+    if window.groups > 1 or _prefers_products(x, kernel):
+        cpu = _transposed(_product_conv, window)
+    else:
+        cpu = partial(_plain_gradients, window=window)
+    return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=_transposed(_xla_conv, window))
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _xla_conv(x: Array, kernel: Array, window: _Window, dilation: Pair = (1, 1), **kwargs) -> Array:
+def _transposed(conv: Callable[..., Array], window: _Window) -> Callable[..., tuple[Array, Array]]:
+    """Return the backward pass that JAX derives from a formulation of the convolution."""
+
+    def gradients(x: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(conv, window=window), x, kernel)[1](grad)
+
+    return gradients
+
+
+def _xla_conv(x: Array, kernel: Array, window: _Window, **options: Any) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -98,65 +96,95 @@ def _xla_conv(x: Array, kernel: Array, window: _Window, dilation: Pair = (1, 1),
         window.padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=window.groups,
-        **kwargs,
+        **options,
     )
 
 
-def _prefers_products(x_shape, kernel_shape, window: _Window) -> bool:
-    kernel_size = kernel_shape[0] * kernel_shape[1]
-    return kernel_size == 1 or kernel_size > x_shape[1] * x_shape[2] or window.groups > 1
+def _prefers_products(x: Array, kernel: Array) -> bool:
+    """Say whether matrix products beat XLA:CPU's plain convolution.
+
+    They do for 1×1 kernels, and for maps smaller than the kernel (3×3 on 2×2), where XLA swaps the
+    roles of image and kernel and so leaves its fast path.
+    """
+    kernel_size = kernel.shape[0] * kernel.shape[1]
+    return kernel_size == 1 or kernel_size > x.shape[1] * x.shape[2]
 
 
 def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
+    """Convolve by one matrix product per group: patches [n, ho, wo, kh·kw·ci] times kernel.
+
+    The patches of a 1×1 kernel are the image itself; for other kernels they take kh·kw times its
+    memory, which only small maps and groups (where XLA:CPU's own gradient is 50 to 200 times
+    slower) are worth. Every gradient of this is again a matrix product.
+    """
     (sh, sw), padding, groups = window
     kh, kw, ci, co = kernel.shape
-    n = x.shape[0]
+    if groups > 1:
+        per_group = partial(_product_conv, window=window._replace(groups=1))
+        y = jax.vmap(per_group, in_axes=3, out_axes=3)(
+            x.reshape(*x.shape[:3], groups, ci), kernel.reshape(kh, kw, ci, groups, co // groups)
+        )
+        return y.reshape(*y.shape[:3], co)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     ho, wo = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
-    taps = [
+    shifted = [
         x[:, i : i + (ho - 1) * sh + 1 : sh, j : j + (wo - 1) * sw + 1 : sw]
         for i in range(kh)
         for j in range(kw)
     ]
-    if MODE == "sum":
-        y = sum(
-            jnp.einsum("nhwgi,igo->nhwgo", t.reshape(n, ho, wo, groups, ci), k.reshape(ci, groups, co // groups), preferred_element_type=jnp.float32)
-            for t, k in zip(taps, kernel.reshape(-1, ci, co), strict=True)
-        )
-    else:
-        patches = jnp.concatenate([t.reshape(n, ho, wo, groups, ci) for t in taps], -1)
-        y = jnp.einsum("nhwgi,igo->nhwgo", patches, kernel.reshape(-1, groups, co // groups))
-    return y.reshape(n, ho, wo, co).astype(x.dtype)
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * ci, co)
 
-MODE = "sum"
 
-def _input_gradient(kernel: Array, grad: Array, x_shape, window: _Window) -> Array:
-    kh, kw, ci, co = kernel.shape
-    sizes = zip(x_shape[1:3], kernel.shape, grad.shape[1:3], window.strides, window.padding)
-    pads = tuple((k - 1 - low, size + low - (out - 1) * stride - 1) for size, k, out, stride, (low, _) in sizes)
+def _plain_gradients(
+    x: Array, kernel: Array, grad: Array, *, window: _Window
+) -> tuple[Array, Array]:
+    return _input_gradient(x, kernel, grad, window), _kernel_gradient(x, kernel, grad, window)
+
+
+def _input_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Array:
+    """Convolve the output gradient, spread out by the strides, with the flipped kernel."""
+
+    def pad(axis: int) -> Pair:
+        low = kernel.shape[axis] - 1 - window.padding[axis][0]
+        spread = (grad.shape[1 + axis] - 1) * window.strides[axis] + 1
+        return low, x.shape[1 + axis] + kernel.shape[axis] - 1 - spread - low
+
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)  # [kh, kw, co, ci]
     return _xla_conv(
-        grad,
-        kernel[::-1, ::-1].transpose(0, 1, 3, 2),
-        _Window((1, 1), pads, 1),
-        lhs_dilation=window.strides,
+        grad, flipped, _Window((1, 1), (pad(0), pad(1)), 1), lhs_dilation=window.strides
     )
 
 
-def _kernel_gradient(x: Array, grad: Array, kernel_shape, window: _Window) -> Array:
+def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Array:
+    """Correlate the image with the output gradient: one convolution in which they swap roles.
+
+    The gradient at [i, j, a, b] is Σ x[n, i + p·s, j + q·s, a] · grad[n, p, q, b] over n, p, q.
+    So ci plays the batch, the batch the channels, and the output gradient a kernel whose taps lie
+    the strides apart. With the operands transposed explicitly that is a plain convolution.
+
+    Large batches are summed in four blocks, so that what was transposed is still in the cache when
+    it is used. The blocks are unrolled and strided over the batch: on a sharded batch each device
+    transposes its own images, and the sums meet in a single all-reduce. They are float32.
+    """
+
+    def pad(axis: int) -> Pair:
+        low = window.padding[axis][0]
+        reach = (grad.shape[1 + axis] - 1) * window.strides[axis] + kernel.shape[axis]
+        return low, reach - x.shape[1 + axis] - low
+
+    transposed = _Window((1, 1), (pad(0), pad(1)), 1)
     n, ho, wo, _ = grad.shape
     blocks = 4 if n % 64 == 0 and n * ho * wo >= 8192 else 1
-    sizes = zip(x.shape[1:3], kernel_shape, grad.shape[1:3], window.strides, window.padding)
-    pads = tuple((low, (out - 1) * stride + k - size - low) for size, k, out, stride, (low, _) in sizes)
     xs = x.reshape(n // blocks, blocks, *x.shape[1:])
     grads = grad.reshape(n // blocks, blocks, *grad.shape[1:])
-    total = sum(
+    sums = [
         _xla_conv(
-            xs[:, i].transpose(3, 1, 2, 0),
-            grads[:, i].transpose(1, 2, 0, 3),
-            _Window((1, 1), pads, 1),
+            xs[:, i].transpose(3, 1, 2, 0),  # [ci, h, w, n]
+            grads[:, i].transpose(1, 2, 0, 3),  # [ho, wo, n, co]
+            transposed,
             rhs_dilation=window.strides,
             preferred_element_type=jnp.float32,
         )
         for i in range(blocks)
-    )
-    return total.transpose(1, 2, 0, 3)
+    ]  # each [ci, kh, kw, co]
+    return sum(sums[1:], sums[0]).transpose(1, 2, 0, 3).astype(kernel.dtype)

@@ -109,3 +109,8 @@ def init_variables(model: ResNet, key: jax.Array, image_shape: tuple[int, int, i
     """
     # Compiling `model.init` would compile every convolution only to learn shapes.
     return model.lazy_init(key, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+
+
+def usual_image_shape(model: ResNet) -> tuple[int, int, int]:
+    """(h, w, c) of the images that a model's paper trained on."""
+    return (32, 32, 3) if model.stem == "cifar" else (224, 224, 3)

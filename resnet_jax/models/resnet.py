@@ -25,7 +25,7 @@ class ResNet(nn.Module):
         branch: "basic" (two 3×3) or "bottleneck" (1×1, 3×3, 1×1 to four times the width).
         stem: "imagenet" (7×7 stride 2, then 3×3 max pool stride 2) or "cifar" (one 3×3).
         width: channels of the stem and width of the first stage.
-        shortcut: where the shape changes, "A" subsamples and pads channels with zeros, "B" projects.
+        shortcut: where the shape changes, "A" subsamples and zero-pads channels, "B" projects.
         stride_on: which convolution of a shrinking bottleneck has the stride;
             "1x1" is v1 (the paper), "3x3" is v1.5. Parameters are the same.
         zero_init_scale: start the last scale of each branch at zero.

@@ -116,7 +116,12 @@ def fit(
                     checkpoints.save(
                         step,
                         state,
-                        progress={"best": best, "wall_s": clock.wall_s()},
+                        progress={
+                            "best": best,
+                            "wall_s": clock.wall_s(),
+                            "class_names": experiment.dataset.class_names,
+                            "image_shape": experiment.dataset.image_shape,
+                        },
                         metrics=scores and scores["validation"].scalars(),
                     )
 

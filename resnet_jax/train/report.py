@@ -11,11 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
+
+# The object interface: pyplot would look for a display, and takes longer to import.
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from resnet_jax.checkpoint.workdir import CURVES, SUMMARY, write_atomically
+from resnet_jax.errors import WriteError
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 
+_MOST_NAMED_CLASSES = 40
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -114,14 +122,45 @@ def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
+def draw_confusion(
+    path: Path, confusion: Int[np.ndarray, "k k"], class_names: tuple[str, ...]
+) -> None:
+    """Draw the confusion matrix, rows normalised to the share of each true class.
+
+    Raises:
+        WriteError: the picture can't be written.
+    """
+    figure = new_figure(4 + 0.35 * len(class_names), 3 + 0.35 * len(class_names))
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(class_names) <= _MOST_NAMED_CLASSES:
+        ticks = range(len(class_names))
+        axes.set_xticks(ticks, class_names, rotation=90)
+        axes.set_yticks(ticks, class_names)
+        for true, predicted in np.argwhere(confusion):
+            dark = shares[true, predicted] > 0.5
+            color = "white" if dark else "black"
+            text = str(confusion[true, predicted])
+            axes.text(predicted, true, text, ha="center", va="center", color=color, fontsize=7)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise WriteError(f"{path} can't be written: {error}") from None
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches that needs no display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def draw_curves(workdir: Path, history: list[dict[str, Any]], *, title: str) -> None:
     """Draw loss, top-1 error and learning rate over epochs into curves.png."""
-    # The object interface: pyplot would look for a display, and takes longer to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 3.6)
     losses, errors, rates = figure.subplots(1, 3)
     figure.suptitle(title)
     styles = {

@@ -88,7 +88,7 @@ def train_step(
         examples=state.meter.examples + len(labels),
         loss=state.meter.loss + losses.sum(),
         top1=state.meter.top1 + correct,
-        grad_norm=state.meter.grad_norm + optax.global_norm(gradients),
+        grad_norm=state.meter.grad_norm + optax.tree.norm(gradients),
     )
     return state.replace(
         step=state.step + 1,

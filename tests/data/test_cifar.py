@@ -65,6 +65,7 @@ def pack(path, files, links=()):
         for name, target in links:
             member = tarfile.TarInfo(name)
             member.type, member.linkname = tarfile.SYMTYPE, target
+            member.size = EXAMPLES["train"] // 5 * 3073  # as large as what it pretends to be
             tar.addfile(member)
     return path
 

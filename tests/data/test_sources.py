@@ -290,6 +290,25 @@ def test_damaged_cache_is_noticed_and_rebuilt(tiny, own_cache, victim, damage):
     assert path.read_bytes() == good
 
 
+@pytest.mark.parametrize("position", range(10, 100, 6))
+def test_damaged_cache_header_is_noticed(tiny, own_cache, position):
+    first = load(tiny)
+    (path,) = own_cache.rglob("train-labels.npy")
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+    assert same_sets(load(tiny), first)
+
+
+def test_cached_images_of_another_shape_are_not_taken(tiny, own_cache):
+    first = load(tiny)
+    (path,) = own_cache.rglob("train-images.npy")
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"(20, 4, 5, 3)", b"(20, 5, 4, 3)"))
+    assert path.read_bytes() != good
+    assert same_sets(load(tiny), first)
+
+
 def test_cache_that_cannot_be_written_is_done_without(tiny, own_cache):
     own_cache.write_text("a file where the folder should be")
     assert len(load(tiny).splits["train"]) == 20

@@ -1,0 +1,52 @@
+"""resnet-jax SUBCOMMAND: what can be done with models and runs beside training them."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from rich.console import Console
+
+from resnet_jax.cli import evaluate, predict, summary
+from resnet_jax.cli.flags import report
+from resnet_jax.errors import ResnetJaxError, UsageError
+
+_SUBCOMMANDS = {"summary": summary, "eval": evaluate, "predict": predict}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like every other mistake, with exit code 64."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(report(UsageError(f"{message} ({self.prog} --help explains)")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code.
+
+    A subcommand's module has `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(args)`, which
+    returns one JSON-like document, and `show(document, console)`, which prints it for people.
+    """
+    parser = _Parser(prog="resnet-jax", description=__doc__)
+    subparsers = parser.add_subparsers(dest="subcommand", required=True, parser_class=_Parser)
+    for name, module in _SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, help=module.HELP, description=module.HELP, epilog=f"example: {module.EXAMPLE}"
+        )
+        module.add_arguments(subparser)
+        subparser.add_argument("--json", action="store_true", help="print one JSON document")
+    args = parser.parse_args(argv)
+    # Orbax explains itself at length; what matters to a user comes as an exception.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    module = _SUBCOMMANDS[args.subcommand]
+    try:
+        document = module.run(args)
+    except ResnetJaxError as error:
+        return report(error)
+    if args.json:
+        print(json.dumps(document, indent=2))
+    else:
+        module.show(document, Console(highlight=False, soft_wrap=True))
+    return 0

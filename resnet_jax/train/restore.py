@@ -1,0 +1,122 @@
+"""A trained network from a run's directory: to score, or to classify images with."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.workdir import CHECKPOINTS, read_config
+from resnet_jax.data.augment import normalize
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.presets import create_model
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.train.config import from_json, model_overrides
+from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedNetwork:
+    """A checkpoint of a run, ready to use.
+
+    Attributes:
+        config: of the run.
+        step: of the checkpoint.
+        model: the linen module.
+        variables: for `model.apply`.
+        normalization: {"mean", "std"} of the training images, in grey levels.
+        class_names: one per logit.
+        image_shape: (h, w, c) of the training images.
+    """
+
+    config: ConfigDict
+    step: int
+    model: ResNet
+    variables: dict[str, Any]
+    normalization: dict[str, jax.Array]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+
+    def predict(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "n k"]:
+        """Probabilities of the classes for images of `image_shape`."""
+
+        def probabilities(variables: Any, normalization: Any, batch: Any) -> jax.Array:
+            logits = self.model.apply(variables, normalize(batch, normalization))
+            return jax.nn.softmax(logits)
+
+        batch = np.stack(images)
+        return np.asarray(jax.jit(probabilities)(self.variables, self.normalization, batch))
+
+    def evaluate(
+        self, split: str, *, data_dir: str | None = None
+    ) -> tuple[Evaluation, tuple[str, ...]]:
+        """Score on "train", "validation" or "test" of the run's data, on all devices.
+
+        Raises:
+            ConfigError: the run's config names no such split.
+            DataError: the data are missing, or aren't those that the network was made for.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.mesh.data = -1
+        if data_dir:
+            config.data.dir = data_dir
+        if not config.data[split]:
+            raise ConfigError(f"The run's config names no {split} split.")
+        experiment = Experiment.make(config)
+        if experiment.dataset.class_names != self.class_names:
+            raise DataError(
+                f"{config.data.name} has other classes now than when the network was trained."
+            )
+        scores = experiment.evaluator(split)(self.variables, self.normalization)
+        return scores, self.class_names
+
+
+def restore_run(workdir: Path, *, checkpoint: str = "last", ema: bool = False) -> TrainedNetwork:
+    """Load a network that `fit` trained.
+
+    Args:
+        workdir: directory of the run.
+        checkpoint: "last", "best" on the validation split, or a step.
+        ema: take the moving averages.
+
+    Raises:
+        ConfigError: `workdir` isn't a run, or has no moving averages.
+        DataError: it has no such checkpoint, or the checkpoint is damaged.
+    """
+    config = from_json(read_config(workdir))
+    if ema and not config.ema_decay:
+        raise ConfigError(f"{workdir} has no moving averages: its ema_decay is 0.")
+    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=None)
+    steps = checkpoints.steps()
+    if not steps:
+        raise DataError(f"{workdir} has no finished checkpoint yet.")
+    step = steps[-1]
+    if checkpoint == "best":
+        step = (checkpoints.progress(step)["best"] or {}).get("step", step)
+    elif checkpoint != "last":
+        step = int(checkpoint) if checkpoint.isdecimal() else -1
+    if step not in steps:
+        listed = ", ".join(map(str, steps))
+        raise DataError(
+            f"{workdir} has no checkpoint {checkpoint!r}; it has last, best and the steps {listed}."
+        )
+    state, progress = checkpoints.restore_on_one_device(step)
+    checkpoints.close()
+    class_names = tuple(progress["class_names"])
+    model = create_model(config.model.name, **model_overrides(config), num_classes=len(class_names))
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    return TrainedNetwork(
+        config=config,
+        step=step,
+        model=model,
+        variables=state["ema"] if ema else variables,
+        normalization=state["normalization"],
+        class_names=class_names,
+        image_shape=tuple(progress["image_shape"]),
+    )

@@ -1,0 +1,48 @@
+"""Eight fake CPU devices for the whole suite, and one compilation cache."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Most of the suite's time is compilation, and a resumed run compiles what the first one did.
+_cache = Path(tempfile.gettempdir()) / f"resnet_jax-tests-{os.getuid()}" / jax.__version__
+jax.config.update("jax_compilation_cache_dir", str(_cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def make_tiny_config() -> ConfigDict:
+    """Twelve steps of a ResNet-8 of width 4 on digits, on one device."""
+    from resnet_jax.train.config import default_config
+
+    config = default_config()
+    config.model.stage_sizes = (1, 1, 1)
+    config.model.width = 4
+    config.data.train = "train[:256]"
+    config.data.validation = "train[256:320]"
+    config.data.test = "test[:100]"
+    config.data.crop_padding = 1
+    config.batch_size = 32
+    config.eval_batch_size = 64
+    config.duration_unit = "examples"
+    config.duration = 12 * 32.0
+    config.eval_every = 4 * 32.0
+    config.checkpoint_every = 32.0
+    config.log_every = 5
+    config.steps_per_dispatch = 4
+    config.schedule.warmup = 2 * 32.0
+    config.ema_decay = 0.9
+    config.mesh.data = 1
+    return config
+
+
+@pytest.fixture
+def tiny_config() -> ConfigDict:
+    """A fresh copy of `make_tiny_config`, free to be changed."""
+    return make_tiny_config()

@@ -1,0 +1,144 @@
+"""A run that is stopped anywhere and resumed equals one that never was, to the bit."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.train.metrics_log import read_metrics
+
+STEPS = 12
+_TIMINGS = {"img_per_s"}
+
+
+def _assert_same_state(state: Any, expected: Any) -> None:
+    leaves, expected_leaves = jax.tree.leaves_with_path(state), jax.tree.leaves(expected)
+    assert len(leaves) == len(expected_leaves)
+    for (path, leaf), wanted in zip(leaves, expected_leaves, strict=True):
+        np.testing.assert_array_equal(leaf, wanted, err_msg=jax.tree_util.keystr(path))
+
+
+def _untimed(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k not in _TIMINGS} for record in records]
+
+
+@pytest.fixture(scope="module")
+def keep_all(request):
+    """A config whose every step leaves a checkpoint."""
+    from tests.conftest import make_tiny_config
+
+    config = make_tiny_config()
+    config.keep_checkpoints = STEPS
+    return config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(keep_all, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    return workdir, resnet_jax.fit(keep_all, workdir)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_resuming_after_a_kill_equals_the_uninterrupted_run(
+    step, keep_all, uninterrupted, tmp_path
+):
+    """The process dies with the checkpoint of `step` as its last, its log further than that."""
+    whole, expected = uninterrupted
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(workdir / "checkpoints" / str(later))
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "split": "tra')  # torn by the kill
+
+    result = resnet_jax.fit(keep_all, workdir)
+
+    _assert_same_state(result.state, expected.state)
+    assert result.best == expected.best
+    assert _untimed(read_metrics(workdir / "metrics.jsonl")) == _untimed(
+        read_metrics(whole / "metrics.jsonl")
+    )
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_resuming_after_a_requested_stop_equals_the_uninterrupted_run(
+    step, keep_all, uninterrupted, tmp_path
+):
+    """With few checkpoints, and stopped between them."""
+    whole, expected = uninterrupted
+    config = keep_all.copy_and_resolve_references()
+    config.checkpoint_every = 5 * 32.0
+    config.keep_checkpoints = 1
+
+    stopped = resnet_jax.fit(config, tmp_path, stop_at_step=step)
+    assert stopped.stopped_early
+    assert int(stopped.state.step) == step
+    result = resnet_jax.fit(config, tmp_path)
+
+    assert not result.stopped_early
+    _assert_same_state(result.state, expected.state)
+    assert result.best == expected.best
+    assert _untimed(result.history) == _untimed(expected.history)
+
+
+def test_sigterm_saves_and_the_run_goes_on(tiny_config, tmp_path):
+    tiny_config.duration = 4000 * 32.0
+    tiny_config.eval_every = tiny_config.checkpoint_every = 2000 * 32.0
+
+    def terminate_once_training() -> None:
+        while not read_metrics(tmp_path / "metrics.jsonl"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate_once_training, daemon=True)
+    thread.start()
+    result = resnet_jax.fit(tiny_config, tmp_path)
+    thread.join()
+
+    step = int(result.state.step)
+    assert result.stopped_early
+    assert 0 < step < 4000
+    assert [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.is_dir()] == [step]
+    again = resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step + 1)
+    assert int(again.state.step) == step + 1
+
+
+def test_a_finished_run_is_scored_again_with_the_same_result(uninterrupted, keep_all):
+    whole, expected = uninterrupted
+    before = json.loads((whole / "summary.json").read_text())
+    lines = len(read_metrics(whole / "metrics.jsonl"))
+    again = resnet_jax.fit(keep_all, whole)
+    after = json.loads((whole / "summary.json").read_text())
+    assert again.evaluation["test"].scalars() == expected.evaluation["test"].scalars()
+    assert after["final"] == before["final"]
+    assert after["best"] == before["best"]
+    assert len(read_metrics(whole / "metrics.jsonl")) == lines
+
+
+def test_only_the_newest_checkpoints_and_the_best_are_kept(keep_all, uninterrupted, tmp_path):
+    _, expected = uninterrupted
+    config = keep_all.copy_and_resolve_references()
+    config.keep_checkpoints = 2
+    resnet_jax.fit(config, tmp_path)
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()}
+    assert kept == {11, 12, expected.best["step"]}
+
+
+def test_best_is_the_highest_validation_score(uninterrupted):
+    _, expected = uninterrupted
+    scores = [
+        (r["top1"], -r["loss"], r["step"])
+        for r in expected.history
+        if r["split"] == "validation" and r["weights"] == "raw"
+    ]
+    assert [step for _, _, step in scores] == [4, 8, 12]
+    assert expected.best["step"] == max(scores)[2]
