@@ -20,12 +20,12 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when the decoding changes its result
 
 
-def cache_folder(name: str, fingerprint: str) -> Path:
+def cache_folder(name: str, digest: str) -> Path:
     """The folder for one version of one data set, under $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))
     safe = re.sub(r"[^\w.-]+", "_", name)
-    return base / "resnet_jax" / "datasets" / f"{safe}-{fingerprint}"
+    return base / "resnet_jax" / "datasets" / f"{safe}-{digest}"
 
 
 def load(

@@ -36,7 +36,7 @@ class Prepared:
     lengths: Mapping[str, int]
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    fingerprint: str
+    files_digest: str
 
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
@@ -44,7 +44,7 @@ class Prepared:
         Raises DataError for a record that is damaged or isn't the PNG or JPEG that was promised.
         """
         shape = (self.lengths[split], *self.image_shape)
-        folder = array_cache.cache_folder(self.name, self.fingerprint)
+        folder = array_cache.cache_folder(self.name, self.files_digest)
         if (cached := array_cache.load(folder, split, shape)) is not None:
             return cached
         _log.info("decoding %d images of %s/%s, once", shape[0], self.name, split)
@@ -215,7 +215,7 @@ def _check(name: str, builder: Any) -> Prepared:
         lengths={split: one.num_examples for split, one in info.splits.items()},
         image_shape=shape,
         class_names=tuple(label.names),
-        fingerprint=_fingerprint(Path(builder.data_dir), files),
+        files_digest=_files_digest(Path(builder.data_dir), files),
     )
 
 
@@ -244,7 +244,7 @@ def _check_shards(name: str, info: Any) -> list[Path]:
     return files
 
 
-def _fingerprint(folder: Path, records: Sequence[Path]) -> str:
+def _files_digest(folder: Path, records: Sequence[Path]) -> str:
     """Digest of the records and of the files that give them their meaning (0.2 s for 140 MB)."""
     digest = hashlib.blake2b(digest_size=16)
     meaning = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.labels.txt")]

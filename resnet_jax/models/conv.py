@@ -54,16 +54,19 @@ def conv2d(
     return _conv(x, kernel, _Window(strides, padding, feature_group_count))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x: Array, kernel: Array, window: _Window) -> Array:
+def _forward(x: Array, kernel: Array, window: _Window) -> Array:
     xla = partial(_xla_conv, window=window)
     if window.groups > 1 or not _prefers_products(x, kernel):
         return xla(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=partial(_product_conv, window=window), default=xla)
 
 
+_conv = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+
+
 def _conv_fwd(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
-    return _conv(x, kernel, window), (x, kernel)
+    # Not `_conv`, which could not be differentiated in forward mode over reverse.
+    return _forward(x, kernel, window), (x, kernel)
 
 
 def _conv_bwd(window: _Window, operands: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -115,7 +118,8 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
 
     The patches of a 1×1 kernel are the image itself; for other kernels they take kh·kw times its
     memory, which only small maps and groups (where XLA:CPU's own gradient is 50 to 200 times
-    slower) are worth. Every gradient of this is again a matrix product.
+    slower) are worth. Every gradient of this is again a matrix product. bfloat16 is
+    widened to float32, so that the gradients, sums over taps and images, are rounded once.
     """
     (sh, sw), padding, groups = window
     kh, kw, ci, co = kernel.shape
@@ -125,6 +129,8 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
             x.reshape(*x.shape[:3], groups, ci), kernel.reshape(kh, kw, ci, groups, co // groups)
         )
         return y.reshape(*y.shape[:3], co)
+    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
+    x, kernel = x.astype(wide), kernel.astype(wide)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     ho, wo = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
     shifted = [
@@ -132,7 +138,8 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
         for i in range(kh)
         for j in range(kw)
     ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * ci, co)
+    y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * ci, co)
+    return y.astype(dtype)
 
 
 def _plain_gradients(
@@ -164,7 +171,8 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> A
 
     Large batches are summed in four blocks, so that what was transposed is still in the cache when
     it is used. The blocks are unrolled and strided over the batch: on a sharded batch each device
-    transposes its own images, and the sums meet in a single all-reduce. They are float32.
+    transposes its own images, and the sums meet in a single all-reduce, in float32 also for
+    bfloat16 operands.
     """
 
     def pad(axis: int) -> Pair:
@@ -183,7 +191,7 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> A
             grads[:, i].transpose(1, 2, 0, 3),  # [ho, wo, n, co]
             transposed,
             rhs_dilation=window.strides,
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
         for i in range(blocks)
     ]  # each [ci, kh, kw, co]

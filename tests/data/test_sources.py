@@ -145,9 +145,11 @@ def test_digits_split_never_changes():
         digest.update(data.splits[role].images.tobytes())
         digest.update(data.splits[role].labels.astype("<i4").tobytes())
     assert digest.hexdigest() == DIGITS_SHA256
-    assert data.fingerprint == digits(train="train[:3]").fingerprint
+    sliced = digits(train="train[:3]", validation="train[3:]", test="test")
+    assert data.fingerprint == sliced.fingerprint == DIGITS_FINGERPRINT
 
 
+DIGITS_FINGERPRINT = "df5e5b479bea80c75176755adfbe86ce"
 DIGITS_SHA256 = "d0b5c8236943491e818603065594599a8d318b4576198efb24d896f32c885617"
 
 
@@ -325,6 +327,20 @@ def test_changed_data_have_another_fingerprint(tiny, tmp_path):
     changed = load(write_tfds(tmp_path / "other", edit=brighten).parents[1])
     assert changed.fingerprint != first.fingerprint
     assert not same_sets(changed, first)
+
+
+def test_another_preparation_of_the_same_data_has_the_same_fingerprint(tiny, tmp_path):
+    def pack_tighter(split, index, example):
+        file = io.BytesIO()
+        Image.fromarray(pixels_of(split, index)).save(file, format="PNG", compress_level=0)
+        return {**example, "image": file.getvalue()}
+
+    first, folder = load(tiny), write_tfds(tmp_path / "other", edit=pack_tighter)
+    name = "tiny-train.array_record-00000-of-00001"
+    assert (folder / name).read_bytes() != (tiny / "tiny" / "1.0.0" / name).read_bytes()
+    again = load(folder.parents[1])
+    assert again.fingerprint == first.fingerprint
+    assert same_sets(again, first)
 
 
 def edit_json(path, change):

@@ -1,0 +1,54 @@
+# Two commands do everything: `make train` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+CONFIG  ?= configs/digits.py
+WORKDIR ?= runs/digits
+FLAGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check format hooks clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
+	@echo
+	@echo "make train CONFIG=configs/cifar10.py:resnet20,cpu WORKDIR=runs/cifar10 FLAGS=--config.seed=1"
+
+train: $(VENV)/.installed  ## train a ResNet on real images in about a minute, or go on with WORKDIR
+	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python -m pytest $(FLAGS)
+
+check: $(VENV)/.installed-dev  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## format the code and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+hooks: $(VENV)/.installed-dev  ## run the checks at each commit from now on
+	$(BIN)/pre-commit install
+
+clean:  ## remove the virtual environment and caches, but no runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; try make PYTHON=python3.12 …"; exit 64; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (once, a minute or two)"
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing what tests and checks need"
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@

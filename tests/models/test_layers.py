@@ -1,0 +1,81 @@
+"""Batch normalisation against float64 NumPy, whole and in groups."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models.layers import BatchNorm, max_pool
+
+
+def _reference(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
+@pytest.fixture(scope="module")
+def setting():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(8, 3, 3, 4)) * [1, 2, 3, 4] + [0, 1, -5, 20]).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 4)).astype(np.float32)
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)},
+    }
+    return x, scale, bias, variables
+
+
+def test_normalises_over_the_whole_batch(setting):
+    x, scale, bias, variables = setting
+    y, _ = BatchNorm().apply(variables, x, train=True, update_stats=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, _reference(x, scale, bias), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_are_normalised_on_their_own(setting):
+    x, scale, bias, variables = setting
+    y = BatchNorm(group_size=2).apply(variables, x, train=True, update_stats=False)
+    expected = [_reference(x[i : i + 2], scale, bias) for i in range(0, 8, 2)]
+    np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [None, 2, 8])
+def test_running_statistics_are_those_of_the_whole_batch(setting, group_size):
+    x, _, _, variables = setting
+    _, updated = BatchNorm(group_size=group_size, momentum=0.9).apply(
+        variables, x, train=True, update_stats=True, mutable=["batch_stats"]
+    )
+    stats = updated["batch_stats"]
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(stats["mean"], 0.1 * x.mean(axis=(0, 1, 2)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_inference_uses_the_running_statistics(setting):
+    x, scale, bias, variables = setting
+    stats = {"mean": np.arange(4.0, dtype=np.float32), "var": np.full(4, 4.0, np.float32)}
+    y = BatchNorm().apply(variables | {"batch_stats": stats}, x, train=False, update_stats=True)
+    expected = (x - stats["mean"]) / np.sqrt(4 + 1e-5) * scale + bias
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_that_does_not_split_into_groups_is_refused(setting):
+    x, _, _, variables = setting
+    with pytest.raises(ValueError, match="batch of 8 doesn't split into groups of 3"):
+        BatchNorm(group_size=3).apply(variables, x, train=True, update_stats=False)
+
+
+def test_max_pool_pads_like_pytorch():
+    """On an even size "SAME" would begin its windows elsewhere."""
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], [[5, 7], [13, 15]])
+
+
+def test_convolution_pads_symmetrically():
+    from resnet_jax.models.layers import Conv
+
+    conv = Conv(features=1, kernel_size=3, stride=2)
+    ones = {"params": {"kernel": jnp.ones((3, 3, 1, 1))}}
+    y = conv.apply(ones, jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 6], [6, 9]])  # SAME would give 9 first
+    assert jax.eval_shape(conv.apply, ones, jnp.ones((1, 5, 5, 1))).shape == (1, 3, 3, 1)

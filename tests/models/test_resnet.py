@@ -1,0 +1,225 @@
+"""The networks against the papers' counts, and the contract of `apply`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.errors import ConfigError
+
+# Parameters to the unit from torchvision's published counts (option B) and from the formula of the
+# 6n + 2 nets; multiply-adds in millions. v1 and v1.5 differ in the stride of bottlenecks only.
+IMAGENET = {
+    "resnet18": (11_689_512, 1814.07),
+    "resnet18_v1": (11_689_512, 1814.07),
+    "resnet34": (21_797_672, 3663.76),
+    "resnet34_v1": (21_797_672, 3663.76),
+    "resnet50": (25_557_032, 4089.18),
+    "resnet50_v1": (25_557_032, 3857.97),
+    "resnet101": (44_549_160, 7801.41),
+    "resnet101_v1": (44_549_160, 7570.19),
+    "resnet152": (60_192_808, 11513.63),
+    "resnet152_v1": (60_192_808, 11282.42),
+    "resnet200": (64_673_832, 15007.48),
+    "resnet200_v1": (64_673_832, 14776.27),
+}
+CIFAR = {
+    "resnet20": (269_722, 40.551),
+    "resnet32": (464_154, 68.863),
+    "resnet44": (658_586, 97.174),
+    "resnet56": (853_018, 125.486),
+    "resnet110": (1_727_962, 252.888),
+    "resnet1202": (19_421_274, 2829.24),
+}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_nets_have_the_published_size(name):
+    summary = resnet_jax.summarize(resnet_jax.create_model(name), (224, 224, 3))
+    params, mmacs = IMAGENET[name]
+    assert summary.params == params
+    assert summary.macs / 1e6 == pytest.approx(mmacs, abs=0.01)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_nets_have_the_published_size(name):
+    summary = resnet_jax.summarize(resnet_jax.create_model(name), (32, 32, 3))
+    params, mmacs = CIFAR[name]
+    assert summary.params == params
+    assert summary.macs / 1e6 == pytest.approx(mmacs, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_option_a_shortcuts_have_no_parameters(name):
+    """Table 2 of He et al. 2015: with option A, a ResNet has the parameters of its plain net."""
+    summary = resnet_jax.summarize(resnet_jax.create_model(name, shortcut="A"), (224, 224, 3))
+    projections = sum(c * 2 * c + 2 * 2 * c for c in (64, 128, 256))  # 1×1 kernels, scale and bias
+    assert summary.params == IMAGENET[name][0] - projections
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_cifar_parameter_count_follows_the_formula(depth):
+    n = (depth - 2) // 6
+    stem, classifier = 9 * 3 * 16 + 2 * 16, 64 * 10 + 10
+    stages = sum(2 * n * (9 * width * width + 2 * width) for width in (16, 32, 64))
+    # The first convolution of stages 2 and 3 has half of the input channels.
+    narrower = 9 * 16 * 32 + 9 * 32 * 64
+    summary = resnet_jax.summarize(resnet_jax.create_model(f"resnet{depth}"), (32, 32, 3))
+    assert summary.params == stem + stages - narrower + classifier
+
+
+def test_macs_agree_with_the_program_that_jax_traces():
+    """The counts of `summarize` come from layers; these come from the traced operations."""
+    model = resnet_jax.create_model("resnet50_v1")
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    jaxpr = jax.make_jaxpr(model.apply)(variables, image)
+    assert _traced_macs(jaxpr.jaxpr) == resnet_jax.summarize(model, (64, 64, 3)).macs
+
+
+def _traced_macs(jaxpr) -> int:
+    total = 0
+    for eqn in jaxpr.eqns:
+        out = eqn.outvars[0].aval
+        if eqn.primitive.name == "conv_general_dilated":
+            total += out.size * int(np.prod(eqn.invars[1].aval.shape[:-1]))
+        elif eqn.primitive.name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            total += out.size * int(np.prod([eqn.invars[0].aval.shape[i] for i in contracted]))
+        elif "branches" in eqn.params:  # one per platform, of which one runs
+            total += _traced_macs(eqn.params["branches"][0].jaxpr)
+        else:
+            for value in eqn.params.values():
+                inner = getattr(value, "jaxpr", value)
+                if hasattr(inner, "eqns"):
+                    total += _traced_macs(inner)
+    return total
+
+
+TINY = {"stage_sizes": (1, 2), "width": 8, "num_classes": 5}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = resnet_jax.create_model("resnet20", **TINY)
+    images = jax.random.normal(jax.random.key(1), (6, 8, 8, 3))
+    return model, model.init(jax.random.key(0), images), images
+
+
+def test_apply_is_inference_by_default_and_logits_are_float32(tiny):
+    model, variables, images = tiny
+    logits = model.apply(variables, images)
+    assert logits.shape == (6, 5)
+    assert logits.dtype == jnp.float32
+    # Inference treats each image on its own.
+    np.testing.assert_allclose(logits[:2], model.apply(variables, images[:2]), rtol=1e-5, atol=1e-6)
+
+
+def test_training_updates_statistics_and_update_stats_is_its_own_switch(tiny):
+    model, variables, images = tiny
+    logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    same_logits = model.apply(variables, images, train=True, update_stats=False)
+    np.testing.assert_array_equal(logits, same_logits)
+    before = variables["batch_stats"]["bn1"]["mean"]
+    after = updated["batch_stats"]["bn1"]["mean"]
+    assert jnp.abs(after - before).max() > 1e-3
+    assert jnp.abs(logits - model.apply(variables, images)).max() > 1e-3
+
+
+def test_features_are_named_nhwc_and_end_in_the_logits(tiny):
+    model, variables, images = tiny
+    taps = model.apply(variables, images, method="features")
+    shapes = {name: tap.shape for name, tap in taps.items()}
+    assert shapes == {
+        "stem": (6, 8, 8, 8),
+        "stage1": (6, 8, 8, 8),
+        "stage2": (6, 4, 4, 16),
+        "pooled": (6, 16),
+        "logits": (6, 5),
+    }
+    np.testing.assert_array_equal(taps["logits"], model.apply(variables, images))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_at_the_ends(tiny):
+    model, variables, images = tiny
+    half = model.copy(dtype=jnp.bfloat16)
+    taps, updated = half.apply(
+        variables, images, train=True, mutable=["batch_stats"], method="features"
+    )
+    assert taps["stage2"].dtype == jnp.bfloat16
+    assert taps["logits"].dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(updated)} == {jnp.dtype("float32")}
+    exact = model.apply(variables, images, train=True, update_stats=False)
+    np.testing.assert_allclose(taps["logits"], exact, atol=0.02)
+    assert jnp.abs(taps["logits"] - exact).max() > 0
+
+
+def test_v1_and_v1_5_share_parameters_but_not_outputs():
+    fields = {"stage_sizes": (1, 1), "width": 4, "branch": "bottleneck", "stem": "cifar"}
+    v1 = resnet_jax.create_model("resnet50_v1", **fields)
+    v15 = resnet_jax.create_model("resnet50", **fields)
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = v1.init(jax.random.key(0), images)
+    shapes = jax.tree.map(jnp.shape, variables)
+    assert shapes == jax.tree.map(jnp.shape, jax.eval_shape(v15.init, jax.random.key(0), images))
+    stage1 = [m.apply(variables, images, method="features")["stage1"] for m in (v1, v15)]
+    stage2 = [m.apply(variables, images, method="features")["stage2"] for m in (v1, v15)]
+    np.testing.assert_allclose(*stage1, rtol=1e-5, atol=1e-6)
+    assert jnp.abs(stage2[0] - stage2[1]).max() > 1e-3
+
+
+def test_option_a_subsamples_and_pads_with_zeros():
+    from resnet_jax.models.blocks import pad_shortcut
+
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    y = pad_shortcut(x, 7, 2)
+    assert y.shape == (2, 3, 3, 7)
+    np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
+    assert not y[..., 3:].any()
+
+
+def test_zero_initialised_scale_makes_each_unit_begin_as_its_shortcut():
+    model = resnet_jax.create_model("resnet20", **TINY | {"zero_init_scale": True})
+    images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), images)
+    taps = model.apply(variables, images, method="features")
+    np.testing.assert_array_equal(taps["stage1"], taps["stem"])
+    scales = {
+        path[-2].key: bool(leaf.any())
+        for path, leaf in jax.tree.leaves_with_path(variables["params"])
+        if path[-1].key == "scale" and path[0].key == "layer1_0"
+    }
+    assert scales == {"bn1": True, "bn2": False}
+
+
+def test_initial_kernels_have_the_variance_of_he_et_al():
+    model = resnet_jax.create_model("resnet20", width=64)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
+    kernel = variables["params"]["layer1_0"]["conv1"]["kernel"]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
+    assert jnp.abs(kernel).max() > 3.5 * kernel.std()  # not truncated
+
+
+def test_init_variables_equals_init(tiny):
+    model, variables, _ = tiny
+    ours = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
+    assert jax.tree.structure(ours) == jax.tree.structure(variables)
+    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+
+
+def test_unknown_names_fields_and_values_suggest_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'resnet50'"):
+        resnet_jax.create_model("resnt50")
+    with pytest.raises(ConfigError, match="Did you mean 'shortcut'"):
+        resnet_jax.create_model("resnet50", shortcuts="A")
+    with pytest.raises(ConfigError, match=r"model.shortcut is 'C'; it can be A, B"):
+        resnet_jax.create_model("resnet50", shortcut="C")
+    with pytest.raises(ConfigError, match=r"model.dtype is 'int8'"):
+        resnet_jax.create_model("resnet50", dtype="int8")
+
+
+def test_list_models_takes_a_pattern():
+    assert resnet_jax.list_models("resnet5*") == ["resnet50", "resnet50_v1", "resnet56"]
+    assert len(resnet_jax.list_models()) == len(IMAGENET) + len(CIFAR)

@@ -1,0 +1,70 @@
+"""Evaluation counts every example exactly once, on any mesh, with any batch size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.data.sources import ImageSet
+from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.train.evaluate import Evaluator
+
+
+class Brightness:
+    """A stand-in for a network: the logits are the image's first row."""
+
+    num_classes = 7
+
+    def apply(self, variables, images):
+        return images[:, 0, :, 0] * variables["gain"]
+
+
+def _image_set(n: int) -> ImageSet:
+    rng = np.random.default_rng(n)
+    images = rng.permuted(np.tile(np.arange(7, dtype=np.uint8) * 30, (n, 1)), axis=1)
+    return ImageSet(images.reshape(n, 1, 7, 1), rng.integers(0, 7, n).astype(np.int32))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch", "devices"), [(50, 8, 1), (50, 16, 8), (13, 64, 4), (8, 8, 8)]
+)
+def test_scores_equal_those_of_numpy(n, batch, devices):
+    data = _image_set(n)
+    evaluator = Evaluator(Brightness(), data, batch_size=batch, mesh=make_mesh(data=devices))
+    scores = evaluator({"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)})
+
+    logits = data.images[:, 0, :, 0].astype(np.float64) * 0.01
+    order = np.argsort(-logits, axis=1)
+    hits = order == data.labels[:, None]
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    confusion = np.zeros((7, 7), int)
+    np.add.at(confusion, (data.labels, order[:, 0]), 1)
+    assert scores.examples == n
+    assert scores.top1 == hits[:, 0].sum() / n
+    assert scores.top5 == hits[:, :5].sum() / n
+    assert scores.loss == pytest.approx(-log_p[np.arange(n), data.labels].mean(), rel=1e-5)
+    np.testing.assert_array_equal(scores.confusion, confusion)
+
+
+def test_a_network_of_nans_scores_nothing():
+    data = _image_set(20)
+    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    scores = evaluator(
+        {"gain": jnp.float32(jnp.nan)}, {"mean": np.float32(0), "std": np.float32(1)}
+    )
+    assert (scores.top1, scores.top5) == (0, 0)
+    assert np.isnan(scores.loss)
+
+
+def test_a_miscount_is_an_error(monkeypatch):
+    data = _image_set(20)
+    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    images, labels, mask = evaluator._batches
+    monkeypatch.setattr(evaluator, "_batches", (images, labels, jnp.ones_like(mask)))
+    with pytest.raises(AssertionError, match="scored 24 examples of a split of 20"):
+        evaluator({"gain": jnp.float32(1)}, {"mean": np.float32(0), "std": np.float32(1)})
+
+
+def test_jax_is_given_eight_devices():
+    """The meshes of this suite would otherwise all be the same."""
+    assert jax.device_count() == 8

@@ -1,0 +1,123 @@
+"""The training step on one device and on eight, and against a step written out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.step import cross_entropy
+
+
+def _train(config, *, devices: int, steps: int):
+    """Ten losses and the final state."""
+    config.mesh.data = devices
+    experiment = Experiment.make(config)
+    run = experiment.train_steps()
+    state = experiment.initial_state()
+    images, labels = experiment.training_data()
+    losses = []
+    for step in range(steps):
+        ids, epochs = experiment.example_stream().take(step, config.steps_per_dispatch)
+        state = run(state, images, labels, ids, epochs, 1)
+        losses.append(float(state.meter.loss) - sum(losses))
+    return np.array(losses) / config.batch_size, jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    from tests.conftest import make_tiny_config
+
+    return _train(make_tiny_config(), devices=1, steps=10)
+
+
+def test_ten_steps_on_eight_devices_equal_ten_steps_on_one(tiny_config, one_device):
+    """Float32, batch normalisation over the global batch, augmentation on."""
+    losses, state = _train(tiny_config, devices=8, steps=10)
+    expected_losses, expected = one_device
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for leaf, wanted in zip(
+        jax.tree.leaves((state.params, state.batch_stats, state.ema)),
+        jax.tree.leaves((expected.params, expected.batch_stats, expected.ema)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_device):
+    _, expected = one_device
+    experiment = Experiment.make(tiny_config)
+    tiny_config.steps_per_dispatch = 4
+    run = experiment.train_steps()
+    state = experiment.initial_state()
+    images, labels = experiment.training_data()
+    step = 0
+    for count in (4, 3, 2, 1):
+        ids, epochs = experiment.example_stream().take(step, 4)
+        state = run(state, images, labels, ids, epochs, count)
+        step += count
+    assert int(state.step) == 10
+    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+
+
+def test_the_batch_is_split_over_the_mesh_and_never_gathered(tiny_config):
+    tiny_config.mesh.data = 8
+    experiment = Experiment.make(tiny_config)
+    state = experiment.initial_state()
+    images, labels = experiment.training_data()
+    ids, epochs = experiment.example_stream().take(0, tiny_config.steps_per_dispatch)
+    compiled = experiment.train_steps().lower(state, images, labels, ids, epochs, 1).compile()
+    program = compiled.as_text()
+    assert "all-reduce" in program
+    assert "all-gather" not in program
+    assert "all-to-all" not in program
+
+
+def test_the_first_step_equals_one_written_out(tiny_config):
+    """Plain SGD on the mean cross-entropy, without any of our training code."""
+    tiny_config.data.crop_padding = 0
+    tiny_config.data.flip = False
+    tiny_config.schedule.warmup = 0.0
+    experiment = Experiment.make(tiny_config)
+    state = experiment.initial_state()
+    images, labels = experiment.training_data()
+    ids, epochs = experiment.example_stream().take(0, 4)
+    before = jax.device_get(state)
+    after = experiment.train_steps()(state, images, labels, ids, epochs, 1)
+
+    x = np.asarray(images)[ids[0]].astype(np.float32)
+    x = (x - before.normalization["mean"]) / before.normalization["std"]
+    y = np.asarray(labels)[ids[0]]
+
+    def loss(params):
+        logits, _ = experiment.model.apply(
+            {"params": params, "batch_stats": before.batch_stats},
+            x,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean()
+
+    value, gradients = jax.value_and_grad(loss)(before.params)
+    decay = tiny_config.optimizer.weight_decay
+    for p, g, new in zip(
+        *map(jax.tree.leaves, (before.params, gradients, after.params)), strict=True
+    ):
+        # lr = 0.1 × 32 / 128; the momentum buffer is empty.
+        np.testing.assert_allclose(new, p - 0.025 * (g + decay * p), rtol=1e-4, atol=1e-6)
+    assert float(after.meter.loss) / 32 == pytest.approx(float(value), rel=1e-5)
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradients)))
+    assert float(after.meter.grad_norm) == pytest.approx(norm, rel=1e-4)
+    for ema, old, new in zip(
+        *map(jax.tree.leaves, (after.ema["params"], before.params, after.params)), strict=True
+    ):
+        np.testing.assert_allclose(ema, 0.9 * old + 0.1 * new, rtol=1e-5, atol=1e-7)
+
+
+def test_label_smoothing_mixes_in_the_mean_over_classes():
+    logits = jax.random.normal(jax.random.key(0), (4, 7))
+    labels = jnp.array([0, 3, 6, 3])
+    log_p = jax.nn.log_softmax(logits)
+    expected = -0.9 * log_p[jnp.arange(4), labels] - 0.1 * log_p.mean(axis=-1)
+    np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=0.1), expected, rtol=1e-5)
