@@ -30,7 +30,8 @@ def read_image(
     mode = _MODES[channels]
     try:
         # Only formats that can't run anything or reach outside; Pillow reads the header first.
-        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+        with Image.open(path, formats=["PNG", "JPEG"]) as opened:
+            image: Image.Image = opened
             if image.width * image.height > _MAX_PIXELS:
                 raise DataError(f"{path} has {image.width}×{image.height} pixels, too many.")
             fits = image.size == (width, height) and image.mode == mode

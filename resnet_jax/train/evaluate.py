@@ -72,7 +72,7 @@ class Evaluator:
         def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
             def body(sums: Any, batch: Any) -> tuple[Any, None]:
                 images, labels, mask = batch
-                logits = model.apply(variables, normalize(images, normalization))
+                logits: Any = model.apply(variables, normalize(images, normalization))
                 return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
 
             zero = jax.tree.map(

@@ -122,7 +122,7 @@ def fit(
                             "class_names": experiment.dataset.class_names,
                             "image_shape": experiment.dataset.image_shape,
                         },
-                        metrics=scores and scores["validation"].scalars(),
+                        metrics=scores["validation"].scalars() if scores else None,
                     )
 
         if step < plan.total_steps:

@@ -47,7 +47,7 @@ class TrainedNetwork:
         """Probabilities of the classes for images of `image_shape`."""
 
         def probabilities(variables: Any, normalization: Any, batch: Any) -> jax.Array:
-            logits = self.model.apply(variables, normalize(batch, normalization))
+            logits: Any = self.model.apply(variables, normalize(batch, normalization))
             return jax.nn.softmax(logits)
 
         batch = np.stack(images)

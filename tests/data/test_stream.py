@@ -73,7 +73,7 @@ def test_every_crop_is_a_window_of_the_padded_image_and_all_are_drawn():
     n = 2000
     keys = example_keys(jax.random.key(3), np.arange(n), np.zeros(n, np.int32))
     crops = np.asarray(crop_and_flip(np.tile(image, (n, 1, 1, 1)), keys, pad=1, flip=True))
-    counts = {window: 0 for window in windows.values()}
+    counts = dict.fromkeys(windows.values(), 0)
     for crop in crops:
         counts[crop.tobytes()] += 1  # a KeyError would be a crop that is no window
     expected = n / len(windows)

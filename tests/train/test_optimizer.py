@@ -105,9 +105,8 @@ def _optimise(**fields):
 def _pytorch_sgd(p, gradients, *, momentum, nesterov, decay, decoupled=False):
     """torch.optim.SGD's documented algorithm, in NumPy; decoupled decay as in AdamW's."""
     buffer = None
-    for g in gradients:
-        g = np.asarray(g, np.float64)
-        g = g if decoupled else g + decay * p
+    for gradient in gradients:
+        g = np.asarray(gradient, np.float64) + (0.0 if decoupled else decay * p)
         buffer = g if buffer is None else momentum * buffer + g
         step = g + momentum * buffer if nesterov else buffer
         p = p - 0.1 * (step + decay * p if decoupled else step)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -74,7 +73,7 @@ def test_resuming_after_a_requested_stop_equals_the_uninterrupted_run(
     step, keep_all, uninterrupted, tmp_path
 ):
     """With few checkpoints, and stopped between them."""
-    whole, expected = uninterrupted
+    _, expected = uninterrupted
     config = keep_all.copy_and_resolve_references()
     config.checkpoint_every = 5 * 32.0
     config.keep_checkpoints = 1
