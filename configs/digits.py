@@ -25,7 +25,10 @@ def get_config(model: str = "resnet20") -> ConfigDict:
     config.eval_batch_size = 360
     config.duration = 20.0  # epochs
 
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4
     config.schedule.name = "cosine"
+    config.schedule.warmup = 2.0
     config.schedule.base_lr = 0.1
     config.schedule.reference_batch = 64
     return config
