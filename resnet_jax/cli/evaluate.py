@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from resnet_jax.train.restore import restore_run  # noqa: PLC0415 - imports JAX
 
     run = restore_run(args.workdir, checkpoint=args.checkpoint, ema=args.ema)
-    scores, class_names = run.evaluate(args.split, data_dir=args.data_dir)
+    scores = run.evaluate(args.split, data_dir=args.data_dir)
     document: dict[str, Any] = {
         "workdir": str(args.workdir),
         "step": run.step,
@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         **scores.scalars(),
     }
     if args.per_class:
-        document["classes"] = _per_class(scores.confusion, class_names)
+        document["classes"] = _per_class(scores.confusion, run.class_names)
     if args.confusion:
         from resnet_jax.train.report import draw_confusion  # noqa: PLC0415 - imports matplotlib
 
-        draw_confusion(args.confusion, scores.confusion, class_names)
+        draw_confusion(args.confusion, scores.confusion, run.class_names)
         document["confusion"] = str(args.confusion)
     return document
 

@@ -9,6 +9,8 @@ from absl import flags
 
 from resnet_jax.errors import STOPPED_EARLY, ConfigError, ResnetJaxError, UsageError, did_you_mean
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 
 def report(error: ResnetJaxError) -> int:
     """Print the error on standard error and return its exit code."""
@@ -22,24 +24,39 @@ def exit_code_of(run: Callable[[], Any]) -> int:
         result = run()
     except ResnetJaxError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted; what was saved before is intact", file=sys.stderr)
+        return _INTERRUPTED
     return STOPPED_EARLY if result.stopped_early else 0
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line for `absl.app.run`; exits with one line if it is wrong."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        # A config file that is missing makes a config that fails when it is first looked at.
+        flags.FLAGS.config.to_dict()
     except ResnetJaxError as error:  # raised by the config file itself
         sys.exit(report(error))
     except flags.Error as error:
         sys.exit(report(_explain(argv, str(error))))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        explained = _unknown_field(argv)
-        if explained is None:
+    except OSError as error:
+        if "No such file" not in str(error):  # the file is there, and has an error of its own
             raise
-        sys.exit(report(explained))
-    except FileNotFoundError as error:
-        sys.exit(report(ConfigError(f"--config: {error.strerror or error}: {error.filename}")))
+        sys.exit(report(ConfigError(f"--config: there is no file {_config_file(argv)}.")))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        unknown = _unknown_field(argv)
+        if unknown is None:
+            raise
+        sys.exit(report(unknown))
+    return rest
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The file's name in `--config FILE:ARGUMENT` or `--config=FILE:ARGUMENT`."""
+    line = " ".join(argv)
+    found = re.search(r"--?config[= ]([^ :]+)", line)
+    return found[1] if found else line
 
 
 def _explain(argv: Sequence[str], message: str) -> ResnetJaxError:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 HELP = "Classify image files with a checkpoint of a run."
 EXAMPLE = "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize"
@@ -49,10 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print one row per image."""
-    table = Table("image", "class", "probability", "then")
+    """Print one line per image, the likeliest class first."""
     for prediction in document["predictions"]:
-        first, *others = prediction["top"]
-        then = "  ".join(f"{o['class']} {o['probability']:.1%}" for o in others)
-        table.add_row(prediction["image"], first["class"], f"{first['probability']:.1%}", then)
-    console.print(table)
+        classes = ", ".join(f"{top['class']} {top['probability']:.1%}" for top in prediction["top"])
+        console.print(f"{prediction['image']}: {classes}", markup=False)

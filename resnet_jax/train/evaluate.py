@@ -12,7 +12,7 @@ from jaxtyping import Int
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.sources import ImageSet
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.parallel.mesh import check_divisible, replicated, split
+from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.train.step import cross_entropy
 
 
@@ -50,11 +50,12 @@ class Evaluator:
     def __init__(self, model: ResNet, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
         """Pad the split to whole batches, with a mask, and place it on the mesh.
 
-        Raises:
-            ConfigError: the batch doesn't split over the mesh.
+        The scores don't depend on the size of the batch, which is rounded up to one that the
+        mesh can share, and down to the size of the split.
         """
-        check_divisible("eval_batch_size", batch_size, mesh)
         self._examples = len(data)
+        devices = mesh.shape["data"]
+        batch_size = -(-min(batch_size, len(data)) // devices) * devices
         batches = -(-len(data) // batch_size)
         padding = batches * batch_size - len(data)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -105,6 +106,21 @@ class Plan:
         return math.ceil(goal / self.batch_size)
 
 
+def load_data(config: ml_collections.ConfigDict) -> Dataset:
+    """Read the splits that `config.data` names: "train", "validation", "test".
+
+    Raises:
+        ConfigError: no such data or splits, or the splits share examples.
+        DataError: data that are missing or damaged.
+    """
+    splits = {role: config.data[role] for role in ("train", "validation", "test")}
+    return load_dataset(
+        config.data.name,
+        splits={role: spec for role, spec in splits.items() if spec},
+        data_dir=config.data.dir,
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
     """What a config stands for. Making one reads the data, but compiles nothing."""
@@ -116,6 +132,7 @@ class Experiment:
     plan: Plan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    normalization: dict[str, np.ndarray]  # of the training images
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
@@ -129,23 +146,13 @@ class Experiment:
         model = create_model(config.model.name, **model_overrides(config))
         mesh = make_mesh(data=config.mesh.data)
         check_divisible("batch_size", config.batch_size, mesh)
-        check_divisible("eval_batch_size", config.eval_batch_size, mesh)
         group = model.bn_group_size
         if group and config.batch_size % group:
             raise ConfigError(
                 f"batch_size is {config.batch_size}, which doesn't split into groups of"
                 f" model.bn_group_size = {group}."
             )
-        splits = {
-            "train": config.data.train,
-            "validation": config.data.validation,
-            "test": config.data.test,
-        }
-        dataset = load_dataset(
-            config.data.name,
-            splits={role: spec for role, spec in splits.items() if spec},
-            data_dir=config.data.dir,
-        )
+        dataset = load_data(config)
         height, width, _ = dataset.image_shape
         pad = config.data.crop_padding
         if pad >= min(height, width):
@@ -167,17 +174,19 @@ class Experiment:
             plan=plan,
             schedule=schedule,
             optimizer=make_optimizer(config.optimizer, schedule),
+            normalization=measure_normalization(
+                dataset.splits["train"].images, config.data.normalize
+            ),
         )
 
     def initial_state(self) -> TrainState:
         """The state before the first step, replicated over the mesh."""
-        train = self.dataset.splits["train"]
         state = init_state(
             self.model,
             self.optimizer,
             seed=self.config.seed,
             image_shape=self.dataset.image_shape,
-            normalization=measure_normalization(train.images, self.config.data.normalize),
+            normalization=self.normalization,
             with_ema=self.config.ema_decay > 0,
         )
         return jax.device_put(state, replicated(self.mesh))

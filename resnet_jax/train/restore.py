@@ -16,9 +16,10 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.config import from_json, model_overrides
-from resnet_jax.train.evaluate import Evaluation
-from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.evaluate import Evaluation, Evaluator
+from resnet_jax.train.experiment import load_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,7 @@ class TrainedNetwork:
         batch = np.stack(images)
         return np.asarray(jax.jit(probabilities)(self.variables, self.normalization, batch))
 
-    def evaluate(
-        self, split: str, *, data_dir: str | None = None
-    ) -> tuple[Evaluation, tuple[str, ...]]:
+    def evaluate(self, split: str, *, data_dir: str | None = None) -> Evaluation:
         """Score on "train", "validation" or "test" of the run's data, on all devices.
 
         Raises:
@@ -63,18 +62,19 @@ class TrainedNetwork:
             DataError: the data are missing, or aren't those that the network was made for.
         """
         config = self.config.copy_and_resolve_references()
-        config.mesh.data = -1
         if data_dir:
             config.data.dir = data_dir
         if not config.data[split]:
             raise ConfigError(f"The run's config names no {split} split.")
-        experiment = Experiment.make(config)
-        if experiment.dataset.class_names != self.class_names:
+        dataset = load_data(config)
+        if dataset.class_names != self.class_names:
             raise DataError(
                 f"{config.data.name} has other classes now than when the network was trained."
             )
-        scores = experiment.evaluator(split)(self.variables, self.normalization)
-        return scores, self.class_names
+        evaluator = Evaluator(
+            self.model, dataset.splits[split], batch_size=config.eval_batch_size, mesh=make_mesh()
+        )
+        return evaluator(self.variables, self.normalization)
 
 
 def restore_run(workdir: Path, *, checkpoint: str = "last", ema: bool = False) -> TrainedNetwork:

@@ -26,7 +26,7 @@ def _image_set(n: int) -> ImageSet:
 
 
 @pytest.mark.parametrize(
-    ("n", "batch", "devices"), [(50, 8, 1), (50, 16, 8), (13, 64, 4), (8, 8, 8)]
+    ("n", "batch", "devices"), [(50, 8, 1), (50, 16, 8), (13, 64, 4), (8, 8, 8), (20, 3, 8)]
 )
 def test_scores_equal_those_of_numpy(n, batch, devices):
     data = _image_set(n)

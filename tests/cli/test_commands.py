@@ -1,0 +1,149 @@
+"""resnet-jax summary, eval and predict on a run that was really trained."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax
+from resnet_jax.cli.main import main
+from resnet_jax.data.sources import load_dataset
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A small network, trained until it is clearly better than chance."""
+    from tests.conftest import make_tiny_config
+
+    config = make_tiny_config()
+    config.duration = 90 * 32.0
+    config.eval_every = 30 * 32.0
+    config.model.width = 8
+    config.schedule.base_lr = 0.4
+    config.eval_batch_size = 100
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, resnet_jax.fit(config, workdir)
+
+
+def _json(capsys, *arguments: str):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_eval_repeats_the_scores_of_training(run, capsys):
+    workdir, result = run
+    last = _json(capsys, "eval", str(workdir))
+    assert last["top1"] == result.evaluation["test"].top1 > 0.5
+    assert last["loss"] == pytest.approx(result.evaluation["test"].loss, rel=1e-5)
+    assert last["examples"] == 100
+    ema = _json(capsys, "eval", str(workdir), "--ema", "--split", "validation")
+    assert ema["top1"] == result.evaluation["validation_ema"].top1
+    assert ema["examples"] == 64
+    best = _json(capsys, "eval", str(workdir), "--checkpoint", "best")
+    assert best["step"] == result.best["step"]
+    assert best["top1"] == result.evaluation["test_best"].top1
+
+
+def test_eval_shows_each_class_and_draws_the_confusion(run, capsys, tmp_path):
+    workdir, result = run
+    picture = tmp_path / "confusion.png"
+    document = _json(capsys, "eval", str(workdir), "--per-class", "--confusion", str(picture))
+    confusion = result.evaluation["test"].confusion
+    assert [row["class"] for row in document["classes"]] == [str(i) for i in range(10)]
+    assert [row["correct"] for row in document["classes"]] == np.diag(confusion).tolist()
+    assert sum(row["examples"] for row in document["classes"]) == 100
+    recalls = [row["recall"] for row in document["classes"]]
+    np.testing.assert_allclose(recalls, np.diag(confusion) / confusion.sum(axis=1))
+    assert Image.open(picture).size[0] > 500
+
+
+def test_predict_agrees_with_evaluation(run, capsys, tmp_path):
+    """The same images as files: as many are right as evaluation counted."""
+    workdir, result = run
+    test = load_dataset("digits", splits={"test": "test[:100]"}).splits["test"]
+    paths = []
+    for i, image in enumerate(test.images):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image[:, :, 0]).save(paths[-1])
+    document = _json(capsys, "predict", str(workdir), *paths, "--top", "3")
+    first = [prediction["top"][0] for prediction in document["predictions"]]
+    right = sum(top["index"] == label for top, label in zip(first, test.labels, strict=True))
+    assert right / 100 == result.evaluation["test"].top1
+    for prediction in document["predictions"]:
+        probabilities = [top["probability"] for top in prediction["top"]]
+        assert len(probabilities) == 3
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) <= 1 + 1e-6
+
+
+def test_predict_refuses_what_does_not_fit_or_makes_it_fit(run, capsys, tmp_path):
+    workdir, _ = run
+    photo, text, torn = tmp_path / "photo.png", tmp_path / "text.png", tmp_path / "torn.png"
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(photo)
+    text.write_text("not an image")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(noise).save(torn)
+    torn.write_bytes(torn.read_bytes()[:-40])
+    messages = {
+        photo: "30×20 RGB, but the model takes 8×8 L",
+        text: "isn't a PNG or JPEG image",
+        torn: "can't be read",
+        tmp_path / "none.png": "No such file",
+    }
+    for path, message in messages.items():
+        assert main(["predict", str(workdir), str(path)]) == 65
+        error = capsys.readouterr().err
+        assert message in error
+        assert str(path) in error
+    assert main(["predict", str(workdir), str(photo), "--resize"]) == 0
+    assert capsys.readouterr().out.startswith(f"{photo}: ")
+
+
+def test_tables_for_people(run, capsys):
+    workdir, _ = run
+    assert main(["eval", str(workdir), "--per-class"]) == 0
+    assert "recall" in capsys.readouterr().out
+    assert main(["summary", "resnet20"]) == 0
+    out = capsys.readouterr().out
+    assert "layer3_2/conv2" in out
+    assert "269,722" in out
+    assert "40,551,040" in out
+
+
+def test_summary_as_json(capsys):
+    document = _json(capsys, "summary", "resnet50", "--image-size", "64", "--num-classes", "7")
+    assert document["params"] == 25_557_032 - 993 * 2049
+    assert document["layers"][-1]["output_shape"] == [7]
+    assert sum(layer["macs"] for layer in document["layers"]) == document["macs"]
+    half = _json(capsys, "summary", "resnet20", "--dtype", "bfloat16")
+    whole = _json(capsys, "summary", "resnet20")
+    assert half["activation_bytes"] == pytest.approx(whole["activation_bytes"] / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["summary", "resnet51"], 78, "Did you mean 'resnet56'"),
+        (["summary", "resnet50", "--image-size", "0"], 64, "--image-size is 0"),
+        (["eval", "no-such-run"], 78, "no-such-run isn't the directory of a run"),
+        (["evaluate", "x"], 64, "invalid choice: 'evaluate'"),
+        (["summary"], 64, "required: model"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, capsys):
+    try:
+        returned = main(arguments)
+    except SystemExit as error:  # the parser's own
+        returned = error.code
+    captured = capsys.readouterr()
+    assert returned == code
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_eval_names_the_checkpoints_there_are(run, capsys):
+    workdir, _ = run
+    assert main(["eval", str(workdir), "--checkpoint", "7"]) == 65
+    assert "no checkpoint '7'; it has last, best and the steps" in capsys.readouterr().err

@@ -1,0 +1,35 @@
+"""Meshes and the batches that fit them."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated, split
+
+
+def test_a_mesh_takes_all_devices_or_the_first_few():
+    assert make_mesh().shape == {"data": 8}
+    assert list(make_mesh(data=2).devices) == jax.devices()[:2]
+
+
+@pytest.mark.parametrize("data", [0, -2, 9])
+def test_a_mesh_that_does_not_fit_is_refused(data):
+    with pytest.raises(ConfigError, match=f"mesh.data is {data}, but there are 8 devices"):
+        make_mesh(data=data)
+
+
+def test_split_gives_each_device_its_part():
+    x = np.arange(48).reshape(3, 16)
+    y = jax.device_put(x, split(make_mesh(), axis=1))
+    for i, shard in enumerate(y.addressable_shards):
+        np.testing.assert_array_equal(shard.data, x[:, 2 * i : 2 * i + 2])
+    assert jax.device_put(x, replicated(make_mesh())).is_fully_replicated
+
+
+def test_a_batch_must_divide_the_mesh():
+    check_divisible("batch_size", 64, make_mesh())
+    with pytest.raises(ConfigError, match="batch_size is 60, .* use 56 or 64"):
+        check_divisible("batch_size", 60, make_mesh())
+    with pytest.raises(ConfigError, match="use 8"):
+        check_divisible("batch_size", 3, make_mesh())

@@ -1,0 +1,177 @@
+"""What `fit` refuses, before it compiles anything and without touching what is there."""
+
+import json
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.data.sources import Dataset, ImageSet
+from resnet_jax.errors import ConfigError, DataError, NumericalError, WriteError
+from resnet_jax.train.config import (
+    MAY_CHANGE,
+    default_config,
+    flatten,
+    from_json,
+    set_field,
+    to_json,
+    validate,
+)
+
+
+@pytest.fixture
+def never_compile(monkeypatch):
+    from resnet_jax.train.experiment import Experiment
+
+    def fail(self):
+        raise AssertionError("went on to the initial state")
+
+    monkeypatch.setattr(Experiment, "initial_state", fail)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.name", "resnet21", "no model 'resnet21'. Did you mean 'resnet"),
+        ("model.shortcut", "Z", "model.shortcut is 'Z'; it can be A, B"),
+        ("model.bn_group_size", 5, "doesn't split into groups of model.bn_group_size = 5"),
+        ("batch_size", 30, "batch_size is 30, which 8 devices can't share evenly; use 24 or 32"),
+        ("mesh.data", 9, "mesh.data is 9, but there are 8 devices"),
+        ("batch_size", 512, "256 examples, which is less than one batch of 512"),
+        ("duration", 0.0, "duration is 0.0; it must be greater than 0"),
+        ("duration", 3.0, "which is 0 steps of 32 examples"),
+        ("duration_unit", "steps", "it can be epochs, examples"),
+        ("label_smoothing", 1.0, "must be at least 0 and less than 1"),
+        ("optimizer.momentum", float("nan"), "it must be finite"),
+        ("optimizer.weight_decay", -1e-4, "it can't be negative"),
+        ("schedule.boundaries", ("soon",), "it must be a tuple of numbers"),
+        ("data.name", "digit", "Did you mean 'digits'"),
+        ("data.train", "trian", "Did you mean 'train'"),
+        ("data.validation", "train[200:300]", "train"),
+        ("data.crop_padding", 8, "data.crop_padding is 8, as much as the 8×8 images"),
+        ("data.normalize", "mean", "data.normalize is 'mean'"),
+    ],
+)
+def test_an_impossible_config_is_refused(
+    field, value, message, tiny_config, tmp_path, never_compile
+):
+    tiny_config.mesh.data = 8
+    set_field(tiny_config, field, value)
+    with pytest.raises(ConfigError) as error:
+        resnet_jax.fit(tiny_config, tmp_path / "run")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_missing_data_are_named_with_the_remedy(tiny_config, tmp_path, never_compile):
+    tiny_config.data.name = "mnist"
+    tiny_config.data.dir = str(tmp_path / "nothing")
+    with pytest.raises(DataError, match=r"mnist.*nothing.*download_and_prepare"):
+        resnet_jax.fit(tiny_config, tmp_path / "run")
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_first(tiny_config, tmp_path, never_compile):
+    (tmp_path / "file").write_text("")
+    tiny_config.model.name = "also wrong"
+    with pytest.raises(WriteError, match="can't be written"):
+        resnet_jax.fit(tiny_config, tmp_path / "file")
+
+
+def test_the_workdir_of_another_config_is_refused_with_a_diff(tiny_config, tmp_path, never_compile):
+    before = to_json(tiny_config)
+    (tmp_path / "config.json").write_text(before)
+    tiny_config.schedule.base_lr = 0.3
+    tiny_config.model.width = 8
+    tiny_config.log_every = 1  # may change
+    with pytest.raises(ConfigError) as error:
+        resnet_jax.fit(tiny_config, tmp_path)
+    lines = str(error.value).splitlines()
+    assert [line.strip() for line in lines[1:]] == [
+        "model.width: 4 → 8",
+        "schedule.base_lr: 0.1 → 0.3",
+    ]
+    assert (tmp_path / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"no_such_field": 1}', '{"seed": "one"}'])
+def test_a_damaged_config_is_refused(text, tiny_config, tmp_path, never_compile):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError):
+        resnet_jax.fit(tiny_config, tmp_path)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_checkpoints_without_a_config_are_not_touched(tiny_config, tmp_path, never_compile):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="holds checkpoints but no config.json"):
+        resnet_jax.fit(tiny_config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.schedule.base_lr = 1e30
+    tiny_config.schedule.warmup = 0.0
+    with pytest.raises(NumericalError, match="stopped being finite at or shortly before step"):
+        resnet_jax.fit(tiny_config, tmp_path)
+    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(r["loss"]) for r in records if r["split"] == "train")
+    assert len(steps) < 3
+
+
+def test_a_label_out_of_range_is_never_trained_on(tiny_config, tmp_path, monkeypatch):
+    from resnet_jax.data import sources
+
+    class Mislabelled:
+        lengths: ClassVar = {"train": 400, "test": 100}
+        image_shape = (8, 8, 1)
+        class_names = tuple("0123456789")
+        fingerprint = "made up"
+
+        def read(self, split):
+            n = self.lengths[split]
+            labels = np.arange(n, dtype=np.int32) % 10
+            if split == "train":
+                labels[123] = 10
+            return np.zeros((n, 8, 8, 1), np.uint8), labels
+
+    monkeypatch.setattr(sources, "_open", lambda name, data_dir: Mislabelled())
+    with pytest.raises(DataError, match=r"example 123 of split 'train'.* has label 10"):
+        resnet_jax.fit(tiny_config, tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_configs_survive_json(tiny_config):
+    again = from_json(to_json(tiny_config))
+    assert flatten(again) == flatten(tiny_config)
+    assert to_json(again) == to_json(tiny_config)
+
+
+def test_every_field_may_change_or_may_not_and_all_names_exist():
+    assert set(MAY_CHANGE) <= set(flatten(default_config()))
+
+
+@pytest.mark.parametrize("file", ["digits", "cifar10"])
+def test_the_configs_in_the_repository_are_valid(file):
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).parents[2] / "configs" / f"{file}.py"
+    spec = importlib.util.spec_from_file_location(file, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    validate(module.get_config())
+    if file == "cifar10":
+        validate(module.get_config("resnet110,cpu"))
+        paper = module.get_config("resnet110")
+        assert paper.duration == 64_000 * 128
+        assert paper.schedule.scales == (0.1, 1.0, 0.1, 0.01)
+
+
+def test_a_dataset_is_what_the_tests_think():
+    """Guards the stand-in above against a change of the interface."""
+    assert {"name", "splits", "class_names", "fingerprint"} <= set(Dataset.__dataclass_fields__)
+    assert set(ImageSet.__dataclass_fields__) == {"images", "labels"}
