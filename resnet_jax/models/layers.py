@@ -3,6 +3,9 @@
 Statistics, scales and losses are float32 whatever the compute `dtype` is.
 """
 
+import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,13 +15,41 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models.conv import conv2d
 
-# He et al. 2015 (1502.01852), eq. 10: std = sqrt(2 / n). Counting n by outputs keeps the size of
-# the *gradients*, which is what Torch's and torchvision's ResNets chose. Not truncated.
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_SMALLEST_DRAW = 2**16
 
-# Goyal et al. 2017 (1706.02677), section 5.1: small classifier weights, so that the first loss
-# is close to log(num_classes) and the first gradients are tame.
-classifier_normal = nn.initializers.normal(stddev=0.01)
+
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key: jax.Array, size: int) -> Float[Array, " n"]:
+    return jax.random.normal(key, (size,), jnp.float32)
+
+
+def _standard_normal(key: jax.Array, shape: Sequence[int]) -> Float[Array, "..."]:
+    """`jax.random.normal(key, shape)`, the same values, without a compilation for every shape.
+
+    Compiling the generator takes a second on CPU, and a network has dozens of shapes. But JAX's
+    n-th random number doesn't depend on how many are drawn, so a few sizes can serve all shapes.
+    """
+    n = math.prod(shape)
+    size = max(_SMALLEST_DRAW, 1 << (n - 1).bit_length())
+    return _draw(key, size)[:n].reshape(shape)
+
+
+def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """He et al. 2015 (1502.01852), eq. 10: a Gaussian of standard deviation √(2 / n), not cut off.
+
+    `shape` is [kh, kw, in, out]. Counting n by outputs, kh·kw·out, keeps the size of the
+    *gradients*, which is what Torch's and torchvision's ResNets chose.
+    """
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return (math.sqrt(2 / fan_out) * _standard_normal(key, shape)).astype(dtype)
+
+
+def classifier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    """Goyal et al. 2017 (1706.02677), section 5.1: a Gaussian of standard deviation 0.01.
+
+    The first loss is then close to log(classes), and the first gradients are tame.
+    """
+    return (0.01 * _standard_normal(key, shape)).astype(dtype)
 
 
 class Conv(nn.Module):

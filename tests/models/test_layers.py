@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models.layers import BatchNorm, max_pool
+from resnet_jax.models.layers import BatchNorm, classifier_normal, he_normal, max_pool
 
 
 def _reference(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -63,6 +63,17 @@ def test_a_batch_that_does_not_split_into_groups_is_refused(setting):
     x, _, _, variables = setting
     with pytest.raises(ValueError, match="batch of 8 doesn't split into groups of 3"):
         BatchNorm(group_size=3).apply(variables, x, train=True, update_stats=False)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (1, 1, 300, 400)])
+def test_initial_values_are_those_of_jax(shape):
+    """Drawn in other sizes, but the same numbers; JAX's own initialiser is the reference."""
+    key = jax.random.key(3)
+    reference = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_allclose(he_normal(key, shape), reference(key, shape), rtol=1e-6)
+    assert he_normal(key, shape, jnp.bfloat16).dtype == jnp.bfloat16
+    normal = jax.nn.initializers.normal(0.01)
+    np.testing.assert_allclose(classifier_normal(key, (64, 9)), normal(key, (64, 9)), rtol=1e-6)
 
 
 def test_max_pool_pads_like_pytorch():
