@@ -3,10 +3,11 @@
 Any field of the config can be overridden: --config.model.name=resnet56 --config.duration=40
 """
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from resnet_jax.cli.flags import exit_code_of, parse_flags
+from resnet_jax.cli.flags import exit_code_of, parse_flags, show_progress
+from resnet_jax.errors import UsageError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
@@ -18,14 +19,19 @@ _STOP_AT_STEP = flags.DEFINE_integer(
 flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
-    logging.set_verbosity(logging.WARNING)
     import resnet_jax  # noqa: PLC0415 - after the flags, so that --help and typos cost nothing
 
-    return exit_code_of(
-        lambda: resnet_jax.fit(_CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value)
-    )
+    def train() -> resnet_jax.FitResult:
+        if argv[1:]:
+            raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
+        if not _WORKDIR.value:
+            raise UsageError("--workdir is empty; it names the directory of the run.")
+        return resnet_jax.fit(_CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value)
+
+    show_progress()
+    return exit_code_of(train)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Saving and restoring train states with Orbax, in the background."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, WriteError
 
 State = TypeVar("State")
 
@@ -67,18 +68,22 @@ class Checkpointer:
             state: a tree of arrays; it may be donated as soon as this returns.
             progress: what else the run must know to go on; a JSON object.
             metrics: {"top1", "loss"} on the validation split, if it was just scored.
+
+        Raises:
+            WriteError: this save, or the one before, which ran in the background, has failed.
         """
-        self._manager.check_for_errors()
-        if step in self._manager.all_steps():
-            return  # the same run has been here before: the state is the same to the bit
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-            ),
-            metrics=metrics,
-            force=True,
-        )
+        with self._write_errors():
+            self._manager.check_for_errors()
+            if step in self._manager.all_steps():
+                return  # the same run has been here before: the state is the same to the bit
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                ),
+                metrics=metrics,
+                force=True,
+            )
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Read the checkpoint of `step`.
@@ -102,38 +107,67 @@ class Checkpointer:
             DataError: it can't be read.
         """
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        with self._read_errors(step):
+            stored = self._manager.item_metadata(step)["state"]
+            if stored is None:
+                raise ValueError("its description is missing or damaged")
         abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            self._manager.item_metadata(step)["state"],
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored
         )
         return self._restore(step, abstract)
 
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        try:
+        with self._read_errors(step):
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
                 ),
             )
-        except (ValueError, OSError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"The checkpoint of step {step} in {self._manager.directory} can't be restored:"
-                f" {reason}"
-            ) from error
         return restored["state"], restored["progress"]
 
     def progress(self, step: int) -> dict[str, Any]:
-        """What was saved as `progress` with the checkpoint of `step`."""
-        arguments = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=arguments)["progress"]
+        """What was saved as `progress` with the checkpoint of `step`.
+
+        Raises:
+            DataError: it can't be read.
+        """
+        with self._read_errors(step):
+            arguments = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=arguments)["progress"]
 
     def close(self) -> None:
         """Wait until everything is on disk.
 
         Raises:
-            Exception: whatever went wrong in the background.
+            WriteError: a save that ran in the background has failed.
         """
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._write_errors():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _read_errors(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            raise DataError(
+                f"The checkpoint of step {step} in {self._manager.directory} can't be restored:"
+                f" {_first_line(error)}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # likewise, on top of whatever the file system says
+            whole = sorted(p.name for p in self._manager.directory.iterdir() if p.name.isdecimal())
+            safe = f"checkpoints {', '.join(whole)} are intact" if whole else "nothing was saved"
+            raise WriteError(
+                f"A checkpoint can't be written to {self._manager.directory}"
+                f" ({_first_line(error)}); {safe}."
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,14 +1,19 @@
 """Turns the signals that end a job into a request to stop at the next safe point."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGINT set `requested`; a second SIGINT interrupts at once."""
+    """While entered, a signal sets `requested`; a SIGINT after that interrupts at once.
 
-    _signals = (signal.SIGTERM, signal.SIGINT)
+    SIGTERM comes from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A
+    signal that the process was told to ignore, as nohup does with SIGHUP, is left alone.
+    """
+
+    _signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested = False
@@ -17,7 +22,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only, and lets only it install handlers.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._handle) for s in self._signals}
+            for number in self._signals:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -32,4 +39,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.requested:
+            # Not print: its lock may be held by the code that the signal interrupted.
+            os.write(2, b"stopping: the steps under way are finished and saved first\n")
         self.requested = True

@@ -14,16 +14,16 @@ CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`, so that a reader or a crash sees the old or the new.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
 
     Raises:
         OSError: it can't be written; the old file is intact.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -68,6 +68,8 @@ def read_config(workdir: Path) -> str:
         raise ConfigError(
             f"{workdir} isn't the directory of a run: {CONFIG}: {error.strerror}."
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{workdir / CONFIG} is damaged: it isn't text.") from None
 
 
 def bind_config(
@@ -83,15 +85,16 @@ def bind_config(
     Raises:
         ConfigError: the run in `workdir` is another one; nothing of it was touched.
     """
-    if not (workdir / CONFIG).exists():
-        checkpoints = workdir / CHECKPOINTS
-        if checkpoints.is_dir() and any(checkpoints.iterdir()):
-            raise ConfigError(
-                f"{workdir} holds checkpoints but no {CONFIG}, so it isn't known what they are of."
-                " Nothing was touched; choose another --workdir."
-            )
+    checkpoints = workdir / CHECKPOINTS
+    if not (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        # A run that saved nothing has nothing to protect: the next attempt may mend its config.
         write_atomically(workdir / CONFIG, config)
         return
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(
+            f"{workdir} holds checkpoints but no {CONFIG}, so it isn't known what they are of."
+            " Nothing was touched; choose another --workdir."
+        )
     different = differences(read_config(workdir), config)
     if different:
         lines = "".join(f"\n  {line}" for line in different)

@@ -1,8 +1,11 @@
 """One clear line and an exit code for what a user can get wrong, instead of a traceback."""
 
+import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -30,40 +33,68 @@ def exit_code_of(run: Callable[[], Any]) -> int:
     return STOPPED_EARLY if result.stopped_early else 0
 
 
+def show_progress() -> None:
+    """Let the package say what takes long, such as a download, and keep other libraries quiet."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("resnet_jax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    # Orbax explains itself at length; what matters to a user comes as an exception.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line for `absl.app.run`; exits with one line if it is wrong."""
     try:
         rest = flags.FLAGS(argv)
         # A config file that is missing makes a config that fails when it is first looked at.
         flags.FLAGS.config.to_dict()
-    except ResnetJaxError as error:  # raised by the config file itself
-        sys.exit(report(error))
-    except flags.Error as error:
-        sys.exit(report(_explain(argv, str(error))))
-    except OSError as error:
-        if "No such file" not in str(error):  # the file is there, and has an error of its own
+    except Exception as error:
+        explained = _explain(error, argv)
+        if explained is None:
             raise
-        sys.exit(report(ConfigError(f"--config: there is no file {_config_file(argv)}.")))
-    except (AttributeError, KeyError, TypeError, ValueError):
-        unknown = _unknown_field(argv)
-        if unknown is None:
-            raise
-        sys.exit(report(unknown))
+        sys.exit(report(explained))
     return rest
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> ResnetJaxError | None:
+    """The sentence for what went wrong while the command line was parsed; None for a bug."""
+    if isinstance(error, ResnetJaxError):  # raised by the config file
+        return error
+    unknown = _unknown_field(argv)
+    if unknown:
+        return unknown
+    file = _config_file(argv)
+    if mistake := _mistake_in(file, error):
+        return mistake
+    if isinstance(error, OSError):
+        return ConfigError(f"--config: there is no file {file}.")
+    if isinstance(error, flags.Error):
+        line = re.sub(r"\s+", " ", str(error).strip())
+        if "--config." in line:
+            return ConfigError(line)
+        return UsageError(f"{line} (python {argv[0]} --help lists the flags)")
+    return None
 
 
 def _config_file(argv: Sequence[str]) -> str:
     """The file's name in `--config FILE:ARGUMENT` or `--config=FILE:ARGUMENT`."""
-    line = " ".join(argv)
-    found = re.search(r"--?config[= ]([^ :]+)", line)
-    return found[1] if found else line
+    found = re.search(r"--?config[= ]([^ :]+)", " ".join(argv))
+    return found[1] if found else "--config"
 
 
-def _explain(argv: Sequence[str], message: str) -> ResnetJaxError:
-    line = re.sub(r"\s+", " ", message.strip())
-    if "--config." in line:
-        return _unknown_field(argv) or ConfigError(line)
-    return UsageError(f"{line} (python {argv[0]} --help lists the flags)")
+def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
+    """An error raised in the config file itself, with its line: it is a user's program."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).name == Path(file).name]
+        if lines:
+            message = (str(error).strip().splitlines() or [""])[0].strip("'\"")
+            return ConfigError(f"{file}, line {lines[-1]}: {type(error).__name__}: {message}")
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _unknown_field(argv: Sequence[str]) -> ConfigError | None:

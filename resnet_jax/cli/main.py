@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -10,7 +9,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from resnet_jax.cli import evaluate, predict, summary
-from resnet_jax.cli.flags import report
+from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
 
 _SUBCOMMANDS = {"summary": summary, "eval": evaluate, "predict": predict}
@@ -38,15 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args(argv)
-    # Orbax explains itself at length; what matters to a user comes as an exception.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    show_progress()
     module = _SUBCOMMANDS[args.subcommand]
     try:
         document = module.run(args)
     except ResnetJaxError as error:
         return report(error)
     if args.json:
-        print(json.dumps(document, indent=2))
+        print(json.dumps(document, indent=2, allow_nan=False))
     else:
         module.show(document, Console(highlight=False, soft_wrap=True))
     return 0

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnet_jax.errors import DataError
 
-_MODES = {1: "L", 3: "RGB"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's name for 8-bit images with that many channels."""
+
+_CONVERTIBLE = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK"}
 _MAX_PIXELS = 50_000_000
 
 
@@ -27,7 +30,7 @@ def read_image(
         DataError: not an image, a damaged or an oversized one, or one that doesn't fit.
     """
     height, width, channels = shape
-    mode = _MODES[channels]
+    mode = MODES[channels]
     try:
         # Only formats that can't run anything or reach outside; Pillow reads the header first.
         with Image.open(path, formats=["PNG", "JPEG"]) as opened:
@@ -40,13 +43,11 @@ def read_image(
                     f"{path} is {image.width}×{image.height} {image.mode}, but the model takes"
                     f" {width}×{height} {mode}; --resize makes images fit."
                 )
+            if image.mode not in _CONVERTIBLE:
+                raise DataError(f"{path} is of mode {image.mode}, not of 8 bits per channel.")
             image = image.convert(mode)
             if image.size != (width, height):
-                scale = max(width / image.width, height / image.height)
-                size = (round(image.width * scale), round(image.height * scale))
-                image = image.resize(size, Image.Resampling.BILINEAR)
-                left, top = (size[0] - width) // 2, (size[1] - height) // 2
-                image = image.crop((left, top, left + width, top + height))
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
             return np.asarray(image, np.uint8).reshape(shape)
     except UnidentifiedImageError:
         raise DataError(f"{path} isn't a PNG or JPEG image.") from None

@@ -12,6 +12,7 @@ TensorFlow is never imported, and the heavy imports happen inside the functions 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -98,8 +99,8 @@ def load_dataset(name: str, *, splits: Mapping[str, str], data_dir: str | None =
     "train[45000:]", "train+validation"). Prepared data are looked for in `data_dir`, else in
     $TFDS_DATA_DIR, else in ~/tensorflow_datasets; `digits` needs none.
 
-    A role whose name begins with "train" is training data: the same example may not be in such a
-    role and in another one, so that no model is ever selected or tested on what it has seen.
+    No example may be in two roles, so that no model is selected on what it was trained on, or
+    tested on what it was trained or selected on.
 
     Raises ConfigError for an unknown data set, split or expression, for overlapping roles and for
     sets that don't fit in memory; DataError for data that are missing, damaged or wrongly labelled.
@@ -183,17 +184,15 @@ def _shared(one: Span, other: Span) -> str:
 def _refuse_overlap(
     name: str, splits: Mapping[str, str], spans: Mapping[str, Sequence[Span]]
 ) -> None:
-    """Raise ConfigError if a training role and another role have an example in common."""
-    training = [role for role in spans if role.startswith("train")]
-    for role in training:
-        for other in (other for other in spans if other not in training):
-            for shared in (_shared(a, b) for a in spans[role] for b in spans[other]):
-                if shared:
-                    raise ConfigError(
-                        f"the splits {role}={splits[role]!r} and {other}={splits[other]!r} of "
-                        f"{name!r} both hold {shared}; a model must not be selected or tested on "
-                        "examples that it was trained on, so slice them apart"
-                    )
+    """Raise ConfigError if two roles have an example in common."""
+    for role, other in itertools.combinations(spans, 2):
+        for shared in (_shared(a, b) for a in spans[role] for b in spans[other]):
+            if shared:
+                raise ConfigError(
+                    f"the splits {role}={splits[role]!r} and {other}={splits[other]!r} of "
+                    f"{name!r} both hold {shared}; a model must not be selected on what it was "
+                    "trained on, nor tested on what it was trained or selected on: slice them apart"
+                )
 
 
 def _refuse_too_large(name: str, source: Source, needed: Sequence[str]) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import array_cache
+from resnet_jax.data.image_files import MODES
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 _log = logging.getLogger(__name__)
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's name for 8-bit images with that many channels
+
 _BLOCK_BYTES = 2**22
 _BLOCK_EXAMPLES = 256
 
@@ -138,10 +139,10 @@ def decode_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
         # Pillow calls a 16-bit colour PNG "RGB" too and drops the low bytes; the header tells.
         depth = data[24] if image.format == "PNG" else 8
-        if (image.mode, image.size, depth) != (_MODES[channels], (width, height), 8):
+        if (image.mode, image.size, depth) != (MODES[channels], (width, height), 8):
             raise ValueError(
                 f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {depth} bits, not "
-                f"{width}x{height} {_MODES[channels]} of 8"
+                f"{width}x{height} {MODES[channels]} of 8"
             )
         return np.asarray(image).reshape(shape)
 
@@ -198,7 +199,7 @@ def _check(name: str, builder: Any) -> Prepared:
             f"and has {', '.join(parts) or features}"
         )
     shape = tuple(image.shape)
-    if None in shape or image.np_dtype != np.uint8 or shape[-1] not in _MODES:
+    if None in shape or image.np_dtype != np.uint8 or shape[-1] not in MODES:
         raise DataError(
             f"the images of {name!r} have shape {shape} and type {image.np_dtype}; only uint8 "
             "images of one fixed size with 1, 3 or 4 channels can be held in memory"

@@ -26,8 +26,9 @@ def _draw(key: jax.Array, size: int) -> Float[Array, " n"]:
 def _standard_normal(key: jax.Array, shape: Sequence[int]) -> Float[Array, "..."]:
     """`jax.random.normal(key, shape)`, the same values, without a compilation for every shape.
 
-    Compiling the generator takes a second on CPU, and a network has dozens of shapes. But JAX's
-    n-th random number doesn't depend on how many are drawn, so a few sizes can serve all shapes.
+    Compiling the generator takes a second on CPU, and a network has dozens of shapes. But the
+    n-th number of JAX's default generator (partitionable Threefry) doesn't depend on how many are
+    drawn, so a few sizes can serve all shapes.
     """
     n = math.prod(shape)
     size = max(_SMALLEST_DRAW, 1 << (n - 1).bit_length())

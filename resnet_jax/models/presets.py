@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import re
 from typing import Any
 
 import jax
@@ -52,11 +53,12 @@ PRESETS = _presets()
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the presets that match a shell-style pattern, by family then depth."""
 
-    def by_depth(name: str) -> tuple[str, int, str]:
-        digits = "".join(c for c in name.split("_", maxsplit=1)[0] if c.isdigit())
-        return name.rstrip("_v1").rstrip("0123456789"), int(digits or 0), name
+    def family_and_depth(name: str) -> tuple[str, int, str]:
+        found = re.match(r"(\D*)(\d*)(.*)", name)
+        assert found  # every part may be empty
+        return found[1], int(found[2] or 0), found[3]
 
-    return sorted(fnmatch.filter(PRESETS, pattern), key=by_depth)
+    return sorted(fnmatch.filter(PRESETS, pattern), key=family_and_depth)
 
 
 def create_model(name: str, **fields: Any) -> ResNet:
@@ -82,18 +84,18 @@ def create_model(name: str, **fields: Any) -> ResNet:
         if field in fields:
             fields[field] = _float_type(field, fields[field])
     if "stage_sizes" in fields:
-        fields["stage_sizes"] = tuple(fields["stage_sizes"])
+        sizes = tuple(fields["stage_sizes"])
+        if not all(isinstance(size, int) for size in sizes):
+            raise ConfigError(f"model.stage_sizes is {sizes!r}; it must be a tuple of integers.")
+        fields["stage_sizes"] = sizes
     return ResNet(**{**PRESETS[name], **fields})
 
 
 def _float_type(field: str, value: Any) -> jnp.dtype:
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ConfigError(f"model.{field} is {value!r}; it can be float32, bfloat16 or float16.")
-    return dtype
+    for known in (jnp.float32, jnp.bfloat16, jnp.float16):
+        if value in (known, jnp.dtype(known), jnp.dtype(known).name):
+            return jnp.dtype(known)
+    raise ConfigError(f"model.{field} is {value!r}; it can be float32, bfloat16 or float16.")
 
 
 def init_variables(model: ResNet, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:

@@ -50,7 +50,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse a misspelt choice by name, before anything is traced."""
+        """Refuse what can't be built, by name, before anything is traced."""
         choices = {"branch": Branch, "stem": Stem, "shortcut": Shortcut, "stride_on": StrideOn}
         for field, allowed in choices.items():
             value, known = getattr(self, field), get_args(allowed)
@@ -58,6 +58,18 @@ class ResNet(nn.Module):
                 hint = did_you_mean(str(value), known)
                 choice = ", ".join(known)
                 raise ConfigError(f"model.{field} is {value!r}; it can be {choice}.{hint}")
+        counts = {"width": self.width, "num_classes": self.num_classes}
+        counts |= {"stage_sizes": min(self.stage_sizes, default=0)}
+        if self.bn_group_size is not None:
+            counts["bn_group_size"] = self.bn_group_size
+        for field, smallest in counts.items():
+            if smallest < 1:
+                value = getattr(self, field)
+                raise ConfigError(f"model.{field} is {value!r}; it must be at least 1.")
+        if not 0 <= self.bn_momentum < 1:
+            raise ConfigError(f"model.bn_momentum is {self.bn_momentum}; it must be in [0, 1).")
+        if self.bn_epsilon <= 0:
+            raise ConfigError(f"model.bn_epsilon is {self.bn_epsilon}; it must be positive.")
         super().__post_init__()
 
     def __call__(

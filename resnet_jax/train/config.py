@@ -119,12 +119,17 @@ def validate(config: ConfigDict) -> None:
             f"duration_unit is {config.duration_unit!r}; it can be {', '.join(known)}.{hint}"
         )
     flat = flatten(config)
-    for name, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} is {value}; it must be finite.")
     for name in ("schedule.boundaries", "schedule.scales"):
         if not all(isinstance(v, int | float) for v in flat[name]):
             raise ConfigError(f"{name} is {flat[name]}; it must be a tuple of numbers.")
+    for name, value in flat.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name} is {value}; it must be finite.")
+    if not config.data.train:
+        raise ConfigError("data.train is empty; it names the split to train on.")
+    if config.seed >= 2**32:
+        raise ConfigError(f"seed is {config.seed}; it must be less than 2**32.")
     positive = (
         "batch_size",
         "eval_batch_size",
@@ -180,12 +185,12 @@ def from_json(text: str) -> ConfigDict:
     try:
         stored = flatten(json.loads(text))
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"it isn't a config written by this package ({error}).") from None
+        raise ConfigError(f"config.json isn't one that this package wrote ({error}).") from None
     config = default_config()
     known = flatten(config)
     for name, value in stored.items():
         if name not in known:
-            raise ConfigError(f"it has a field {name} that this version doesn't know.")
+            raise ConfigError(f"config.json has a field {name} that this version doesn't know.")
         if value is not None:
             set_field(config, name, value)
     return config

@@ -38,6 +38,7 @@ class TrainingConsole:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=self.console,
+            speed_estimate_period=600,  # log points may be minutes apart
             disable=not self.console.is_terminal,
         )
         self._task = self._bar.add_task(

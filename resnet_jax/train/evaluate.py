@@ -24,7 +24,8 @@ class Evaluation:
         examples: how many were scored: all of the split.
         loss: mean cross-entropy in nats, without label smoothing.
         top1, top5: share of examples, in 0…1, whose label is the first, or among the first five,
-            of the logits. Ties count for the label: they don't occur with float logits in practice.
+            of the logits. Between equal logits the class with the lower number comes first; an
+            example with a logit that isn't finite counts as wrong.
         confusion: int64 [true class, predicted class] counts.
     """
 
@@ -112,10 +113,11 @@ def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
     """Sums over the unmasked examples of one batch; counts are integers and therefore exact."""
     classes = logits.shape[-1]
     of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    rank = (logits > of_label).sum(axis=-1)  # 0 when the label's logit is the largest
-    # A NaN logit compares false with everything and would rank first.
-    wrong = ~jnp.isfinite(of_label[:, 0])
-    rank = jnp.where(wrong, classes, rank)
+    before_label = jnp.arange(classes) < labels[:, None]
+    # Ties are broken as argmax breaks them, or a network of equal logits would always be right.
+    ahead = (logits > of_label) | ((logits == of_label) & before_label)
+    # A NaN compares false with everything and would put its label first.
+    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), classes)
     ones = mask.astype(jnp.int32)
     predicted = logits.argmax(axis=-1)
     confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(ones)

@@ -1,7 +1,6 @@
 """The parts that a config stands for: data, model, mesh, optimiser, and when things happen."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -22,7 +21,7 @@ from resnet_jax.train.config import model_overrides, validate
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer, make_schedule
 from resnet_jax.train.state import TrainState, init_state
-from resnet_jax.train.step import Recipe, TrainSteps, make_train_steps
+from resnet_jax.train.step import Recipe, make_train_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +49,14 @@ class Plan:
                 f" than one batch of {config.batch_size}; lower batch_size."
             )
         unit = train_examples if config.duration_unit == "epochs" else 1
-        total_steps = round(config.duration * unit / config.batch_size)
+        total_steps = round(min(config.duration * unit / config.batch_size, 2.0**31))
         if total_steps < 1:
             raise ConfigError(
                 f"duration is {config.duration} {config.duration_unit}, which is 0 steps of"
                 f" {config.batch_size} examples; nothing would be trained."
             )
+        if total_steps >= 2**31:
+            raise ConfigError(f"duration is {config.duration}; it must be less than 2**31 steps.")
         return cls(
             batch_size=config.batch_size,
             train_examples=train_examples,
@@ -181,7 +182,18 @@ class Experiment:
 
     def initial_state(self) -> TrainState:
         """The state before the first step, replicated over the mesh."""
-        state = init_state(
+        return jax.device_put(self._initial_state(), replicated(self.mesh))
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, types and shardings of the state, without computing it."""
+        whole = replicated(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+            jax.eval_shape(self._initial_state),
+        )
+
+    def _initial_state(self) -> TrainState:
+        return init_state(
             self.model,
             self.optimizer,
             seed=self.config.seed,
@@ -189,17 +201,16 @@ class Experiment:
             normalization=self.normalization,
             with_ema=self.config.ema_decay > 0,
         )
-        return jax.device_put(state, replicated(self.mesh))
 
-    def train_steps(self) -> TrainSteps:
-        """The compiled training steps; see `make_train_steps`."""
+    def train_steps(self) -> jax.stages.Wrapped:
+        """The jitted training steps; see `make_train_steps`."""
         recipe = Recipe(
             crop_padding=self.config.data.crop_padding,
             flip=self.config.data.flip,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
         )
-        return make_train_steps(self.model, self.optimizer, recipe, self.mesh)
+        return make_train_steps(self.model, self.optimizer, recipe=recipe, mesh=self.mesh)
 
     def training_data(self) -> tuple[Any, Any]:
         """Images and labels of the training split, on every device."""
@@ -210,8 +221,12 @@ class Experiment:
         """The order of the training examples."""
         return ExampleStream(self.config.seed, self.plan.train_examples, self.plan.batch_size)
 
-    @functools.cache  # noqa: B019 - an experiment lives as long as its run
-    def evaluator(self, split: str) -> Evaluator:
-        """The evaluator of "validation" or "test", compiled once."""
-        data = self.dataset.splits[split]
-        return Evaluator(self.model, data, batch_size=self.config.eval_batch_size, mesh=self.mesh)
+    def evaluators(self) -> dict[str, Evaluator]:
+        """An evaluator of each held-out split, its images on the devices."""
+        return {
+            split: Evaluator(
+                self.model, data, batch_size=self.config.eval_batch_size, mesh=self.mesh
+            )
+            for split, data in self.dataset.splits.items()
+            if split != "train"
+        }

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, bind_config, prepare_workdir
-from resnet_jax.errors import NumericalError
+from resnet_jax.data.sources import Dataset
+from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 from resnet_jax.parallel.mesh import replicated
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import describe_differences, to_json
 from resnet_jax.train.console import TrainingConsole
-from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog
 from resnet_jax.train.report import draw_curves, run_summary, write_summary
@@ -55,26 +58,39 @@ def fit(
         stop_at_step: save and return after this step, as if a signal had asked for it.
 
     Raises:
+        UsageError: `stop_at_step` is less than 1.
         ConfigError: an impossible config, or not the one that the run in `workdir` began with.
-        DataError: data or checkpoints are missing or damaged.
+        DataError: data or checkpoints are missing or damaged, or data have changed.
         WriteError: `workdir` can't be written.
-        NumericalError: the loss or a gradient stopped being finite; nothing of that was saved.
+        NumericalError: something stopped being finite; nothing of that was saved.
     """
+    if stop_at_step is not None and stop_at_step < 1:
+        raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir = Path(workdir)
     prepare_workdir(workdir)
     experiment = Experiment.make(config)
     bind_config(workdir, to_json(config), describe_differences)
-    plan = experiment.plan
-
-    step, best, earlier_s = 0, None, 0.0
-    state = experiment.initial_state()
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+    try:
+        return _run(experiment, workdir, checkpoints, stop_at_step=stop_at_step)
+    except OSError as error:
+        raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
+
+
+def _run(
+    experiment: Experiment, workdir: Path, checkpoints: Checkpointer, *, stop_at_step: int | None
+) -> FitResult:
+    config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
+    step, best, earlier_s = 0, None, 0.0
     if checkpoints.steps():
         step = checkpoints.steps()[-1]
-        state, progress = checkpoints.restore(step, state)
+        state, progress = checkpoints.restore(step, experiment.abstract_state())
+        _check_same_data(progress, dataset, workdir)
         best, earlier_s = progress["best"], progress["wall_s"]
+    else:
+        state = experiment.initial_state()
 
-    train_steps = experiment.train_steps()
+    evaluators = experiment.evaluators()
     images, labels = experiment.training_data()
     stream = experiment.example_stream()
     empty_meter = jax.device_get(Meter.zero())
@@ -84,13 +100,15 @@ def fit(
         StopRequest() as stop,
     ):
         console.opening(experiment, workdir)
+        batches = stream.take(step, plan.steps_per_dispatch)
+        train_steps = experiment.train_steps().lower(state, images, labels, *batches, 1).compile()
         clock = Clock(step=step, earlier_s=earlier_s)
-        stopping = step == stop_at_step
+        stopping = False
         while step < plan.total_steps and not stopping:
             first, step = step, plan.next_pause(step, stop_at_step=stop_at_step)
-            ids, epochs = stream.take(first, plan.steps_per_dispatch)
-            state = train_steps(state, images, labels, ids, epochs, step - first)
-            stopping = stop.requested or step == stop_at_step
+            batches = stream.take(first, plan.steps_per_dispatch)
+            state = train_steps(state, images, labels, *batches, np.int32(step - first))
+            stopping = stop.requested or (stop_at_step is not None and step >= stop_at_step)
 
             # At a pause the order is: log, score, save. A checkpoint's step is on record before
             # the checkpoint exists, so a resumed run neither repeats nor misses a line.
@@ -102,9 +120,9 @@ def fit(
                 meter = jax.device_put(empty_meter, replicated(experiment.mesh))
                 state = state.replace(meter=meter)
             scores = None
-            if plan.evaluates_at(step) and "validation" in experiment.dataset.splits:
+            if plan.evaluates_at(step) and "validation" in evaluators:
                 with clock.paused(state):
-                    scores = _score(experiment, "validation", state)
+                    scores = _score(evaluators, "validation", state, step)
                 for record in _score_records(experiment, scores, step):
                     log.write(record)
                     console.evaluation(record)
@@ -112,15 +130,16 @@ def fit(
                     best = {"step": step, **scores["validation"].scalars()}
             if scores or stopping or plan.saves_at(step):
                 with clock.paused(state):
-                    _check_finite(state.meter, step, checkpoints)
+                    _check_finite(state, step, checkpoints)
                     checkpoints.save(
                         step,
                         state,
                         progress={
                             "best": best,
                             "wall_s": clock.wall_s(),
-                            "class_names": experiment.dataset.class_names,
-                            "image_shape": experiment.dataset.image_shape,
+                            "class_names": dataset.class_names,
+                            "image_shape": dataset.image_shape,
+                            "fingerprint": dataset.fingerprint,
                         },
                         metrics=scores["validation"].scalars() if scores else None,
                     )
@@ -130,24 +149,49 @@ def fit(
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, best, stopped_early=True)
 
-        evaluation = _final_scores(experiment, state, best, checkpoints)
+        evaluation: dict[str, Evaluation] = {}
+        for split in evaluators:
+            evaluation |= _score(evaluators, split, state, step)
+        records = _score_records(experiment, evaluation, step)
+        if best and "test" in evaluators:
+            of_best, _ = checkpoints.restore(best["step"], experiment.abstract_state())
+            scored = evaluators["test"](of_best.variables(), of_best.normalization)
+            evaluation["test_best"] = scored
+            records += _score_records(experiment, {"test_best": scored}, best["step"])
         checkpoints.close()
-        for record in _score_records(experiment, evaluation, step):
-            if record["split"] == "test":
+        for record in records:
+            if record["split"] == "test":  # the validation split was scored at this step already
                 log.write(record)
-        summary = run_summary(experiment, evaluation, best, log.history, wall_s=clock.wall_s())
+        summary = run_summary(
+            experiment,
+            evaluation=evaluation,
+            best=best,
+            history=log.history,
+            wall_s=clock.wall_s(),
+        )
         draw_curves(workdir, log.history, title=f"{config.model.name} on {config.data.name}")
         write_summary(workdir, summary)
         console.closing(summary, workdir)
     return FitResult(state, log.history, evaluation, best, stopped_early=False)
 
 
+def _check_same_data(progress: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
+    if progress["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"The images or labels of {dataset.name}, or their order, aren't those that the run in"
+            f" {workdir} began with (fingerprint {dataset.fingerprint}, was"
+            f" {progress['fingerprint']}). Nothing was touched; point data.dir at the old data."
+        )
+
+
 def _training_record(
     experiment: Experiment, meter: Meter, step: int, checkpoints: Checkpointer
 ) -> dict[str, Any]:
     """Means over the examples since the last log point; fetches the meter."""
-    _check_finite(meter, step, checkpoints)
     sums = jax.device_get(meter)
+    if not math.isfinite(sums.loss) or not math.isfinite(sums.grad_norm):
+        what = "gradient" if math.isfinite(sums.loss) else "loss"
+        raise _not_finite(f"The {what}", step, checkpoints)
     return {
         "step": step,
         "epoch": round(experiment.plan.epoch(step), 4),
@@ -160,42 +204,40 @@ def _training_record(
     }
 
 
-def _check_finite(meter: Meter, step: int, checkpoints: Checkpointer) -> None:
-    loss, grad_norm = jax.device_get((meter.loss, meter.grad_norm))
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    what = "gradient" if math.isfinite(loss) else "loss"
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _check_finite(state: TrainState, step: int, checkpoints: Checkpointer) -> None:
+    """Refuse to save a state that can't be trained on."""
+    if not _all_finite((state.params, state.batch_stats, state.ema, state.meter)):
+        raise _not_finite("A parameter, statistic or loss", step, checkpoints)
+
+
+def _not_finite(what: str, step: int, checkpoints: Checkpointer) -> NumericalError:
+    checkpoints.close()  # a save under way is of an earlier step, and good
     saved = checkpoints.steps()
     safe = f"The checkpoint of step {saved[-1]} is from before" if saved else "Nothing was saved"
-    raise NumericalError(
-        f"The {what} stopped being finite at or shortly before step {step}. {safe}; a lower"
+    return NumericalError(
+        f"{what} stopped being finite at or shortly before step {step}. {safe}; a lower"
         " schedule.base_lr, a schedule.warmup or optimizer.clip_norm usually helps."
     )
 
 
-def _score(experiment: Experiment, split: str, state: TrainState) -> dict[str, Evaluation]:
-    """Score the raw variables and, as `{split}_ema`, their moving averages."""
-    evaluator = experiment.evaluator(split)
-    scores = {split: evaluator(state.variables(), state.normalization)}
-    if state.ema is not None:
-        scores[f"{split}_ema"] = evaluator(state.variables(ema=True), state.normalization)
-    return scores
-
-
-def _final_scores(
-    experiment: Experiment,
-    state: TrainState,
-    best: dict[str, Any] | None,
-    checkpoints: Checkpointer,
+def _score(
+    evaluators: dict[str, Evaluator], split: str, state: TrainState, step: int
 ) -> dict[str, Evaluation]:
-    """Score the last state on every held-out split, and the best checkpoint on the test split."""
-    scores: dict[str, Evaluation] = {}
-    for split in experiment.dataset.splits:
-        if split != "train":
-            scores |= _score(experiment, split, state)
-    if best and "test" in scores:
-        best_state, _ = checkpoints.restore(best["step"], state)
-        scores["test_best"] = _score(experiment, "test", best_state)["test"]
+    """Score the raw variables and, as `{split}_ema`, their moving averages."""
+    scores = {split: evaluators[split](state.variables(), state.normalization)}
+    if state.ema is not None:
+        scores[f"{split}_ema"] = evaluators[split](state.variables(ema=True), state.normalization)
+    for name, scored in scores.items():
+        if not math.isfinite(scored.loss):
+            raise NumericalError(
+                f"The loss on {name} isn't finite after step {step}: the logits overflow. A lower"
+                " schedule.base_lr or a schedule.warmup usually helps."
+            )
     return scores
 
 

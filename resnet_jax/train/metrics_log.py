@@ -1,11 +1,13 @@
 """metrics.jsonl and TensorBoard: the record of a run, which survives a restart without a seam."""
 
 import json
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from resnet_jax.checkpoint.workdir import METRICS, write_atomically
+from resnet_jax.errors import DataError
 
 # Orders the record, but isn't plotted.
 _NOT_SCALARS = ("step", "epoch", "split", "weights")
@@ -30,16 +32,15 @@ class MetricsLog:
         self.history = [
             r for r in read_metrics(path) if r["step"] <= start_step and r["split"] != "test"
         ]
-        lines = [json.dumps(record) + "\n" for record in self.history]
+        lines = [json.dumps(record, allow_nan=False) + "\n" for record in self.history]
         write_atomically(path, "".join(lines))
         self._file: TextIO = path.open("a", encoding="utf-8")
-        purge = start_step + 1 if self.history else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
         self.history.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
         for name, value in record.items():
@@ -55,15 +56,31 @@ class MetricsLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
         self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a last line that a crash left unfinished."""
+    """The records of a metrics.jsonl, without a last line that a crash left unfinished.
+
+    Raises:
+        DataError: another line is damaged.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
+        except (ValueError, TypeError, KeyError):
+            raise DataError(
+                f"Line {number} of {path} is damaged. Checkpoints don't depend on it: remove the"
+                " line, or the file, and start the run again."
+            ) from None
+    return records

@@ -1,5 +1,6 @@
 """What a run leaves behind: summary.json and curves.png."""
 
+import io
 import json
 import os
 import platform
@@ -68,6 +69,9 @@ def _commit() -> str | None:
         return done.stdout.strip()
 
     try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # else it is a stranger's repository
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -85,10 +89,10 @@ def _cpu_model() -> str:
 
 def run_summary(
     experiment: Experiment,
+    *,
     evaluation: dict[str, Evaluation],
     best: dict[str, Any] | None,
     history: list[dict[str, Any]],
-    *,
     wall_s: float,
 ) -> dict[str, Any]:
     """Everything that summary.json says of a finished run."""
@@ -111,7 +115,7 @@ def run_summary(
         "final": scores,
         "best": best,
         "wall_s": round(wall_s, 1),
-        "img_per_s": statistics.median(speeds),
+        "img_per_s": statistics.median(speeds) if speeds else None,
         **provenance(),
         "config": config.to_dict(),
     }
@@ -119,7 +123,7 @@ def run_summary(
 
 def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
-    write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def draw_confusion(
@@ -130,7 +134,8 @@ def draw_confusion(
     Raises:
         WriteError: the picture can't be written.
     """
-    figure = new_figure(4 + 0.35 * len(class_names), 3 + 0.35 * len(class_names))
+    named = min(len(class_names), _MOST_NAMED_CLASSES)
+    figure = new_figure(4 + 0.35 * named, 3 + 0.35 * named)
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -197,4 +202,6 @@ def draw_curves(workdir: Path, history: list[dict[str, Any]], *, title: str) -> 
         axes.spines[["top", "right"]].set_visible(False)
     losses.legend(frameon=False)
     errors.legend(frameon=False)
-    figure.savefig(workdir / CURVES, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150, format="png")
+    write_atomically(workdir / CURVES, picture.getvalue())

@@ -1,7 +1,6 @@
 """One training step as a pure function, and many of them in one dispatch."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -100,33 +99,30 @@ def train_step(
     )
 
 
-TrainSteps = Callable[[TrainState, Any, Any, Any, Any, int], TrainState]
-
-
 def make_train_steps(
-    model: ResNet, optimizer: optax.GradientTransformation, recipe: Recipe, mesh: Mesh
-) -> TrainSteps:
+    model: ResNet, optimizer: optax.GradientTransformation, *, recipe: Recipe, mesh: Mesh
+) -> jax.stages.Wrapped:
     """Compile "take the next few steps" over images that lie on the devices.
 
     Returns:
-        `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of the batches
-        listed in `ids` and `epochs` [k, b]. The images and labels are the whole training split,
-        replicated; batches are gathered from it and split over the mesh. `state` is donated.
-        The number of steps is a run-time value, so that log, evaluation and checkpoint points
-        may cut a dispatch short without a new compilation.
+        A jitted `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of the
+        batches listed in `ids` and `epochs` [k, b]. The images and labels are the whole training
+        split, replicated; batches are gathered from it and split over the mesh. `state` is donated.
+        The number of steps is a run-time value, which a `scan` can't have, so that log, evaluation
+        and checkpoint points may cut a dispatch short without a second compilation.
     """
-    whole, batches = replicated(mesh), split(mesh, axis=1)
+    whole = replicated(mesh)
 
     def run(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
         def body(i: jax.Array, state: TrainState) -> TrainState:
-            chosen = ids[i]
-            batch = jax.lax.with_sharding_constraint(images[chosen], split(mesh))
+            # Each device gathers its part of the batch from its copy of the images.
+            chosen, epoch = jax.lax.with_sharding_constraint((ids[i], epochs[i]), split(mesh))
             return train_step(
                 state,
-                batch,
+                images[chosen],
                 labels[chosen],
                 chosen,
-                epochs[i],
+                epoch,
                 model=model,
                 optimizer=optimizer,
                 recipe=recipe,
@@ -136,7 +132,7 @@ def make_train_steps(
 
     return jax.jit(
         run,
-        in_shardings=(whole, whole, whole, batches, batches, whole),
+        in_shardings=whole,
         out_shardings=whole,
         donate_argnums=0,
     )

@@ -18,7 +18,7 @@ def run(tmp_path_factory):
 
     config = make_tiny_config()
     config.duration = 90 * 32.0
-    config.eval_every = 30 * 32.0
+    config.eval_every = config.checkpoint_every = 30 * 32.0
     config.model.width = 8
     config.schedule.base_lr = 0.4
     config.eval_batch_size = 100

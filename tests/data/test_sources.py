@@ -228,9 +228,9 @@ def test_training_examples_are_refused_elsewhere(splits, shared):
         digits(**splits)
 
 
-def test_what_may_overlap_does():
-    data = digits(train="train", train_eval="train[:100]", validation="test", test="test")
-    assert len(data.splits["train_eval"]) == 100
+def test_selection_and_test_may_not_share_examples():
+    with pytest.raises(ConfigError, match="validation='test' and test=.test. of .*0 to 359 of test"):
+        digits(train="train", validation="test", test="test")
 
 
 def test_no_split_is_refused():
