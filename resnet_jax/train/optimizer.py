@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from resnet_jax.errors import ConfigError, did_you_mean
@@ -63,6 +64,10 @@ def make_schedule(
         hint = did_you_mean(name, known)
         raise ConfigError(f"schedule.name is {name!r}; it can be {', '.join(known)}.{hint}")
     peak = config.base_lr * batch_size / config.reference_batch
+    if not np.isfinite(np.float32(peak)):
+        raise ConfigError(
+            f"schedule.base_lr is {config.base_lr}: a learning rate of {peak:.3g} isn't a float32."
+        )
     warmup = config.warmup * unit / batch_size  # in steps, not necessarily a whole number
     edges = jnp.asarray([b * unit / batch_size for b in config.boundaries], jnp.float32)
     if name == "step":

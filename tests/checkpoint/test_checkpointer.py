@@ -1,5 +1,7 @@
 """Saving from donated buffers, restoring onto other devices, and damage."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,21 @@ def test_a_missing_file_is_reported_with_the_step(tmp_path):
             file.unlink()
     with pytest.raises(DataError, match="checkpoint of step 4 .* can't be restored"):
         Checkpointer(tmp_path, keep=1).restore(4, _state(0.0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+@pytest.mark.parametrize("damage", ["_METADATA", "manifest.ocdbt", "state", "progress"])
+def test_damage_is_reported_to_those_who_only_read(damage, tmp_path):
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    checkpoints.save(4, _state(1.0), progress={"a": 1}, metrics=None)
+    checkpoints.close()
+    for path in [*(tmp_path / "4").rglob(damage)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.write_bytes(b"\0garbage")
+    with pytest.raises(DataError, match="checkpoint of step 4 .* can't be restored"):
+        Checkpointer(tmp_path, keep=None).restore_on_one_device(4)
 
 
 def test_another_shape_is_refused(tmp_path):

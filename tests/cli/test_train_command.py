@@ -43,10 +43,19 @@ def _train(*arguments: str) -> subprocess.CompletedProcess:
         (["--config=configs/cfar.py"], 78, "there is no file configs/cfar.py"),
         (["--config=configs/cifar10.py:resnet20,gpu"], 78, "no variant 'gpu', only 'cpu'"),
         ([DIGITS, "--wrkdir=x"], 64, "Did you mean: workdir"),
+        ([DIGITS, "digits"], 64, "'digits' isn't a flag"),
+        (["--config={tmp_path}/typo.py"], 78, "typo.py, line 5: "),
+        (["--config={tmp_path}/type.py"], 78, "type.py, line 5: TypeError"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, code, message, tmp_path):
+    for name, line in {"typo": "batchsize = 3", "type": "batch_size = 'three'"}.items():
+        (tmp_path / f"{name}.py").write_text(
+            "from resnet_jax.train.config import default_config\n\ndef get_config():\n"
+            f"    config = default_config()\n    config.{line}\n    return config\n"
+        )
     workdir = tmp_path / "run"
+    arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
     done = _train(*arguments, f"--workdir={workdir}")
     assert done.returncode == code
     assert message in done.stderr

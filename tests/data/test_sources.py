@@ -229,7 +229,9 @@ def test_training_examples_are_refused_elsewhere(splits, shared):
 
 
 def test_selection_and_test_may_not_share_examples():
-    with pytest.raises(ConfigError, match="validation='test' and test=.test. of .*0 to 359 of test"):
+    with pytest.raises(
+        ConfigError, match="validation='test' and test=.test. of .*0 to 359 of test"
+    ):
         digits(train="train", validation="test", test="test")
 
 

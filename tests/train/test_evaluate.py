@@ -46,6 +46,15 @@ def test_scores_equal_those_of_numpy(n, batch, devices):
     np.testing.assert_array_equal(scores.confusion, confusion)
 
 
+def test_equal_logits_score_as_argmax_would():
+    """A dead network must not look perfect."""
+    data = _image_set(70)
+    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    scores = evaluator({"gain": jnp.float32(0)}, {"mean": np.float32(0), "std": np.float32(1)})
+    assert scores.top1 == (data.labels == 0).mean() == np.trace(scores.confusion) / 70
+    assert scores.top5 == (data.labels < 5).mean()
+
+
 def test_a_network_of_nans_scores_nothing():
     data = _image_set(20)
     evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))

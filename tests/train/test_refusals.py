@@ -3,12 +3,15 @@
 import json
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.data import sources
 from resnet_jax.data.sources import Dataset, ImageSet
-from resnet_jax.errors import ConfigError, DataError, NumericalError, WriteError
+from resnet_jax.errors import ConfigError, DataError, NumericalError, UsageError, WriteError
 from resnet_jax.train.config import (
     MAY_CHANGE,
     default_config,
@@ -48,7 +51,19 @@ def never_compile(monkeypatch):
         ("schedule.boundaries", ("soon",), "it must be a tuple of numbers"),
         ("data.name", "digit", "Did you mean 'digits'"),
         ("data.train", "trian", "Did you mean 'train'"),
-        ("data.validation", "train[200:300]", "train"),
+        ("data.validation", "train[200:300]", "both hold examples 200 to 255 of train"),
+        ("data.validation", "test[:50]", "both hold examples 0 to 49 of test"),
+        ("data.train", "", "data.train is empty"),
+        ("model.width", 0, "model.width is 0; it must be at least 1"),
+        ("model.stage_sizes", (1, -1), "model.stage_sizes is (1, -1); it must be at least 1"),
+        ("model.stage_sizes", (1, "a"), "it must be a tuple of integers"),
+        ("model.bn_group_size", -32, "model.bn_group_size is -32; it must be at least 1"),
+        ("model.bn_momentum", 2.0, "it must be in [0, 1)"),
+        ("model.dtype", "float8_e4m3fn", "it can be float32, bfloat16 or float16"),
+        ("schedule.scales", (float("nan"),), "it must be finite"),
+        ("seed", 2**40, "it must be less than 2**32"),
+        ("schedule.base_lr", 1e40, "a learning rate of 2.5e+39 isn't a float32"),
+        ("duration", 1e300, "it must be less than 2**31 steps"),
         ("data.crop_padding", 8, "data.crop_padding is 8, as much as the 8×8 images"),
         ("data.normalize", "mean", "data.normalize is 'mean'"),
     ],
@@ -82,6 +97,7 @@ def test_a_workdir_that_cannot_be_written_is_refused_first(tiny_config, tmp_path
 def test_the_workdir_of_another_config_is_refused_with_a_diff(tiny_config, tmp_path, never_compile):
     before = to_json(tiny_config)
     (tmp_path / "config.json").write_text(before)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     tiny_config.schedule.base_lr = 0.3
     tiny_config.model.width = 8
     tiny_config.log_every = 1  # may change
@@ -95,10 +111,11 @@ def test_the_workdir_of_another_config_is_refused_with_a_diff(tiny_config, tmp_p
     assert (tmp_path / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"no_such_field": 1}', '{"seed": "one"}'])
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"no_such_field": 1}'])
 def test_a_damaged_config_is_refused(text, tiny_config, tmp_path, never_compile):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ConfigError):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="config.json"):
         resnet_jax.fit(tiny_config, tmp_path)
     assert (tmp_path / "config.json").read_text() == text
 
@@ -109,22 +126,72 @@ def test_checkpoints_without_a_config_are_not_touched(tiny_config, tmp_path, nev
         resnet_jax.fit(tiny_config, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(
-    tiny_config, tmp_path, monkeypatch
-):
-    tiny_config.schedule.base_lr = 1e30
+@pytest.mark.parametrize("steps", [1, 12])  # with 1, the loss is finite and the parameters aren't
+def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, tmp_path):
+    tiny_config.duration = steps * 32.0
+    tiny_config.schedule.base_lr = 3e38
+    tiny_config.schedule.reference_batch = 32
+    tiny_config.optimizer.weight_decay = 1e3  # each parameter × 3e41
     tiny_config.schedule.warmup = 0.0
-    with pytest.raises(NumericalError, match="stopped being finite at or shortly before step"):
+    with pytest.raises(NumericalError, match="finite"):
         resnet_jax.fit(tiny_config, tmp_path)
-    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(r["loss"]) for r in records if r["split"] == "train")
-    assert len(steps) < 3
+    checkpoints = Checkpointer(tmp_path / "checkpoints", keep=None)
+    for step in checkpoints.steps():
+        state, _ = checkpoints.restore_on_one_device(step)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        assert np.isfinite(json.loads(line)["loss"])
+
+    # Nothing was saved, so the same directory takes the mended config.
+    if not checkpoints.steps():
+        tiny_config.schedule.base_lr = 0.1
+        tiny_config.optimizer.weight_decay = 1e-4
+        assert not resnet_jax.fit(tiny_config, tmp_path).stopped_early
+    else:
+        assert steps > 1
+
+
+def test_changed_data_are_noticed_when_a_run_goes_on(tiny_config, tmp_path, monkeypatch):
+    resnet_jax.fit(tiny_config, tmp_path, stop_at_step=2)
+    original = sources.Digits.read
+    monkeypatch.setattr(
+        sources.Digits,
+        "read",
+        lambda self, split: (255 - original(self, split)[0], original(self, split)[1]),
+    )
+    with pytest.raises(DataError, match="aren't those that the run in .* began with"):
+        resnet_jax.fit(tiny_config, tmp_path)
+
+
+@pytest.mark.parametrize("step", [0, -1])
+def test_stopping_before_the_first_step_is_refused(step, tiny_config, tmp_path, never_compile):
+    with pytest.raises(UsageError, match=f"stop_at_step is {step}; it must be at least 1"):
+        resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step)
+
+
+def test_a_checkpoint_that_fails_names_what_is_intact(tiny_config, tmp_path, monkeypatch):
+    """The second save fails in the background, as on a full disk."""
+    resnet_jax.fit(tiny_config, tmp_path, stop_at_step=1)
+    import orbax.checkpoint as ocp
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(WriteError, match="No space left on device.*checkpoints 1 are intact"):
+        resnet_jax.fit(tiny_config, tmp_path)
+
+
+def test_a_damaged_record_is_named_with_its_line(tiny_config, tmp_path):
+    resnet_jax.fit(tiny_config, tmp_path, stop_at_step=6)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + "@@@\n" + "".join(lines[1:]))
+    with pytest.raises(DataError, match="Line 2 of .*metrics.jsonl is damaged"):
+        resnet_jax.fit(tiny_config, tmp_path)
 
 
 def test_a_label_out_of_range_is_never_trained_on(tiny_config, tmp_path, monkeypatch):
-    from resnet_jax.data import sources
-
     class Mislabelled:
         lengths: ClassVar = {"train": 400, "test": 100}
         image_shape = (8, 8, 1)

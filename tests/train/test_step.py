@@ -36,18 +36,15 @@ def test_ten_steps_on_eight_devices_equal_ten_steps_on_one(tiny_config, one_devi
     losses, state = _train(tiny_config, devices=8, steps=10)
     expected_losses, expected = one_device
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    for leaf, wanted in zip(
-        jax.tree.leaves((state.params, state.batch_stats, state.ema)),
-        jax.tree.leaves((expected.params, expected.batch_stats, expected.ema)),
-        strict=True,
-    ):
-        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4)
+    parts = [(s.params, s.batch_stats, s.ema, s.opt_state) for s in (state, expected)]
+    for leaf, wanted in zip(*map(jax.tree.leaves, parts), strict=True):
+        # Relative to the array's size: single elements may be close to zero.
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
 def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_device):
     _, expected = one_device
     experiment = Experiment.make(tiny_config)
-    tiny_config.steps_per_dispatch = 4
     run = experiment.train_steps()
     state = experiment.initial_state()
     images, labels = experiment.training_data()
@@ -99,7 +96,7 @@ def test_the_first_step_equals_one_written_out(tiny_config):
         )
         return -jax.nn.log_softmax(logits)[np.arange(len(y)), y].mean()
 
-    value, gradients = jax.value_and_grad(loss)(before.params)
+    value, gradients = jax.jit(jax.value_and_grad(loss))(before.params)
     decay = tiny_config.optimizer.weight_decay
     for p, g, new in zip(
         *map(jax.tree.leaves, (before.params, gradients, after.params)), strict=True
