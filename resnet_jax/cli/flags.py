@@ -41,7 +41,8 @@ def show_progress() -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    # Orbax explains itself at length; what matters to a user comes as an exception.
+    # JAX and Orbax explain themselves at length; what matters to a user comes as an exception.
+    logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 

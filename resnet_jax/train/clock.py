@@ -14,21 +14,25 @@ class Clock:
     All readings come from the monotonic clock, which no change of the system time disturbs.
     """
 
-    def __init__(self, *, step: int, earlier_s: float) -> None:
-        """Start counting at `step`, after `earlier_s` seconds in earlier processes."""
-        self._earlier_s = earlier_s
-        self._started = self._lap_started = time.monotonic()
-        self._lap_step = step
+    def __init__(self) -> None:
+        """Start counting."""
+        self.earlier_s = 0.0  # seconds that the run took in earlier processes
+        self._started = time.monotonic()
+        self.start_lap(0)
 
     def wall_s(self) -> float:
         """Seconds that the run has taken so far, pauses and compilation included."""
-        return self._earlier_s + time.monotonic() - self._started
+        return self.earlier_s + time.monotonic() - self._started
+
+    def start_lap(self, step: int) -> None:
+        """Leave what went before, such as compilation, out of the speed of training."""
+        self._lap_started, self._lap_step = time.monotonic(), step
 
     def lap(self, step: int, batch_size: int) -> float:
         """Training images per second since the last lap, and begin another."""
-        now = time.monotonic()
-        speed = (step - self._lap_step) * batch_size / max(now - self._lap_started, 1e-9)
-        self._lap_started, self._lap_step = now, step
+        elapsed = time.monotonic() - self._lap_started
+        speed = (step - self._lap_step) * batch_size / max(elapsed, 1e-9)
+        self.start_lap(step)
         return speed
 
     @contextlib.contextmanager

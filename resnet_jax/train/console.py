@@ -27,7 +27,7 @@ class TrainingConsole:
     def __init__(self, *, total_steps: int, start_step: int) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self._total = total_steps
-        self._started, self._start_step = time.monotonic(), start_step
+        self._start_step = start_step
         self._last_line = float("-inf")
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -126,8 +126,8 @@ class TrainingConsole:
         ):
             return
         self._last_line = now
-        per_step = (now - self._started) / max(record["step"] - self._start_step, 1)
-        eta = per_step * (self._total - record["step"])
+        batch_size = record["examples"] / record["step"]
+        eta = (self._total - record["step"]) * batch_size / record["img_per_s"]
         self.say(
             f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
             f"  ETA {_clock(eta)}"

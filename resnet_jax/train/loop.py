@@ -81,12 +81,13 @@ def _run(
     experiment: Experiment, workdir: Path, checkpoints: Checkpointer, *, stop_at_step: int | None
 ) -> FitResult:
     config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
-    step, best, earlier_s = 0, None, 0.0
+    clock = Clock()
+    step, best = 0, None
     if checkpoints.steps():
         step = checkpoints.steps()[-1]
         state, progress = checkpoints.restore(step, experiment.abstract_state())
         _check_same_data(progress, dataset, workdir)
-        best, earlier_s = progress["best"], progress["wall_s"]
+        best, clock.earlier_s = progress["best"], progress["wall_s"]
     else:
         state = experiment.initial_state()
 
@@ -102,7 +103,7 @@ def _run(
         console.opening(experiment, workdir)
         batches = stream.take(step, plan.steps_per_dispatch)
         train_steps = experiment.train_steps().lower(state, images, labels, *batches, 1).compile()
-        clock = Clock(step=step, earlier_s=earlier_s)
+        clock.start_lap(step)
         stopping = False
         while step < plan.total_steps and not stopping:
             first, step = step, plan.next_pause(step, stop_at_step=stop_at_step)

@@ -115,7 +115,7 @@ def run_summary(
         "final": scores,
         "best": best,
         "wall_s": round(wall_s, 1),
-        "img_per_s": statistics.median(speeds) if speeds else None,
+        "img_per_s": round(statistics.median(speeds), 1) if speeds else None,
         **provenance(),
         "config": config.to_dict(),
     }

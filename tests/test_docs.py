@@ -1,0 +1,92 @@
+"""README and docs say only what is so."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import resnet_jax
+from resnet_jax.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def _tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_results_in_the_readme_are_those_of_the_result_files():
+    tables = _tables()
+    assert tables.results_table() in README
+    # The models' table is computed from traces, of which the largest takes seconds.
+    for name, (error, _) in tables.PUBLISHED.items():
+        assert re.search(rf"\| `{name}` \|.*\| {error:.2f} % \|", README)
+
+
+def test_every_model_is_in_the_readme():
+    for name in resnet_jax.list_models():
+        assert f"| `{name}` |" in README
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").rglob("summary.json")))
+def test_every_result_names_how_it_came_about(path):
+    summary = json.loads(path.read_text())
+    assert re.fullmatch(r"[0-9a-f]{40}", summary["commit"])  # and no uncommitted changes
+    assert summary["command"].startswith("python train.py --config=configs/")
+    assert summary["versions"]["jax"]
+    assert summary["hardware"]["cpu"]
+    assert isinstance(summary["seed"], int)
+    last = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["split"] == "test"
+
+
+def test_the_promised_results_were_reached():
+    results = ROOT / "benchmarks" / "results"
+    digits = [
+        json.loads((results / f"digits/seed{seed}/summary.json").read_text()) for seed in range(3)
+    ]
+    assert sorted(run["final"]["test"]["top1"] for run in digits)[1] >= 0.983
+    cifar = json.loads((results / "cifar10_resnet20_cpu/summary.json").read_text())
+    assert cifar["final"]["test"]["top1"] >= 0.82
+    assert cifar["final"]["test"]["examples"] == 10_000
+    assert cifar["wall_s"] <= 45 * 60
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers"))]
+)
+def test_links_and_named_tests_exist(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
+    for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
+        assert (ROOT / file).exists(), file
+        assert not test or f"def {test}(" in (ROOT / file).read_text(), test
+
+
+def test_the_python_of_the_readme_runs():
+    """With a small image, and the network's depth as it is."""
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = code.replace("(224, 224, 3)", "(32, 32, 3)")
+    names = {}
+    lines = code.splitlines()
+    start = next(i for i, line in enumerate(lines) if "model.apply" in line)
+    exec("\n".join(lines[:start]), names)
+    names["images"] = names["jnp"].zeros((2, 32, 32, 3))
+    names["jax"].eval_shape(lambda: exec("\n".join(lines[start:]), names))
+    assert names["logits"].shape == (2, 1000)
+    assert set(names["taps"]) >= {"stem", "stage1", "pooled", "logits"}
+
+
+@pytest.mark.parametrize("command", ["summary", "eval", "predict"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert f"example: resnet-jax {command}" in capsys.readouterr().out
