@@ -1,8 +1,6 @@
 """Eight fake CPU devices for the whole suite, and one compilation cache."""
 
-import os
 import tempfile
-from pathlib import Path
 
 import jax
 import pytest
@@ -11,9 +9,10 @@ from ml_collections import ConfigDict
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Most of the suite's time is compilation, and a resumed run compiles what the first one did.
-_cache = Path(tempfile.gettempdir()) / f"resnet_jax-tests-{os.getuid()}" / jax.__version__
-jax.config.update("jax_compilation_cache_dir", str(_cache))
+# Most of the suite's time is compilation, and a resumed run compiles what the first one did. The
+# cache lasts for one session: programs of another machine might not run on this one.
+_cache = tempfile.TemporaryDirectory(prefix="resnet_jax-tests-")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

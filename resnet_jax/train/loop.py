@@ -124,7 +124,8 @@ def _run(
             if plan.evaluates_at(step) and "validation" in evaluators:
                 with clock.paused(state):
                     scores = _score(evaluators, "validation", state, step)
-                for record in _score_records(experiment, scores, step):
+                for name, scored in scores.items():
+                    record = _score_record(experiment, name, scored, step)
                     log.write(record)
                     console.evaluation(record)
                 if best is None or merit(vars(scores["validation"])) >= merit(best):
@@ -150,19 +151,18 @@ def _run(
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, best, stopped_early=True)
 
+        # The last state on every held-out split, and the selected one on the test split.
         evaluation: dict[str, Evaluation] = {}
         for split in evaluators:
             evaluation |= _score(evaluators, split, state, step)
-        records = _score_records(experiment, evaluation, step)
         if best and "test" in evaluators:
-            of_best, _ = checkpoints.restore(best["step"], experiment.abstract_state())
-            scored = evaluators["test"](of_best.variables(), of_best.normalization)
-            evaluation["test_best"] = scored
-            records += _score_records(experiment, {"test_best": scored}, best["step"])
+            selected, _ = checkpoints.restore(best["step"], experiment.abstract_state())
+            evaluation["test_best"] = _score(evaluators, "test", selected, best["step"])["test"]
+        for name, scored in evaluation.items():
+            if name.startswith("test"):  # the validation split was scored at this step already
+                scored_at = best["step"] if best and name == "test_best" else step
+                log.write(_score_record(experiment, name, scored, scored_at))
         checkpoints.close()
-        for record in records:
-            if record["split"] == "test":  # the validation split was scored at this step already
-                log.write(record)
         summary = run_summary(
             experiment,
             evaluation=evaluation,
@@ -242,19 +242,15 @@ def _score(
     return scores
 
 
-def _score_records(
-    experiment: Experiment, scores: dict[str, Evaluation], step: int
-) -> list[dict[str, Any]]:
-    records = []
-    for name, scored in scores.items():
-        split, _, weights = name.partition("_")
-        records.append(
-            {
-                "step": step,
-                "epoch": round(experiment.plan.epoch(step), 4),
-                "split": split,
-                "weights": weights or "raw",
-                **scored.scalars(),
-            }
-        )
-    return records
+def _score_record(
+    experiment: Experiment, name: str, scored: Evaluation, step: int
+) -> dict[str, Any]:
+    """A line of metrics.jsonl; `name` is that of a split, with the kind of weights after a "_"."""
+    split, _, weights = name.partition("_")
+    return {
+        "step": step,
+        "epoch": round(experiment.plan.epoch(step), 4),
+        "split": split,
+        "weights": weights or "raw",
+        **scored.scalars(),
+    }
