@@ -6,6 +6,7 @@ Any field of the config can be overridden: --config.model.name=resnet56 --config
 from absl import app, flags
 from ml_collections import config_flags
 
+from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.flags import exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
 
@@ -16,6 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run, to begin 
 _STOP_AT_STEP = flags.DEFINE_integer(
     "stop_at_step", None, "save and exit with code 75 after this step"
 )
+_STOP = StopRequest()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -28,11 +30,14 @@ def main(argv: list[str]) -> int:
             raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
         if not _WORKDIR.value:
             raise UsageError("--workdir is empty; it names the directory of the run.")
-        return resnet_jax.fit(_CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value)
+        return resnet_jax.fit(
+            _CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value, stop=_STOP
+        )
 
     show_progress()
     return exit_code_of(train)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with _STOP:  # from the start: Ctrl-C is no crash while libraries are imported either
+        app.run(main, flags_parser=parse_flags)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnet_jax.models.summary import summarize
     from resnet_jax.train.config import default_config
     from resnet_jax.train.loop import FitResult, fit
+    from resnet_jax.train.restore import TrainedNetwork, restore_run
 
 _HOME = {
     "ResnetJaxError": "errors",
@@ -28,6 +29,8 @@ _HOME = {
     "default_config": "train.config",
     "FitResult": "train.loop",
     "fit": "train.loop",
+    "TrainedNetwork": "train.restore",
+    "restore_run": "train.restore",
 }
 
 __all__ = [  # noqa: RUF022 - from the model to the run
@@ -39,6 +42,8 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "default_config",
     "fit",
     "FitResult",
+    "restore_run",
+    "TrainedNetwork",
     "ResnetJaxError",
 ]
 

@@ -12,6 +12,8 @@ from resnet_jax.errors import DataError, WriteError
 
 State = TypeVar("State")
 
+_LONGEST_REASON = 160  # characters; TensorStore describes its whole configuration
+
 
 def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
     """What makes one checkpoint better than another: top-1, and the loss between equals."""
@@ -151,9 +153,11 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            folder = self._manager.directory / str(step)
+            others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
             raise DataError(
-                f"The checkpoint of step {step} in {self._manager.directory} can't be restored:"
-                f" {_first_line(error)}"
+                f"The checkpoint of step {step} can't be restored ({_first_line(error)}). Move"
+                f" {folder} away to use another one; there are: {others}."
             ) from error
 
     @contextlib.contextmanager
@@ -170,4 +174,5 @@ class Checkpointer:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " …"

@@ -5,6 +5,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
+_NOTICE = b"stopping at the next safe point, where all is saved; Ctrl-C again gives up\n"
+
 
 class StopRequest:
     """While entered, a signal sets `requested`; a SIGINT after that interrupts at once.
@@ -41,5 +43,5 @@ class StopRequest:
             raise KeyboardInterrupt
         if not self.requested:
             # Not print: its lock may be held by the code that the signal interrupted.
-            os.write(2, b"stopping: the steps under way are finished and saved first\n")
+            os.write(2, _NOTICE)
         self.requested = True

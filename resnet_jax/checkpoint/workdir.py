@@ -72,33 +72,46 @@ def read_config(workdir: Path) -> str:
         raise ConfigError(f"{workdir / CONFIG} is damaged: it isn't text.") from None
 
 
-def bind_config(
+def check_config(
     workdir: Path, config: str, differences: Callable[[str, str], Sequence[str]]
-) -> None:
-    """Write the config of a new run, or check that the run in `workdir` began with the same one.
+) -> bool:
+    """Check that `workdir` is free for a run of this config, or holds one of it already.
+
+    A run that failed before it saved anything has nothing to protect, so that the next attempt
+    may mend its config.
 
     Args:
         workdir: directory of the run.
         config: as JSON text.
         differences: given the old and the new text, says what differs and may not, a line each.
 
+    Returns:
+        Whether the run is a new one, whose config is to be written.
+
     Raises:
-        ConfigError: the run in `workdir` is another one; nothing of it was touched.
+        ConfigError: the directory holds another run, or the remains of one; nothing was touched.
     """
+    advice = "Nothing was touched; choose another --workdir"
     checkpoints = workdir / CHECKPOINTS
     if not (checkpoints.is_dir() and any(checkpoints.iterdir())):
-        # A run that saved nothing has nothing to protect: the next attempt may mend its config.
-        write_atomically(workdir / CONFIG, config)
-        return
+        if (workdir / SUMMARY).exists():
+            raise ConfigError(
+                f"{workdir} holds the results of a finished run, whose checkpoints are gone."
+                f" {advice}."
+            )
+        return True
     if not (workdir / CONFIG).exists():
         raise ConfigError(
             f"{workdir} holds checkpoints but no {CONFIG}, so it isn't known what they are of."
-            " Nothing was touched; choose another --workdir."
+            f" {advice}."
         )
-    different = differences(read_config(workdir), config)
+    try:
+        different = differences(read_config(workdir), config)
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error} {advice}.") from None
     if different:
         lines = "".join(f"\n  {line}" for line in different)
         raise ConfigError(
-            f"{workdir} is a run with another config. Nothing was touched; choose another"
-            f" --workdir, or undo (old → new):{lines}"
+            f"{workdir} is a run with another config. {advice}, or undo (old → new):{lines}"
         )
+    return False

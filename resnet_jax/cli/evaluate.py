@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from resnet_jax.errors import UsageError, WriteError
+
 if TYPE_CHECKING:
     import numpy as np
 
+_PICTURES = (".png", ".pdf", ".svg")
 HELP = "Score a checkpoint of a run: top-1, top-5, loss, and on request each class."
 EXAMPLE = "resnet-jax eval runs/digits --checkpoint best --per-class --confusion confusion.png"
 
@@ -33,6 +36,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Restore, score, and draw what was asked for."""
     from resnet_jax.train.restore import restore_run  # noqa: PLC0415 - imports JAX
 
+    if args.confusion and not args.confusion.parent.is_dir():
+        raise WriteError(f"--confusion: there is no folder {args.confusion.parent}.")
+    if args.confusion and args.confusion.suffix not in _PICTURES:
+        raise UsageError(f"--confusion {args.confusion} must end in {', '.join(_PICTURES)}.")
     run = restore_run(args.workdir, checkpoint=args.checkpoint, ema=args.ema)
     scores = run.evaluate(args.split, data_dir=args.data_dir)
     document: dict[str, Any] = {

@@ -52,6 +52,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         # A config file that is missing makes a config that fails when it is first looked at.
         flags.FLAGS.config.to_dict()
+    except SystemExit:  # absl has printed --help, and would end with 1
+        sys.exit(0)
     except Exception as error:
         explained = _explain(error, argv)
         if explained is None:
@@ -74,6 +76,8 @@ def _explain(error: Exception, argv: Sequence[str]) -> ResnetJaxError | None:
         return ConfigError(f"--config: there is no file {file}.")
     if isinstance(error, flags.Error):
         line = re.sub(r"\s+", " ", str(error).strip())
+        if missing := re.search(r"flag --(\w+)=None", line):
+            return UsageError(f"--{missing[1]} is missing (python {argv[0]} --help explains it)")
         if "--config." in line:
             return ConfigError(line)
         return UsageError(f"{line} (python {argv[0]} --help lists the flags)")
@@ -106,6 +110,9 @@ def _unknown_field(argv: Sequence[str]) -> ConfigError | None:
     for argument in argv[1:]:
         found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if found and found[1] not in known:
+            fields = ", ".join(name for name in known if name.startswith(f"{found[1]}."))
+            if fields:
+                return ConfigError(f"{found[1]} is a section of the config; its fields: {fields}.")
             hint = did_you_mean(found[1], known)
             return ConfigError(f"There is no config field {found[1]!r}.{hint}")
     return None

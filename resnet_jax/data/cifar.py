@@ -154,7 +154,7 @@ def _download(name: str, official: Archive, path: Path) -> Iterator[bytes]:
         raise DataError(
             f"{name} isn't prepared in {path.parents[2]}, and {official.url} can't be downloaded "
             f"({reason}); fetch {official.file_name} on another machine and put it at {path}, or "
-            f"point --config.data.dir or TFDS_DATA_DIR at a folder that holds a prepared {name}"
+            f"point data.dir or TFDS_DATA_DIR at a folder that holds a prepared {name}"
         ) from error
 
 

@@ -156,6 +156,8 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
     from tensorflow_datasets.core import naming, read_only_builder, registered
 
     folder = data_folder(data_dir)
+    if data_dir and not folder.is_dir():
+        raise DataError(f"the data folder {folder} doesn't exist; create it to have data put there")
     try:
         naming.parse_builder_name_kwargs(name)
     except ValueError as error:

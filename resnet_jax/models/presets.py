@@ -71,7 +71,7 @@ def create_model(name: str, **fields: Any) -> ResNet:
         ConfigError: unknown name or field, with the nearest known one.
     """
     if name not in PRESETS:
-        hint = did_you_mean(name, PRESETS)
+        hint = did_you_mean(str(name), PRESETS)
         raise ConfigError(
             f"There is no model {name!r}.{hint} resnet_jax.list_models() names all of them."
         )
@@ -83,19 +83,14 @@ def create_model(name: str, **fields: Any) -> ResNet:
     for field in ("dtype", "param_dtype"):
         if field in fields:
             fields[field] = _float_type(field, fields[field])
-    if "stage_sizes" in fields:
-        sizes = tuple(fields["stage_sizes"])
-        if not all(isinstance(size, int) for size in sizes):
-            raise ConfigError(f"model.stage_sizes is {sizes!r}; it must be a tuple of integers.")
-        fields["stage_sizes"] = sizes
     return ResNet(**{**PRESETS[name], **fields})
 
 
 def _float_type(field: str, value: Any) -> jnp.dtype:
-    for known in (jnp.float32, jnp.bfloat16, jnp.float16):
+    for known in (jnp.float32, jnp.bfloat16):  # float16 would need loss scaling
         if value in (known, jnp.dtype(known), jnp.dtype(known).name):
             return jnp.dtype(known)
-    raise ConfigError(f"model.{field} is {value!r}; it can be float32, bfloat16 or float16.")
+    raise ConfigError(f"model.{field} is {value!r}; it can be float32 or bfloat16.")
 
 
 def init_variables(model: ResNet, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:

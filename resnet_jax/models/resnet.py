@@ -58,14 +58,19 @@ class ResNet(nn.Module):
                 hint = did_you_mean(str(value), known)
                 choice = ", ".join(known)
                 raise ConfigError(f"model.{field} is {value!r}; it can be {choice}.{hint}")
-        counts = {"width": self.width, "num_classes": self.num_classes}
-        counts |= {"stage_sizes": min(self.stage_sizes, default=0)}
+        if not isinstance(self.stage_sizes, tuple) or not self.stage_sizes:
+            raise ConfigError(f"model.stage_sizes is {self.stage_sizes!r}; it must be a tuple.")
+        counts: dict[str, tuple[int, ...]] = {
+            "stage_sizes": self.stage_sizes,
+            "width": (self.width,),
+            "num_classes": (self.num_classes,),
+        }
         if self.bn_group_size is not None:
-            counts["bn_group_size"] = self.bn_group_size
-        for field, smallest in counts.items():
-            if smallest < 1:
+            counts["bn_group_size"] = (self.bn_group_size,)
+        for field, numbers in counts.items():
+            if not all(isinstance(n, int) and n >= 1 for n in numbers):
                 value = getattr(self, field)
-                raise ConfigError(f"model.{field} is {value!r}; it must be at least 1.")
+                raise ConfigError(f"model.{field} is {value!r}; it takes integers from 1 up.")
         if not 0 <= self.bn_momentum < 1:
             raise ConfigError(f"model.bn_momentum is {self.bn_momentum}; it must be in [0, 1).")
         if self.bn_epsilon <= 0:

@@ -24,7 +24,7 @@ def make_mesh(*, data: int = -1) -> Mesh:
     count = len(devices) if data == -1 else data
     if not 1 <= count <= len(devices) or (jax.process_count() > 1 and count != len(devices)):
         raise ConfigError(
-            f"mesh.data is {data}, but there are {len(devices)} devices"
+            f"mesh.data is {data}, but the number of devices is {len(devices)}"
             f" ({devices[0].device_kind}); use -1 for all of them."
         )
     return Mesh(np.asarray(devices[:count]), ("data",))

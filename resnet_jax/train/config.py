@@ -72,7 +72,9 @@ def default_config() -> ConfigDict:
     config.schedule.scales = (1.0,)  # of "step": one more than boundaries
 
     config.label_smoothing = 0.0
-    config.ema_decay = 0.0  # 0 for no moving averages
+    # Of moving averages of the parameters, which begin at the initial values; 0 for none. They are
+    # scored beside the raw parameters, but don't choose the best checkpoint.
+    config.ema_decay = 0.0
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that share a batch; -1 for all
@@ -185,12 +187,12 @@ def from_json(text: str) -> ConfigDict:
     try:
         stored = flatten(json.loads(text))
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"config.json isn't one that this package wrote ({error}).") from None
+        raise ConfigError(f"it isn't a config that this package wrote ({error}).") from None
     config = default_config()
     known = flatten(config)
     for name, value in stored.items():
         if name not in known:
-            raise ConfigError(f"config.json has a field {name} that this version doesn't know.")
+            raise ConfigError(f"it has a field {name} that this version doesn't know.")
         if value is not None:
             set_field(config, name, value)
     return config

@@ -74,7 +74,7 @@ class TrainingConsole:
             self.say(
                 f"resuming {workdir} at step {self._start_step:,} of {self._total:,}"
                 if self._start_step < self._total
-                else f"{workdir} is trained already; scoring it again"
+                else f"{workdir} is trained already; its record is left as it is"
             )
 
     def stopped(self, step: int, workdir: Path) -> None:
@@ -94,8 +94,10 @@ class TrainingConsole:
             self.say(
                 f"top-1 {scores['top1']:.2%} of {scores['examples']:,}"
                 f" {'test' if 'test' in summary['final'] else 'validation'} images"
-                f" after {summary['epochs']:.1f} epochs and {_clock(summary['wall_s'])}"
+                f" after {summary['epochs']:.3g} epochs and {_clock(summary['wall_s'])}"
             )
+        if averaged := summary["final"].get("test_ema"):
+            self.say(f"moving averages: top-1 {averaged['top1']:.2%} on test")
         if summary["best"] and "test" in summary["best"]:
             best = summary["best"]
             self.say(

@@ -17,7 +17,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated
-from resnet_jax.train.config import model_overrides, validate
+from resnet_jax.train.config import model_overrides
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer, make_schedule
 from resnet_jax.train.state import TrainState, init_state
@@ -137,13 +137,12 @@ class Experiment:
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
-        """Build the parts, cheap checks first.
+        """Build the parts of a config that is valid, cheap checks first.
 
         Raises:
             ConfigError: an impossible config.
             DataError: data that are missing or damaged.
         """
-        validate(config)
         model = create_model(config.model.name, **model_overrides(config))
         mesh = make_mesh(data=config.mesh.data)
         check_divisible("batch_size", config.batch_size, mesh)

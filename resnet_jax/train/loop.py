@@ -1,6 +1,8 @@
 """A whole run, from a config to a directory of results."""
 
+import contextlib
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,24 @@ import numpy as np
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.checkpoint.workdir import CHECKPOINTS, bind_config, prepare_workdir
+from resnet_jax.checkpoint.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    check_config,
+    prepare_workdir,
+    write_atomically,
+)
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 from resnet_jax.parallel.mesh import replicated
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.config import describe_differences, to_json
+from resnet_jax.train.config import describe_differences, to_json, validate
 from resnet_jax.train.console import TrainingConsole
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.metrics_log import MetricsLog
+from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.report import draw_curves, run_summary, write_summary
 from resnet_jax.train.state import Meter, TrainState
 
@@ -48,7 +58,11 @@ class FitResult:
 
 
 def fit(
-    config: ml_collections.ConfigDict, workdir: str | Path, *, stop_at_step: int | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    *,
+    stop_at_step: int | None = None,
+    stop: StopRequest | None = None,
 ) -> FitResult:
     """Train the model of `config`, or go on where the run in `workdir` was stopped.
 
@@ -56,6 +70,8 @@ def fit(
         config: made by a file in configs/ or by `default_config`.
         workdir: directory of the run, created if need be; it is bound to this config.
         stop_at_step: save and return after this step, as if a signal had asked for it.
+        stop: a request that the caller has entered already; by default `fit` listens for signals
+            itself while it trains.
 
     Raises:
         UsageError: `stop_at_step` is less than 1.
@@ -67,18 +83,27 @@ def fit(
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir = Path(workdir)
+    validate(config)
     prepare_workdir(workdir)
+    new = check_config(workdir, to_json(config), describe_differences)
     experiment = Experiment.make(config)
-    bind_config(workdir, to_json(config), describe_differences)
-    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
     try:
-        return _run(experiment, workdir, checkpoints, stop_at_step=stop_at_step)
+        if new:
+            write_atomically(workdir / CONFIG, to_json(config))
+        checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
+            return _run(experiment, workdir, checkpoints, request, stop_at_step=stop_at_step)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
 
 
 def _run(
-    experiment: Experiment, workdir: Path, checkpoints: Checkpointer, *, stop_at_step: int | None
+    experiment: Experiment,
+    workdir: Path,
+    checkpoints: Checkpointer,
+    stop: StopRequest,
+    *,
+    stop_at_step: int | None,
 ) -> FitResult:
     config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
     clock = Clock()
@@ -92,13 +117,21 @@ def _run(
         state = experiment.initial_state()
 
     evaluators = experiment.evaluators()
+    if step >= plan.total_steps and (workdir / SUMMARY).exists():
+        # Finished and on record: what was measured then is left as it is.
+        evaluation = _final_scores(evaluators, experiment, state, step, best, checkpoints)
+        with TrainingConsole(total_steps=plan.total_steps, start_step=step) as console:
+            console.opening(experiment, workdir)
+            console.closing(json.loads((workdir / SUMMARY).read_text()), workdir)
+        history = read_metrics(workdir / METRICS)
+        return FitResult(state, history, evaluation, best, stopped_early=False)
+
     images, labels = experiment.training_data()
     stream = experiment.example_stream()
     empty_meter = jax.device_get(Meter.zero())
     with (
         MetricsLog(workdir, start_step=step) as log,
         TrainingConsole(total_steps=plan.total_steps, start_step=step) as console,
-        StopRequest() as stop,
     ):
         console.opening(experiment, workdir)
         batches = stream.take(step, plan.steps_per_dispatch)
@@ -151,13 +184,7 @@ def _run(
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, best, stopped_early=True)
 
-        # The last state on every held-out split, and the selected one on the test split.
-        evaluation: dict[str, Evaluation] = {}
-        for split in evaluators:
-            evaluation |= _score(evaluators, split, state, step)
-        if best and "test" in evaluators:
-            selected, _ = checkpoints.restore(best["step"], experiment.abstract_state())
-            evaluation["test_best"] = _score(evaluators, "test", selected, best["step"])["test"]
+        evaluation = _final_scores(evaluators, experiment, state, step, best, checkpoints)
         for name, scored in evaluation.items():
             if name.startswith("test"):  # the validation split was scored at this step already
                 scored_at = best["step"] if best and name == "test_best" else step
@@ -239,6 +266,24 @@ def _score(
                 f"The loss on {name} isn't finite after step {step}: the logits overflow. A lower"
                 " schedule.base_lr or a schedule.warmup usually helps."
             )
+    return scores
+
+
+def _final_scores(
+    evaluators: dict[str, Evaluator],
+    experiment: Experiment,
+    state: TrainState,
+    step: int,
+    best: dict[str, Any] | None,
+    checkpoints: Checkpointer,
+) -> dict[str, Evaluation]:
+    """Score the last state on every held-out split, and the selected one on the test split."""
+    scores: dict[str, Evaluation] = {}
+    for split in evaluators:
+        scores |= _score(evaluators, split, state, step)
+    if best and "test" in evaluators:
+        selected, _ = checkpoints.restore(best["step"], experiment.abstract_state())
+        scores["test_best"] = _score(evaluators, "test", selected, best["step"])["test"]
     return scores
 
 

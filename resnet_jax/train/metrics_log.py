@@ -28,7 +28,7 @@ class MetricsLog:
         from tensorboardX import SummaryWriter  # noqa: PLC0415 - 0.2 s that models don't need
 
         path = workdir / METRICS
-        # Test scores are the last lines of a finished run, which writes them again.
+        # Test scores are the last lines of a run; if it was killed there, they are written again.
         self.history = [
             r for r in read_metrics(path) if r["step"] <= start_step and r["split"] != "test"
         ]

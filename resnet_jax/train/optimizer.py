@@ -69,6 +69,11 @@ def make_schedule(
             f"schedule.base_lr is {config.base_lr}: a learning rate of {peak:.3g} isn't a float32."
         )
     warmup = config.warmup * unit / batch_size  # in steps, not necessarily a whole number
+    if warmup >= total_steps:
+        raise ConfigError(
+            f"schedule.warmup is {config.warmup}, as long as the whole run or longer: the learning"
+            " rate would never reach its peak."
+        )
     edges = jnp.asarray([b * unit / batch_size for b in config.boundaries], jnp.float32)
     if name == "step":
         rising = all(a < b for a, b in zip(config.boundaries, config.boundaries[1:], strict=False))

@@ -151,7 +151,7 @@ def draw_confusion(
             text = str(confusion[true, predicted])
             axes.text(predicted, true, text, ha="center", va="center", color=color, fontsize=7)
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
     except (OSError, ValueError) as error:
         raise WriteError(f"{path} can't be written: {error}") from None
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
-from resnet_jax.checkpoint.workdir import CHECKPOINTS, read_config
+from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import create_model
@@ -89,7 +89,10 @@ def restore_run(workdir: Path, *, checkpoint: str = "last", ema: bool = False) -
         ConfigError: `workdir` isn't a run, or has no moving averages.
         DataError: it has no such checkpoint, or the checkpoint is damaged.
     """
-    config = from_json(read_config(workdir))
+    try:
+        config = from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
     if ema and not config.ema_decay:
         raise ConfigError(f"{workdir} has no moving averages: its ema_decay is 0.")
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=None)

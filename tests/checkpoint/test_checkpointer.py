@@ -64,7 +64,7 @@ def test_a_missing_file_is_reported_with_the_step(tmp_path):
     for file in (tmp_path / "4" / "state").rglob("*"):
         if file.is_file() and "manifest" in file.name:
             file.unlink()
-    with pytest.raises(DataError, match="checkpoint of step 4 .* can't be restored"):
+    with pytest.raises(DataError, match="checkpoint of step 4 can't be restored .*there are: none"):
         Checkpointer(tmp_path, keep=1).restore(4, _state(0.0))
 
 
@@ -79,7 +79,7 @@ def test_damage_is_reported_to_those_who_only_read(damage, tmp_path):
             shutil.rmtree(path)
         else:
             path.write_bytes(b"\0garbage")
-    with pytest.raises(DataError, match="checkpoint of step 4 .* can't be restored"):
+    with pytest.raises(DataError, match="checkpoint of step 4 can't be restored .*there are: none"):
         Checkpointer(tmp_path, keep=None).restore_on_one_device(4)
 
 

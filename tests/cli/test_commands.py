@@ -58,6 +58,21 @@ def test_eval_shows_each_class_and_draws_the_confusion(run, capsys, tmp_path):
     assert Image.open(picture).size[0] > 500
 
 
+def test_an_impossible_picture_is_noticed_before_scoring(run, capsys, tmp_path):
+    workdir, _ = run
+    for picture, code in ((tmp_path / "none" / "c.png", 73), (tmp_path / "c.xyz", 64)):
+        assert main(["eval", str(workdir), "--confusion", str(picture)]) == code
+        assert "--confusion" in capsys.readouterr().err
+
+
+def test_a_restored_network_predicts_from_python(run):
+    workdir, result = run
+    network = resnet_jax.restore_run(workdir, checkpoint="best")
+    test = load_dataset("digits", splits={"test": "test[:100]"}).splits["test"]
+    right = network.predict(list(test.images)).argmax(axis=1) == test.labels
+    assert right.mean() == result.evaluation["test_best"].top1
+
+
 def test_predict_agrees_with_evaluation(run, capsys, tmp_path):
     """The same images as files: as many are right as evaluation counted."""
     workdir, result = run

@@ -17,6 +17,7 @@ TINY = [
     "--config.model.stage_sizes=(1,1)",
     "--config.model.width=4",
     "--config.duration=2",
+    "--config.schedule.warmup=0",
     "--config.mesh.data=1",
 ]
 
@@ -44,6 +45,8 @@ def _train(*arguments: str) -> subprocess.CompletedProcess:
         (["--config=configs/cifar10.py:resnet20,gpu"], 78, "no variant 'gpu', only 'cpu'"),
         ([DIGITS, "--wrkdir=x"], 64, "Did you mean: workdir"),
         ([DIGITS, "digits"], 64, "'digits' isn't a flag"),
+        ([DIGITS, "--config.model=resnet56"], 78, "model is a section of the config; its fields: model."),
+        (["--noworkdir_given"], 64, "noworkdir_given"),
         (["--config={tmp_path}/typo.py"], 78, "typo.py, line 5: "),
         (["--config={tmp_path}/type.py"], 78, "type.py, line 5: TypeError"),
     ],
@@ -90,6 +93,35 @@ def test_a_run_is_trained_stopped_resumed_and_bound_to_its_config(tmp_path):
     assert str(tmp_path) not in summary["command"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_help_succeeds_and_a_missing_flag_is_named():
+    assert _train("--help").returncode == 0
+    done = _train(DIGITS)
+    assert (done.returncode, done.stderr.count("\n")) == (64, 1)
+    assert "--workdir is missing" in done.stderr
+
+
+def test_an_interrupt_while_starting_is_heard(tmp_path):
+    """Libraries are still being imported; the run saves at its first safe point."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "train.py", *TINY, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if line.rstrip().endswith(" jax"):  # after train.py's own imports
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 75, errors[-2000:]
+    assert "stopped at step" in output
+    assert "Traceback" not in errors
 
 
 def test_an_unwritable_workdir_is_found_before_anything_else(tmp_path):

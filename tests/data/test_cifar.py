@@ -308,6 +308,7 @@ def server(archive, monkeypatch):
 
 
 def test_download_ends_in_a_prepared_set(server, tmp_path, caplog):
+    (tmp_path / "tfds").mkdir()
     with caplog.at_level(logging.INFO, logger="resnet_jax"):
         data = load_dataset("cifar10", splits={"train": "train"}, data_dir=str(tmp_path / "tfds"))
     assert len(data.splits["train"]) == 250
@@ -354,6 +355,7 @@ def test_without_a_network_one_message_says_it_all(monkeypatch, tmp_path):
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    (tmp_path / "tfds").mkdir()
     with pytest.raises(DataError) as caught:
         load_dataset("cifar10", splits={"train": "train"}, data_dir=str(tmp_path / "tfds"))
     message = str(caught.value)
@@ -362,7 +364,7 @@ def test_without_a_network_one_message_says_it_all(monkeypatch, tmp_path):
         OFFICIAL["cifar10"].url,
         "Name or service not known",
         str(tmp_path / "tfds" / "downloads" / "manual" / "cifar-10-binary.tar.gz"),
-        "--config.data.dir",
+        "data.dir or TFDS_DATA_DIR",
         "TFDS_DATA_DIR",
     ):
         assert part in message

@@ -520,6 +520,7 @@ def test_sets_too_large_for_memory_are_refused(tiny, monkeypatch):
 
 
 def test_unprepared_set_says_where_it_looked_and_what_to_do(tmp_path):
+    (tmp_path / "here").mkdir()
     with pytest.raises(DataError) as caught:
         load_dataset("fashion_mnist", splits={"train": "train"}, data_dir=str(tmp_path / "here"))
     message = str(caught.value)

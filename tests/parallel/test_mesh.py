@@ -15,7 +15,7 @@ def test_a_mesh_takes_all_devices_or_the_first_few():
 
 @pytest.mark.parametrize("data", [0, -2, 9])
 def test_a_mesh_that_does_not_fit_is_refused(data):
-    with pytest.raises(ConfigError, match=f"mesh.data is {data}, but there are 8 devices"):
+    with pytest.raises(ConfigError, match=f"mesh.data is {data}, but the number of devices is 8"):
         make_mesh(data=data)
 
 

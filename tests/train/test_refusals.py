@@ -40,7 +40,7 @@ def never_compile(monkeypatch):
         ("model.shortcut", "Z", "model.shortcut is 'Z'; it can be A, B"),
         ("model.bn_group_size", 5, "doesn't split into groups of model.bn_group_size = 5"),
         ("batch_size", 30, "batch_size is 30, which 8 devices can't share evenly; use 24 or 32"),
-        ("mesh.data", 9, "mesh.data is 9, but there are 8 devices"),
+        ("mesh.data", 9, "mesh.data is 9, but the number of devices is 8"),
         ("batch_size", 512, "256 examples, which is less than one batch of 512"),
         ("duration", 0.0, "duration is 0.0; it must be greater than 0"),
         ("duration", 3.0, "which is 0 steps of 32 examples"),
@@ -54,15 +54,16 @@ def never_compile(monkeypatch):
         ("data.validation", "train[200:300]", "both hold examples 200 to 255 of train"),
         ("data.validation", "test[:50]", "both hold examples 0 to 49 of test"),
         ("data.train", "", "data.train is empty"),
-        ("model.width", 0, "model.width is 0; it must be at least 1"),
-        ("model.stage_sizes", (1, -1), "model.stage_sizes is (1, -1); it must be at least 1"),
-        ("model.stage_sizes", (1, "a"), "it must be a tuple of integers"),
-        ("model.bn_group_size", -32, "model.bn_group_size is -32; it must be at least 1"),
+        ("model.width", 0, "model.width is 0; it takes integers from 1 up"),
+        ("model.stage_sizes", (1, -1), "model.stage_sizes is (1, -1); it takes integers from 1 up"),
+        ("model.stage_sizes", (1, "a"), "it takes integers from 1 up"),
+        ("model.bn_group_size", -32, "model.bn_group_size is -32; it takes integers from 1 up"),
         ("model.bn_momentum", 2.0, "it must be in [0, 1)"),
-        ("model.dtype", "float8_e4m3fn", "it can be float32, bfloat16 or float16"),
+        ("model.dtype", "float8_e4m3fn", "it can be float32 or bfloat16"),
         ("schedule.scales", (float("nan"),), "it must be finite"),
         ("seed", 2**40, "it must be less than 2**32"),
         ("schedule.base_lr", 1e40, "a learning rate of 2.5e+39 isn't a float32"),
+        ("schedule.warmup", 12 * 32.0, "as long as the whole run"),
         ("duration", 1e300, "it must be less than 2**31 steps"),
         ("data.crop_padding", 8, "data.crop_padding is 8, as much as the 8×8 images"),
         ("data.normalize", "mean", "data.normalize is 'mean'"),
@@ -83,6 +84,9 @@ def test_an_impossible_config_is_refused(
 def test_missing_data_are_named_with_the_remedy(tiny_config, tmp_path, never_compile):
     tiny_config.data.name = "mnist"
     tiny_config.data.dir = str(tmp_path / "nothing")
+    with pytest.raises(DataError, match="nothing doesn't exist"):
+        resnet_jax.fit(tiny_config, tmp_path / "run")
+    (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"mnist.*nothing.*download_and_prepare"):
         resnet_jax.fit(tiny_config, tmp_path / "run")
 
@@ -118,6 +122,23 @@ def test_a_damaged_config_is_refused(text, tiny_config, tmp_path, never_compile)
     with pytest.raises(ConfigError, match="config.json"):
         resnet_jax.fit(tiny_config, tmp_path)
     assert (tmp_path / "config.json").read_text() == text
+
+
+def test_the_results_of_a_run_without_checkpoints_are_not_overwritten(
+    tiny_config, tmp_path, never_compile
+):
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="finished run, whose checkpoints are gone"):
+        resnet_jax.fit(tiny_config, tmp_path)
+
+
+def test_another_directory_is_noticed_before_data_are_read(tiny_config, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(to_json(tiny_config))
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    tiny_config.data.name = "mnist"
+    tiny_config.data.dir = "nowhere"
+    with pytest.raises(ConfigError, match="data.name: 'digits' → 'mnist'"):
+        resnet_jax.fit(tiny_config, tmp_path)
 
 
 def test_checkpoints_without_a_config_are_not_touched(tiny_config, tmp_path, never_compile):
