@@ -45,7 +45,11 @@ def _train(*arguments: str) -> subprocess.CompletedProcess:
         (["--config=configs/cifar10.py:resnet20,gpu"], 78, "no variant 'gpu', only 'cpu'"),
         ([DIGITS, "--wrkdir=x"], 64, "Did you mean: workdir"),
         ([DIGITS, "digits"], 64, "'digits' isn't a flag"),
-        ([DIGITS, "--config.model=resnet56"], 78, "model is a section of the config; its fields: model."),
+        (
+            [DIGITS, "--config.model=resnet56"],
+            78,
+            "model is a section of the config; its fields: model.",
+        ),
         (["--noworkdir_given"], 64, "noworkdir_given"),
         (["--config={tmp_path}/typo.py"], 78, "typo.py, line 5: "),
         (["--config={tmp_path}/type.py"], 78, "type.py, line 5: TypeError"),
