@@ -57,6 +57,7 @@ def test_the_best_survives_and_ties_go_to_the_later(tmp_path):
     assert Checkpointer(tmp_path, keep=1).steps() == [2, 5]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_a_missing_file_is_reported_with_the_step(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.save(4, _state(1.0), progress={}, metrics=None)
@@ -83,6 +84,7 @@ def test_damage_is_reported_to_those_who_only_read(damage, tmp_path):
         Checkpointer(tmp_path, keep=None).restore_on_one_device(4)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_another_shape_is_refused(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.save(4, _state(1.0), progress={}, metrics=None)
