@@ -25,7 +25,8 @@ class _Window(NamedTuple):
 
     strides: Pair
     padding: Padding
-    groups: int
+    groups: int = 1
+    dilation: Pair = (1, 1)
 
 
 def conv2d(
@@ -35,6 +36,7 @@ def conv2d(
     strides: Pair = (1, 1),
     padding: Padding,
     feature_group_count: int = 1,
+    dilation: Pair = (1, 1),
 ) -> Array:
     """Convolve images with a kernel (a cross-correlation, as everywhere in deep learning).
 
@@ -47,11 +49,12 @@ def conv2d(
         strides: steps along h and w.
         padding: zeros added ((above, below), (left, right)).
         feature_group_count: number of groups into which ci and co are split.
+        dilation: distance between the taps of the kernel along h and w.
 
     Returns:
         Features [n, ho, wo, co] of the dtype of `x`.
     """
-    return _conv(x, kernel, _Window(strides, padding, feature_group_count))
+    return _conv(x, kernel, _Window(strides, padding, feature_group_count, dilation))
 
 
 def _forward(x: Array, kernel: Array, window: _Window) -> Array:
@@ -99,6 +102,7 @@ def _xla_conv(x: Array, kernel: Array, window: _Window, **options: Any) -> Array
         window.padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=window.groups,
+        rhs_dilation=window.dilation,
         **options,
     )
 
@@ -121,7 +125,7 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
     slower) are worth. Every gradient of this is again a matrix product. bfloat16 is
     widened to float32, so that the gradients, sums over taps and images, are rounded once.
     """
-    (sh, sw), padding, groups = window
+    (sh, sw), padding, groups, (dh, dw) = window
     kh, kw, ci, co = kernel.shape
     if groups > 1:
         per_group = partial(_product_conv, window=window._replace(groups=1))
@@ -132,11 +136,12 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     x, kernel = x.astype(wide), kernel.astype(wide)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    ho, wo = (x.shape[1] - kh) // sh + 1, (x.shape[2] - kw) // sw + 1
+    ho = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1
+    wo = (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
     shifted = [
         x[:, i : i + (ho - 1) * sh + 1 : sh, j : j + (wo - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
+        for i in range(0, kh * dh, dh)
+        for j in range(0, kw * dw, dw)
     ]
     y = jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * ci, co)
     return y.astype(dtype)
@@ -152,22 +157,23 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Ar
     """Convolve the output gradient, spread out by the strides, with the flipped kernel."""
 
     def pad(axis: int) -> Pair:
-        low = kernel.shape[axis] - 1 - window.padding[axis][0]
+        reach = (kernel.shape[axis] - 1) * window.dilation[axis]
+        low = reach - window.padding[axis][0]
         spread = (grad.shape[1 + axis] - 1) * window.strides[axis] + 1
-        return low, x.shape[1 + axis] + kernel.shape[axis] - 1 - spread - low
+        return low, x.shape[1 + axis] + reach - spread - low
 
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)  # [kh, kw, co, ci]
-    return _xla_conv(
-        grad, flipped, _Window((1, 1), (pad(0), pad(1)), 1), lhs_dilation=window.strides
-    )
+    plain = _Window((1, 1), (pad(0), pad(1)), dilation=window.dilation)
+    return _xla_conv(grad, flipped, plain, lhs_dilation=window.strides)
 
 
 def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Array:
     """Correlate the image with the output gradient: one convolution in which they swap roles.
 
-    The gradient at [i, j, a, b] is Σ x[n, i + p·s, j + q·s, a] · grad[n, p, q, b] over n, p, q.
-    So ci plays the batch, the batch the channels, and the output gradient a kernel whose taps lie
-    the strides apart. With the operands transposed explicitly that is a plain convolution.
+    The gradient at [i, j, a, b] is Σ x[n, i·d + p·s, j·d + q·s, a] · grad[n, p, q, b] over n, p, q.
+    So ci plays the batch, the batch the channels, the output gradient a kernel whose taps lie the
+    strides apart, and the dilation the stride. With the operands transposed explicitly that is a
+    plain convolution.
 
     Large batches are summed in four blocks, so that what was transposed is still in the cache when
     it is used. The blocks are unrolled and strided over the batch: on a sharded batch each device
@@ -177,10 +183,11 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> A
 
     def pad(axis: int) -> Pair:
         low = window.padding[axis][0]
-        reach = (grad.shape[1 + axis] - 1) * window.strides[axis] + kernel.shape[axis]
+        reach = (grad.shape[1 + axis] - 1) * window.strides[axis]
+        reach += (kernel.shape[axis] - 1) * window.dilation[axis] + 1
         return low, reach - x.shape[1 + axis] - low
 
-    transposed = _Window((1, 1), (pad(0), pad(1)), 1)
+    transposed = _Window(window.dilation, (pad(0), pad(1)), dilation=window.strides)
     n, ho, wo, _ = grad.shape
     blocks = 4 if n % 64 == 0 and n * ho * wo >= 8192 else 1
     xs = x.reshape(n // blocks, blocks, *x.shape[1:])
@@ -190,7 +197,6 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> A
             xs[:, i].transpose(3, 1, 2, 0),  # [ci, h, w, n]
             grads[:, i].transpose(1, 2, 0, 3),  # [ho, wo, n, co]
             transposed,
-            rhs_dilation=window.strides,
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
         for i in range(blocks)

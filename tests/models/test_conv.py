@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.models.conv import conv2d
 
-# image [n, h, w, ci], kernel size, stride, padding per side, groups, co
+# image [n, h, w, ci], kernel size, stride, padding per side, groups, co, dilation if not 1
 CASES = {
     "3x3": ((2, 7, 6, 4), 3, 1, 1, 1, 5),
     "3x3, batch in blocks": ((64, 12, 11, 2), 3, 1, 1, 1, 3),
@@ -31,23 +31,30 @@ CASES = {
     "grouped": ((2, 6, 5, 8), 3, 1, 1, 4, 12),
     "grouped stride 2": ((2, 6, 5, 8), 3, 2, 1, 4, 12),
     "grouped 1x1": ((2, 4, 4, 8), 1, 1, 0, 2, 6),
+    "dilated by 2": ((2, 9, 8, 4), 3, 1, 2, 1, 5, 2),
+    "dilated by 4, batch in blocks": ((64, 12, 11, 2), 3, 1, 4, 1, 3, 4),
+    "dilated by 2, stride 2": ((2, 9, 8, 4), 3, 2, 2, 1, 5, 2),
+    "dilated by 2 on 2x2": ((2, 2, 2, 4), 3, 1, 2, 1, 5, 2),
+    "grouped, dilated by 2": ((2, 6, 5, 8), 3, 1, 2, 4, 12, 2),
 }
 
 
 def setup(case, dtype=jnp.float32):
     """Return the two convolutions, the package's and XLA's, and x, kernel and output gradient."""
-    shape, size, stride, pad, groups, co = case
+    shape, size, stride, pad, groups, co, dilation = (*case, 1)[:7]
     options = {"padding": ((pad, pad),) * 2, "feature_group_count": groups}
-    ours = partial(conv2d, strides=(stride, stride), **options)
+    ours = partial(conv2d, strides=(stride, stride), dilation=(dilation, dilation), **options)
     xla = partial(
         lax.conv_general_dilated,
         window_strides=(stride, stride),
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         **options,
     )
     rng = np.random.default_rng(0)
     kernel_shape = (size, size, shape[-1] // groups, co)
-    y_shape = (shape[0], *((s + 2 * pad - size) // stride + 1 for s in shape[1:3]), co)
+    reach = (size - 1) * dilation + 1
+    y_shape = (shape[0], *((s + 2 * pad - reach) // stride + 1 for s in shape[1:3]), co)
     arrays = (jnp.asarray(rng.normal(size=s), dtype) for s in (shape, kernel_shape, y_shape))
     return ours, xla, *arrays
 
@@ -64,7 +71,7 @@ def backward(conv):
 
 def reference(case, x, kernel, grad):
     """Return output and gradients in float64, tap by tap."""
-    shape, size, stride, pad, groups, co = case
+    shape, size, stride, pad, groups, co, dilation = (*case, 1)[:7]
     x, kernel, grad = (np.asarray(a.astype(jnp.float32), np.float64) for a in (x, kernel, grad))
     n, ho, wo, _ = grad.shape
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -73,9 +80,10 @@ def reference(case, x, kernel, grad):
     weights = kernel.reshape(size, size, -1, groups, co // groups)
     y, dx, dk = np.zeros_like(grad), np.zeros_like(grouped), np.zeros_like(weights)
     for i, j in np.ndindex(size, size):
-        at = np.s_[
-            :, i : i + (ho - 1) * stride + 1 : stride, j : j + (wo - 1) * stride + 1 : stride
-        ]
+        top, left = i * dilation, j * dilation
+        rows = np.s_[top : top + (ho - 1) * stride + 1 : stride]
+        columns = np.s_[left : left + (wo - 1) * stride + 1 : stride]
+        at = np.s_[:, rows, columns]
         y += np.einsum("nhwgi,igo->nhwgo", grouped[at], weights[i, j])
         dx[at] += np.einsum("nhwgo,igo->nhwgi", grad, weights[i, j])
         dk[i, j] = np.einsum("nhwgi,nhwgo->igo", grouped[at], grad)
