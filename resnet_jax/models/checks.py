@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 from resnet_jax.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from resnet_jax.models.highway import HighwayNet
     from resnet_jax.models.resnet import ResNet
+    from resnet_jax.models.vgg import VGG
 
 _FRACTIONS = ("dropout", "shortcut_dropout", "stochastic_depth", "head_dropout", "bn_momentum")
 
@@ -93,6 +95,39 @@ def check_resnet(model: "ResNet") -> None:
         if model.output_stride not in strides:
             known = ", ".join(map(str, strides))
             raise ConfigError(f"model.output_stride is {model.output_stride}; it can be {known}.")
+
+
+def check_vgg(model: "VGG") -> None:
+    """Check every field of a VGG.
+
+    Raises:
+        ConfigError: naming the field, its value and what it can be.
+    """
+    check_fields(model)
+    if model.bn_group_size is not None and model.norm != "batch":
+        raise ConfigError(
+            f"model.bn_group_size is {model.bn_group_size!r}, which needs norm='batch'."
+        )
+
+
+def check_highway(model: "HighwayNet") -> None:
+    """Check every field of a highway network.
+
+    Raises:
+        ConfigError: naming the field, its value, and what it can be or what it needs.
+    """
+    check_fields(model)
+    if len(model.stage_widths) != len(model.stage_sizes):
+        raise ConfigError(
+            f"model.stage_widths is {model.stage_widths}; it takes one for each of the"
+            f" {len(model.stage_sizes)} stages."
+        )
+    if model.merge != "add" and model.shortcut == "none":
+        raise ConfigError(f"model.merge is {model.merge!r}, which needs a shortcut.")
+    if model.carry_bias is not None and model.merge != "independent_gates":
+        raise ConfigError(
+            f"model.carry_bias is {model.carry_bias}, which needs merge='independent_gates'."
+        )
 
 
 def check_fields(model: Any) -> None:

@@ -1,0 +1,106 @@
+"""VGG (Simonyan & Zisserman 2014, 1409.1556), what residual networks were first compared with."""
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from resnet_jax.models import checks
+from resnet_jax.models.layers import Classifier, Conv
+from resnet_jax.models.norms import BatchNorm
+
+_POOLED = 7  # the map that the classifier sees, as a side
+
+
+class VGG(nn.Module):
+    """Stages of 3×3 convolutions and 2×2 maximum pooling, then three fully connected layers.
+
+    Parameters are named as in our ResNets: "conv{stage}_{i}", "bn{stage}_{i}", "fc1", "fc2", "fc".
+
+    Attributes:
+        stage_sizes: convolutions per stage.
+        num_classes: number of logits.
+        width: channels of the first stage; each doubles them, up to eight times.
+        hidden: units of the two hidden layers.
+        norm: "batch" or "none", after each convolution.
+        bn_group_size, bn_momentum, norm_epsilon: as in `ResNet`.
+        head_dropout: after each hidden layer, in training.
+        dtype, param_dtype: as in `ResNet`.
+    """
+
+    stage_sizes: tuple[int, ...]
+    num_classes: int = 1000
+    width: int = 64
+    hidden: int = 4096
+    norm: Literal["batch", "none"] = "none"
+    bn_group_size: int | None = None
+    bn_momentum: float = 0.9
+    norm_epsilon: float = 1e-5
+    head_dropout: float = 0.5
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be built."""
+        checks.check_vgg(self)
+        super().__post_init__()
+
+    def __call__(
+        self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
+    ) -> Float[Array, "n k"]:
+        """Return float32 logits; see `ResNet.features` for the arguments."""
+        return self.features(images, train=train, update_stats=update_stats)["logits"]
+
+    @nn.compact
+    def features(
+        self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
+    ) -> dict[str, Array]:
+        """Return "stage1", … (after the pooling), "pooled" (n, 7·7·c) and float32 "logits"."""
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        taps: dict[str, Array] = {}
+        x = images
+        for stage, convolutions in enumerate(self.stage_sizes, start=1):
+            features = self.width * min(2 ** (stage - 1), 8)
+            for i in range(1, convolutions + 1):
+                x = Conv(features, 3, use_bias=True, name=f"conv{stage}_{i}", **kinds)(x)
+                if self.norm == "batch":
+                    x = BatchNorm(
+                        train=train,
+                        update_stats=update_stats,
+                        group_size=self.bn_group_size,
+                        momentum=self.bn_momentum,
+                        epsilon=self.norm_epsilon,
+                        name=f"bn{stage}_{i}",
+                        **kinds,
+                    )(x)
+                x = nn.relu(x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            taps[f"stage{stage}"] = x
+
+        x = adaptive_average_pool(x, _POOLED)
+        taps["pooled"] = x = x.reshape(len(x), -1)
+        for i in (1, 2):
+            x = nn.relu(Classifier(self.hidden, name=f"fc{i}", **kinds)(x))
+            x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
+        taps["logits"] = Classifier(self.num_classes, name="fc", **kinds)(x)
+        return taps
+
+
+def adaptive_average_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n s s c"]:
+    """Average over size × size bins of the map, which may overlap, as in PyTorch."""
+
+    def bins(length: int) -> jax.Array:
+        starts = [i * length // size for i in range(size)]
+        stops = [-(-(i + 1) * length // size) for i in range(size)]
+        weights = np.zeros((size, length), np.float32)
+        for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            weights[i, start:stop] = 1 / (stop - start)
+        return jnp.asarray(weights, x.dtype)
+
+    _, h, w, _ = x.shape
+    if (h, w) == (size, size):
+        return x
+    return jnp.einsum("ih,nhwc,jw->nijc", bins(h), x, bins(w))
