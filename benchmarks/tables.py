@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import resnet_jax
-from resnet_jax.models.presets import usual_image_shape
+from resnet_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,7 +93,7 @@ def models_table() -> str:
     ]
     for name in resnet_jax.list_models():
         model = resnet_jax.create_model(name)
-        shape = usual_image_shape(model)
+        shape = PRESETS[name].image_shape
         summary = resnet_jax.summarize(model, shape)
         error, source = PUBLISHED.get(name, (None, ""))
         published = f"{error:.2f} %" if error is not None else ""

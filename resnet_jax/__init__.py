@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resnet_jax.models.presets import create_model, init_variables, list_models
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
+    from resnet_jax.models.surgery import adapt_input_channels, stack_units, unstack_units
     from resnet_jax.train.config import default_config
     from resnet_jax.train.loop import FitResult, fit
     from resnet_jax.train.restore import TrainedNetwork, restore_run
@@ -25,6 +26,9 @@ _HOME = {
     "init_variables": "models.presets",
     "list_models": "models.presets",
     "ResNet": "models.resnet",
+    "adapt_input_channels": "models.surgery",
+    "stack_units": "models.surgery",
+    "unstack_units": "models.surgery",
     "summarize": "models.summary",
     "default_config": "train.config",
     "FitResult": "train.loop",
@@ -39,6 +43,9 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "list_models",
     "summarize",
     "ResNet",
+    "adapt_input_channels",
+    "stack_units",
+    "unstack_units",
     "default_config",
     "fit",
     "FitResult",

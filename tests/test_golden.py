@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.models.presets import usual_image_shape
+from resnet_jax.models.presets import PRESETS
 from resnet_jax.train.config import flatten
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +31,7 @@ def _compare(name: str, lines: list[str]) -> None:
 def test_parameters(name):
     """Path, shape, and mean and deviation of the initial values to two digits."""
     model = resnet_jax.create_model(name)
-    variables = resnet_jax.init_variables(model, jax.random.key(0), usual_image_shape(model))
+    variables = resnet_jax.init_variables(model, jax.random.key(0), PRESETS[name].image_shape)
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         label = "/".join(key.key for key in path)

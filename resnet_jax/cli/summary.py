@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument("model", help="name of a preset, such as resnet50 or resnet110")
     parser.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
-    parser.add_argument("--channels", type=int, default=3, help="of the images (default: 3)")
+    parser.add_argument("--channels", type=int, help="of the images (default: the paper's)")
     parser.add_argument("--num-classes", type=int, help="default: the paper's")
     parser.add_argument("--dtype", default="float32", help="of the activations (default: float32)")
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trace the model; nothing is computed."""
     # JAX takes a second to import, which --help needn't wait for.
     from resnet_jax.errors import UsageError  # noqa: PLC0415
-    from resnet_jax.models.presets import create_model, usual_image_shape  # noqa: PLC0415
+    from resnet_jax.models.presets import create_model, find_preset  # noqa: PLC0415
     from resnet_jax.models.summary import summarize  # noqa: PLC0415
 
     fields: dict[str, Any] = {"dtype": args.dtype}
@@ -35,11 +35,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.num_classes:
         fields["num_classes"] = args.num_classes
     model = create_model(args.model, **fields)
-    size = args.image_size or usual_image_shape(model)[0]
-    summary = summarize(model, (size, size, args.channels))
+    height, _, channels = find_preset(args.model).image_shape
+    size, channels = args.image_size or height, args.channels or channels
+    summary = summarize(model, (size, size, channels))
     return {
         "model": args.model,
-        "image_shape": [size, size, args.channels],
+        "image_shape": [size, size, channels],
         "dtype": str(model.dtype),
         "params": summary.params,
         "macs": summary.macs,

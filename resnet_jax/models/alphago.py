@@ -50,7 +50,7 @@ class AlphaGoZero(nn.Module):
     ) -> dict[str, Array]:
         """Return "tower" (NHWC), "logits" of the moves and "value" (n,) in [-1, 1], float32."""
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        stats = {"train": train, "update_stats": update_stats}
+        stats: dict[str, Any] = {"train": train, "update_stats": update_stats}
         tower = ResNet(
             stage_sizes=(self.units,),
             num_classes=0,

@@ -168,11 +168,17 @@ class Grammar(nn.Module):
     def _conv(self, features: int, kernel_size: int, stride: int = 1, **options: Any) -> Conv:
         """A convolution of this network; it has a bias where no normalisation brings one."""
         options = {"use_bias": self.norm in ("none", "skipinit")} | options
-        standardized = {"weight_standardized": self.weight_standardized}
-        return Conv(features, kernel_size, stride, **options, **standardized, **self._kinds())
+        options |= self._kinds() | {"weight_standardized": self.weight_standardized}
+        return Conv(features, kernel_size, stride, **options)
 
     def _steps(
-        self, steps: tuple[str, ...], x: Array, name: str, *, train: bool, update_stats: bool,
+        self,
+        steps: tuple[str, ...],
+        x: Array,
+        name: str,
+        *,
+        train: bool,
+        update_stats: bool,
         zero_init_scale: bool = False,
     ) -> Array:
         """Apply "norm" (whose module has the given name) and "act" in their order."""
@@ -286,7 +292,7 @@ class ResidualUnit(Grammar):
                 y = self._around(order.before, y, f"bn{i}")
                 if self.norm == "fixup":
                     y = Scalars(name=f"shift{i}", **self._kinds())(y)
-            if i == 2:  # noqa: PLR2004 - the second convolution
+            if i == 2:
                 y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
             options = {"groups": layer.groups, "name": f"conv{i}"}
             if layer.kernel_size > 1:
@@ -321,10 +327,10 @@ class ResidualUnit(Grammar):
             f = self._branch(start)
             kept = jax.random.bernoulli(key, survival, (len(f), 1, 1, 1))
             return f * (kept / survival).astype(f.dtype)
-        shape = jax.eval_shape(lambda y: self._output_of(y), start)
+        shape = jax.eval_shape(self._output_of, start)
         return nn.cond(
             jax.random.bernoulli(key, survival),
-            lambda unit, y: unit._branch(y),  # noqa: SLF001 - the unit itself
+            lambda unit, y: unit._branch(y),
             lambda unit, y: jnp.zeros(shape.shape, shape.dtype),
             self,
             start,

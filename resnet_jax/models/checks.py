@@ -1,6 +1,7 @@
 """Refusals of networks that can't be built, or whose fields would have no effect, by name."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def _check_value(name: str, value: Any, hint: Any, *, fraction: bool) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; it can be True or False.")
     elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise ConfigError(f"{name} is {value!r}; it must be a number.")
         if fraction and not 0 <= value < 1:
             raise ConfigError(f"{name} is {value}; it must be in [0, 1).")

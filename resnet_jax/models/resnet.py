@@ -25,7 +25,7 @@ class Feature(NamedTuple):
     stride: int
 
 
-class ResNet(Grammar, kw_only=True):  # type: ignore[call-arg]
+class ResNet(Grammar, kw_only=True):
     """A stem, stages of residual units, global average pooling and a classifier.
 
     Each stage after the first doubles the width and halves the map in its first unit.
@@ -199,7 +199,9 @@ class ResNet(Grammar, kw_only=True):  # type: ignore[call-arg]
                 **fields,
                 stride=stride if first else 1,
                 # As in torchvision, a stage's first unit has the dilation of the stage before.
-                first_dilation=self._stride_and_dilation(stage - 1)[1] if first and stage > 1 else dilation,
+                first_dilation=self._stride_and_dilation(stage - 1)[1]
+                if first and stage > 1
+                else dilation,
                 activated=stage == 1 and first and self.stem_norm,
                 name=f"layer{stage}_{i}",
             )

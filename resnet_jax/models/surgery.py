@@ -63,11 +63,11 @@ def _rebuild(tree: Any, convert: Any) -> Any:
 def adapt_input_channels(variables: Any, channels: int) -> Any:
     """Make a trained network take images of another number of channels.
 
-    The first kernel's input channels are repeated in turn, and scaled so that an image that
-    repeats its channels in the same way gives the same response; for one channel that is the sum.
+    The first kernel's input channels are summed for one channel, and otherwise repeated in turn
+    and scaled by old / new, so that grey images keep the size of their responses (timm's rule).
 
     Args:
-        variables: of a network whose first convolution is "conv1", "conv1_1", or in "tower".
+        variables: of a network whose first convolution is "conv1" or "conv1_1".
         channels: of the new images.
 
     Raises:
@@ -76,20 +76,14 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
     if channels < 1:
         raise ConfigError(f"channels is {channels}; it must be at least 1.")
     params = dict(variables["params"])
-    first = next((name for name in ("conv1", "conv1_1", "tower") if name in params), None)
+    first = next((name for name in ("conv1", "conv1_1") if name in params), None)
     if first is None:
         raise ConfigError("There is no first convolution, conv1 or conv1_1, in these variables.")
-    if first == "tower":
-        return variables | {"params": params | adapt_input_channels({"params": params[first]}, channels)}
-    params[first] = params[first] | {"kernel": _repeat(params[first]["kernel"], channels)}
-    return dict(variables) | {"params": params}
-
-
-def _repeat(kernel: Float[Array, "k k c f"], channels: int) -> Float[Array, "k k d f"]:
-    before = kernel.shape[2]
+    kernel: Float[Array, "k k c f"] = params[first]["kernel"]
     if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    turns = jnp.arange(channels) % before
-    counts = jnp.bincount(turns, length=before)
-    missing = kernel[:, :, channels:].sum(axis=2, keepdims=True) / min(channels, before)
-    return kernel[:, :, turns] / counts[turns][:, None] + (missing if channels < before else 0)
+        kernel = kernel.sum(axis=2, keepdims=True)
+    else:
+        before = kernel.shape[2]
+        kernel = kernel[:, :, jnp.arange(channels) % before] * (before / channels)
+    params[first] = params[first] | {"kernel": kernel}
+    return dict(variables) | {"params": params}

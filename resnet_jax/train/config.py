@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ml_collections import ConfigDict, config_dict
 
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import NETWORKS
 
 DurationUnit = Literal["epochs", "examples"]
 
@@ -84,11 +84,12 @@ def default_config() -> ConfigDict:
 def _model_fields(name: str) -> ConfigDict:
     """The model's name, and each of its fields as an override that is unset."""
     fields = ConfigDict({"name": name})
-    hints = typing.get_type_hints(ResNet)
     skip = {"parent", "name", "num_classes"}  # the number of classes comes with the data
-    for field in dataclasses.fields(ResNet):
-        if field.name not in skip:
-            fields[field.name] = config_dict.placeholder(_value_type(hints[field.name]))
+    for network in NETWORKS:
+        hints = typing.get_type_hints(network)
+        for field in dataclasses.fields(network):
+            if field.name not in skip and field.name not in fields:
+                fields[field.name] = config_dict.placeholder(_value_type(hints[field.name]))
     return fields
 
 
@@ -100,7 +101,7 @@ def _value_type(hint: Any) -> type:
     if typing.get_origin(hint) is tuple:
         return tuple
     union = [arg for arg in get_args(hint) if arg is not type(None)]
-    return union[0] if union else hint
+    return _value_type(union[0]) if union else hint
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:

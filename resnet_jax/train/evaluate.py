@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.sources import ImageSet
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.train.step import cross_entropy
 
@@ -48,7 +48,7 @@ class Evaluation:
 class Evaluator:
     """Scores variables on a split that is kept on the devices, in one dispatch per call."""
 
-    def __init__(self, model: ResNet, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
+    def __init__(self, model: Network, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
         """Pad the split to whole batches, with a mask, and place it on the mesh.
 
         The scores don't depend on the size of the batch, which is rounded up to one that the

@@ -14,8 +14,7 @@ from resnet_jax.data.augment import measure_normalization
 from resnet_jax.data.loader import ExampleStream
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.presets import create_model
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated
 from resnet_jax.train.config import model_overrides
 from resnet_jax.train.evaluate import Evaluator
@@ -129,7 +128,7 @@ class Experiment:
     config: ml_collections.ConfigDict
     mesh: Mesh
     dataset: Dataset
-    model: ResNet
+    model: Network
     plan: Plan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation

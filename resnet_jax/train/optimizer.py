@@ -14,10 +14,11 @@ from resnet_jax.errors import ConfigError, did_you_mean
 ScheduleName = Literal["constant", "step", "cosine"]
 Decay = Literal["l2", "decoupled"]
 
+_WEIGHTS = r"(conv\w*|\w+_conv|fc\d?|\w+_fc\d?|gate|carry_gate)"
 PARAMETER_GROUPS: dict[str, str] = {
-    "kernel": r"(.*/)?(conv\d+|downsample_conv|fc)/kernel",
-    "bias": r"(.*/)?fc/bias",
-    "norm": r"(.*/)?(bn\d+|downsample_bn)/(scale|bias)",
+    "kernel": rf"(.*/)?{_WEIGHTS}/kernel",
+    "bias": rf"(.*/)?{_WEIGHTS}/bias",
+    "norm": r"(.*/)?(bn\w*|\w+_bn|shift\d|fc_shift|skip_gain)/(scale|bias)",
 }
 """Name → regular expression over whole parameter paths. Each parameter is in exactly one group."""
 

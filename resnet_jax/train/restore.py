@@ -14,8 +14,7 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.models.presets import create_model
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.config import from_json, model_overrides
 from resnet_jax.train.evaluate import Evaluation, Evaluator
@@ -38,7 +37,7 @@ class TrainedNetwork:
 
     config: ConfigDict
     step: int
-    model: ResNet
+    model: Network
     variables: dict[str, Any]
     normalization: dict[str, jax.Array]
     class_names: tuple[str, ...]

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from resnet_jax.models.presets import init_variables
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import Network, init_variables
 
 
 class Meter(struct.PyTreeNode):
@@ -32,7 +31,7 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: steps done, int32; with the batch size it is also the position in the data.
         params: float32 master parameters.
-        batch_stats: running means and variances.
+        batch_stats: running means and variances; {} without batch normalisation.
         opt_state: state of the optax transformation.
         ema: exponential moving averages {"params", "batch_stats"}, or None.
         key: the run's random key as raw data, from which augmentation is derived.
@@ -58,7 +57,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    model: ResNet,
+    model: Network,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -81,10 +80,10 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
-        batch_stats=variables["batch_stats"],
+        batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
         # A copy, because the step donates its input and must not be given one buffer twice.
-        ema=jax.tree.map(jnp.copy, dict(variables)) if with_ema else None,
+        ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | dict(variables)) if with_ema else None,
         key=jax.random.key_data(run_key),
         meter=Meter.zero(),
         normalization=jax.tree.map(jnp.asarray, normalization),

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_jax.data.augment import crop_and_flip, example_keys, normalize
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.train.state import Meter, TrainState
 
@@ -46,7 +46,7 @@ def train_step(
     ids: Int[Array, " n"],
     epochs: Int[Array, " n"],
     *,
-    model: ResNet,
+    model: Network,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
 ) -> TrainState:
@@ -58,7 +58,9 @@ def train_step(
         ids, epochs: of each example, which with the run's key determine its augmentation.
         model, optimizer, recipe: what to do.
     """
-    keys = example_keys(jax.random.wrap_key_data(state.key), ids, epochs)
+    run_key = jax.random.wrap_key_data(state.key)
+    keys = example_keys(run_key, ids, epochs)
+    dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
     inputs = normalize(images, state.normalization)
     inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
 
@@ -68,9 +70,10 @@ def train_step(
             inputs,
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
         )
         losses = cross_entropy(logits, labels, smoothing=recipe.label_smoothing)
-        return losses.mean(), (losses, logits, updated["batch_stats"])
+        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
 
     gradients, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -100,7 +103,7 @@ def train_step(
 
 
 def make_train_steps(
-    model: ResNet, optimizer: optax.GradientTransformation, *, recipe: Recipe, mesh: Mesh
+    model: Network, optimizer: optax.GradientTransformation, *, recipe: Recipe, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """Compile "take the next few steps" over images that lie on the devices.
 

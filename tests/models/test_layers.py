@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models.layers import BatchNorm, classifier_normal, he_normal, max_pool
+from resnet_jax.models.layers import classifier_normal, he_normal, max_pool
+from resnet_jax.models.norms import BatchNorm
 
 
 def _reference(x: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -28,13 +29,13 @@ def setting():
 
 def test_normalises_over_the_whole_batch(setting):
     x, scale, bias, variables = setting
-    y, _ = BatchNorm().apply(variables, x, train=True, update_stats=True, mutable=["batch_stats"])
+    y, _ = BatchNorm(train=True, update_stats=True).apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(y, _reference(x, scale, bias), rtol=1e-4, atol=1e-4)
 
 
 def test_groups_are_normalised_on_their_own(setting):
     x, scale, bias, variables = setting
-    y = BatchNorm(group_size=2).apply(variables, x, train=True, update_stats=False)
+    y = BatchNorm(train=True, group_size=2).apply(variables, x)
     expected = [_reference(x[i : i + 2], scale, bias) for i in range(0, 8, 2)]
     np.testing.assert_allclose(y, np.concatenate(expected), rtol=1e-4, atol=1e-4)
 
@@ -42,8 +43,8 @@ def test_groups_are_normalised_on_their_own(setting):
 @pytest.mark.parametrize("group_size", [None, 2, 8])
 def test_running_statistics_are_those_of_the_whole_batch(setting, group_size):
     x, _, _, variables = setting
-    _, updated = BatchNorm(group_size=group_size, momentum=0.9).apply(
-        variables, x, train=True, update_stats=True, mutable=["batch_stats"]
+    _, updated = BatchNorm(train=True, update_stats=True, group_size=group_size).apply(
+        variables, x, mutable=["batch_stats"]
     )
     stats = updated["batch_stats"]
     x = x.astype(np.float64)
@@ -54,7 +55,7 @@ def test_running_statistics_are_those_of_the_whole_batch(setting, group_size):
 def test_inference_uses_the_running_statistics(setting):
     x, scale, bias, variables = setting
     stats = {"mean": np.arange(4.0, dtype=np.float32), "var": np.full(4, 4.0, np.float32)}
-    y = BatchNorm().apply(variables | {"batch_stats": stats}, x, train=False, update_stats=True)
+    y = BatchNorm().apply(variables | {"batch_stats": stats}, x)
     expected = (x - stats["mean"]) / np.sqrt(4 + 1e-5) * scale + bias
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
@@ -62,7 +63,7 @@ def test_inference_uses_the_running_statistics(setting):
 def test_a_batch_that_does_not_split_into_groups_is_refused(setting):
     x, _, _, variables = setting
     with pytest.raises(ValueError, match="batch of 8 doesn't split into groups of 3"):
-        BatchNorm(group_size=3).apply(variables, x, train=True, update_stats=False)
+        BatchNorm(train=True, group_size=3).apply(variables, x)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (1, 1, 300, 400)])
