@@ -1,7 +1,9 @@
-"""Writes the tables of README.md from committed results, so that no figure is typed by hand.
+"""Writes the tables of README.md and docs/models.md from committed results and the code.
+
+No figure is typed by hand.
 
 python benchmarks/tables.py          rewrite the tables
-python benchmarks/tables.py --check  exit with 1 if they don't agree with the results
+python benchmarks/tables.py --check  exit with 1 if they don't agree with them
 """
 
 import argparse
@@ -15,31 +17,10 @@ from typing import Any
 
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
+from resnet_jax.models.published import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-
-# Published single-crop (224 of 256) top-1 errors on ImageNet in percent; for the CIFAR nets top-1
-# errors on CIFAR-10. What somebody else measured, with its source; not results of this package.
-_PAPER = "[He et al. 2015](https://arxiv.org/abs/1512.03385), table 6"
-_RELEASE = "[the authors' release](https://github.com/KaimingHe/deep-residual-networks)"
-_TORCH = "[fb.resnet.torch](https://github.com/facebookarchive/fb.resnet.torch)"
-PUBLISHED = {
-    "resnet18": (30.43, _TORCH),
-    "resnet34": (26.73, _TORCH),
-    "resnet50": (24.01, _TORCH),
-    "resnet101": (22.44, _TORCH),
-    "resnet152": (22.16, _TORCH),
-    "resnet50_v1": (24.7, _RELEASE),
-    "resnet101_v1": (23.6, _RELEASE),
-    "resnet152_v1": (23.0, _RELEASE),
-    "resnet20": (8.75, _PAPER),
-    "resnet32": (7.51, _PAPER),
-    "resnet44": (7.17, _PAPER),
-    "resnet56": (6.97, _PAPER),
-    "resnet110": (6.43, _PAPER),
-    "resnet1202": (7.93, _PAPER),
-}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -88,54 +69,69 @@ def results_table() -> str:
 def models_table() -> str:
     """Every preset: its size, as computed, and its error, as published."""
     lines = [
-        "| model | parameters | multiply-adds | image | published top-1 error | source |",
-        "|---|---|---|---|---|---|",
+        "| model | parameters | multiply-adds | image | published top-1 error | recipe | source |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name in resnet_jax.list_models():
-        model = resnet_jax.create_model(name)
-        shape = PRESETS[name].image_shape
-        summary = resnet_jax.summarize(model, shape)
-        error, source = PUBLISHED.get(name, (None, ""))
-        published = f"{error:.2f} %" if error is not None else ""
+        preset = PRESETS[name]
+        # Scanned, a network of a thousand layers is traced as quickly as one of twenty.
+        fields = {"scan": True} if preset.build is resnet_jax.ResNet else {}
+        summary = resnet_jax.summarize(resnet_jax.create_model(name, **fields), preset.image_shape)
         lines.append(
             f"| `{name}` | {summary.params:,} | {summary.macs / 1e6:,.1f} M"
-            f" | {shape[0]}×{shape[1]} | {published} | {source} |"
+            f" | {'×'.join(map(str, preset.image_shape))} | {published(name)} |"
         )
     return "\n".join(lines)
+
+
+def published(name: str) -> str:
+    """The last three cells of a model's row."""
+    if name not in PUBLISHED:
+        return " |  | "
+    row = PUBLISHED[name]
+    title, address = row.source
+    return f"{row.error:.2f} % on {row.data} | {row.recipe} | [{title}]({address})"
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-TABLES: dict[str, Callable[[], str]] = {"results": results_table, "models": models_table}
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "results": ("README.md", results_table),
+    "models": ("docs/models.md", models_table),
+}
 
 
-def render(text: str) -> str:
-    """Put each table between its marks, `<!-- NAME -->` and `<!-- /NAME -->`."""
-    for name, table in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        places = list(re.finditer(pattern, text, flags=re.DOTALL))
-        if len(places) != 1:
-            raise ValueError(f"README.md has {len(places)} places for the table {name!r}, not one")
-        start, end = places[0].end(1), places[0].start(2)
-        text = f"{text[:start]}{table()}\n{text[end:]}"
-    return text
+def render(name: str) -> tuple[Path, str, str]:
+    """Put a table between its marks, `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Returns:
+        The page's path, its text, and its text with the table.
+    """
+    page, table = TABLES[name]
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    places = list(re.finditer(pattern, text, flags=re.DOTALL))
+    if len(places) != 1:
+        raise ValueError(f"{page} has {len(places)} places for the table {name!r}, not one")
+    start, end = places[0].end(1), places[0].start(2)
+    return path, text, f"{text[:start]}{table()}\n{text[end:]}"
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
+    """Rewrite or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    rendered = render(text)
-    if not check:
-        readme.write_text(rendered, encoding="utf-8")
-    elif rendered != text:
-        print("README.md's tables aren't those of the results: run python benchmarks/tables.py")
-        return 1
+    for name in TABLES:
+        path, text, rendered = render(name)
+        if not check:
+            path.write_text(rendered, encoding="utf-8")
+        elif rendered != text:
+            print(f"{path.name} isn't that of the results: run python benchmarks/tables.py")
+            return 1
     return 0
 
 

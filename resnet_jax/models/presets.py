@@ -157,7 +157,7 @@ def _modern() -> dict[str, Preset]:
         (152, 256, (3, 8, 36, 3), 0.0),
         (200, 256, (3, 24, 36, 3), 0.1),
         (270, 256, (4, 29, 53, 4), 0.1),
-        (350, 288, (4, 36, 72, 4), 0.1),
+        (350, 256, (4, 36, 72, 4), 0.1),
         (420, 320, (4, 44, 87, 4), 0.1),
     ):
         fields: dict[str, Any] = {
@@ -168,7 +168,7 @@ def _modern() -> dict[str, Preset]:
             "shortcut": "D",
             "se_ratio": 0.25,
             "zero_init_scale": True,
-            "head_dropout": 0.25,
+            "head_dropout": 0.4 if size == 320 else 0.25,
         }
         if drop:
             fields |= {"stochastic_depth": drop, "stochastic_depth_mode": "example"}

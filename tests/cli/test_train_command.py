@@ -109,7 +109,15 @@ def test_help_succeeds_and_a_missing_flag_is_named():
 def test_an_interrupt_while_starting_is_heard(tmp_path):
     """Libraries are still being imported; the run saves at its first safe point."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "train.py", *TINY, f"--workdir={tmp_path}"],
+        [
+            sys.executable,
+            "-X",
+            "importtime",
+            "train.py",
+            *TINY,
+            "--config.duration=5000",
+            f"--workdir={tmp_path}",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
