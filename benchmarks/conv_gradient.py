@@ -9,21 +9,16 @@ medians.
 """
 
 import argparse
-import datetime
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jaxlib
 from jax import Array, lax
+from report import write_report
 
 from resnet_jax.models.conv import conv2d
 
@@ -121,40 +116,17 @@ def measure(layer: Layer, *, budget_s: float) -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    """Return the processor's name as the kernel gives it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
 def main() -> None:
     """Time every layer and write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--budget-s", type=float, default=2.0, help="seconds per measurement")
     args = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     rows = []
     for layer in LAYERS:
         rows.append(measure(layer, budget_s=args.budget_s))
         print(json.dumps(rows[-1]), flush=True)
-    report = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "scanned_steps": SCANNED_STEPS,
-        "rows": rows,
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.out, {"scanned_steps": SCANNED_STEPS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""Logits, input gradients and running statistics equal PyTorch's, with the same weights.
+
+The files come from make_golden.py, which runs torchvision's and timm's modules; here no PyTorch is
+needed. Networks are scanned where units are alike, which compiles faster and proves that too.
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from tests.parity.weights import (
+    CLASSES,
+    leaves,
+    make_cotangent,
+    make_images,
+    make_weight,
+    summary_of,
+)
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "activations").glob("*.npz"))
+
+
+def run(name: str, size: int) -> dict[str, np.ndarray]:
+    """Compute what `summary_of` keeps."""
+    fields = {"num_classes": CLASSES}
+    if name == "resnetrs50":
+        fields["head_dropout"] = 0.0  # what is random can't be compared
+    model = resnet_jax.create_model(name, **fields)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables: dict = {}
+    for path, leaf in leaves(shapes):
+        *parents, last = path.split("/")
+        node = variables
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = make_weight(path, leaf.shape)
+    scanned = model.copy(scan=True)
+    smooth = scanned.copy(activation="silu")  # in training: see make_golden.py
+
+    # The tests' time is compilation, which this option halves.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def compute(variables, images):
+        def train(images):
+            return smooth.apply(variables, images, train=True, mutable=["batch_stats"])
+
+        logits = scanned.apply(variables, images)
+        train_logits, vjp, updated = jax.vjp(train, images, has_aux=True)
+        return logits, train_logits, vjp(make_cotangent())[0], updated
+
+    *arrays, updated = compute(resnet_jax.stack_units(variables), make_images(size))
+    return summary_of(*arrays, dict(leaves(resnet_jax.unstack_units(updated))))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_equals_pytorch(path):
+    golden = dict(np.load(path))
+    ours = run(path.stem, int(golden.pop("size")))
+    for name in [name for name in golden if f"noise_{name}" in golden]:
+        # 1e-4, unless PyTorch's own float32 has half of that error (ResNet-152's gradient).
+        rtol = max(1e-4, 2 * float(golden[f"noise_{name}"]))
+        expected = golden[name]
+        atol = rtol * np.abs(expected).max()
+        np.testing.assert_allclose(ours[name], expected, rtol=0, atol=atol, err_msg=name)
