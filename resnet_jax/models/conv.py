@@ -64,7 +64,9 @@ def _forward(x: Array, kernel: Array, window: _Window) -> Array:
     return lax.platform_dependent(x, kernel, cpu=partial(_product_conv, window=window), default=xla)
 
 
-_conv = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+# Jitted only so that a network of a thousand layers traces each kind of convolution once.
+_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(2,))
+_conv = jax.jit(_differentiable, static_argnums=2, inline=True)
 
 
 def _conv_fwd(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Array, Array]]:
@@ -82,7 +84,7 @@ def _conv_bwd(window: _Window, operands: tuple[Array, Array], grad: Array) -> tu
     return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=_transposed(_xla_conv, window))
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_differentiable.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _transposed(conv: Callable[..., Array], window: _Window) -> Callable[..., tuple[Array, Array]]:

@@ -20,16 +20,20 @@ def _draw(key: jax.Array, size: int) -> Float[Array, " n"]:
     return jax.random.normal(key, (size,), jnp.float32)
 
 
-def _standard_normal(key: jax.Array, shape: Sequence[int]) -> Float[Array, "..."]:
-    """`jax.random.normal(key, shape)`, the same values, without a compilation for every shape.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _cut(drawn: Float[Array, " n"], shape: tuple[int, ...], scale: float) -> Array:
+    return scale * drawn[: math.prod(shape)].reshape(shape)
+
+
+def _normal(key: jax.Array, shape: Sequence[int], scale: float) -> Float[Array, "..."]:
+    """`scale * jax.random.normal(key, shape)`, without compiling a generator for every shape.
 
     Compiling the generator takes a second on CPU, and a network has dozens of shapes. But the
     n-th number of JAX's default generator (partitionable Threefry) doesn't depend on how many are
     drawn, so a few sizes can serve all shapes.
     """
-    n = math.prod(shape)
-    size = max(_SMALLEST_DRAW, 1 << (n - 1).bit_length())
-    return _draw(key, size)[:n].reshape(shape)
+    size = max(_SMALLEST_DRAW, 1 << (math.prod(shape) - 1).bit_length())
+    return _cut(_draw(key, size), tuple(shape), scale)
 
 
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -39,7 +43,7 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
     *gradients*, which is what Torch's and torchvision's ResNets chose.
     """
     fan_out = math.prod(shape[:-2]) * shape[-1]
-    return (math.sqrt(2 / fan_out) * _standard_normal(key, shape)).astype(dtype)
+    return _normal(key, shape, math.sqrt(2 / fan_out)).astype(dtype)
 
 
 def classifier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -47,7 +51,7 @@ def classifier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.flo
 
     The first loss is then close to log(classes), and the first gradients are tame.
     """
-    return (0.01 * _standard_normal(key, shape)).astype(dtype)
+    return _normal(key, shape, 0.01).astype(dtype)
 
 
 class Conv(nn.Module):

@@ -3,6 +3,7 @@
 Statistics and scales are float32 whatever the compute `dtype` is.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -78,9 +79,18 @@ class BatchNorm(nn.Module):
         return self._normalise(xg, mean[group], var[group], scale, bias).reshape(x.shape)
 
     def _normalise(self, x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-        factor = jax.lax.rsqrt(var + self.epsilon) * scale.astype(jnp.float32)
-        y = (x.astype(jnp.float32) - mean) * factor + bias.astype(jnp.float32)
-        return y.astype(self.dtype)
+        dtype = jnp.dtype(self.dtype)
+        return _normalise(x, mean, var, scale, bias, epsilon=self.epsilon, dtype=dtype)
+
+
+# Jitted only so that a network of a thousand layers traces it once for each shape.
+@functools.partial(jax.jit, static_argnames=("epsilon", "dtype"), inline=True)
+def _normalise(
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, *, epsilon: float, dtype: Any
+) -> Array:
+    factor = jax.lax.rsqrt(var + epsilon) * scale.astype(jnp.float32)
+    y = (x.astype(jnp.float32) - mean) * factor + bias.astype(jnp.float32)
+    return y.astype(dtype)
 
 
 class GroupNorm(nn.Module):
