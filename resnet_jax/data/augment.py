@@ -15,6 +15,16 @@ NORMALIZATIONS = ("channel", "pixel_mean")
 _BLOCK = 4096  # images
 
 
+def normalization_shapes(
+    image_shape: tuple[int, int, int], kind: str
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what `measure_normalization` returns for images of `image_shape`."""
+    channels = image_shape[-1:]
+    if kind == "channel":
+        return {"mean": channels, "std": channels}
+    return {"mean": image_shape, "std": ()}
+
+
 def measure_normalization(
     images: UInt8[np.ndarray, "n h w c"], kind: str
 ) -> dict[str, Float[np.ndarray, "..."]]:

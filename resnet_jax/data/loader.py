@@ -8,9 +8,15 @@ devices nor of processes can change the order.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Int
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Int, UInt8
+
+from resnet_jax.data.sources import ImageSet
+from resnet_jax.parallel.mesh import place, replicated, split
 
 
 @functools.lru_cache(maxsize=4)  # a batch may straddle two epochs
@@ -48,3 +54,62 @@ class ExampleStream:
             ids[here] = order[within[here]]
         shape = (steps, self.batch_size)
         return ids.reshape(shape), epochs.astype(np.int32).reshape(shape)
+
+
+class DeviceBatches(NamedTuple):
+    """The examples of one dispatch, on the devices: k steps of m micro-batches of n examples.
+
+    `images` and `labels` are those of the steps, [k, m, n, …], split over the mesh along n; or
+    the whole training split, on every device, into which `ids` point.
+    """
+
+    images: UInt8[Array, "*examples h w c"]
+    labels: Int[Array, "*examples"]
+    ids: Int[Array, "k m n"]
+    epochs: Int[Array, "k m n"]
+
+
+class Batches:
+    """Brings the batches of a run to the devices, each process those of its own devices."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        stream: ExampleStream,
+        *,
+        shape: tuple[int, int, int],
+        mesh: Mesh,
+        resident: bool,
+    ) -> None:
+        """Place the training split on every device if it is to be `resident` there.
+
+        Args:
+            data: the training split, in host memory.
+            stream: its order.
+            shape: (steps per dispatch, micro-batches per step, examples of each).
+            mesh: of the devices.
+            resident: otherwise images are sent from the host, those of a dispatch at a time.
+        """
+        self._data, self._stream = data, stream
+        self._shape, self._mesh = shape, mesh
+        self._whole = place((data.images, data.labels), replicated(mesh)) if resident else None
+
+    def take(self, step: int) -> DeviceBatches:
+        """The batches of a dispatch that begins with number `step`."""
+        by_step = self._stream.take(step, self._shape[0])
+        ids, epochs = (array.reshape(self._shape) for array in by_step)
+        layout = split(self._mesh, axis=2)
+        numbers = place((ids, epochs), layout)
+        if self._whole:
+            return DeviceBatches(*self._whole, *numbers)
+        return DeviceBatches(
+            _gather(self._data.images, ids, layout),
+            _gather(self._data.labels, ids, layout),
+            *numbers,
+        )
+
+
+def _gather(array: np.ndarray, ids: Int[np.ndarray, "k m n"], layout: NamedSharding) -> jax.Array:
+    """`array[ids]` on the devices; the host copies only the rows that its devices hold."""
+    shape = (*ids.shape, *array.shape[1:])
+    return jax.make_array_from_callback(shape, layout, lambda part: array[ids[part[:3]]])  # type: ignore[index]

@@ -16,7 +16,9 @@ DurationUnit = Literal["epochs", "examples"]
 
 MAY_CHANGE = (
     "data.dir",
+    "data.resident",
     "mesh.data",
+    "mesh.fsdp",
     "log_every",
     "steps_per_dispatch",
     "checkpoint_every",
@@ -45,7 +47,12 @@ def default_config() -> ConfigDict:
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
 
+    # The training split lies on every device; otherwise images are sent from the host, each
+    # process those of its own devices.
+    config.data.resident = True
+
     config.batch_size = 128  # global
+    config.accumulate = 1  # micro-batches, done one after the other, that make up a batch
     config.eval_batch_size = 500  # global
     config.duration_unit = "epochs"  # or "examples"
     config.duration = 20.0
@@ -77,7 +84,9 @@ def default_config() -> ConfigDict:
     config.ema_decay = 0.0
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1 for all
+    # Devices: a batch is split over data × fsdp of them, parameters and optimiser state over fsdp.
+    config.mesh.data = -1  # -1 for all that there are
+    config.mesh.fsdp = 1
     return config.lock()
 
 
@@ -135,6 +144,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"seed is {config.seed}; it must be less than 2**32.")
     positive = (
         "batch_size",
+        "accumulate",
         "eval_batch_size",
         "duration",
         "eval_every",

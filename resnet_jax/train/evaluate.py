@@ -12,7 +12,7 @@ from jaxtyping import Int
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.sources import ImageSet
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import place, replicated, split
 from resnet_jax.train.step import cross_entropy
 
 
@@ -55,21 +55,17 @@ class Evaluator:
         mesh can share, and down to the size of the split.
         """
         self._examples = len(data)
-        devices = mesh.shape["data"]
+        devices = mesh.size
         batch_size = -(-min(batch_size, len(data)) // devices) * devices
         batches = -(-len(data) // batch_size)
         padding = batches * batch_size - len(data)
 
-        def place(array: np.ndarray) -> jax.Array:
+        def padded(array: np.ndarray) -> np.ndarray:
             array = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
-            array = array.reshape(batches, batch_size, *array.shape[1:])
-            return jax.device_put(array, split(mesh, axis=1))
+            return array.reshape(batches, batch_size, *array.shape[1:])
 
-        self._batches = (
-            place(data.images),
-            place(data.labels),
-            place(np.ones(len(data), bool)),
-        )
+        arrays = padded(data.images), padded(data.labels), padded(np.ones(len(data), bool))
+        self._batches = place(arrays, split(mesh, axis=1))
 
         def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
             def body(sums: Any, batch: Any) -> tuple[Any, None]:

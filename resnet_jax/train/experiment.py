@@ -5,17 +5,19 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax.data.augment import measure_normalization
-from resnet_jax.data.loader import ExampleStream
+from resnet_jax.data.augment import measure_normalization, normalization_shapes
+from resnet_jax.data.loader import Batches, ExampleStream
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import Network, create_model
-from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated
+from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
+from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.config import model_overrides
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer, make_schedule
@@ -106,6 +108,28 @@ class Plan:
         return math.ceil(goal / self.batch_size)
 
 
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Check that batches split into micro-batches, over the mesh, and into groups.
+
+    Raises:
+        ConfigError: they don't.
+    """
+    micro_batches = config.accumulate
+    if config.batch_size % micro_batches:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, which doesn't split into accumulate ="
+            f" {micro_batches} micro-batches."
+        )
+    what = "batch_size / accumulate" if micro_batches > 1 else "batch_size"
+    check_divisible(what, config.batch_size // micro_batches, mesh)
+    group = config.model.bn_group_size
+    if group and config.batch_size // micro_batches % group:
+        raise ConfigError(
+            f"{what} is {config.batch_size // micro_batches}, which doesn't split into groups of"
+            f" model.bn_group_size = {group}."
+        )
+
+
 def load_data(config: ml_collections.ConfigDict) -> Dataset:
     """Read the splits that `config.data` names: "train", "validation", "test".
 
@@ -122,81 +146,82 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment:
-    """What a config stands for. Making one reads the data, but compiles nothing."""
+class Blueprint:
+    """What a config stands for, given the sizes of its data. Nothing is read, nothing computed.
+
+    Attributes:
+        config: it.
+        mesh: of the devices.
+        image_shape: (h, w, c).
+        model, plan, schedule, optimizer: the parts.
+    """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
-    dataset: Dataset
+    image_shape: tuple[int, int, int]
     model: Network
     plan: Plan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    normalization: dict[str, np.ndarray]  # of the training images
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
-        """Build the parts of a config that is valid, cheap checks first.
+    def parts(
+        cls,
+        config: ml_collections.ConfigDict,
+        *,
+        mesh: Mesh,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        train_examples: int,
+    ) -> dict[str, Any]:
+        """The attributes, by name, for a config that is valid.
 
         Raises:
             ConfigError: an impossible config.
-            DataError: data that are missing or damaged.
         """
-        model = create_model(config.model.name, **model_overrides(config))
-        mesh = make_mesh(data=config.mesh.data)
-        check_divisible("batch_size", config.batch_size, mesh)
-        group = model.bn_group_size
-        if group and config.batch_size % group:
-            raise ConfigError(
-                f"batch_size is {config.batch_size}, which doesn't split into groups of"
-                f" model.bn_group_size = {group}."
-            )
-        dataset = load_data(config)
-        height, width, _ = dataset.image_shape
+        height, width, _ = image_shape
         pad = config.data.crop_padding
         if pad >= min(height, width):
             raise ConfigError(
                 f"data.crop_padding is {pad}, as much as the {height}×{width} images themselves."
             )
-        plan = Plan.make(config, train_examples=len(dataset.splits["train"]))
+        plan = Plan.make(config, train_examples=train_examples)
         schedule = make_schedule(
             config.schedule,
             batch_size=config.batch_size,
             unit=plan.train_examples if config.duration_unit == "epochs" else 1,
             total_steps=plan.total_steps,
         )
-        return cls(
-            config=config,
-            mesh=mesh,
-            dataset=dataset,
-            model=model.copy(num_classes=dataset.num_classes),
-            plan=plan,
-            schedule=schedule,
-            optimizer=make_optimizer(config.optimizer, schedule),
-            normalization=measure_normalization(
-                dataset.splits["train"].images, config.data.normalize
-            ),
-        )
-
-    def initial_state(self) -> TrainState:
-        """The state before the first step, replicated over the mesh."""
-        return jax.device_put(self._initial_state(), replicated(self.mesh))
+        overrides = model_overrides(config)
+        return {
+            "config": config,
+            "mesh": mesh,
+            "image_shape": image_shape,
+            "model": create_model(config.model.name, **overrides, num_classes=num_classes),
+            "plan": plan,
+            "schedule": schedule,
+            "optimizer": make_optimizer(config.optimizer, schedule),
+        }
 
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without computing it."""
-        whole = replicated(self.mesh)
+        shapes = jax.eval_shape(self._initial_state)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-            jax.eval_shape(self._initial_state),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            state_shardings(shapes, self.mesh),
         )
 
-    def _initial_state(self) -> TrainState:
+    def _initial_state(self, normalization: dict[str, Any] | None = None) -> TrainState:
+        if normalization is None:
+            shapes = normalization_shapes(self.image_shape, self.config.data.normalize)
+            normalization = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
         return init_state(
             self.model,
             self.optimizer,
             seed=self.config.seed,
-            image_shape=self.dataset.image_shape,
-            normalization=self.normalization,
+            image_shape=self.image_shape,
+            normalization=normalization,
             with_ema=self.config.ema_decay > 0,
         )
 
@@ -208,16 +233,82 @@ class Experiment:
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
         )
-        return make_train_steps(self.model, self.optimizer, recipe=recipe, mesh=self.mesh)
+        return make_train_steps(
+            self.model,
+            self.optimizer,
+            recipe=recipe,
+            mesh=self.mesh,
+            state=self.abstract_state(),
+            resident=self.config.data.resident,
+        )
 
-    def training_data(self) -> tuple[Any, Any]:
-        """Images and labels of the training split, on every device."""
-        train = self.dataset.splits["train"]
-        return jax.device_put((train.images, train.labels), replicated(self.mesh))
+    def batch_shape(self) -> tuple[int, int, int]:
+        """(steps per dispatch, micro-batches per step, examples of each)."""
+        micro_batches = self.config.accumulate
+        examples = self.config.batch_size // micro_batches
+        return self.plan.steps_per_dispatch, micro_batches, examples
 
-    def example_stream(self) -> ExampleStream:
-        """The order of the training examples."""
-        return ExampleStream(self.config.seed, self.plan.train_examples, self.plan.batch_size)
+    def abstract_batches(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What `train_steps` takes beside the state and the number of steps."""
+        examples, whole = split(self.mesh, axis=2), replicated(self.mesh)
+        shape: tuple[int, ...] = self.batch_shape()
+        data = examples
+        ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=examples)
+        if self.config.data.resident:
+            shape, data = (self.plan.train_examples,), whole
+        images = jax.ShapeDtypeStruct((*shape, *self.image_shape), jnp.uint8, sharding=data)
+        labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
+        return images, labels, ids, ids
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment(Blueprint):
+    """A blueprint and its data. Making one reads the data, but compiles nothing."""
+
+    dataset: Dataset
+    normalization: dict[str, np.ndarray]  # of the training images
+
+    @classmethod
+    def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
+        """Build the parts of a config that is valid, cheap checks first.
+
+        Raises:
+            ConfigError: an impossible config.
+            DataError: data that are missing or damaged.
+        """
+        create_model(config.model.name, **model_overrides(config))
+        mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+        check_batch(config, mesh)
+        dataset = load_data(config)
+        train = dataset.splits["train"]
+        parts = cls.parts(
+            config,
+            mesh=mesh,
+            image_shape=dataset.image_shape,
+            num_classes=dataset.num_classes,
+            train_examples=len(train),
+        )
+        return cls(
+            **parts,
+            dataset=dataset,
+            normalization=measure_normalization(train.images, config.data.normalize),
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, laid out on the mesh."""
+        state = self._initial_state(self.normalization)
+        return place(state, state_shardings(state, self.mesh))
+
+    def batches(self) -> Batches:
+        """Where the training batches come from."""
+        stream = ExampleStream(self.config.seed, self.plan.train_examples, self.config.batch_size)
+        return Batches(
+            self.dataset.splits["train"],
+            stream,
+            shape=self.batch_shape(),
+            mesh=self.mesh,
+            resident=self.config.data.resident,
+        )
 
     def evaluators(self) -> dict[str, Evaluator]:
         """An evaluator of each held-out split, its images on the devices."""

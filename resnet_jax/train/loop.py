@@ -25,7 +25,7 @@ from resnet_jax.checkpoint.workdir import (
 )
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
-from resnet_jax.parallel.mesh import replicated
+from resnet_jax.parallel.mesh import place, replicated
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import describe_differences, to_json, validate
 from resnet_jax.train.console import TrainingConsole
@@ -126,22 +126,19 @@ def _run(
         history = read_metrics(workdir / METRICS)
         return FitResult(state, history, evaluation, best, stopped_early=False)
 
-    images, labels = experiment.training_data()
-    stream = experiment.example_stream()
+    batches = experiment.batches()
     empty_meter = jax.device_get(Meter.zero())
     with (
         MetricsLog(workdir, start_step=step) as log,
         TrainingConsole(total_steps=plan.total_steps, start_step=step) as console,
     ):
         console.opening(experiment, workdir)
-        batches = stream.take(step, plan.steps_per_dispatch)
-        train_steps = experiment.train_steps().lower(state, images, labels, *batches, 1).compile()
+        train_steps = experiment.train_steps().lower(state, *batches.take(step), 1).compile()
         clock.start_lap(step)
         stopping = False
         while step < plan.total_steps and not stopping:
             first, step = step, plan.next_pause(step, stop_at_step=stop_at_step)
-            batches = stream.take(first, plan.steps_per_dispatch)
-            state = train_steps(state, images, labels, *batches, np.int32(step - first))
+            state = train_steps(state, *batches.take(first), np.int32(step - first))
             stopping = stop.requested or (stop_at_step is not None and step >= stop_at_step)
 
             # At a pause the order is: log, score, save. A checkpoint's step is on record before
@@ -151,7 +148,7 @@ def _run(
                 record["img_per_s"] = round(clock.lap(step, plan.batch_size), 1)
                 log.write(record)
                 console.train(record)
-                meter = jax.device_put(empty_meter, replicated(experiment.mesh))
+                meter = place(empty_meter, replicated(experiment.mesh))
                 state = state.replace(meter=meter)
             scores = None
             if plan.evaluates_at(step) and "validation" in evaluators:

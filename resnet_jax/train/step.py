@@ -1,16 +1,19 @@
 """One training step as a pure function, and many of them in one dispatch."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_jax.data.augment import crop_and_flip, example_keys, normalize
+from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.state import Meter, TrainState
 
 
@@ -31,6 +34,24 @@ class Recipe:
     ema_decay: float
 
 
+class Batch(NamedTuple):
+    """Examples of one step as m micro-batches of n examples, split over the mesh along n."""
+
+    images: UInt8[Array, "m n h w c"]
+    labels: Int[Array, "m n"]
+    ids: Int[Array, "m n"]  # with the run's key and the epochs they determine the augmentation
+    epochs: Int[Array, "m n"]
+
+
+class Gradients(NamedTuple):
+    """What the forward and backward pass of a micro-batch give."""
+
+    params: Any  # gradients of the mean loss
+    batch_stats: Any  # new running statistics
+    loss: Float[Array, ""]  # sum over the examples
+    correct: Int[Array, ""]
+
+
 def cross_entropy(
     logits: Float[Array, "n k"], labels: Int[Array, " n"], *, smoothing: float = 0.0
 ) -> Float[Array, " n"]:
@@ -39,43 +60,103 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def _gradients(
+    state: TrainState, part: Batch, number: jax.Array, model: Network, recipe: Recipe, mesh: Mesh
+) -> Gradients:
+    """Augment micro-batch `number` (its arrays without the dimension m), go forth and back."""
+    run_key = jax.random.wrap_key_data(state.key)
+    keys = example_keys(run_key, part.ids, part.epochs)
+    dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
+    dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), number)
+    inputs = normalize(part.images, state.normalization)
+    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
+
+    def apply(params: Any) -> tuple[jax.Array, Any]:
+        return model.apply(
+            {"params": gather(params, mesh), "batch_stats": state.batch_stats},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+
+    if mesh.shape["fsdp"] > 1:
+        forget = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
+        apply = jax.checkpoint(apply, policy=forget)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Gradients]:
+        logits, updated = apply(params)
+        losses = cross_entropy(logits, part.labels, smoothing=recipe.label_smoothing)
+        correct = (logits.argmax(axis=-1) == part.labels).sum()
+        stats = updated.get("batch_stats", {})
+        return losses.mean(), Gradients(None, stats, losses.sum(), correct)
+
+    gradients, rest = jax.grad(loss_fn, has_aux=True)(state.params)
+    return rest._replace(params=gradients)
+
+
+def merge_statistics(running: Any, *, momentum: float) -> Any:
+    """The running statistics after one step, from those that each micro-batch alone would give.
+
+    Means and variances of the whole batch by the law of total variance: with kept share m, each
+    micro-batch i gives m·r + (1 - m)·μᵢ for the mean, so that the variance of those over i is
+    (1 - m)² times that of the μᵢ, of which the running variance is to get 1 - m.
+
+    Args:
+        running: tree of {"mean", "var"}, [micro-batches, channels] each.
+        momentum: m.
+    """
+    if "var" not in running:
+        return {k: merge_statistics(v, momentum=momentum) for k, v in running.items()}
+    between = running["mean"].var(axis=0) / (1 - momentum)
+    return {"mean": running["mean"].mean(axis=0), "var": running["var"].mean(axis=0) + between}
+
+
 def train_step(
     state: TrainState,
-    images: UInt8[Array, "n h w c"],
-    labels: Int[Array, " n"],
-    ids: Int[Array, " n"],
-    epochs: Int[Array, " n"],
+    batch: Batch,
     *,
     model: Network,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
+    mesh: Mesh,
 ) -> TrainState:
     """Augment a batch, take one step of the optimiser, and add to the meter.
 
+    Several micro-batches are done one after the other, and their gradients averaged. That equals
+    the whole batch where normalisation is over groups of examples, each within a micro-batch, or
+    independent of the batch. Normalisation over the "whole batch" sees one micro-batch at a time:
+    with k of them it is that of `bn_group_size` = batch size / k. What is dropped at random
+    differs from one number of micro-batches to another.
+
     Args:
         state: before the step.
-        images, labels: the batch.
-        ids, epochs: of each example, which with the run's key determine its augmentation.
+        batch: the examples.
         model, optimizer, recipe: what to do.
+        mesh: on which the arrays lie.
     """
-    run_key = jax.random.wrap_key_data(state.key)
-    keys = example_keys(run_key, ids, epochs)
-    dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
-    inputs = normalize(images, state.normalization)
-    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
+    micro_batches = batch.labels.shape[0]
+    if micro_batches == 1:
+        whole = jax.tree.map(lambda array: array[0], batch)
+        done = _gradients(state, whole, jnp.int32(0), model, recipe, mesh)
+        gradients, batch_stats = done.params, done.batch_stats
+    else:
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
-        logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.fold_in(dropout_key, state.step)},
-        )
-        losses = cross_entropy(logits, labels, smoothing=recipe.label_smoothing)
-        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+        def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> Any:
+            part, number = numbered
+            done = _gradients(state, part, number, model, recipe, mesh)
+            sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.correct))
+            return sums, done.batch_stats
 
-    gradients, (losses, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0))
+        numbered = (batch, jnp.arange(micro_batches))
+        (sums, loss, correct), running = jax.lax.scan(add, zero, numbered)
+        gradients = jax.tree.map(lambda total: total / micro_batches, sums)
+        # Networks without this field have the default of their normalisations.
+        momentum = getattr(model, "bn_momentum", BatchNorm.momentum)
+        batch_stats = merge_statistics(running, momentum=momentum)
+        done = Gradients(gradients, batch_stats, loss, correct)
+
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
@@ -84,12 +165,11 @@ def train_step(
         averaged = {"params": params, "batch_stats": batch_stats}
         ema = optax.incremental_update(averaged, state.ema, 1 - recipe.ema_decay)
 
-    correct = (logits.argmax(axis=-1) == labels).sum()
     meter = Meter(
         steps=state.meter.steps + 1,
-        examples=state.meter.examples + len(labels),
-        loss=state.meter.loss + losses.sum(),
-        top1=state.meter.top1 + correct,
+        examples=state.meter.examples + batch.labels.size,
+        loss=state.meter.loss + done.loss,
+        top1=state.meter.top1 + done.correct,
         grad_norm=state.meter.grad_norm + optax.tree.norm(gradients),
     )
     return state.replace(
@@ -103,39 +183,52 @@ def train_step(
 
 
 def make_train_steps(
-    model: Network, optimizer: optax.GradientTransformation, *, recipe: Recipe, mesh: Mesh
+    model: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    recipe: Recipe,
+    mesh: Mesh,
+    state: Any,
+    resident: bool,
 ) -> jax.stages.Wrapped:
-    """Compile "take the next few steps" over images that lie on the devices.
+    """Compile "take the next few steps" over examples on the devices or from the host.
+
+    Args:
+        model, optimizer, recipe, mesh: as in `train_step`.
+        state: a train state, or one of shapes, which tells how its parts lie on the mesh.
+        resident: see below.
 
     Returns:
-        A jitted `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of the
-        batches listed in `ids` and `epochs` [k, b]. The images and labels are the whole training
-        split, replicated; batches are gathered from it and split over the mesh. `state` is donated.
-        The number of steps is a run-time value, which a `scan` can't have, so that log, evaluation
-        and checkpoint points may cut a dispatch short without a second compilation.
+        A jitted `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of k
+        steps of m micro-batches of n examples, whose numbers and epochs are `ids` and `epochs`
+        [k, m, n]. With `resident`, images and labels are the whole training split, on every
+        device, and batches are gathered there; otherwise they are those of the k steps, [k, m, n,
+        …], split along n. `state` is donated. The number of steps is a run-time value, which a
+        `scan` can't have, so that log, evaluation and checkpoint points may cut a dispatch short
+        without a second compilation.
     """
-    whole = replicated(mesh)
+    whole, examples = replicated(mesh), split(mesh, axis=2)
+    layout = state_shardings(state, mesh)
 
     def run(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
         def body(i: jax.Array, state: TrainState) -> TrainState:
             # Each device gathers its part of the batch from its copy of the images.
-            chosen, epoch = jax.lax.with_sharding_constraint((ids[i], epochs[i]), split(mesh))
-            return train_step(
-                state,
-                images[chosen],
-                labels[chosen],
-                chosen,
-                epoch,
-                model=model,
-                optimizer=optimizer,
-                recipe=recipe,
+            chosen, epoch = jax.lax.with_sharding_constraint(
+                (ids[i], epochs[i]), split(mesh, axis=1)
             )
+            of_step = chosen if resident else i
+            batch = Batch(images[of_step], labels[of_step], chosen, epoch)
+            state = train_step(
+                state, batch, model=model, optimizer=optimizer, recipe=recipe, mesh=mesh
+            )
+            return jax.lax.with_sharding_constraint(state, layout)
 
         return jax.lax.fori_loop(0, steps, body, state)
 
+    data = whole if resident else examples
     return jax.jit(
         run,
-        in_shardings=whole,
-        out_shardings=whole,
+        in_shardings=(layout, data, data, examples, examples, whole),
+        out_shardings=layout,
         donate_argnums=0,
     )

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import check_divisible, make_mesh, replicated, split
+from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
 
 
 def test_a_mesh_takes_all_devices_or_the_first_few():
-    assert make_mesh().shape == {"data": 8}
-    assert list(make_mesh(data=2).devices) == jax.devices()[:2]
+    assert make_mesh().shape == {"data": 8, "fsdp": 1}
+    assert make_mesh(fsdp=4).shape == {"data": 2, "fsdp": 4}
+    assert list(make_mesh(data=2).devices.flat) == jax.devices()[:2]
 
 
 @pytest.mark.parametrize("data", [0, -2, 9])
@@ -33,3 +34,18 @@ def test_a_batch_must_divide_the_mesh():
         check_divisible("batch_size", 60, make_mesh())
     with pytest.raises(ConfigError, match="use 8"):
         check_divisible("batch_size", 3, make_mesh())
+
+
+@pytest.mark.parametrize("fsdp", [0, 3, 16])
+def test_a_mesh_that_is_no_rectangle_is_refused(fsdp):
+    with pytest.raises(ConfigError, match=f"mesh.fsdp is {fsdp}, .* it can be 1, 2, 4, 8"):
+        make_mesh(fsdp=fsdp)
+    with pytest.raises(ConfigError, match="mesh.data is 4 × mesh.fsdp 4 = 16, but .* is 8"):
+        make_mesh(data=4, fsdp=4)
+
+
+def test_place_gives_each_device_its_part():
+    x = np.arange(48).reshape(16, 3)
+    placed = place({"x": x}, split(make_mesh(fsdp=2)))["x"]
+    np.testing.assert_array_equal(placed, x)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}

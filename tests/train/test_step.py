@@ -15,11 +15,10 @@ def _train(config, *, devices: int, steps: int):
     experiment = Experiment.make(config)
     run = experiment.train_steps()
     state = experiment.initial_state()
-    images, labels = experiment.training_data()
+    batches = experiment.batches()
     losses = []
     for step in range(steps):
-        ids, epochs = experiment.example_stream().take(step, config.steps_per_dispatch)
-        state = run(state, images, labels, ids, epochs, 1)
+        state = run(state, *batches.take(step), 1)
         losses.append(float(state.meter.loss) - sum(losses))
     return np.array(losses) / config.batch_size, jax.device_get(state)
 
@@ -47,11 +46,10 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_devi
     experiment = Experiment.make(tiny_config)
     run = experiment.train_steps()
     state = experiment.initial_state()
-    images, labels = experiment.training_data()
+    batches = experiment.batches()
     step = 0
     for count in (4, 3, 2, 1):
-        ids, epochs = experiment.example_stream().take(step, 4)
-        state = run(state, images, labels, ids, epochs, count)
+        state = run(state, *batches.take(step), count)
         step += count
     assert int(state.step) == 10
     for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -61,11 +59,9 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_devi
 def test_the_batch_is_split_over_the_mesh_and_never_gathered(tiny_config):
     tiny_config.mesh.data = 8
     experiment = Experiment.make(tiny_config)
-    state = experiment.initial_state()
-    images, labels = experiment.training_data()
-    ids, epochs = experiment.example_stream().take(0, tiny_config.steps_per_dispatch)
-    compiled = experiment.train_steps().lower(state, images, labels, ids, epochs, 1).compile()
-    program = compiled.as_text()
+    batches = experiment.abstract_batches()
+    steps = experiment.train_steps().lower(experiment.abstract_state(), *batches, 1)
+    program = steps.compile().as_text()
     assert "all-reduce" in program
     assert "all-gather" not in program
     assert "all-to-all" not in program
@@ -78,14 +74,14 @@ def test_the_first_step_equals_one_written_out(tiny_config):
     tiny_config.schedule.warmup = 0.0
     experiment = Experiment.make(tiny_config)
     state = experiment.initial_state()
-    images, labels = experiment.training_data()
-    ids, epochs = experiment.example_stream().take(0, 4)
+    images, labels, ids, epochs = experiment.batches().take(0)
     before = jax.device_get(state)
     after = experiment.train_steps()(state, images, labels, ids, epochs, 1)
 
-    x = np.asarray(images)[ids[0]].astype(np.float32)
+    first = np.asarray(ids)[0, 0]
+    x = np.asarray(images)[first].astype(np.float32)
     x = (x - before.normalization["mean"]) / before.normalization["std"]
-    y = np.asarray(labels)[ids[0]]
+    y = np.asarray(labels)[first]
 
     def loss(params):
         logits, _ = experiment.model.apply(
