@@ -70,7 +70,10 @@ class BatchNorm(nn.Module):
 
         if self.update_stats and not self.is_initializing():
             batch_mean = mean.mean(axis=0)
-            batch_var = var.mean(axis=0) + jnp.square(mean - batch_mean).mean(axis=0)
+            # From second moments, so that nothing waits for the mean over devices: the sums of
+            # all layers can then be one exchange at the end of the step.
+            second = (var + jnp.square(mean)).mean(axis=0)
+            batch_var = jnp.maximum(second - jnp.square(batch_mean), 0.0)
             keep = self.momentum
             running_mean.value = keep * running_mean.value + (1 - keep) * batch_mean
             running_var.value = keep * running_var.value + (1 - keep) * batch_var

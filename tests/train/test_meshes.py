@@ -1,0 +1,170 @@
+"""The same training on every mesh, and what it costs in communication."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.train.config import set_field
+from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.state import Meter
+from tests.conftest import make_tiny_config
+
+STEPS = 20
+
+
+def _experiment(**fields) -> Experiment:
+    """The tiny experiment with other fields: "__" in a name is a dot."""
+    config = make_tiny_config()
+    for name, value in fields.items():
+        set_field(config, name.replace("__", "."), value)
+    return Experiment.make(config)
+
+
+def _compile(experiment: Experiment):
+    batches = experiment.abstract_batches()
+    return experiment.train_steps().lower(experiment.abstract_state(), *batches, 1).compile()
+
+
+def _train(experiment: Experiment, steps: int = STEPS) -> tuple[np.ndarray, dict]:
+    """The loss of each step, and parameters and statistics after the last."""
+    run, batches, state = _compile(experiment), experiment.batches(), experiment.initial_state()
+    losses = []
+    for step in range(steps):
+        state = state.replace(meter=place(Meter.zero(), replicated(experiment.mesh)))
+        state = run(state, *batches.take(step), np.int32(1))
+        losses.append(float(state.meter.loss))
+    return np.array(losses), jax.device_get(state.variables())
+
+
+def _assert_close(tree, expected, tolerance):
+    for leaf, wanted in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, wanted, atol=tolerance * np.abs(wanted).max(), rtol=0)
+
+
+def _collectives(experiment: Experiment) -> dict[str, list[str]]:
+    """The instructions of the compiled step that communicate, by kind."""
+    kinds = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+    lines = _compile(experiment).as_text().splitlines()
+    found = {kind: [line for line in lines if f" {kind}(" in line] for kind in kinds}
+    return {kind: lines for kind, lines in found.items() if lines}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return _train(_experiment())
+
+
+@pytest.mark.parametrize(
+    "mesh", [(1, 1), (2, 1), (4, 1), (8, 1), (2, 4), (4, 2), (1, 8)], ids=lambda m: f"{m[0]}x{m[1]}"
+)
+def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, one_device):
+    """Float32, batch normalisation over the global batch, images sent from the host."""
+    data, fsdp = mesh
+    experiment = _experiment(mesh__data=data, mesh__fsdp=fsdp, data__resident=False)
+    losses, variables = _train(experiment)
+    np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
+    _assert_close(variables, one_device[1], 1e-4)
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_accumulation_equals_the_large_batch_for_statistics_of_groups(micro_batches):
+    """Running statistics included, and on a mesh where each group is spread over two devices."""
+    losses, variables = _train(_experiment(model__bn_group_size=8), steps=6)
+    small = {"model__bn_group_size": 8, "accumulate": micro_batches}
+    for mesh in ({}, {"mesh__data": 2, "mesh__fsdp": 2}):
+        again, others = _train(_experiment(**small, **mesh), steps=6)
+        np.testing.assert_allclose(again, losses, rtol=1e-5)
+        _assert_close(others, variables, 1e-4)
+
+
+def test_accumulation_with_global_statistics_is_that_of_groups_as_large_as_a_micro_batch():
+    groups = _train(_experiment(model__bn_group_size=8), steps=6)
+    accumulated = _train(_experiment(accumulate=4), steps=6)
+    np.testing.assert_allclose(accumulated[0], groups[0], rtol=1e-5)
+    _assert_close(accumulated[1], groups[1], 1e-4)
+    whole, _ = _train(_experiment(), steps=6)
+    assert np.abs(accumulated[0] / whole - 1).max() > 1e-4  # and not that of the whole batch
+
+
+def test_groups_within_a_shard_are_normalised_without_communication():
+    """What is left to reduce are sums over the batch: gradients, loss, running statistics.
+
+    None of those is waited for by another layer, so that they may be one all-reduce at the end.
+    """
+
+    def waiting(group_size: int | None) -> int:
+        """All-reduces whose result goes into the forward or backward pass of another layer."""
+        experiment = _experiment(mesh__data=8, model__bn_group_size=group_size)
+        inputs = jax.ShapeDtypeStruct((32, 8, 8, 1), np.float32)
+        state = experiment.abstract_state()
+
+        def loss(params, batch_stats, images):
+            variables = {"params": params, "batch_stats": batch_stats}
+            return experiment.model.apply(variables, images, train=True, update_stats=False).sum()
+
+        # Gradients of the inputs go through every layer and are sums over nothing.
+        layout = jax.sharding.NamedSharding(
+            experiment.mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
+        )
+        gradient = jax.jit(
+            jax.grad(loss, argnums=2), in_shardings=(None, None, layout), out_shardings=layout
+        )
+        text = gradient.lower(state.params, state.batch_stats, inputs).compile().as_text()
+        return len(re.findall(r" all-reduce(?:-start)?\(", text))
+
+    assert waiting(4) == 0
+    assert waiting(2) == 0
+    assert waiting(None) > 0
+    assert waiting(8) > 0  # such a group lies on two devices
+
+
+def _participants(line: str) -> int:
+    """How many devices an all-reduce sums over, from the ways in which XLA writes its groups."""
+    if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
+        return int(iota[1])
+    return len(re.search(r"replica_groups=\{\{([\d,]+)\}", line)[1].split(","))
+
+
+def test_groups_across_shards_are_reduced_within_the_group_only():
+    """Statistics of 16 of 32 examples, on 8 devices: layer by layer, 4 devices take part."""
+    lines = _collectives(_experiment(mesh__data=8, model__bn_group_size=16))["all-reduce"]
+    of_statistics = [line for line in lines if re.search(r"f32\[1,\d+\].* all-reduce", line)]
+    assert len(of_statistics) >= 7  # one for each normalisation
+    assert {_participants(line) for line in of_statistics} <= {4, 2}
+
+
+def test_frozen_statistics_need_no_communication_but_the_gradients():
+    frozen = _collectives(_experiment(mesh__data=8, model__bn_frozen=True))["all-reduce"]
+    live = _collectives(_experiment(mesh__data=8))["all-reduce"]
+    assert len(frozen) < len(live)
+
+
+def test_sharded_kernels_are_gathered_and_the_batch_never_is():
+    found = _collectives(_experiment(mesh__data=2, mesh__fsdp=4))
+    assert set(found) <= {"all-reduce", "all-gather", "reduce-scatter"}
+    kernels = set()
+    for leaf in jax.tree.leaves(_experiment().abstract_state().params):
+        kernels.add("f32[" + ",".join(map(str, leaf.shape)))
+    for line in found["all-gather"]:
+        for shape in re.findall(r"f32\[[\d,]+", line.partition("=")[2].partition("all-gather")[0]):
+            assert shape in kernels, line
+
+
+def test_parameters_and_optimiser_state_take_the_memory_of_their_share():
+    whole = _experiment(mesh__data=1).initial_state()
+    split = _experiment(mesh__data=1, mesh__fsdp=4).initial_state()
+
+    def on_first_device(state):
+        arrays = jax.tree.leaves((state.params, state.opt_state, state.ema["params"]))
+        return sum(array.addressable_shards[0].data.nbytes for array in arrays)
+
+    vectors = sum(3 * p.nbytes for p in jax.tree.leaves(whole.params) if p.ndim < 2)
+    kernels = on_first_device(whole) - vectors
+    assert on_first_device(split) - vectors == pytest.approx(kernels / 4, rel=0.01)
