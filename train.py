@@ -17,19 +17,35 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run, to begin 
 _STOP_AT_STEP = flags.DEFINE_integer(
     "stop_at_step", None, "save and exit with code 75 after this step"
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, if no scheduler tells where it is"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of this job")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this one, from 0")
+_COORDINATOR_TIMEOUT_S = flags.DEFINE_float(
+    "coordinator_timeout_s", 300.0, "seconds to wait for the other processes", lower_bound=1.0
+)
 _STOP = StopRequest()
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
-    import resnet_jax  # noqa: PLC0415 - after the flags, so that --help and typos cost nothing
+    # After the flags, so that --help and typos cost nothing.
+    import resnet_jax  # noqa: PLC0415
+    from resnet_jax.parallel.process import connect, find_job  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:
             raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
         if not _WORKDIR.value:
             raise UsageError("--workdir is empty; it names the directory of the run.")
+        job = find_job(
+            coordinator=_COORDINATOR.value,
+            processes=_NUM_PROCESSES.value,
+            process=_PROCESS_ID.value,
+        )
+        connect(job, timeout_s=_COORDINATOR_TIMEOUT_S.value)
         return resnet_jax.fit(
             _CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value, stop=_STOP
         )

@@ -33,6 +33,12 @@ class NumericalError(ResnetJaxError):
     exit_code = 70
 
 
+class PeerError(ResnetJaxError):
+    """Another process of the job, or a device, is missing, has failed or doesn't answer."""
+
+    exit_code = 71
+
+
 class WriteError(ResnetJaxError):
     """The work directory can't be written, or belongs to someone else."""
 

@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from resnet_jax.errors import DataError, WriteError
 
@@ -23,7 +23,7 @@ def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
 class Checkpointer:
     """The checkpoints of one run: the newest few, and the best on the validation split."""
 
-    def __init__(self, directory: Path, *, keep: int | None) -> None:
+    def __init__(self, directory: epath.Path, *, keep: int | None) -> None:
         """Open or create the checkpoints in `directory`.
 
         Args:

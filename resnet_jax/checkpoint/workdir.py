@@ -1,11 +1,19 @@
-"""The directory of a run: checked before anything is compiled, and bound to one config."""
+"""The directory of a run: checked before anything is compiled, and bound to one config.
+
+It may be in a bucket, gs://… or s3://…, where writing a file replaces it as a whole.
+"""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+from etils import epath
+
 from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.parallel.process import MAIN, exchange, is_main
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -14,12 +22,20 @@ CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether the path is in a bucket, not on a file system of this host."""
+    return "://" in os.fspath(path)
+
+
+def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
 
     Raises:
         OSError: it can't be written; the old file is intact.
     """
+    if is_remote(path):
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -38,7 +54,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.close(folder)
 
 
-def prepare_workdir(workdir: Path) -> None:
+def prepare_workdir(workdir: epath.Path) -> None:
     """Create the directory if need be and prove, by writing, that it can hold results.
 
     Raises:
@@ -46,7 +62,7 @@ def prepare_workdir(workdir: Path) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".write-probe"
+        probe = workdir / f".write-probe-{secrets.token_hex(8)}"
         write_atomically(probe, "probe")
         probe.unlink()
     except OSError as error:
@@ -56,7 +72,31 @@ def prepare_workdir(workdir: Path) -> None:
         ) from None
 
 
-def read_config(workdir: Path) -> str:
+def check_shared(workdir: epath.Path) -> None:
+    """Prove that the processes of a job see the same directory; each of them calls this.
+
+    Raises:
+        WriteError: some don't, so that their checkpoints would be in pieces.
+    """
+    if jax.process_count() == 1:
+        return
+    token = exchange(secrets.token_hex(8))[MAIN]
+    seal = workdir / f".shared-probe-{token}"  # a name that no file system has an opinion about
+    if is_main():
+        write_atomically(seal, token)
+    exchange(None)  # from here on it is there
+    blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
+    if is_main():
+        seal.unlink()
+    if blind:
+        raise WriteError(
+            f"Processes {', '.join(map(str, blind))} don't see what process 0 writes to {workdir};"
+            " nothing was trained. Choose a --workdir on a file system that all hosts share, or in"
+            " a bucket (gs://…, s3://…)."
+        )
+
+
+def read_config(workdir: epath.Path) -> str:
     """The config of the run in `workdir`, as JSON text.
 
     Raises:
@@ -73,7 +113,7 @@ def read_config(workdir: Path) -> str:
 
 
 def check_config(
-    workdir: Path, config: str, differences: Callable[[str, str], Sequence[str]]
+    workdir: epath.Path, config: str, differences: Callable[[str, str], Sequence[str]]
 ) -> bool:
     """Check that `workdir` is free for a run of this config, or holds one of it already.
 

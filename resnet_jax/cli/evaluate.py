@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ EXAMPLE = "resnet-jax eval runs/digits --checkpoint best --per-class --confusion
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("workdir", type=Path, help="directory of the run")
+    parser.add_argument("workdir", type=epath.Path, help="directory of the run")
     parser.add_argument(
         "--split", default="test", choices=["train", "validation", "test"], help="default: test"
     )

@@ -1,9 +1,9 @@
 """What a run shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,6 +15,7 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.parallel.process import is_main
 from resnet_jax.train.experiment import Experiment
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -24,7 +25,8 @@ class TrainingConsole:
     """Shows training and evaluation records as they come; a context manager."""
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        # One process speaks for all.
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not is_main())
         self._total = total_steps
         self._start_step = start_step
         self._last_line = float("-inf")
@@ -55,7 +57,7 @@ class TrainingConsole:
         """Print a line above the bar."""
         self.console.print(text, markup=False)
 
-    def opening(self, experiment: Experiment, workdir: Path) -> None:
+    def opening(self, experiment: Experiment, workdir: epath.Path) -> None:
         """Say what is about to happen."""
         config, plan = experiment.config, experiment.plan
         devices = experiment.mesh.devices
@@ -71,7 +73,7 @@ class TrainingConsole:
                 else f"{workdir} is trained already; its record is left as it is"
             )
 
-    def stopped(self, step: int, workdir: Path) -> None:
+    def stopped(self, step: int, workdir: epath.Path) -> None:
         """Say that the run stopped early and lost nothing."""
         self._bar.stop()
         self.say(
@@ -79,7 +81,7 @@ class TrainingConsole:
             " the same command goes on from here"
         )
 
-    def closing(self, summary: dict[str, Any], workdir: Path) -> None:
+    def closing(self, summary: dict[str, Any], workdir: epath.Path) -> None:
         """Say how it went, where it lies and what could come next."""
         self._bar.stop()
         scores = summary["final"].get("test") or summary["final"].get("validation")

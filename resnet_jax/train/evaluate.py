@@ -55,9 +55,7 @@ class Evaluator:
         mesh can share, and down to the size of the split.
         """
         self._examples = len(data)
-        devices = mesh.size
-        batch_size = -(-min(batch_size, len(data)) // devices) * devices
-        batches = -(-len(data) // batch_size)
+        batches, batch_size = batches_of(len(data), batch_size=batch_size, mesh=mesh)
         padding = batches * batch_size - len(data)
 
         def padded(array: np.ndarray) -> np.ndarray:
@@ -66,25 +64,7 @@ class Evaluator:
 
         arrays = padded(data.images), padded(data.labels), padded(np.ones(len(data), bool))
         self._batches = place(arrays, split(mesh, axis=1))
-
-        def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
-            def body(sums: Any, batch: Any) -> tuple[Any, None]:
-                images, labels, mask = batch
-                logits: Any = model.apply(variables, normalize(images, normalization))
-                return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
-
-            zero = jax.tree.map(
-                jnp.zeros_like,
-                _sums(
-                    jnp.zeros((1, model.num_classes)), jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)
-                ),
-            )
-            return jax.lax.scan(body, zero, batches)[0]
-
-        whole = replicated(mesh)
-        self._score = jax.jit(
-            score, in_shardings=(whole, whole, split(mesh, axis=1)), out_shardings=whole
-        )
+        self._score = make_score(model, mesh)
 
     def __call__(self, variables: Any, normalization: Any) -> Evaluation:
         """Score `variables` on the whole split.
@@ -103,6 +83,48 @@ class Evaluator:
             top5=int(sums["top5"]) / counted,
             confusion=sums["confusion"].astype(np.int64),
         )
+
+
+def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]:
+    """How many batches of how many examples a split is scored in."""
+    devices = mesh.size
+    batch_size = -(-min(batch_size, examples) // devices) * devices
+    return -(-examples // batch_size), batch_size
+
+
+def make_score(model: Network, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted scores of a split: `score(variables, normalization, batches)`.
+
+    `batches` are images, labels and masks, [batches, examples of each, …], split over the mesh
+    along the second dimension. The result is summed over the examples whose mask is true.
+    """
+
+    def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
+        def body(sums: Any, batch: Any) -> tuple[Any, None]:
+            images, labels, mask = batch
+            logits: Any = model.apply(variables, normalize(images, normalization))
+            return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
+
+        zero = jax.tree.map(
+            jnp.zeros_like,
+            _sums(jnp.zeros((1, model.num_classes)), jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)),
+        )
+        return jax.lax.scan(body, zero, batches)[0]
+
+    whole = replicated(mesh)
+    return jax.jit(score, in_shardings=(whole, whole, split(mesh, axis=1)), out_shardings=whole)
+
+
+def abstract_batches(
+    batches: int, batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh
+) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The shapes of what `make_score`'s function takes as `batches`."""
+    shape, layout = (batches, batch_size), split(mesh, axis=1)
+    return (
+        jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=layout),
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout),
+        jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=layout),
+    )
 
 
 def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

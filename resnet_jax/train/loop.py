@@ -4,13 +4,13 @@ import contextlib
 import dataclasses
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
 from resnet_jax.checkpoint.stop import StopRequest
@@ -20,13 +20,16 @@ from resnet_jax.checkpoint.workdir import (
     METRICS,
     SUMMARY,
     check_config,
+    check_shared,
     prepare_workdir,
     write_atomically,
 )
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.parallel.process import Vote, failing_together, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
+from resnet_jax.train.common import common_ground
 from resnet_jax.train.config import describe_differences, to_json, validate
 from resnet_jax.train.console import TrainingConsole
 from resnet_jax.train.evaluate import Evaluation, Evaluator
@@ -59,7 +62,7 @@ class FitResult:
 
 def fit(
     config: ml_collections.ConfigDict,
-    workdir: str | Path,
+    workdir: epath.PathLike,
     *,
     stop_at_step: int | None = None,
     stop: StopRequest | None = None,
@@ -68,27 +71,33 @@ def fit(
 
     Args:
         config: made by a file in configs/ or by `default_config`.
-        workdir: directory of the run, created if need be; it is bound to this config.
+        workdir: directory of the run, created if need be; it is bound to this config. Several
+            processes must share it. It may be in a bucket: gs://… or s3://….
         stop_at_step: save and return after this step, as if a signal had asked for it.
         stop: a request that the caller has entered already; by default `fit` listens for signals
             itself while it trains.
 
     Raises:
         UsageError: `stop_at_step` is less than 1.
-        ConfigError: an impossible config, or not the one that the run in `workdir` began with.
+        ConfigError: an impossible config, or not the one that the run in `workdir` began with, or
+            not that of the other processes.
+        PeerError: another process has failed before the first step.
         DataError: data or checkpoints are missing or damaged, or data have changed.
         WriteError: `workdir` can't be written.
         NumericalError: something stopped being finite; nothing of that was saved.
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
-    workdir = Path(workdir)
-    validate(config)
-    prepare_workdir(workdir)
-    new = check_config(workdir, to_json(config), describe_differences)
-    experiment = Experiment.make(config)
+    workdir = epath.Path(workdir)
+    with failing_together(common_ground(config, stop_at_step=stop_at_step)) as common:
+        validate(config)
+        prepare_workdir(workdir)
+        new = check_config(workdir, to_json(config), describe_differences)
+        experiment = Experiment.make(config)
+        common["the data's fingerprint"] = experiment.dataset.fingerprint
+    check_shared(workdir)
     try:
-        if new:
+        if new and is_main():
             write_atomically(workdir / CONFIG, to_json(config))
         checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
         with contextlib.nullcontext(stop) if stop else StopRequest() as request:
@@ -99,7 +108,7 @@ def fit(
 
 def _run(
     experiment: Experiment,
-    workdir: Path,
+    workdir: epath.Path,
     checkpoints: Checkpointer,
     stop: StopRequest,
     *,
@@ -135,11 +144,13 @@ def _run(
         console.opening(experiment, workdir)
         train_steps = experiment.train_steps().lower(state, *batches.take(step), 1).compile()
         clock.start_lap(step)
-        stopping = False
+        vote, stopping = Vote(experiment.mesh), False
         while step < plan.total_steps and not stopping:
             first, step = step, plan.next_pause(step, stop_at_step=stop_at_step)
             state = train_steps(state, *batches.take(first), np.int32(step - first))
-            stopping = stop.requested or (stop_at_step is not None and step >= stop_at_step)
+            stopping = vote.cast(stop.requested) or (
+                stop_at_step is not None and step >= stop_at_step
+            )
 
             # At a pause the order is: log, score, save. A checkpoint's step is on record before
             # the checkpoint exists, so a resumed run neither repeats nor misses a line.
@@ -163,6 +174,7 @@ def _run(
             if scores or stopping or plan.saves_at(step):
                 with clock.paused(state):
                     _check_finite(state, step, checkpoints)
+                    log.sync()
                     checkpoints.save(
                         step,
                         state,
@@ -194,13 +206,15 @@ def _run(
             history=log.history,
             wall_s=clock.wall_s(),
         )
-        draw_curves(workdir, log.history, title=f"{config.model.name} on {config.data.name}")
-        write_summary(workdir, summary)
+        if is_main():
+            draw_curves(workdir, log.history, title=f"{config.model.name} on {config.data.name}")
+            write_summary(workdir, summary)
         console.closing(summary, workdir)
+    wait_for_all("the run is on record")
     return FitResult(state, log.history, evaluation, best, stopped_early=False)
 
 
-def _check_same_data(progress: dict[str, Any], dataset: Dataset, workdir: Path) -> None:
+def _check_same_data(progress: dict[str, Any], dataset: Dataset, workdir: epath.Path) -> None:
     if progress["fingerprint"] != dataset.fingerprint:
         raise DataError(
             f"The images or labels of {dataset.name}, or their order, aren't those that the run in"

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 
 # The object interface: pyplot would look for a display, and takes longer to import.
@@ -28,19 +29,24 @@ _MOST_NAMED_CLASSES = 40
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def provenance() -> dict[str, Any]:
-    """What a reader needs to repeat a measurement: command, commit, versions, hardware."""
-    device = jax.devices()[0]
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:  # run from a source tree that isn't installed
             versions[package] = "not installed"
+    return versions
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to repeat a measurement: command, commit, versions, hardware."""
+    device = jax.devices()[0]
     return {
         "command": " ".join([Path(sys.executable).name, *map(_without_folder, sys.argv)]),
         "commit": _commit(),
-        "versions": versions,
+        "versions": package_versions(),
         "hardware": {
             "platform": device.platform,
             "device": device.device_kind,
@@ -121,7 +127,7 @@ def run_summary(
     }
 
 
-def write_summary(workdir: Path, summary: dict[str, Any]) -> None:
+def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
     write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -163,7 +169,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_curves(workdir: Path, history: list[dict[str, Any]], *, title: str) -> None:
+def draw_curves(workdir: epath.Path, history: list[dict[str, Any]], *, title: str) -> None:
     """Draw loss, top-1 error and learning rate over epochs into curves.png."""
     figure = new_figure(11, 3.6)
     losses, errors, rates = figure.subplots(1, 3)

@@ -2,11 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -76,7 +76,9 @@ class TrainedNetwork:
         return evaluator(self.variables, self.normalization)
 
 
-def restore_run(workdir: Path, *, checkpoint: str = "last", ema: bool = False) -> TrainedNetwork:
+def restore_run(
+    workdir: epath.PathLike, *, checkpoint: str = "last", ema: bool = False
+) -> TrainedNetwork:
     """Load a network that `fit` trained.
 
     Args:
@@ -88,6 +90,7 @@ def restore_run(workdir: Path, *, checkpoint: str = "last", ema: bool = False) -
         ConfigError: `workdir` isn't a run, or has no moving averages.
         DataError: it has no such checkpoint, or the checkpoint is damaged.
     """
+    workdir = epath.Path(workdir)
     try:
         config = from_json(read_config(workdir))
     except ConfigError as error:

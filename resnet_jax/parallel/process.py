@@ -1,0 +1,228 @@
+"""The processes of a job: how they find each other, agree, and stop together.
+
+A job of one process needs nothing of this. In others each process runs the same program on the
+devices of its host, and every array that a step works on lies on all of them.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from resnet_jax.errors import ConfigError, PeerError, UsageError
+from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.rollcall import call_roll
+
+MAIN = 0
+"""The process that writes what there is once per run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """How this process was started.
+
+    Attributes:
+        coordinator: HOST:PORT of process 0.
+        processes: how many there are.
+        process: number of this one.
+        local_devices: numbers of the devices that it may use; None is all of its host's.
+    """
+
+    coordinator: str
+    processes: int
+    process: int
+    local_devices: tuple[int, ...] | None = None
+
+
+def find_job(
+    *, coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> Job | None:
+    """What was said, else what SLURM, Open MPI, Kubernetes or a TPU's metadata say.
+
+    Args:
+        coordinator, processes, process: as given on the command line; each may be left out where
+            the environment knows it.
+
+    Returns:
+        None if there is one process only.
+
+    Raises:
+        UsageError: something is missing, or impossible.
+    """
+    said = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
+    given = [f"--{name}" for name, value in said.items() if value is not None]
+    local = None
+    if len(given) < len(said):
+        (coordinator, processes, process), local = _ask_environment(coordinator, processes, process)
+    if processes is not None and processes < 1:
+        raise UsageError(f"--num_processes is {processes}; it must be at least 1.")
+    if processes == 1 or not (given or processes):
+        return None
+    found = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
+    missing = [f"--{name}" for name, value in found.items() if value is None]
+    if coordinator is None or processes is None or process is None:
+        why = f"{' and '.join(given)} was given" if given else f"there are {processes} processes"
+        raise UsageError(
+            f"{' and '.join(missing)} is missing: {why}, and the environment doesn't tell."
+        )
+    if not 0 <= process < processes:
+        raise UsageError(f"--process_id is {process}; it must be in 0 … {processes - 1}.")
+    return Job(coordinator, processes, process, local)
+
+
+def _ask_environment(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> tuple[tuple[str | None, int | None, int | None], tuple[int, ...] | None]:
+    """Fill in what JAX finds out about the cluster that this process runs in."""
+    # JAX offers this as a part of `initialize` only, which starts connecting at once.
+    from jax._src.clusters import ClusterEnv  # noqa: PLC0415
+
+    # JAX reads Open MPI 4's variables, and only where Open MPI 4's own launcher has set them.
+    if processes is None and "OMPI_COMM_WORLD_SIZE" in os.environ:
+        processes = int(os.environ["OMPI_COMM_WORLD_SIZE"])
+        process = int(os.environ["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    try:
+        *found, local = ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator, processes, process, None, None, 300
+        )
+    except Exception as error:  # whatever a metadata server or a scheduler's variables provoke
+        raise UsageError(
+            f"The cluster's description of this job can't be read ({error}); give --coordinator,"
+            " --num_processes and --process_id."
+        ) from error
+    return tuple(found), None if local is None else tuple(local)  # type: ignore[return-value]
+
+
+def connect(job: Job | None, *, timeout_s: float = 300.0) -> None:
+    """Connect this process with the others; to be called before JAX is used for anything.
+
+    Args:
+        job: from `find_job`; None does nothing.
+        timeout_s: seconds to wait for the other processes.
+
+    Raises:
+        PeerError: another process isn't there in time.
+        ConfigError: processes disagree about how many they are, or the port is in use.
+    """
+    if job is None:
+        return
+    call_roll(job.coordinator, process=job.process, processes=job.processes, timeout_s=timeout_s)
+    # Our own handling of signals serves every kind of job; JAX's would replace it.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        job.coordinator,
+        job.processes,
+        job.process,
+        local_device_ids=job.local_devices,
+        initialization_timeout=max(10, int(timeout_s)),
+    )
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == MAIN
+
+
+@contextlib.contextmanager
+def failing_together(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Prepare something in every process, and go on only if all succeed and agree.
+
+    Where one process fails, the others would wait for it in the first step for minutes. Each
+    raises its own error, or says whose it was.
+
+    Args:
+        about: what must be equal in all processes, by name; JSON-like.
+
+    Yields:
+        A dictionary for more of that.
+
+    Raises:
+        PeerError: another process has failed.
+        ConfigError: processes differ; says in what, and which.
+    """
+    found = dict(about)
+    if jax.process_count() == 1:
+        yield found
+        return
+    mine: Exception | None = None
+    try:
+        yield found
+    except Exception as error:
+        mine = error
+    told = None if mine is None else str(mine) or type(mine).__name__
+    heard = exchange({"host": socket.gethostname(), "error": told, "found": found})
+    if mine:
+        raise mine
+    for number, other in enumerate(heard):
+        if other["error"]:
+            raise PeerError(f"Process {number} ({other['host']}) has failed: {other['error']}")
+    _check_agreement(heard)
+
+
+def _check_agreement(heard: list[dict[str, Any]]) -> None:
+    main = heard[MAIN]
+    for number, other in enumerate(heard):
+        names = sorted(set(main["found"]) | set(other["found"]))
+        different = [n for n in names if main["found"].get(n) != other["found"].get(n)]
+        if different:
+            name = different[0]
+            more = f" So do {', '.join(different[1:])}." if different[1:] else ""
+            raise ConfigError(
+                f"Processes differ in {name}: it is {main['found'].get(name)!r} in process 0"
+                f" ({main['host']}), and {other['found'].get(name)!r} in process {number}"
+                f" ({other['host']}).{more} Nothing was trained."
+            )
+
+
+def exchange(document: Any) -> list[Any]:
+    """The JSON-like documents of all processes, by number; each of them calls this."""
+    text = np.frombuffer(json.dumps(document).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(text), np.int32))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(text)] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+class Vote:
+    """Whether any process wants to stop, known to all of them at the same step.
+
+    Asking would make the host wait for the devices, and they for it. So a vote is sent along with
+    one dispatch and read after the next: it costs nothing, and takes effect one dispatch later.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Count on the devices of `mesh`."""
+        self._any = jax.jit(lambda votes: votes.any(), out_shardings=replicated(mesh))
+        self._mesh = mesh
+        self._pending: jax.Array | None = None
+
+    def cast(self, wish: bool) -> bool:
+        """Send this process's wish along; return the outcome of the last vote.
+
+        Every process must call it after the same dispatches. With a single one the wish is the
+        outcome.
+        """
+        if jax.process_count() == 1:
+            return wish
+        outcome = self._pending is not None and bool(self._pending)
+        shape = (self._mesh.size,)
+        votes = jax.make_array_from_callback(
+            shape, split(self._mesh), lambda part: np.full(shape, wish)[part]
+        )
+        self._pending = self._any(votes)
+        return outcome
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)

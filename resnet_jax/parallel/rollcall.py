@@ -1,0 +1,159 @@
+"""A roll-call of the processes of a job, before JAX connects them.
+
+JAX's own rendezvous ends a process by a C++ abort if another one is missing, and doesn't notice
+that two processes count differently. So process 0 first waits for all others on the coordinator's
+port, and each process learns in one sentence who is missing or disagrees. The port is free again
+when JAX takes it over.
+"""
+
+import contextlib
+import errno
+import json
+import socket
+import time
+from collections.abc import Iterable
+
+from resnet_jax.errors import ConfigError, PeerError
+
+_LONGEST_LINE = 4096  # bytes
+_RETRY_S = 0.2
+_REFUSALS = {"PeerError": PeerError, "ConfigError": ConfigError}
+_BUSY = (errno.EADDRINUSE, errno.EACCES)
+
+
+def call_roll(coordinator: str, *, process: int, processes: int, timeout_s: float) -> None:
+    """Return when all processes of the job have called.
+
+    Args:
+        coordinator: HOST:PORT of process 0.
+        process: number of this one.
+        processes: how many there are.
+        timeout_s: seconds to wait for the others.
+
+    Raises:
+        PeerError: some process isn't there in time; all that are get to know which.
+        ConfigError: the address is none, its port is in use, or processes disagree about how many
+            they are or have the same number.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--coordinator is {coordinator!r}; it must be HOST:PORT.")
+    address = (host.strip("[]"), int(port))
+    deadline = time.monotonic() + timeout_s
+    if process == 0:
+        _answer(address, processes, deadline, timeout_s)
+    else:
+        _call(address, process, processes, deadline, timeout_s)
+
+
+def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s: float) -> None:
+    """Wait for the calls of all others and tell them the outcome."""
+    callers: dict[int, socket.socket] = {}
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(_listen(address[1]))
+        except OSError as error:
+            raise ConfigError(
+                f"Process 0 can't listen on port {address[1]} ({error.strerror}); choose another"
+                " port for --coordinator."
+            ) from None
+        refusal: PeerError | ConfigError | None = None
+        while len(callers) < processes - 1 and not refusal:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                caller, (where, *_) = server.accept()
+            except TimeoutError:
+                missing = sorted(set(range(1, processes)) - set(callers))
+                refusal = PeerError(
+                    f"Of {processes} processes {_numbers(missing)} didn't call process 0 at"
+                    f" {address[0]}:{address[1]} within {timeout_s:g} s."
+                )
+                break
+            stack.enter_context(caller)
+            number, claimed = _hear(caller)
+            if number is None:
+                continue  # not one of ours: a port scanner, or a health check
+            if claimed != processes:
+                refusal = ConfigError(
+                    f"Process {number} ({where}) was started as one of {claimed}, process 0 as one"
+                    f" of {processes}; start all of them with the same --num_processes."
+                )
+            elif number in callers or not 0 < number < processes:
+                refusal = ConfigError(
+                    f"There is more than one process {number} of {processes} (the second is on"
+                    f" {where}); give each another --process_id."
+                )
+            callers[number] = caller
+        outcome = {"kind": type(refusal).__name__, "message": str(refusal)} if refusal else {}
+        for caller in callers.values():
+            with contextlib.suppress(OSError):  # it has gone; JAX will miss it
+                caller.sendall(json.dumps(outcome).encode() + b"\n")
+                caller.shutdown(socket.SHUT_WR)
+                caller.recv(1)  # the caller hangs up first, so that the port is free at once
+        if refusal:
+            raise refusal
+
+
+def _call(
+    address: tuple[str, int], process: int, processes: int, deadline: float, timeout_s: float
+) -> None:
+    """Call process 0 until it answers."""
+    reason = "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(address, timeout=left) as connection:
+                call = json.dumps({"process": process, "of": processes}).encode() + b"\n"
+                connection.sendall(call)
+                # Process 0 may wait for others as long as we do, and a little later.
+                connection.settimeout(left + 5)
+                if answer := _line(connection):
+                    outcome = json.loads(answer)
+                    if outcome:
+                        raise _REFUSALS[outcome["kind"]](outcome["message"])
+                    return
+        except socket.gaierror:
+            reason = "there is no host of that name"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        time.sleep(_RETRY_S)
+    raise PeerError(
+        f"Process {process} of {processes} can't reach process 0 at {address[0]}:{address[1]}"
+        f" within {timeout_s:g} s ({reason}); is it running, and the port open?"
+    )
+
+
+def _listen(port: int) -> socket.socket:
+    """A server on all addresses of this host, of IPv6 too where there is such a thing."""
+    try:
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+        )
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in _BUSY:
+            raise
+        return socket.create_server(("", port), backlog=4096)
+
+
+def _hear(caller: socket.socket) -> tuple[int | None, int | None]:
+    """The caller's number, and how many it thinks there are; (None, None) for a stranger."""
+    try:
+        caller.settimeout(5.0)
+        call = json.loads(_line(caller) or "null")
+        return int(call["process"]), int(call["of"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, None
+
+
+def _line(connection: socket.socket) -> bytes:
+    """The next line that arrives, b"" if the other side hangs up."""
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _LONGEST_LINE:
+        piece = connection.recv(_LONGEST_LINE)
+        if not piece:
+            return b""
+        received += piece
+    return received
+
+
+def _numbers(processes: Iterable[int]) -> str:
+    return ", ".join(map(str, processes))
