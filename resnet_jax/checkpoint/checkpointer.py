@@ -45,6 +45,7 @@ class Checkpointer:
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
+                best_fn=merit,  # without it Orbax forgets the metrics when the process ends
                 cleanup_tmp_directories=keep is not None,
                 read_only=keep is None,
                 create=keep is not None,

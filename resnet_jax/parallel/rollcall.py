@@ -48,7 +48,8 @@ def call_roll(coordinator: str, *, process: int, processes: int, timeout_s: floa
 
 def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s: float) -> None:
     """Wait for the calls of all others and tell them the outcome."""
-    callers: dict[int, socket.socket] = {}
+    present: set[int] = set()
+    callers: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(address[1]))
@@ -58,12 +59,12 @@ def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s
                 " port for --coordinator."
             ) from None
         refusal: PeerError | ConfigError | None = None
-        while len(callers) < processes - 1 and not refusal:
+        while len(present) < processes - 1 and not refusal:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 caller, (where, *_) = server.accept()
             except TimeoutError:
-                missing = sorted(set(range(1, processes)) - set(callers))
+                missing = sorted(set(range(1, processes)) - present)
                 refusal = PeerError(
                     f"Of {processes} processes {_numbers(missing)} didn't call process 0 at"
                     f" {address[0]}:{address[1]} within {timeout_s:g} s."
@@ -78,14 +79,15 @@ def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s
                     f"Process {number} ({where}) was started as one of {claimed}, process 0 as one"
                     f" of {processes}; start all of them with the same --num_processes."
                 )
-            elif number in callers or not 0 < number < processes:
+            elif number in present or not 0 < number < processes:
                 refusal = ConfigError(
                     f"There is more than one process {number} of {processes} (the second is on"
                     f" {where}); give each another --process_id."
                 )
-            callers[number] = caller
+            present.add(number)
+            callers.append(caller)
         outcome = {"kind": type(refusal).__name__, "message": str(refusal)} if refusal else {}
-        for caller in callers.values():
+        for caller in callers:
             with contextlib.suppress(OSError):  # it has gone; JAX will miss it
                 caller.sendall(json.dumps(outcome).encode() + b"\n")
                 caller.shutdown(socket.SHUT_WR)

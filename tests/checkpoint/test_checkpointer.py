@@ -47,12 +47,16 @@ def test_a_state_of_eight_devices_is_restored_on_one_and_back(tmp_path):
     np.testing.assert_array_equal(alone["w"], np.full((300, 300), 3.0))
 
 
-def test_the_best_survives_and_ties_go_to_the_later(tmp_path):
+@pytest.mark.parametrize("restarts", [False, True])
+def test_the_best_survives_and_ties_go_to_the_later(restarts, tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=1)
     scores = [(0.5, 1.0), (0.9, 0.4), (0.9, 0.3), (0.7, 0.2), None, (0.8, 0.1)]
     for step, score in enumerate(scores):
         metrics = score and {"top1": score[0], "loss": score[1]}
         checkpoints.save(step, _state(float(step)), progress={}, metrics=metrics)
+        if restarts:
+            checkpoints.close()
+            checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.close()
     assert Checkpointer(tmp_path, keep=1).steps() == [2, 5]
 

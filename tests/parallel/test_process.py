@@ -1,0 +1,195 @@
+"""How processes find each other; whole jobs are in tests/train/test_jobs.py."""
+
+import concurrent.futures
+import contextlib
+import socket
+import time
+
+import jax
+import portpicker
+import pytest
+
+from resnet_jax.errors import ConfigError, PeerError, UsageError
+from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.parallel.process import Job, Vote, connect, failing_together, find_job
+from resnet_jax.parallel.rollcall import call_roll
+
+_SCHEDULERS = ("SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "MEGASCALE_")
+
+
+@pytest.fixture(autouse=True)
+def _no_scheduler(monkeypatch):
+    import os
+
+    for name in [n for n in os.environ if n.startswith(_SCHEDULERS)]:
+        monkeypatch.delenv(name)
+
+
+def _set(monkeypatch, **variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_scheduler_or_flags_there_is_one_process():
+    assert find_job() is None
+    connect(None)
+
+
+def test_flags_say_it_all():
+    assert find_job(coordinator="a:1", processes=4, process=3) == Job("a:1", 4, 3)
+    assert find_job(coordinator="a:1", processes=1, process=0) is None
+
+
+def test_slurm_is_read(monkeypatch):
+    slurm = {
+        "SLURM_JOB_ID": "4097",
+        "SLURM_STEP_NODELIST": "node[003-007,9]",
+        "SLURM_NTASKS": "6",
+        "SLURM_PROCID": "2",
+        "SLURM_LOCALID": "0",
+    }
+    _set(monkeypatch, **slurm)
+    assert find_job() == Job("node003:61441", 6, 2, (0,))
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert find_job() is None
+
+
+def test_open_mpi_4_is_read(monkeypatch):
+    variables = {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "8",
+        "OMPI_COMM_WORLD_RANK": "5",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    }
+    _set(monkeypatch, **variables)
+    job = find_job()
+    assert (job.processes, job.process, job.local_devices) == (8, 5, (1,))
+    assert job.coordinator.startswith("10.96.0.1:")
+
+
+def test_open_mpi_5_knows_the_numbers_but_not_where_process_0_is(monkeypatch):
+    _set(monkeypatch, OMPI_COMM_WORLD_SIZE="8", OMPI_COMM_WORLD_RANK="5")
+    with pytest.raises(UsageError, match="--coordinator is missing: there are 8 processes"):
+        find_job()
+    assert find_job(coordinator="first:1234") == Job("first:1234", 8, 5)
+
+
+def test_a_tpu_slice_on_kubernetes_is_read(monkeypatch):
+    """Two slices of two hosts; this is the second host of the second."""
+    from jax._src.clusters import cloud_tpu_cluster
+
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    _set(
+        monkeypatch,
+        TPU_WORKER_HOSTNAMES="localhost,other",
+        TPU_WORKER_ID="1",
+        TPU_SKIP_MDS_QUERY="1",
+        MEGASCALE_COORDINATOR_ADDRESS="localhost:8080",
+        MEGASCALE_NUM_SLICES="2",
+        MEGASCALE_SLICE_ID="1",
+    )
+    job = find_job()
+    assert (job.coordinator, job.processes, job.process) == ("localhost:8482", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"processes": 4}, "--coordinator and --process_id is missing: --num_processes was given"),
+        ({"coordinator": "a:1"}, "--num_processes and --process_id is missing"),
+        ({"coordinator": "a:1", "processes": 4, "process": 4}, "it must be in 0 … 3"),
+        ({"coordinator": "a:1", "processes": 0, "process": 0}, "it must be at least 1"),
+    ],
+)
+def test_an_incomplete_description_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        find_job(**given)
+
+
+def _roll(calls, *, port=None, timeout_s=20.0):
+    """The outcomes of processes, given as (number, of how many), that call at the same time."""
+    port = port or portpicker.pick_unused_port()
+
+    def one(process, processes):
+        address = f"127.0.0.1:{port}"
+        try:
+            call_roll(address, process=process, processes=processes, timeout_s=timeout_s)
+        except (PeerError, ConfigError) as error:
+            return error
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(one, *call) for call in calls]]
+
+
+def test_the_roll_is_complete_and_the_port_free_again():
+    port = portpicker.pick_unused_port()
+    for _ in range(2):  # at once, as JAX does
+        assert _roll([(i, 5) for i in range(5)], port=port) == [None] * 5
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_missing_processes_are_named_to_all_that_are_there():
+    outcomes = _roll([(0, 4), (2, 4)], timeout_s=1.0)
+    for error in outcomes:
+        assert isinstance(error, PeerError)
+        assert "Of 4 processes 1, 3 didn't call process 0" in str(error)
+
+
+def test_a_coordinator_that_never_comes_is_named():
+    began = time.monotonic()
+    (error,) = _roll([(1, 2)], timeout_s=1.0)
+    assert isinstance(error, PeerError)
+    assert "can't reach process 0 at 127.0.0.1" in str(error)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([(0, 2), (1, 3)], "was started as one of 3, process 0 as one of 2"),
+        ([(0, 3), (1, 3), (1, 3)], "more than one process 1 of 3"),
+    ],
+)
+def test_processes_that_disagree_are_refused(calls, message):
+    for error in _roll(calls):
+        assert isinstance(error, ConfigError)
+        assert message in str(error)
+
+
+def test_strangers_on_the_port_are_ignored():
+    port = portpicker.pick_unused_port()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll, [(0, 2)], port=port)
+        for said in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"x" * 9000 + b"\n", b""):
+            for _ in range(100):
+                with contextlib.suppress(ConnectionRefusedError):
+                    stranger = socket.create_connection(("127.0.0.1", port))
+                    break
+                time.sleep(0.05)
+            with stranger, contextlib.suppress(OSError):
+                stranger.sendall(said)
+        assert _roll([(1, 2)], port=port) == [None]
+        assert roll.result() == [None]
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:70000"])
+def test_an_address_without_host_or_port_is_refused(address):
+    with pytest.raises(ConfigError, match="it must be HOST:PORT"):
+        call_roll(address, process=0, processes=2, timeout_s=1)
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"can't listen on port {port}"):
+            call_roll(f"127.0.0.1:{port}", process=0, processes=2, timeout_s=1)
+
+
+def test_alone_a_wish_is_the_outcome_and_an_error_is_ones_own():
+    vote = Vote(make_mesh())
+    assert [vote.cast(False), vote.cast(True)] == [False, True]
+    with pytest.raises(ConfigError, match="mine"), failing_together({}):
+        raise ConfigError("mine")
+    assert jax.process_count() == 1
