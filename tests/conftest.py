@@ -45,3 +45,29 @@ def make_tiny_config() -> ConfigDict:
 def tiny_config() -> ConfigDict:
     """A fresh copy of `make_tiny_config`, free to be changed."""
     return make_tiny_config()
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory):
+    """The folder that is gs://bucket; see tests/fake_bucket.py."""
+    import fsspec
+    from etils.epath import backend
+    from orbax.checkpoint._src.path import gcs_utils
+
+    from tests.fake_bucket import BucketFileSystem, serve
+
+    root = tmp_path_factory.mktemp("buckets")
+    server = serve(root)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    patch.setattr(BucketFileSystem, "root", str(root))
+    fsspec.register_implementation("gcs", BucketFileSystem, clobber=True)
+    # Orbax would ask Google's own client, for the sake of a kind of bucket that this isn't.
+    patch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    (root / "bucket").mkdir()
+    yield root / "bucket"
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    patch.undo()
+    server.shutdown()

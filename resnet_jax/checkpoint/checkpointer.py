@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from resnet_jax.checkpoint.workdir import is_remote
 from resnet_jax.errors import DataError, WriteError
 
 State = TypeVar("State")
@@ -38,7 +39,8 @@ class Checkpointer:
             ]
         )
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            # Orbax wants it absolute; what is in a bucket is.
+            directory if is_remote(directory) else directory.absolute(),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),

@@ -65,10 +65,20 @@ def prepare_workdir(workdir: epath.Path) -> None:
         probe = workdir / f".write-probe-{secrets.token_hex(8)}"
         write_atomically(probe, "probe")
         probe.unlink()
-    except OSError as error:
+    except ImportError:
+        extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
         raise WriteError(
-            f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
-            " started. Choose another --workdir."
+            f"Work directory {workdir} needs a client of that kind of bucket; pip install"
+            f" 'resnet-jax[{extra}]'."
+        ) from None
+    except Exception as error:
+        # Each kind of bucket has its own kinds of errors.
+        if not (isinstance(error, OSError) or is_remote(workdir)):
+            raise
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise WriteError(
+            f"Work directory {workdir} can't be written ({reason}); nothing was started. Choose"
+            " another --workdir."
         ) from None
 
 

@@ -20,12 +20,17 @@ _log = logging.getLogger(__name__)
 _FORMAT = 1  # raise it when the decoding changes its result
 
 
-def cache_folder(name: str, digest: str) -> Path:
-    """The folder for one version of one data set, under $XDG_CACHE_HOME or ~/.cache."""
+def cache_root() -> Path:
+    """Where this package keeps what it can make again: under $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))
+    return base / "resnet_jax"
+
+
+def cache_folder(name: str, digest: str) -> Path:
+    """The folder for one version of one data set."""
     safe = re.sub(r"[^\w.-]+", "_", name)
-    return base / "resnet_jax" / "datasets" / f"{safe}-{digest}"
+    return cache_root() / "datasets" / f"{safe}-{digest}"
 
 
 def load(

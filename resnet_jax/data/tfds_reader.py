@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from resnet_jax.data import array_cache
+from resnet_jax.data import array_cache, mirror
 from resnet_jax.data.image_files import MODES
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
@@ -155,7 +156,7 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
     """
     from tensorflow_datasets.core import naming, read_only_builder, registered
 
-    folder = data_folder(data_dir)
+    folder = local_data_folder(name, data_dir)
     if data_dir and not folder.is_dir():
         raise DataError(f"the data folder {folder} doesn't exist; create it to have data put there")
     try:
@@ -181,12 +182,31 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
     return _check(name, builder)
 
 
-def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+def data_folder(data_dir: str | os.PathLike[str] | None) -> epath.Path:
     """The folder of prepared sets: the argument, else $TFDS_DATA_DIR, else TFDS's default."""
     folder = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    if "://" in folder:
-        raise ConfigError(f"the data folder {folder} isn't a local one; copy the data here first")
-    return Path(folder).expanduser()
+    return epath.Path(folder).expanduser()
+
+
+def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder of prepared sets on this host, into which a set in a bucket is copied.
+
+    Raises:
+        DataError: the bucket can't be read, or holds no such set.
+    """
+    folder = data_folder(data_dir)
+    if "://" not in os.fspath(folder):
+        return Path(folder)
+    base = name.partition(":")[0].partition("/")[0]
+    try:
+        copy = mirror.copy_here(folder / base)
+    except FileNotFoundError:
+        raise DataError(
+            f"{folder} holds no data set {base!r}; prepare it in a local folder and copy that there"
+        ) from None
+    except Exception as error:  # each kind of bucket has its own, and ImportError without a client
+        raise DataError(f"{folder / base} can't be read ({_first_line(error)}).") from error
+    return copy.parent
 
 
 def _check(name: str, builder: Any) -> Prepared:

@@ -402,9 +402,19 @@ def test_unknown_names(tmp_path, name, says):
     assert "\n" not in str(caught.value)
 
 
-def test_a_remote_data_dir_is_refused():
-    with pytest.raises(ConfigError, match="isn't a local one"):
+def test_a_set_in_a_bucket_is_copied_and_read(tiny, bucket, own_cache):
+    shutil.copytree(tiny, bucket / "tfds")
+    remote = load("gs://bucket/tfds")
+    local = load(tiny)
+    assert remote.fingerprint == local.fingerprint
+    assert same_sets(remote, local)
+    with pytest.raises(DataError, match="gs://bucket/tfds holds no data set 'mnist'"):
         load_dataset("mnist", splits={"train": "train"}, data_dir="gs://bucket/tfds")
+
+
+def test_a_bucket_without_a_client_says_what_to_install():
+    with pytest.raises(DataError, match="s3://bucket/tfds/mnist can't be read"):
+        load_dataset("mnist", splits={"train": "train"}, data_dir="s3://bucket/tfds")
 
 
 # --- imports --------------------------------------------------------------------------------------
