@@ -62,7 +62,7 @@ class _Objects(http.server.BaseHTTPRequestHandler):
         wanted = query.get("ifGenerationMatch")
         return wanted is not None and wanted != _generation(path)
 
-    def do_GET(self) -> None:  # noqa: N802 - the names are http.server's
+    def do_GET(self) -> None:
         path, query = self._request()
         if "/o/" not in urllib.parse.urlsplit(self.path).path:
             self._list(path, query)
@@ -90,7 +90,7 @@ class _Objects(http.server.BaseHTTPRequestHandler):
         items = [{"name": n, "size": "0"} for n in sorted(names) if n.startswith(prefix)]
         self._answer(200, json.dumps({"items": items}).encode(), Content_Type="application/json")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         path, query = self._request()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with self.lock:
@@ -102,7 +102,7 @@ class _Objects(http.server.BaseHTTPRequestHandler):
             answer = {"name": path.name, "generation": _generation(path)}
         self._answer(200, json.dumps(answer).encode(), Content_Type="application/json")
 
-    def do_DELETE(self) -> None:  # noqa: N802
+    def do_DELETE(self) -> None:
         path, query = self._request()
         with self.lock:
             if self._refused(path, query):

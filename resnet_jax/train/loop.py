@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
+from resnet_jax.checkpoint.shared import check_shared
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import (
     CHECKPOINTS,
@@ -20,7 +21,6 @@ from resnet_jax.checkpoint.workdir import (
     METRICS,
     SUMMARY,
     check_config,
-    check_shared,
     prepare_workdir,
     write_atomically,
 )

@@ -1,0 +1,34 @@
+"""Whether the processes of a job share the directory of their run."""
+
+import secrets
+
+import jax
+from etils import epath
+
+from resnet_jax.checkpoint.workdir import write_atomically
+from resnet_jax.errors import WriteError
+from resnet_jax.parallel.process import MAIN, exchange, is_main
+
+
+def check_shared(workdir: epath.Path) -> None:
+    """Prove that the processes of a job see the same directory; each of them calls this.
+
+    Raises:
+        WriteError: some don't, so that their checkpoints would be in pieces.
+    """
+    if jax.process_count() == 1:
+        return
+    token = exchange(secrets.token_hex(8))[MAIN]
+    seal = workdir / f".shared-probe-{token}"  # a name that no file system has an opinion about
+    if is_main():
+        write_atomically(seal, token)
+    exchange(None)  # from here on it is there
+    blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
+    if is_main():
+        seal.unlink()
+    if blind:
+        raise WriteError(
+            f"Processes {', '.join(map(str, blind))} don't see what process 0 writes to {workdir};"
+            " nothing was trained. Choose a --workdir on a file system that all hosts share, or in"
+            " a bucket (gs://…, s3://…)."
+        )
