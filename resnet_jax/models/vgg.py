@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from resnet_jax.errors import ConfigError
 from resnet_jax.models import checks
 from resnet_jax.models.layers import Classifier, Conv
 from resnet_jax.models.norms import BatchNorm
@@ -58,7 +59,17 @@ class VGG(nn.Module):
     def features(
         self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
     ) -> dict[str, Array]:
-        """Return "stage1", … (after the pooling), "pooled" (n, 7·7·c) and float32 "logits"."""
+        """Return "stage1", … (after the pooling), "pooled" (n, 7·7·c) and float32 "logits".
+
+        Raises:
+            ConfigError: the images are too small to be halved once per stage.
+        """
+        smallest, (height, width) = 2 ** len(self.stage_sizes), images.shape[1:3]
+        if min(height, width) < smallest:
+            raise ConfigError(
+                f"Images of {height}×{width} are too small for a VGG of {len(self.stage_sizes)}"
+                f" stages, each of which halves them; it takes {smallest}×{smallest} or larger."
+            )
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         taps: dict[str, Array] = {}
         x = images

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.train.config import default_config
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.step import cross_entropy
 
@@ -114,3 +115,28 @@ def test_label_smoothing_mixes_in_the_mean_over_classes():
     log_p = jax.nn.log_softmax(logits)
     expected = -0.9 * log_p[jnp.arange(4), labels] - 0.1 * log_p.mean(axis=-1)
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing=0.1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("highway19", None),
+        ("vgg11_bn", (1, 1)),
+        ("alphagozero19", None),
+        ("fixup_resnet20", (1, 1)),
+    ],
+)
+def test_each_kind_of_network_has_a_step(name, stages, accumulate):
+    """Traced, not compiled: networks without statistics, or without the fields of a `ResNet`."""
+    config = default_config()
+    config.model.name = name
+    config.model.stage_sizes = stages
+    config.data.name = "digits"
+    config.data.crop_padding = 1
+    config.accumulate = accumulate
+    experiment = Experiment.make(config)
+    state = experiment.abstract_state()
+    steps = experiment.train_steps()
+    after = jax.eval_shape(steps, state, *experiment.abstract_batches(), 1)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
