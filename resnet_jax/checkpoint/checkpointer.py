@@ -1,19 +1,37 @@
-"""Saving and restoring train states with Orbax, in the background."""
+"""Saving train states with Orbax in the background, verified; and restoring the newest good one.
 
+With each state go the checksums of its arrays. They are compared with what lies on disk after each
+save, and with what was restored. A checkpoint that fails is renamed STEP.corrupt, never deleted.
+"""
+
+import concurrent.futures
 import contextlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
 from resnet_jax.checkpoint.workdir import is_remote
-from resnet_jax.errors import DataError, WriteError
+from resnet_jax.errors import ConfigError, DataError, WriteError
+from resnet_jax.parallel.process import MAIN, exchange, is_main, wait_for_all
 
 State = TypeVar("State")
 
+_log = logging.getLogger(__name__)
+
 _LONGEST_REASON = 160  # characters; TensorStore describes its whole configuration
+_MOST_DIFFERENCES = 3
+_POLL_S = 0.02
+# Of TensorStore's statuses those that say nothing about the files.
+_PASSING = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
 
 
 def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
@@ -21,26 +39,41 @@ def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
     return scores["top1"], -scores["loss"]
 
 
+@dataclasses.dataclass
+class _NewestVerified:
+    """An Orbax policy: keep the newest checkpoint that was found to be good, and all after it."""
+
+    steps: set[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = max((c.step for c in checkpoints if c.step in self.steps), default=-1)
+        return [c.step >= newest for c in checkpoints]
+
+
 class Checkpointer:
-    """The checkpoints of one run: the newest few, and the best on the validation split."""
+    """The checkpoints of one run: the newest few, the best, and the newest verified one."""
 
     def __init__(self, directory: epath.Path, *, keep: int | None) -> None:
         """Open or create the checkpoints in `directory`.
 
         Args:
             directory: of this run's checkpoints.
-            keep: how many of the newest to keep, beside the best; None only reads.
+            keep: how many of the newest to keep, beside the best and what is needed until the
+                newest has been verified; None only reads.
         """
         managers = ocp.checkpoint_managers
+        self._verified: set[int] = set()
         policy = managers.AnyPreservationPolicy(
             [
                 managers.LatestN(keep),
                 managers.BestN(get_metric_fn=merit, n=1, keep_checkpoints_without_metrics=False),
+                _NewestVerified(self._verified),
             ]
         )
+        # Orbax wants it absolute; what is in a bucket is.
+        self._directory = directory if is_remote(directory) else directory.absolute()
         self._manager = ocp.CheckpointManager(
-            # Orbax wants it absolute; what is in a bucket is.
-            directory if is_remote(directory) else directory.absolute(),
+            self._directory,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "progress": ocp.JsonCheckpointHandler(),
@@ -53,6 +86,8 @@ class Checkpointer:
                 create=keep is not None,
             ),
         )
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
+        self._verification: tuple[int, concurrent.futures.Future[str]] | None = None
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order."""
@@ -68,6 +103,8 @@ class Checkpointer:
     ) -> None:
         """Copy the state off the devices and write it in the background.
 
+        As soon as it is there it is read again, in the background too, and compared.
+
         Args:
             step: number of the checkpoint.
             state: a tree of arrays; it may be donated as soon as this returns.
@@ -77,51 +114,130 @@ class Checkpointer:
         Raises:
             WriteError: this save, or the one before, which ran in the background, has failed.
         """
+        if step in self._manager.all_steps():
+            return  # the same run has been here before: the state is the same to the bit
+        self._finish_last_save()
+        sums = checksums(named_leaves(state))
         with self._write_errors():
-            self._manager.check_for_errors()
-            if step in self._manager.all_steps():
-                return  # the same run has been here before: the state is the same to the bit
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                    state=ocp.args.StandardSave(state),
+                    progress=ocp.args.JsonSave(_sealed({"progress": progress, "checksums": sums})),
                 ),
                 metrics=metrics,
                 force=True,
             )
+        if is_main():
+            self._verification = step, self._reader.submit(self._flaw_on_disk, step, sums)
 
-    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        """Read the checkpoint of `step`.
+    def _finish_last_save(self) -> bool:
+        """Wait until it is on disk and was read again; set aside what isn't what was saved.
+
+        Returns:
+            Whether all was well.
+        """
+        with self._write_errors():
+            self._manager.wait_until_finished()
+        step, flaw = -1, ""
+        if self._verification:
+            step, future = self._verification
+            flaw, self._verification = future.result(), None
+        if jax.process_count() > 1:
+            step, flaw = exchange((step, flaw))[MAIN]
+        if flaw:
+            self._set_aside(step, f"{flaw}, though it was just written")
+        elif step >= 0:
+            self._verified.add(step)
+        return not flaw
+
+    def _flaw_on_disk(self, step: int, sums: Mapping[str, str]) -> str:
+        """What is wrong with a checkpoint, once it is on disk; "" for nothing."""
+        while self._manager.is_saving_in_progress():
+            time.sleep(_POLL_S)
+        folder = self._directory / str(step)
+        if not folder.exists():
+            return ""  # it couldn't be written, which the manager tells
+        try:
+            arrays = read_back(folder / "state", sums)
+        except DataError as error:
+            return str(error)
+        return _describe(different(checksums(arrays), sums))
+
+    def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
+        """Read the newest checkpoint that is good; set aside those that aren't.
 
         Args:
-            step: one of `steps()`.
             like: a state of the same tree, shapes, types and shardings.
 
         Returns:
-            The state, laid out as `like`, and the progress that was saved with it.
+            Its step, the state, laid out as `like`, and the progress that was saved with it; None
+            if there is no checkpoint.
 
         Raises:
-            DataError: it can't be read.
+            ConfigError: a checkpoint holds other arrays than `like`.
+            DataError: none is good, or one can't be read for a reason outside of it.
         """
-        return self._restore(step, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        failed: list[int] = []
+        for step in reversed(self.steps()):
+            flaw, restored = "", None
+            try:
+                restored = self._restore(step, _abstract(like))
+            except DataError as error:
+                if not _is_damage(error):
+                    raise
+                flaw = _first_line(error.__cause__ or error)
+            if jax.process_count() > 1:
+                flaw = next(filter(None, exchange(flaw)), "")
+            if not flaw and restored:
+                if failed:
+                    _log.warning("using the checkpoint of step %d", step)
+                return step, *restored
+            self._set_aside(step, flaw)
+            failed.append(step)
+        if failed:
+            raise DataError(
+                f"No checkpoint in {self._directory} is good; those of steps"
+                f" {', '.join(map(str, failed))} were renamed STEP.corrupt. Choose another"
+                " --workdir to begin anew."
+            )
+        return None
+
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """Read the checkpoint of `step`; as `restore_newest`.
+
+        Raises:
+            ConfigError: it holds other arrays than `like`.
+            DataError: it can't be read, or isn't what was saved.
+            WriteError: it was being saved, and that has failed.
+        """
+        with self._write_errors():
+            self._manager.wait_until_finished()
+        return self._restore(step, _abstract(like))
 
     def restore_on_one_device(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the checkpoint of `step` as nested dictionaries on the first device.
 
         Raises:
-            DataError: it can't be read.
+            DataError: it can't be read, or isn't what was saved.
         """
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self._stored(step),
+        )
+        return self._restore(step, abstract)
+
+    def _stored(self, step: int) -> Any:
+        """Shapes and types of what the checkpoint holds."""
         with self._read_errors(step):
             stored = self._manager.item_metadata(step)["state"]
             if stored is None:
                 raise ValueError("its description is missing or damaged")
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored
-        )
-        return self._restore(step, abstract)
+        return stored
 
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        self._check_same_arrays(step, abstract)
         with self._read_errors(step):
             restored = self._manager.restore(
                 step,
@@ -129,7 +245,29 @@ class Checkpointer:
                     state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
                 ),
             )
-        return restored["state"], restored["progress"]
+            saved = _unsealed(restored["progress"])
+            found = checksums(named_leaves(restored["state"]))
+            if flaw := _describe(different(found, saved["checksums"])):
+                raise ValueError(flaw)
+        self._verified.add(step)
+        return restored["state"], saved["progress"]
+
+    def _check_same_arrays(self, step: int, abstract: Any) -> None:
+        """Refuse to restore into another network; Orbax would convert types without a word."""
+        stored, wanted = (
+            {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()}
+            for tree in (self._stored(step), abstract)
+        )
+        if names := different(wanted, stored):
+            shown = "; ".join(
+                f"{name} is {stored.get(name, 'missing')} there, {wanted.get(name, 'nothing')} here"
+                for name in names[:_MOST_DIFFERENCES]
+            )
+            more = f"; and {len(names) - _MOST_DIFFERENCES} more" * (len(names) > _MOST_DIFFERENCES)
+            raise ConfigError(
+                f"The checkpoint of step {step} in {self._directory} is of another network or"
+                f" optimiser: {shown}{more}. Nothing was touched."
+            )
 
     def progress(self, step: int) -> dict[str, Any]:
         """What was saved as `progress` with the checkpoint of `step`.
@@ -139,24 +277,47 @@ class Checkpointer:
         """
         with self._read_errors(step):
             arguments = ocp.args.Composite(progress=ocp.args.JsonRestore())
-            return self._manager.restore(step, args=arguments)["progress"]
+            return _unsealed(self._manager.restore(step, args=arguments)["progress"])["progress"]
+
+    def _set_aside(self, step: int, flaw: str) -> None:
+        """Rename a damaged checkpoint, so that it is neither used nor deleted."""
+        if is_main():
+            folder = self._directory / str(step)
+            target = self._directory / f"{step}.corrupt"
+            count = 1
+            while target.exists():
+                count += 1
+                target = self._directory / f"{step}.{count}.corrupt"
+            folder.rename(target)
+            _log.warning(
+                "The checkpoint of step %d is damaged (%s); it is kept as %s.", step, flaw, target
+            )
+        wait_for_all(f"set aside {step}")
+        self._verified.discard(step)
+        self._manager.reload()
 
     def close(self) -> None:
-        """Wait until everything is on disk.
+        """Wait until everything is on disk, and has been read again.
 
         Raises:
             WriteError: a save that ran in the background has failed.
         """
+        good = self._finish_last_save()
+        self._reader.shutdown()
         with self._write_errors():
-            self._manager.wait_until_finished()
             self._manager.close()
+        if not good:
+            raise WriteError(
+                f"The last checkpoint in {self._directory} isn't what was saved; see above. Start"
+                f" the run again: it goes on from {self.steps()[-1:] or 'the beginning'}."
+            )
 
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            folder = self._manager.directory / str(step)
+            folder = self._directory / str(step)
             others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
             raise DataError(
                 f"The checkpoint of step {step} can't be restored ({_first_line(error)}). Move"
@@ -168,14 +329,51 @@ class Checkpointer:
         try:
             yield
         except Exception as error:  # likewise, on top of whatever the file system says
-            whole = sorted(p.name for p in self._manager.directory.iterdir() if p.name.isdecimal())
+            whole = sorted(p.name for p in self._directory.iterdir() if p.name.isdecimal())
             safe = f"checkpoints {', '.join(whole)} are intact" if whole else "nothing was saved"
             raise WriteError(
-                f"A checkpoint can't be written to {self._manager.directory}"
+                f"A checkpoint can't be written to {self._directory}"
                 f" ({_first_line(error)}); {safe}."
             ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _abstract(like: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+
+
+def _sealed(document: dict[str, Any]) -> dict[str, Any]:
+    return document | {"seal": _seal(document)}
+
+
+def _unsealed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without its seal.
+
+    Raises:
+        ValueError: it isn't what was sealed.
+    """
+    inner = {name: value for name, value in document.items() if name != "seal"}
+    if document.get("seal") != _seal(inner):
+        raise ValueError("its progress fails its checksum")
+    return inner
+
+
+def _seal(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _describe(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more} fails its checksum" if names else ""
+
+
+def _is_damage(error: DataError) -> bool:
+    """Whether the checkpoint itself is to blame, not the way to it."""
+    cause = error.__cause__
+    passing = isinstance(cause, PermissionError | TimeoutError | ConnectionError | MemoryError)
+    return not passing and not any(word in str(cause) for word in _PASSING)
+
+
+def _first_line(error: BaseException) -> str:
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " …"

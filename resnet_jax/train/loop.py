@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 from typing import Any
 
@@ -38,6 +39,8 @@ from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.report import draw_curves, run_summary, write_summary
 from resnet_jax.train.state import Meter, TrainState
 
+_log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
@@ -48,7 +51,7 @@ class FitResult:
         history: the records of metrics.jsonl, one dict per log point.
         evaluation: final scores by name: "validation", "test", with moving averages also
             "validation_ema" and "test_ema", and "test_best", the test split under the best
-            checkpoint. Empty if the run stopped early.
+            checkpoint if that is intact. Empty if the run stopped early.
         best: {"step", "top1", "loss"} on the validation split, or None without one.
         stopped_early: the run was asked to stop; all is saved, and `fit` goes on from here.
     """
@@ -117,9 +120,8 @@ def _run(
     config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
     clock = Clock()
     step, best = 0, None
-    if checkpoints.steps():
-        step = checkpoints.steps()[-1]
-        state, progress = checkpoints.restore(step, experiment.abstract_state())
+    if restored := checkpoints.restore_newest(experiment.abstract_state()):
+        step, state, progress = restored
         _check_same_data(progress, dataset, workdir)
         best, clock.earlier_s = progress["best"], progress["wall_s"]
     else:
@@ -293,8 +295,12 @@ def _final_scores(
     for split in evaluators:
         scores |= _score(evaluators, split, state, step)
     if best and "test" in evaluators:
-        selected, _ = checkpoints.restore(best["step"], experiment.abstract_state())
-        scores["test_best"] = _score(evaluators, "test", selected, best["step"])["test"]
+        try:
+            selected, _ = checkpoints.restore(best["step"], experiment.abstract_state())
+        except DataError as error:  # the last state is safe, and has its scores
+            _log.warning("The best checkpoint can't be scored on the test split: %s", error)
+        else:
+            scores["test_best"] = _score(evaluators, "test", selected, best["step"])["test"]
     return scores
 
 

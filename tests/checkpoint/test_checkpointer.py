@@ -1,15 +1,18 @@
 """Saving from donated buffers, restoring onto other devices, and damage."""
 
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.checkpoint import checkpointer
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import write_atomically
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.mesh import make_mesh, replicated
 
 
@@ -57,8 +60,10 @@ def test_the_best_survives_and_ties_go_to_the_later(restarts, tmp_path):
         if restarts:
             checkpoints.close()
             checkpoints = Checkpointer(tmp_path, keep=1)
+            assert checkpoints.restore_newest(_state(0.0))[0] == step
     checkpoints.close()
-    assert Checkpointer(tmp_path, keep=1).steps() == [2, 5]
+    # When 5 was saved, 4 was the newest that had been read again.
+    assert Checkpointer(tmp_path, keep=1).steps() == [2, 4, 5]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -93,9 +98,125 @@ def test_another_shape_is_refused(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.save(4, _state(1.0), progress={}, metrics=None)
     checkpoints.close()
-    other = _state(0.0) | {"w": jnp.zeros((4, 4))}
-    with pytest.raises(DataError, match="checkpoint of step 4"):
-        Checkpointer(tmp_path, keep=1).restore(4, other)
+    again = Checkpointer(tmp_path, keep=1)
+    for other in (jnp.zeros((4, 4)), jnp.zeros((300, 300), jnp.bfloat16)):
+        wanted = f"w is float32[300, 300] there, {other.dtype}{list(other.shape)} here"
+        with pytest.raises(ConfigError, match=re.escape(wanted)):
+            again.restore_newest(_state(0.0) | {"w": other})
+    with pytest.raises(ConfigError, match="more is missing there"):
+        again.restore(4, _state(0.0) | {"more": jnp.zeros(3)})
+    assert again.steps() == [4]
+
+
+def _flip_a_bit(path: Path, rng: np.random.Generator) -> None:
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    path.write_bytes(data)
+
+
+def _save_three(directory: Path) -> None:
+    """Checkpoints of steps 1, 2, 3, whose arrays don't compress to nothing."""
+    checkpoints = Checkpointer(directory, keep=3)
+    for step in (1, 2, 3):
+        w = jax.random.normal(jax.random.key(step), (50, 50))
+        checkpoints.save(step, {"w": w, "n": jnp.int32(step)}, progress={"at": step}, metrics=None)
+    checkpoints.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplog):
+    """In any file of any checkpoint; what is restored is bit for bit what was saved."""
+    _save_three(tmp_path / "original")
+    rng = np.random.default_rng(0)
+    files = [p.relative_to(tmp_path / "original") for p in (tmp_path / "original").rglob("*")]
+    files = sorted(p for p in files if (tmp_path / "original" / p).is_file() and p.parts[0] == "3")
+    set_aside = 0
+    for trial in range(24):
+        directory = tmp_path / f"trial{trial}"
+        shutil.copytree(tmp_path / "original", directory)
+        # Every other one into the data themselves, which are in one file.
+        data = max(files, key=lambda p: (directory / p).stat().st_size)
+        file = data if trial % 2 else files[rng.integers(len(files))]
+        _flip_a_bit(directory / file, rng)
+        checkpoints = Checkpointer(directory, keep=3)
+        step, state, progress = checkpoints.restore_newest(
+            {"w": jnp.zeros((50, 50)), "n": 0 * jnp.int32(0)}
+        )
+        assert step in (2, 3)
+        wanted = jax.random.normal(jax.random.key(step), (50, 50))
+        np.testing.assert_array_equal(state["w"], wanted)
+        assert (int(state["n"]), progress) == (step, {"at": step})
+        if step == 2:
+            set_aside += 1
+            assert checkpoints.steps() == [1, 2]
+            assert (directory / "3.corrupt" / "state").is_dir()
+            assert "The checkpoint of step 3 is damaged" in caplog.text
+    assert set_aside >= 12  # data count, a few other bytes don't
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+def test_without_a_good_checkpoint_nothing_is_guessed(tmp_path):
+    _save_three(tmp_path)
+    for step in (1, 2, 3):
+        for file in (tmp_path / str(step)).rglob("manifest.ocdbt"):
+            file.write_bytes(b"garbage")
+    with pytest.raises(DataError, match="No checkpoint .* is good; those of steps 3, 2, 1"):
+        Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.corrupt", "2.corrupt", "3.corrupt"]
+
+
+def test_a_checkpoint_that_cannot_be_reached_is_left_alone(tmp_path, monkeypatch):
+    _save_three(tmp_path)
+    checkpoints = Checkpointer(tmp_path, keep=3)
+
+    def fail(*_, **__):
+        raise ValueError("UNAVAILABLE: connection lost")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(DataError, match="UNAVAILABLE"):
+        checkpoints.restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
+    assert checkpoints.steps() == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
+    tmp_path, caplog, monkeypatch
+):
+    """A disk that loses what it was given, with one checkpoint to be kept."""
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    rng = np.random.default_rng(0)
+    states = [{"w": jax.random.normal(jax.random.key(i), (50, 50))} for i in range(3)]
+    checkpoints.save(0, states[0], progress={}, metrics=None)
+    read_back = checkpointer.read_back
+
+    def damaged(folder, names):
+        for file in folder.rglob("d/*"):
+            _flip_a_bit(Path(file), rng)
+        monkeypatch.setattr(checkpointer, "read_back", read_back)
+        return read_back(folder, names)
+
+    assert checkpoints._verification[1].result() == ""
+    monkeypatch.setattr(checkpointer, "read_back", damaged)
+    checkpoints.save(1, states[1], progress={}, metrics=None)
+    checkpoints._manager.wait_until_finished()
+    assert checkpoints.steps() == [0, 1]  # the newest, and the newest that was found to be good
+    checkpoints.save(2, states[2], progress={}, metrics=None)
+    checkpoints.close()
+    assert "checkpoint of step 1 is damaged" in caplog.text
+    assert "though it was just written" in caplog.text
+    assert Checkpointer(tmp_path, keep=1).steps() == [0, 2]
+    assert (tmp_path / "1.corrupt").is_dir()
+
+
+def test_a_last_checkpoint_that_was_written_badly_is_an_error(tmp_path, monkeypatch):
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    w = jax.random.normal(jax.random.key(0), (50, 50))
+    checkpoints.save(0, {"w": w}, progress={}, metrics=None)
+    checkpoints._verification[1].result()
+    monkeypatch.setattr(checkpointer, "read_back", lambda *_: {"w": np.asarray(w) + 1})
+    checkpoints.save(1, {"w": w}, progress={}, metrics=None)
+    with pytest.raises(WriteError, match="isn't what was saved"):
+        checkpoints.close()
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

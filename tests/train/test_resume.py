@@ -67,6 +67,28 @@ def test_resuming_after_a_kill_equals_the_uninterrupted_run(
     )
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
+def test_a_damaged_checkpoint_is_stepped_over(keep_all, uninterrupted, tmp_path, caplog):
+    """One flipped bit in the newest one: the run goes on from the one before, and is the same."""
+    whole, expected = uninterrupted
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    for later in range(8, STEPS + 1):
+        shutil.rmtree(workdir / "checkpoints" / str(later))
+    newest = workdir / "checkpoints" / "7" / "state"
+    file = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+    result = resnet_jax.fit(keep_all, workdir)
+
+    assert "using the checkpoint of step 6" in caplog.text
+    _assert_same_state(result.state, expected.state)
+    assert (workdir / "checkpoints" / "7.corrupt").is_dir()
+    assert (workdir / "checkpoints" / "7").is_dir()  # saved again
+
+
 @pytest.mark.parametrize("step", [3, 8])
 def test_resuming_after_a_requested_stop_equals_the_uninterrupted_run(
     step, keep_all, uninterrupted, tmp_path
