@@ -7,7 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import exit_code_of, parse_flags, show_progress
+from resnet_jax.cli.flags import end_with, exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.parallel.process import connect, find_job  # noqa: PLC0415
+    from resnet_jax.parallel.process import find_job, member_of  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:
@@ -45,10 +45,10 @@ def main(argv: list[str]) -> int:
             processes=_NUM_PROCESSES.value,
             process=_PROCESS_ID.value,
         )
-        connect(job, timeout_s=_COORDINATOR_TIMEOUT_S.value)
-        return resnet_jax.fit(
-            _CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value, stop=_STOP
-        )
+        with member_of(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
+            return resnet_jax.fit(
+                _CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value, stop=_STOP
+            )
 
     show_progress()
     return exit_code_of(train)

@@ -1,16 +1,24 @@
 """One clear line and an exit code for what a user can get wrong, instead of a traceback."""
 
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 
-from resnet_jax.errors import STOPPED_EARLY, ConfigError, ResnetJaxError, UsageError, did_you_mean
+from resnet_jax.errors import (
+    STOPPED_EARLY,
+    ConfigError,
+    PeerError,
+    ResnetJaxError,
+    UsageError,
+    did_you_mean,
+)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -21,12 +29,29 @@ def report(error: ResnetJaxError) -> int:
     return error.exit_code
 
 
+def end_with(message: str) -> NoReturn:
+    """End the process at once, from any thread, because another one of its job is lost."""
+    _end(report(PeerError(f"{message} What was saved before is intact; start the job again.")))
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # an orderly end would wait for the others
+
+
 def exit_code_of(run: Callable[[], Any]) -> int:
-    """Run a training function; 0 if it finished, 75 if it stopped early but saved."""
+    """Run a training function; 0 if it finished, 75 if it stopped early but saved.
+
+    A failed process of several doesn't return if the others can't follow it within seconds.
+    """
     try:
         result = run()
     except ResnetJaxError as error:
-        return report(error)
+        code = report(error)
+        from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
+
+        return code if disconnect() else _end(code)
     except KeyboardInterrupt:
         print("interrupted; what was saved before is intact", file=sys.stderr)
         return _INTERRUPTED
@@ -55,15 +80,24 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except SystemExit:  # absl has printed --help, and would end with 1
         sys.exit(0)
     except Exception as error:
-        explained = _explain(error, argv)
+        explained = explain(error, argv, program=f"python {argv[0]}")
         if explained is None:
             raise
         sys.exit(report(explained))
     return rest
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> ResnetJaxError | None:
-    """The sentence for what went wrong while the command line was parsed; None for a bug."""
+def explain(error: Exception, argv: Sequence[str], *, program: str) -> ResnetJaxError | None:
+    """The sentence for what went wrong while a config was made from a command line.
+
+    Args:
+        error: what was raised.
+        argv: the command line, after the program's name.
+        program: whose `--help` lists the flags.
+
+    Returns:
+        The explained error; None for a bug.
+    """
     if isinstance(error, ResnetJaxError):  # raised by the config file
         return error
     unknown = _unknown_field(argv)
@@ -77,10 +111,10 @@ def _explain(error: Exception, argv: Sequence[str]) -> ResnetJaxError | None:
     if isinstance(error, flags.Error):
         line = re.sub(r"\s+", " ", str(error).strip())
         if missing := re.search(r"flag --(\w+)=None", line):
-            return UsageError(f"--{missing[1]} is missing (python {argv[0]} --help explains it)")
+            return UsageError(f"--{missing[1]} is missing ({program} --help explains it)")
         if "--config." in line:
             return ConfigError(line)
-        return UsageError(f"{line} (python {argv[0]} --help lists the flags)")
+        return UsageError(f"{line} ({program} --help lists the flags)")
     return None
 
 

@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +18,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from resnet_jax.errors import ConfigError, PeerError, UsageError
+from resnet_jax.errors import ConfigError, PeerError, ResnetJaxError, UsageError
 from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.peers import PeerWatch
 from resnet_jax.parallel.rollcall import call_roll
+
+_SETTLE_S = 5.0  # between an error of the network and the news whose it was
 
 MAIN = 0
 """The process that writes what there is once per run."""
@@ -101,20 +105,28 @@ def _ask_environment(
     return tuple(found), None if local is None else tuple(local)  # type: ignore[return-value]
 
 
-def connect(job: Job | None, *, timeout_s: float = 300.0) -> None:
+def connect(
+    job: Job | None, *, timeout_s: float = 300.0, end: Callable[[str], None]
+) -> PeerWatch | None:
     """Connect this process with the others; to be called before JAX is used for anything.
 
     Args:
         job: from `find_job`; None does nothing.
         timeout_s: seconds to wait for the other processes.
+        end: ends this process if another one is lost; see `PeerWatch`.
+
+    Returns:
+        The watch over the others, to be left at the end; None without a job.
 
     Raises:
         PeerError: another process isn't there in time.
         ConfigError: processes disagree about how many they are, or the port is in use.
     """
     if job is None:
-        return
-    call_roll(job.coordinator, process=job.process, processes=job.processes, timeout_s=timeout_s)
+        return None
+    lines = call_roll(
+        job.coordinator, process=job.process, processes=job.processes, timeout_s=timeout_s
+    )
     # Our own handling of signals serves every kind of job; JAX's would replace it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -124,6 +136,42 @@ def connect(job: Job | None, *, timeout_s: float = 300.0) -> None:
         local_device_ids=job.local_devices,
         initialization_timeout=max(10, int(timeout_s)),
     )
+    return PeerWatch(job.process, lines, end)
+
+
+@contextlib.contextmanager
+def member_of(job: Job | None, *, timeout_s: float, end: Callable[[str], None]) -> Iterator[None]:
+    """Do something as a process of `job`: connected, and not longer than all of the others.
+
+    The arguments and errors are those of `connect`. What is raised inside ends the other
+    processes too; if it was another one's end that raised it, `end` is what happens.
+    """
+    watch = connect(job, timeout_s=timeout_s, end=end)
+    if watch is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        # Where another process is gone, communication fails here with a sentence about sockets.
+        if not isinstance(error, ResnetJaxError) and watch.has_lost(_SETTLE_S):
+            threading.Event().wait()  # until the watch has ended this process
+        watch.leave(str(error) or type(error).__name__)
+        raise
+    watch.leave(None)
+
+
+def disconnect(*, timeout_s: float = 5.0) -> bool:
+    """Take leave of JAX's connection; whether the other processes did so too, within seconds.
+
+    The end of a process would do it as well, but wait for minutes, and then be a crash.
+    """
+    if not jax.distributed.is_initialized():
+        return True
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(timeout_s)
+    return not leaving.is_alive()
 
 
 def is_main() -> bool:

@@ -3,7 +3,8 @@
 JAX's own rendezvous ends a process by a C++ abort if another one is missing, and doesn't notice
 that two processes count differently. So process 0 first waits for all others on the coordinator's
 port, and each process learns in one sentence who is missing or disagrees. The port is free again
-when JAX takes it over.
+when JAX takes it over; the lines between process 0 and the others stay open
+(`resnet_jax.parallel.peers`).
 """
 
 import contextlib
@@ -21,7 +22,9 @@ _REFUSALS = {"PeerError": PeerError, "ConfigError": ConfigError}
 _BUSY = (errno.EADDRINUSE, errno.EACCES)
 
 
-def call_roll(coordinator: str, *, process: int, processes: int, timeout_s: float) -> None:
+def call_roll(
+    coordinator: str, *, process: int, processes: int, timeout_s: float
+) -> dict[int, socket.socket]:
     """Return when all processes of the job have called.
 
     Args:
@@ -29,6 +32,9 @@ def call_roll(coordinator: str, *, process: int, processes: int, timeout_s: floa
         process: number of this one.
         processes: how many there are.
         timeout_s: seconds to wait for the others.
+
+    Returns:
+        The open line to process 0, by its number; in process 0 those to all others.
 
     Raises:
         PeerError: some process isn't there in time; all that are get to know which.
@@ -41,14 +47,15 @@ def call_roll(coordinator: str, *, process: int, processes: int, timeout_s: floa
     address = (host.strip("[]"), int(port))
     deadline = time.monotonic() + timeout_s
     if process == 0:
-        _answer(address, processes, deadline, timeout_s)
-    else:
-        _call(address, process, processes, deadline, timeout_s)
+        return _answer(address, processes, deadline, timeout_s)
+    return {0: _call(address, process, processes, deadline, timeout_s)}
 
 
-def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s: float) -> None:
+def _answer(
+    address: tuple[str, int], processes: int, deadline: float, timeout_s: float
+) -> dict[int, socket.socket]:
     """Wait for the calls of all others and tell them the outcome."""
-    present: set[int] = set()
+    present: dict[int, socket.socket] = {}
     callers: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         try:
@@ -64,7 +71,7 @@ def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s
             try:
                 caller, (where, *_) = server.accept()
             except TimeoutError:
-                missing = sorted(set(range(1, processes)) - present)
+                missing = sorted(set(range(1, processes)) - set(present))
                 refusal = PeerError(
                     f"Of {processes} processes {_numbers(missing)} didn't call process 0 at"
                     f" {address[0]}:{address[1]} within {timeout_s:g} s."
@@ -84,26 +91,31 @@ def _answer(address: tuple[str, int], processes: int, deadline: float, timeout_s
                     f"There is more than one process {number} of {processes} (the second is on"
                     f" {where}); give each another --process_id."
                 )
-            present.add(number)
+            present[number] = caller
             callers.append(caller)
         outcome = {"kind": type(refusal).__name__, "message": str(refusal)} if refusal else {}
         for caller in callers:
             with contextlib.suppress(OSError):  # it has gone; JAX will miss it
                 caller.sendall(json.dumps(outcome).encode() + b"\n")
-                caller.shutdown(socket.SHUT_WR)
-                caller.recv(1)  # the caller hangs up first, so that the port is free at once
         if refusal:
+            for caller in callers:
+                with contextlib.suppress(OSError):
+                    caller.recv(1)  # the caller hangs up first, so that the port is free at once
             raise refusal
+        stack.pop_all()
+        server.close()
+    return present
 
 
 def _call(
     address: tuple[str, int], process: int, processes: int, deadline: float, timeout_s: float
-) -> None:
+) -> socket.socket:
     """Call process 0 until it answers."""
     reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection(address, timeout=left) as connection:
+            with contextlib.ExitStack() as stack:
+                connection = stack.enter_context(socket.create_connection(address, timeout=left))
                 call = json.dumps({"process": process, "of": processes}).encode() + b"\n"
                 connection.sendall(call)
                 # Process 0 may wait for others as long as we do, and a little later.
@@ -112,7 +124,8 @@ def _call(
                     outcome = json.loads(answer)
                     if outcome:
                         raise _REFUSALS[outcome["kind"]](outcome["message"])
-                    return
+                    stack.pop_all()
+                    return connection
         except socket.gaierror:
             reason = "there is no host of that name"
         except OSError as error:

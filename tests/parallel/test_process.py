@@ -11,7 +11,14 @@ import pytest
 
 from resnet_jax.errors import ConfigError, PeerError, UsageError
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.parallel.process import Job, Vote, connect, failing_together, find_job
+from resnet_jax.parallel.process import (
+    Job,
+    Vote,
+    connect,
+    failing_together,
+    find_job,
+    member_of,
+)
 from resnet_jax.parallel.rollcall import call_roll
 
 _SCHEDULERS = ("SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "MEGASCALE_")
@@ -32,7 +39,9 @@ def _set(monkeypatch, **variables):
 
 def test_without_a_scheduler_or_flags_there_is_one_process():
     assert find_job() is None
-    connect(None)
+    assert connect(None, end=print) is None
+    with member_of(None, timeout_s=1, end=print):
+        pass
 
 
 def test_flags_say_it_all():
@@ -113,9 +122,11 @@ def _roll(calls, *, port=None, timeout_s=20.0):
     def one(process, processes):
         address = f"127.0.0.1:{port}"
         try:
-            call_roll(address, process=process, processes=processes, timeout_s=timeout_s)
+            lines = call_roll(address, process=process, processes=processes, timeout_s=timeout_s)
         except (PeerError, ConfigError) as error:
             return error
+        for line in lines.values():
+            line.close()
         return None
 
     with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:

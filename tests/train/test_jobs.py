@@ -127,15 +127,39 @@ def test_a_job_of_two_processes_runs_to_its_end(one_process, tmp_path):
 
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path):
     job = _start(tmp_path, "--config.duration=3000", processes=2, devices=1)
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _wait_for_training(tmp_path)
     job[1].send_signal(signal.SIGTERM)
     outcomes = _finish(job)
     assert _codes(outcomes) == [75, 75], outcomes
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
     assert f"stopped at step {saved:,} of" in outcomes[0][1]
+
+
+def _wait_for_training(workdir) -> None:
+    metrics = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_within_seconds(victim, tmp_path):
+    """With exit code 71 and one line, whichever it was; what was saved is intact."""
+    job = _start(tmp_path, "--config.duration=3000", processes=2, devices=1)
+    _wait_for_training(tmp_path)
+    job[victim].kill()
+    killed = time.monotonic()
+    other = job[1 - victim]
+    try:
+        _, errors = other.communicate(timeout=60)
+    finally:
+        for process in job:
+            process.kill()
+    assert time.monotonic() - killed < 15
+    assert other.returncode == 71, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert f"Process {victim} has ended: its connection broke." in line
+    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Notices within seconds that another process of the job has ended, and ends this one too.
+
+Otherwise the rest would wait for it in the next step, until JAX's heartbeat aborts them after
+minutes, with a C++ stack trace. The lines that the roll-call has opened are kept: process 0 has one
+to each other process, which the kernel breaks when either of them dies. A process that ends by
+itself says so, and why.
+"""
+
+import contextlib
+import json
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+
+_GRACE_S = 10.0
+_LONGEST = 4096  # bytes
+
+# A host that lost its power or its network breaks no connection: ask, after 10 s of silence.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+
+
+class PeerWatch:
+    """Watches the other processes from a thread, until `leave`.
+
+    A process that failed takes the others along after a grace period, so that those which fail for
+    the same reason can say so themselves. One that was lost takes them along at once.
+    """
+
+    def __init__(
+        self,
+        process: int,
+        lines: dict[int, socket.socket],
+        end: Callable[[str], None],
+        *,
+        grace_s: float = _GRACE_S,
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            process: number of this one.
+            lines: from `call_roll`.
+            end: ends this process, given a sentence that says which process was lost. It is called
+                in another thread, while the main one may wait for that process in vain.
+            grace_s: seconds that this process has to end by itself if another one has failed.
+        """
+        self._process, self._lines, self._end, self._grace_s = process, lines, end, grace_s
+        self._left = threading.Event()
+        self._lost = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        for number, line in lines.items():
+            line.settimeout(5.0)
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in _KEEPALIVE.items():
+                if hasattr(socket, option):  # Linux
+                    line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            self._selector.register(line, selectors.EVENT_READ, number)
+        threading.Thread(target=self._watch, name="watch peers", daemon=True).start()
+
+    def leave(self, failure: str | None) -> None:
+        """Say that this process ends by itself.
+
+        Args:
+            failure: why the others can't go on, in a sentence; None if it has done its part.
+        """
+        self._left.set()
+        self._tell(self._process, failure)
+
+    def has_lost(self, timeout_s: float) -> bool:
+        """Whether a process was lost, or is within some seconds; then this one is being ended."""
+        return self._lost.wait(timeout_s)
+
+    def _tell(self, process: int, failure: str | None) -> None:
+        message = json.dumps({"process": process, "failure": failure}).encode()[: _LONGEST - 1]
+        for line in self._lines.values():
+            with contextlib.suppress(OSError):  # it has ended as well
+                line.sendall(message + b"\n")
+
+    def _watch(self) -> None:
+        while self._selector.get_map() and not self._left.is_set():
+            for key, _ in self._selector.select(timeout=1.0):
+                line: socket.socket = key.fileobj  # type: ignore[assignment]
+                self._hear(line, key.data)
+
+    def _hear(self, line: socket.socket, number: int) -> None:
+        try:
+            text = line.recv(_LONGEST)
+        except OSError:
+            text = b""
+        if not text:
+            self._selector.unregister(line)
+            self._lose(number, None)
+            return
+        for said in text.splitlines():
+            try:
+                message = json.loads(said)
+                process, failure = message["process"], message["failure"]
+            except (ValueError, KeyError, TypeError):
+                process, failure = number, "it said something that can't be understood"
+            if failure is None:
+                self._selector.unregister(line)  # it has done its part, and hangs up
+            else:
+                self._lose(process, failure)
+
+    def _lose(self, process: int, failure: str | None) -> None:
+        """End this process, unless it ends by itself in time."""
+        if self._process == 0 and not self._left.is_set():  # the others hear it from here only
+            self._tell(process, failure or "its connection broke")
+        if failure and self._left.wait(self._grace_s):
+            return
+        if not self._left.is_set():
+            self._lost.set()
+            reason = failure or "its connection broke"
+            self._end(f"Process {process} has ended: {reason.rstrip('.')}.")
