@@ -247,7 +247,7 @@ def test_tpu_vm_dry_run_prints_what_would_run(tpu):
     bundle, copy, install = map(shlex.split, outputs["install"].splitlines())
     assert bundle[:3] == ["git", "bundle", "create"]
     assert copy[4:7] == ["scp", "--zone=zone-a", "--worker=all"]
-    assert "-c constraints.txt -e '.[tpu]'" in install[-1]
+    assert "-c constraints.txt -e '.[tpu,gcs]'" in install[-1]
     *_, workers, command = shlex.split(outputs["run"])
     assert workers == "--worker=all"
     assert shlex.split(command)[-3:] == ["train.py", *TRAIN_FLAGS]
