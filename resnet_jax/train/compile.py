@@ -18,10 +18,12 @@ from ml_collections import ConfigDict
 from resnet_jax.data.known import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.sources import parse_split
 from resnet_jax.errors import ConfigError, UsageError, did_you_mean
-from resnet_jax.parallel.hlo import Collective, find_collectives, inner_loops, summarize
+from resnet_jax.parallel.collectives import Collective, find_collectives, summarize
+from resnet_jax.parallel.hlo import Module
 from resnet_jax.parallel.mesh import make_mesh, replicated
 from resnet_jax.parallel.roofline import StepTime, step_time
 from resnet_jax.parallel.tpu import GIB, Slice, out_of_memory
+from resnet_jax.parallel.traffic import main_memory_bytes
 from resnet_jax.train.config import validate
 from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
 from resnet_jax.train.experiment import Blueprint, check_batch
@@ -33,23 +35,27 @@ class Program:
 
     Attributes:
         compile_s: wall time of lowering and compiling.
-        flops, bytes_accessed: by XLA's cost analysis, in which each loop's body counts once. The
-            bytes include those that stay in on-chip memory, so the memory's traffic is less.
+        flops, accessed_bytes: by XLA's cost analysis, in which each loop's body counts once. The
+            bytes include those that stay in on-chip memory.
+        memory_bytes: to and from main memory, by `main_memory_bytes`.
         argument_bytes, temp_bytes, code_bytes: in the device's memory.
         peak_bytes: of all memory.
         collectives: what it communicates.
         loops: iterations of the loops whose number the compiler knows.
+        text: HLO.
     """
 
     compile_s: float
     flops: float
-    bytes_accessed: float
+    accessed_bytes: float
+    memory_bytes: int
     argument_bytes: int
     temp_bytes: int
     code_bytes: int
     peak_bytes: int
     collectives: list[Collective]
     loops: list[int]
+    text: str = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,10 +181,12 @@ def _compile(function: jax.stages.Wrapped, *shapes: Any, devices: int) -> Progra
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     if memory is None or cost is None or text is None:
         raise RuntimeError("this version of libtpu tells nothing about a compiled program")
+    module = Module.parse(text)
     return Program(
         compile_s=seconds,
         flops=cost["flops"],
-        bytes_accessed=cost["bytes accessed"],
+        accessed_bytes=cost["bytes accessed"],
+        memory_bytes=main_memory_bytes(module),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
@@ -187,8 +195,9 @@ def _compile(function: jax.stages.Wrapped, *shapes: Any, devices: int) -> Progra
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
-        collectives=find_collectives(text, devices=devices),
-        loops=inner_loops(text),
+        collectives=find_collectives(module, devices=devices),
+        loops=module.loops(),
+        text=text,
     )
 
 
@@ -201,10 +210,11 @@ def held_bytes(tree: Any) -> int:
 
 
 def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
-    """An estimate of the most examples per chip and step that fit: a multiple of 8.
+    """An estimate of the most examples per chip and step that fit, and that the data have.
 
-    Memory is taken to be a fixed part (the state, the program, a float32 gradient) and one in
-    proportion to the batch, which this compilation tells.
+    It's a multiple of 8 that splits into micro-batches and groups. Memory is taken to be a fixed
+    part (the state, the program, a float32 gradient) and one in proportion to the batch, which
+    this compilation tells.
     """
     config = blueprint.config
     per_chip = config.batch_size / slice_.chips
@@ -214,10 +224,11 @@ def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
         fixed += held_bytes(blueprint.abstract_batches()[:2])
     per_example = max(program.peak_bytes - fixed, 1) / per_chip
     unit = 8 * slice_.chip.devices * config.accumulate
-    group = config.model.bn_group_size
-    if group and group <= per_chip:
-        unit = math.lcm(unit, group * config.accumulate)
+    if group := (config.model.bn_group_size or 0) * config.accumulate:
+        within_a_chip = config.model.bn_group_size <= per_chip
+        unit = math.lcm(unit, group if within_a_chip else group // math.gcd(group, slice_.chips))
     most = (slice_.chip.limit_gib * GIB - fixed) / per_example
+    most = min(most, blueprint.plan.train_examples / slice_.chips)
     return max(0, int(most) // unit * unit)
 
 
@@ -243,27 +254,23 @@ def gradient_reduction(program: Program) -> dict[str, Any]:
     }
 
 
-def roofline(
-    blueprint: Blueprint, program: Program, slice_: Slice
-) -> tuple[StepTime | None, float, float]:
-    """The time of one step, operations and bytes of one step of one device.
+def roofline(blueprint: Blueprint, program: Program, slice_: Slice) -> StepTime | None:
+    """The time of one step at best.
 
-    With gradient accumulation the cost analysis tells of one micro-batch. The time is None if
-    there are other loops, such as over a stage's blocks: of those it tells one iteration.
+    None if there are loops, other than over micro-batches, such as over a stage's blocks: of those
+    the cost analysis tells one iteration.
     """
     repeats = blueprint.config.accumulate
-    flops, accessed = program.flops * repeats, program.bytes_accessed * repeats
     if any(length != repeats for length in program.loops):
-        return None, flops, accessed
-    seconds = step_time(
+        return None
+    return step_time(
         slice_.chip,
         slice_.shape,
-        flops=flops,
-        bytes_accessed=accessed,
+        flops=program.flops * repeats,
+        memory_bytes=program.memory_bytes,
         collectives=program.collectives,
         devices=len(slice_.devices),
     )
-    return seconds, flops, accessed
 
 
 def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -> dict[str, Any]:
@@ -310,13 +317,15 @@ def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -
         "peak_bytes": program.peak_bytes,
         "fits": program.peak_bytes <= limit,
     }
-    seconds, flops, accessed = roofline(blueprint, program, slice_)
+    seconds = roofline(blueprint, program, slice_)
     examples = config.batch_size / len(slice_.devices)
+    counted = examples / config.accumulate  # a loop over micro-batches counts as one iteration
     document |= {
         "memory": memory,
         "largest_batch_per_chip": largest_batch(blueprint, program, slice_),
-        "gflop_per_image": flops / examples / 1e9,
-        "mb_per_image": accessed / examples / 1e6,
+        "gflop_per_image": program.flops / counted / 1e9,
+        "mb_per_image": program.memory_bytes / examples / 1e6,
+        "accessed_mb_per_image": program.accessed_bytes / counted / 1e6,
         "collectives": summarize(program.collectives),
         "gradient_reduction": gradient_reduction(program),
         "compile_s": round(program.compile_s, 1),

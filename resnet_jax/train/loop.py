@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
+from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.shared import check_shared
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import (
@@ -92,9 +93,24 @@ def fit(
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir = epath.Path(workdir)
+    with contextlib.ExitStack() as held:
+        return _fit(config, workdir, held, stop=stop, stop_at_step=stop_at_step)
+
+
+def _fit(
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    held: contextlib.ExitStack,
+    *,
+    stop: StopRequest | None,
+    stop_at_step: int | None,
+) -> FitResult:
+    """Check all that can be checked before anything is compiled, and run."""
     with failing_together(common_ground(config, stop_at_step=stop_at_step)) as common:
         validate(config)
         prepare_workdir(workdir)
+        if is_main():
+            held.enter_context(locked(workdir))
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
         common["the data's fingerprint"] = experiment.dataset.fingerprint

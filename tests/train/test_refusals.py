@@ -1,14 +1,17 @@
 """What `fit` refuses, before it compiles anything and without touching what is there."""
 
 import json
+import os
 from typing import ClassVar
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.lock import locked
 from resnet_jax.data import sources
 from resnet_jax.data.sources import Dataset, ImageSet
 from resnet_jax.errors import ConfigError, DataError, NumericalError, UsageError, WriteError
@@ -263,3 +266,12 @@ def test_a_dataset_is_what_the_tests_think():
     """Guards the stand-in above against a change of the interface."""
     assert {"name", "splits", "class_names", "fingerprint"} <= set(Dataset.__dataclass_fields__)
     assert set(ImageSet.__dataclass_fields__) == {"images", "labels"}
+
+
+def test_a_directory_in_use_is_refused(tiny_config, tmp_path, never_compile):
+    with (
+        locked(epath.Path(tmp_path)),
+        pytest.raises(WriteError, match=f"in use by process {os.getpid()} on"),
+    ):
+        resnet_jax.fit(tiny_config, tmp_path)
+    assert not (tmp_path / "config.json").exists()

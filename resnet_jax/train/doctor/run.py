@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint import workdir as of_workdir
+from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, is_remote, prepare_workdir
 from resnet_jax.data.sources import Digits, Source, parse_split
 from resnet_jax.errors import DataError, WriteError
@@ -181,10 +182,10 @@ def check_workdir(
             error=WriteError,
         )
         return
-    if pids := writers(workdir, proc=proc):
+    if holder := holder_of(epath.Path(workdir)):
         yield fail(
             "workdir",
-            f"{workdir} is being written by process {', '.join(map(str, pids))}",
+            f"{workdir} is in use by {holder}",
             "let that run end, or choose another --workdir",
             error=WriteError,
         )
@@ -247,31 +248,6 @@ def checkpoint_steps(workdir: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def writers(workdir: Path, *, proc: Path = Path("/proc")) -> list[int]:
-    """Processes that have a file in `workdir` open for writing, as a run has metrics.jsonl.
-
-    Processes of other users don't show their files, nor do those of other hosts.
-    """
-    inside = f"{workdir.resolve()}{os.sep}"
-    pids = [path.name for path in proc.iterdir() if path.name.isdecimal()] if proc.is_dir() else []
-    return sorted(
-        int(pid) for pid in pids if int(pid) != os.getpid() and _writes_inside(proc / pid, inside)
-    )
-
-
-def _writes_inside(process: Path, prefix: str) -> bool:
-    try:
-        for descriptor in (process / "fd").iterdir():
-            if os.readlink(descriptor).startswith(prefix):
-                about = process / "fdinfo" / descriptor.name
-                words = about.read_text(encoding="ascii").split()
-                if int(words[words.index("flags:") + 1], base=8) & os.O_ACCMODE != os.O_RDONLY:
-                    return True
-    except OSError:  # it has ended or isn't ours
-        return False
-    return False
 
 
 def file_system(path: Path, *, proc: Path = Path("/proc")) -> str:
