@@ -22,12 +22,15 @@ def cpu_model() -> str:
 
 def write_report(out: Path, results: dict[str, Any]) -> None:
     """Write results as JSON, after command, commit, versions, hardware and date."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no")
     report = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
+        "commit": git("rev-parse", "HEAD") + ("+" if changed else ""),  # "+": and changes
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "device": jax.devices()[0].device_kind,

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md and docs/models.md from committed results and the code.
+"""Writes the tables of README.md, docs/models.md and docs/scaling.md from results and the code.
 
 No figure is typed by hand.
 
@@ -18,6 +18,9 @@ from typing import Any
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.published import PUBLISHED
+
+sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
+import scaling
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,6 +103,7 @@ def _minutes(seconds: float) -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     "models": ("docs/models.md", models_table),
+    **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
 
 

@@ -26,8 +26,9 @@ def test_the_results_in_the_readme_are_those_of_the_result_files():
     assert tables.results_table() in README
 
 
-def test_the_models_page_is_generated():
-    path, text, rendered = _tables().render("models")
+@pytest.mark.parametrize("table", [name for name in _tables().TABLES if name != "results"])
+def test_the_tables_of_the_docs_are_generated(table):
+    path, text, rendered = _tables().render(table)
     assert rendered == text, f"{path.name} is old: python benchmarks/tables.py"
 
 
@@ -60,7 +61,7 @@ def test_the_promised_results_were_reached():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers"))]
+    "page", ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling"))]
 )
 def test_links_and_named_tests_exist(page):
     text = (ROOT / page).read_text()
@@ -85,7 +86,7 @@ def test_the_python_of_the_readme_runs():
     assert set(names["taps"]) >= {"stem", "stage1", "pooled", "logits"}
 
 
-@pytest.mark.parametrize("command", ["summary", "eval", "predict"])
+@pytest.mark.parametrize("command", ["summary", "eval", "predict", "compile"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])

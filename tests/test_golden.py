@@ -10,10 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
+from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.config import flatten
+from resnet_jax.train.experiment import Blueprint
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -43,13 +46,42 @@ def test_parameters(name):
 
 
 @pytest.mark.parametrize(
-    "config", ["digits", "cifar10:resnet20", "cifar10:resnet20,cpu", "cifar10:resnet110"]
+    "config",
+    [
+        "digits",
+        "cifar10:resnet20",
+        "cifar10:resnet20,cpu",
+        "cifar10:resnet110",
+        "imagenet:resnet50",
+    ],
 )
 def test_recipes(config):
-    file, _, argument = config.partition(":")
+    lines = [f"{name} = {value!r}" for name, value in flatten(_config(config)).items()]
+    _compare(f"config_{config.replace(':', '_').replace(',', '_')}", lines)
+
+
+def _config(name: str) -> ConfigDict:
+    file, _, argument = name.partition(":")
     spec = importlib.util.spec_from_file_location(file, ROOT / "configs" / f"{file}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    values = module.get_config(*filter(None, [argument]))
-    lines = [f"{name} = {value!r}" for name, value in flatten(values).items()]
-    _compare(f"config_{config.replace(':', '_').replace(',', '_')}", lines)
+    return module.get_config(*filter(None, [argument]))
+
+
+@pytest.mark.parametrize(
+    ("config", "image_shape", "classes"),
+    [("digits", (8, 8, 1), 10), ("imagenet:resnet50", (224, 224, 3), 1000)],
+)
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_shardings(config, image_shape, classes, fsdp):
+    """How the state lies on a mesh of 8 devices."""
+    recipe = _config(config)
+    mesh = make_mesh(fsdp=fsdp)
+    sizes = {"image_shape": image_shape, "num_classes": classes, "train_examples": 10**6}
+    blueprint = Blueprint(**Blueprint.parts(recipe, mesh=mesh, **sizes))
+    lines = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(blueprint.abstract_state()):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = ", ".join(str(axis or "–") for axis in leaf.sharding.spec) or "whole"
+        lines.append(f"{name} {leaf.dtype} {'×'.join(map(str, leaf.shape)) or 'scalar'}: {spec}")
+    _compare(f"sharding_{config.replace(':', '_')}_{mesh.shape['data']}x{fsdp}", lines)

@@ -8,11 +8,19 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from resnet_jax.cli import evaluate, predict, summary
+from resnet_jax.cli import compile as compile_
+from resnet_jax.cli import doctor, evaluate, predict, summary
+from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
 
-_SUBCOMMANDS = {"summary": summary, "eval": evaluate, "predict": predict}
+_SUBCOMMANDS = {
+    "summary": summary,
+    "eval": evaluate,
+    "predict": predict,
+    "doctor": doctor,
+    "compile": compile_,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code.
 
     A subcommand's module has `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(args)`, which
-    returns one JSON-like document, and `show(document, console)`, which prints it for people.
+    returns one JSON-like document, and `show(document, console)`, which prints it for people. A
+    document that tells of a failure has the "exit_code" that its process ends with.
     """
     parser = _Parser(prog="resnet-jax", description=__doc__)
     subparsers = parser.add_subparsers(dest="subcommand", required=True, parser_class=_Parser)
@@ -36,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print one JSON document")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown := take_overrides(args, unknown):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     show_progress()
     module = _SUBCOMMANDS[args.subcommand]
     try:
@@ -47,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
         module.show(document, Console(highlight=False, soft_wrap=True))
-    return 0
+    return int(document.get("exit_code", 0))

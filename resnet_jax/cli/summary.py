@@ -2,51 +2,81 @@
 
 import argparse
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from resnet_jax.cli.config_flag import add_config_argument, load_config
+
+if TYPE_CHECKING:
+    from resnet_jax.models.presets import Network
+
 HELP = "Show the layers of a model, its parameters, multiply-adds and activation memory."
-EXAMPLE = "resnet-jax summary resnet50 --image-size 160"
+EXAMPLE = (
+    "resnet-jax summary resnet50 --image-size 160, or"
+    " resnet-jax summary --config=configs/cifar10.py:resnet56 --config.model.shortcut=B"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("model", help="name of a preset, such as resnet50 or resnet110")
+    parser.add_argument("model", nargs="?", help="name of a preset, such as resnet50 or resnet110")
+    add_config_argument(parser)
     parser.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
     parser.add_argument("--channels", type=int, help="of the images (default: the paper's)")
     parser.add_argument("--num-classes", type=int, help="default: the paper's")
-    parser.add_argument("--dtype", default="float32", help="of the activations (default: float32)")
+    parser.add_argument("--dtype", help="of the activations (default: the config's, or float32)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trace the model; nothing is computed."""
     # JAX takes a second to import, which --help needn't wait for.
     from resnet_jax.errors import UsageError  # noqa: PLC0415
-    from resnet_jax.models.presets import create_model, find_preset  # noqa: PLC0415
     from resnet_jax.models.summary import summarize  # noqa: PLC0415
 
-    fields: dict[str, Any] = {"dtype": args.dtype}
     for name in ("image_size", "channels", "num_classes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-    if args.num_classes:
-        fields["num_classes"] = args.num_classes
-    model = create_model(args.model, **fields)
-    height, _, channels = find_preset(args.model).image_shape
-    size, channels = args.image_size or height, args.channels or channels
-    summary = summarize(model, (size, size, channels))
+    name, model, (height, width, channels) = _model(args)
+    height, width = args.image_size or height, args.image_size or width
+    channels = args.channels or channels
+    summary = summarize(model, (height, width, channels))
     return {
-        "model": args.model,
-        "image_shape": [size, size, channels],
+        "model": name,
+        "image_shape": [height, width, channels],
         "dtype": str(model.dtype),
         "params": summary.params,
         "macs": summary.macs,
         "activation_bytes": summary.activation_bytes,
         "layers": [dataclasses.asdict(layer) for layer in summary.layers],
     }
+
+
+def _model(args: argparse.Namespace) -> tuple[str, "Network", tuple[int, int, int]]:
+    """The name of a preset, the model that was made of it, and the shape of its images."""
+    from resnet_jax.data.known import find_known  # noqa: PLC0415
+    from resnet_jax.errors import UsageError  # noqa: PLC0415
+    from resnet_jax.models.presets import create_model, find_preset  # noqa: PLC0415
+    from resnet_jax.train.config import model_overrides  # noqa: PLC0415
+
+    if bool(args.model) == bool(args.config or args.config_overrides):
+        raise UsageError("give either a model's name or --config (resnet-jax summary --help).")
+    name, fields, known = args.model, {}, None
+    if not name:
+        config = load_config(args)
+        name, fields = config.model.name, model_overrides(config)
+        known = find_known(config.data.name)
+    preset = find_preset(name)
+    if known:
+        fields["num_classes"] = known.num_classes
+    if args.num_classes:
+        fields["num_classes"] = args.num_classes
+    if args.dtype:
+        fields["dtype"] = args.dtype
+    model = create_model(name, **fields)
+    return name, model, known.image_shape if known else preset.image_shape
 
 
 def show(document: dict[str, Any], console: Console) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from resnet_jax.data.known import find_known
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
@@ -250,6 +251,13 @@ def _open(name: str, data_dir: str | None) -> Source:
     """Find the data set; nothing is decoded yet."""
     if name == "digits":
         return Digits()
+    known = find_known(name)
+    if known and not known.one_size:
+        raise ConfigError(
+            f"the images of {name!r} differ in size, and this version can't crop and scale them "
+            "as they are read; choose a data set whose images have one size "
+            "(`resnet-jax compile` and `summary` work without reading any)"
+        )
     from resnet_jax.data.tfds_reader import open_prepared
 
     return open_prepared(name, data_dir)

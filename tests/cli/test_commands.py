@@ -143,7 +143,7 @@ def test_summary_as_json(capsys):
         (["summary", "resnet50", "--image-size", "0"], 64, "--image-size is 0"),
         (["eval", "no-such-run"], 78, "no-such-run isn't the directory of a run"),
         (["evaluate", "x"], 64, "invalid choice: 'evaluate'"),
-        (["summary"], 64, "required: model"),
+        (["summary"], 64, "give either a model's name or --config"),
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, capsys):

@@ -1,0 +1,103 @@
+"""resnet-jax compile: its mistakes, and its report of documents that are given to it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from resnet_jax.cli import compile as command
+from resnet_jax.cli.main import main
+
+IMAGENET = "--config=configs/imagenet.py:resnet50"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "tpu_compile"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([IMAGENET], 64, "--topology is missing; it can be v3:2x2, v4:2x2x1, v5e:2x2,"),
+        ([IMAGENET, "--topology=v5x:2x2"], 64, "isn't of a known chip"),
+        ([IMAGENET, "--topology=v5e:4"], 64, "usual are v5e:2x2"),
+        ([IMAGENET, "--topology=v5e:2x2", "--all"], 64, "not allowed with argument"),
+        ([IMAGENET, "--topology=v5e:2x2", "--batch-per-chip=x"], 64, "invalid int value"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, capsys):
+    try:
+        returned = main(["compile", *arguments])
+    except SystemExit as error:
+        returned = error.code
+    captured = capsys.readouterr()
+    assert returned == code
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    assert main(["compile", IMAGENET, "--topology=v5e:2x2"]) == 64
+    error = capsys.readouterr().err
+    assert "pip install 'resnet-jax[tpu]'" in error
+    assert error.count("\n") == 1
+
+
+def _document(**fields):
+    memory = {"limit_bytes": 16 * 2**30, "peak_bytes": 20 * 2**30, "fits": False}
+    memory |= dict.fromkeys(
+        ("parameter_bytes", "optimizer_bytes", "other_state_bytes", "example_bytes"), 2**20
+    )
+    document = {
+        "model": "resnet50",
+        "dtype": "bfloat16",
+        "topology": "v5e:2x2",
+        "chip": "TPU v5 lite",
+        "chips": 4,
+        "devices": 4,
+        "batch_size": 4096,
+        "batch_per_chip": 1024,
+        "steps_per_dispatch": 10,
+        "memory": memory,
+    }
+    return document | fields
+
+
+def _shown(document) -> str:
+    console = Console(width=120, highlight=False, soft_wrap=True)
+    with console.capture() as captured:
+        command.show(document, console)
+    return captured.get()
+
+
+def test_a_program_that_does_not_fit_is_reported_without_figures():
+    text = _shown(_document())
+    assert "1,024 images per chip, batch 4,096" in text
+    assert "20.00 GiB" in text
+    assert "It doesn't fit." in text
+    assert "img/s" not in text
+
+
+def test_a_sweep_is_one_line_per_slice():
+    text = _shown({"runs": [_document(), _document(topology="v6e:2x2")]})
+    assert "v5e:2x2" in text
+    assert "v6e:2x2" in text
+    assert text.count("20.00 !") == 2
+
+
+def test_the_report_of_a_program_that_was_compiled():
+    document = json.loads((RESULTS / "resnet50_v5e-256_256_groups.json").read_text())
+    text = _shown(document)
+    assert "resnet50 in bfloat16 on v5e:16x16: 256 chips (TPU v5 lite), 256 images per chip" in text
+    assert "It fits. About " in text
+    assert "Evaluation fits" in text
+    assert "Per image 24.1" in text
+    assert "all-reduce" in text
+    assert "summed as bf16: 2.0 bytes per parameter" in text
+    assert f"That is {document['roofline']['img_per_s_per_chip']:,.0f} img/s per chip" in text
+    verified = {"largest_batch_verified": True, "largest_batch_peak_bytes": 15 * 2**30}
+    assert "(verified: 15.00 GiB)" in _shown(document | verified)

@@ -1,0 +1,74 @@
+"""The model of docs/scaling.md against the estimates made where programs were compiled."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnet_jax
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scaling():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("scaling")
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def v5e(scaling):
+    return scaling.OnChip.load("resnet50", "v5e")
+
+
+def test_it_repeats_what_the_programs_say(scaling, v5e):
+    """At the batches that were compiled, on the slice that they were compiled for."""
+    large = scaling.predict(v5e, (2, 2), v5e.large["batch_per_chip"])
+    assert large.total == pytest.approx(v5e.large["roofline"]["step_s"], rel=0.01)
+    assert large.img_per_s == pytest.approx(v5e.large["roofline"]["img_per_s"], rel=0.01)
+    small = scaling.predict(v5e, (2, 2), v5e.small["batch_per_chip"])
+    exchanges = small.statistics + small.gradients
+    assert small.at_best + exchanges == pytest.approx(v5e.small["roofline"]["step_s"], rel=0.01)
+    assert small.at_best < small.on_chip == pytest.approx(large.on_chip / 8)
+
+
+def test_the_program_for_256_chips_is_that_for_4(scaling):
+    few, many = (scaling.load(f"resnet50_v5e-{n}_256") for n in (4, 256))
+    for quantity in ("mb_per_image", "gflop_per_image"):
+        assert many[quantity] == pytest.approx(few[quantity], rel=0.02)
+    assert many["collectives"][0]["bytes"] == few["collectives"][0]["bytes"]
+
+
+def test_what_each_change_does(scaling, v5e):
+    base = scaling.predict(v5e, (16, 16), 32)
+    groups = scaling.predict(v5e, (16, 16), 32, whole_batch=False)
+    assert groups.statistics == 0
+    assert groups.on_chip == base.on_chip
+    wide = scaling.predict(v5e, (16, 16), 32, gradient_bytes=4)
+    assert 1.5 * base.gradients < wide.gradients < 2 * base.gradients
+    assert scaling.predict(v5e, (16, 16), 256, overlap=True).gradients == 0
+    # The latency of the sums grows with the sides of the torus, not with the batch.
+    assert scaling.predict(v5e, (16, 16), 256).statistics == base.statistics
+    assert scaling.predict(v5e, (4, 4), 32).statistics < base.statistics / 2
+
+
+@pytest.mark.parametrize("model", ["resnet50", "resnet152"])
+def test_each_program_does_the_work_of_its_network(scaling, model):
+    """Forward and backward are three times the forward pass, and a multiply-add is two operations.
+
+    The gradient of the images isn't needed, and padding isn't computed.
+    """
+    fields = {"scan": True}  # traced as quickly as a shallow one
+    macs = resnet_jax.summarize(resnet_jax.create_model(model, **fields), (224, 224, 3)).macs
+    programs = [json.loads(path.read_text()) for path in scaling.RESULTS.glob(f"{model}_*.json")]
+    assert programs
+    for program in programs:
+        assert program["gflop_per_image"] == pytest.approx(6e-9 * macs, rel=0.03)
+        assert program["memory"]["fits"]
+        assert program["gradient_reduction"]["bytes_per_parameter"] == 2
+        assert {row["kind"] for row in program["collectives"]} == {"all-reduce"}
+        assert program["versions"]["libtpu"]
+        assert len(program["commit"]) == 40
