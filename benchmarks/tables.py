@@ -87,6 +87,22 @@ def models_table() -> str:
     return "\n".join(lines)
 
 
+def depth_table() -> str:
+    """What depth costs on a CPU, by the form of the network."""
+    rows = json.loads((RESULTS / "depth_cpu.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        "| network | batch | form | init | trace | compile | step | temporary memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `resnet{row['depth']}` | {row['batch']} | {row['form']} | {row['init_s']:.1f} s"
+        f" | {row['trace_s']:.1f} s | {row['compile_s']:.1f} s | {row['step_s']:.2f} s"
+        f" | {row['temporary_mib']:,.0f} MiB |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def published(name: str) -> str:
     """The last three cells of a model's row."""
     if name not in PUBLISHED:
@@ -103,6 +119,7 @@ def _minutes(seconds: float) -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     "models": ("docs/models.md", models_table),
+    "depth": ("docs/models.md", depth_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
 

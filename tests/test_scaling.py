@@ -71,4 +71,4 @@ def test_each_program_does_the_work_of_its_network(scaling, model):
         assert program["gradient_reduction"]["bytes_per_parameter"] == 2
         assert {row["kind"] for row in program["collectives"]} == {"all-reduce"}
         assert program["versions"]["libtpu"]
-        assert len(program["commit"]) == 40
+        assert len(program["commit"].removesuffix("+")) == 40
