@@ -33,10 +33,13 @@ def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
     Args:
         arrays: NumPy's or JAX's, by name; of the latter no device holds more than its own part.
     """
-    sums = {
-        name: _sums_on_devices(array) if isinstance(array, jax.Array) else _sums(array, np)
-        for name, array in arrays.items()
-    }
+    here = {name: array for name, array in arrays.items() if not isinstance(array, jax.Array)}
+    placed = {name: array for name, array in arrays.items() if name not in here}
+    split = {name: a for name, a in placed.items() if not a.is_fully_replicated}
+    sums = {name: _sums(array, np) for name, array in here.items()}
+    sums |= {name: _sums_on_devices(placed[name]) for name in placed if name not in split}
+    # Sums over shards are exchanged: many programs of such at a time may wait for one another.
+    sums |= _all_sums_on_devices(split)
     return {
         name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{int(high):08x}{int(low):08x}"
         for name, (high, low) in jax.device_get(sums).items()
@@ -65,6 +68,11 @@ def _sums(array: Any, xp: Any) -> Any:
 @jax.jit
 def _sums_on_devices(array: jax.Array) -> jax.Array:
     return _sums(array, jnp)
+
+
+@jax.jit
+def _all_sums_on_devices(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _sums(array, jnp) for name, array in arrays.items()}
 
 
 def _words(array: Any, xp: Any) -> Any:

@@ -112,7 +112,8 @@ def make_score(model: Network, mesh: Mesh) -> jax.stages.Wrapped:
         return jax.lax.scan(body, zero, batches)[0]
 
     whole = replicated(mesh)
-    return jax.jit(score, in_shardings=(whole, whole, split(mesh, axis=1)), out_shardings=whole)
+    # The variables come as they lie: kernels may be split, and are gathered where they are used.
+    return jax.jit(score, in_shardings=(None, whole, split(mesh, axis=1)), out_shardings=whole)
 
 
 def abstract_batches(

@@ -112,8 +112,9 @@ def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run
 
 
 def test_a_job_of_two_processes_runs_to_its_end(one_process, tmp_path):
-    """Exact evaluation and one writer, images sent from the hosts, each its own part."""
-    outcomes = _run(tmp_path, "--config.data.resident=False", processes=2, devices=2)
+    """Exact evaluation and one writer, images sent from the hosts, kernels split over both."""
+    fields = ("--config.data.resident=False", "--config.mesh.fsdp=4")
+    outcomes = _run(tmp_path, *fields, processes=2, devices=2)
     assert _codes(outcomes) == [0, 0], outcomes
     records = read_metrics(tmp_path / "metrics.jsonl")
     expected = read_metrics(one_process / "metrics.jsonl")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import resnet_jax
 from resnet_jax.parallel.mesh import place, replicated
 from resnet_jax.train.config import set_field
 from resnet_jax.train.experiment import Experiment
@@ -168,3 +169,16 @@ def test_parameters_and_optimiser_state_take_the_memory_of_their_share():
     vectors = sum(3 * p.nbytes for p in jax.tree.leaves(whole.params) if p.ndim < 2)
     kernels = on_first_device(whole) - vectors
     assert on_first_device(split) - vectors == pytest.approx(kernels / 4, rel=0.01)
+
+
+def test_a_run_with_split_parameters_is_scored_saved_and_resumed(tmp_path):
+    """To its end, with every kind of evaluation, as on one device."""
+    whole = resnet_jax.fit(make_tiny_config(), tmp_path / "whole")
+    config = make_tiny_config()
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    resnet_jax.fit(config, tmp_path / "split", stop_at_step=7)
+    split = resnet_jax.fit(config, tmp_path / "split")
+    assert split.evaluation.keys() == whole.evaluation.keys()
+    for name, scores in split.evaluation.items():
+        assert scores.examples == whole.evaluation[name].examples
+        assert scores.loss == pytest.approx(whole.evaluation[name].loss, rel=1e-4)
