@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ class Checkpointer:
             ),
         )
         self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
-        self._verification: tuple[int, concurrent.futures.Future[str]] | None = None
+        self._verification: tuple[int, concurrent.futures.Future[str | None]] | None = None
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order."""
@@ -139,7 +140,8 @@ class Checkpointer:
         """
         with self._write_errors():
             self._manager.wait_until_finished()
-        step, flaw = -1, ""
+        step: int = -1
+        flaw: str | None = ""
         if self._verification:
             step, future = self._verification
             flaw, self._verification = future.result(), None
@@ -147,21 +149,23 @@ class Checkpointer:
             step, flaw = exchange((step, flaw))[MAIN]
         if flaw:
             self._set_aside(step, f"{flaw}, though it was just written")
-        elif step >= 0:
+        elif flaw is not None and step >= 0:
             self._verified.add(step)
         return not flaw
 
-    def _flaw_on_disk(self, step: int, sums: Mapping[str, str]) -> str:
-        """What is wrong with a checkpoint, once it is on disk; "" for nothing."""
+    def _flaw_on_disk(self, step: int, sums: Mapping[str, str]) -> str | None:
+        """What is wrong with a checkpoint, once it is on disk; "" for nothing, None if that can't
+        be told.
+        """
         while self._manager.is_saving_in_progress():
             time.sleep(_POLL_S)
         folder = self._directory / str(step)
         if not folder.exists():
-            return ""  # it couldn't be written, which the manager tells
+            return None  # it couldn't be written, which the manager tells
         try:
             arrays = read_back(folder / "state", sums)
         except DataError as error:
-            return str(error)
+            return str(error) if _is_damage(error) else None
         return _describe(different(checksums(arrays), sums))
 
     def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
@@ -311,6 +315,21 @@ class Checkpointer:
                 f"The last checkpoint in {self._directory} isn't what was saved; see above. Start"
                 f" the run again: it goes on from {self.steps()[-1:] or 'the beginning'}."
             )
+
+    def finish_writing(self, *, timeout_s: float = 60.0) -> None:
+        """Let a save under way reach the disk, because the run is about to end by an error.
+
+        That error is what matters, so another one isn't raised; nor is it waited for processes
+        that may be gone, beyond the time-out.
+        """
+
+        def wait() -> None:
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
+
+        waiting = threading.Thread(target=wait, daemon=True)
+        waiting.start()
+        waiting.join(timeout_s)
 
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:

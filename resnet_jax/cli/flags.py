@@ -40,6 +40,13 @@ def _end(code: int) -> NoReturn:
     os._exit(code)  # an orderly end would wait for the others
 
 
+def _leave(code: int) -> int:
+    """Return the exit code of a process that has failed, or end it if its job can't follow."""
+    from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
+
+    return code if disconnect() else _end(code)
+
+
 def exit_code_of(run: Callable[[], Any]) -> int:
     """Run a training function; 0 if it finished, 75 if it stopped early but saved.
 
@@ -48,13 +55,13 @@ def exit_code_of(run: Callable[[], Any]) -> int:
     try:
         result = run()
     except ResnetJaxError as error:
-        code = report(error)
-        from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
-
-        return code if disconnect() else _end(code)
+        return _leave(report(error))
     except KeyboardInterrupt:
         print("interrupted; what was saved before is intact", file=sys.stderr)
-        return _INTERRUPTED
+        return _leave(_INTERRUPTED)
+    except Exception:  # a bug, which keeps its traceback
+        traceback.print_exc()
+        return _leave(1)
     return STOPPED_EARLY if result.stopped_early else 0
 
 

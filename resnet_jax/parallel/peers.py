@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 _GRACE_S = 10.0
 _LONGEST = 4096  # bytes
+_LONGEST_REASON = 500  # characters, each of which JSON may write as six bytes
 
 # A host that lost its power or its network breaks no connection: ask, after 10 s of silence.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
@@ -71,7 +72,9 @@ class PeerWatch:
         return self._lost.wait(timeout_s)
 
     def _tell(self, process: int, failure: str | None) -> None:
-        message = json.dumps({"process": process, "failure": failure}).encode()[: _LONGEST - 1]
+        if failure is not None:  # the first line; XLA's go on for pages
+            failure = (failure.splitlines() or [""])[0][:_LONGEST_REASON]
+        message = json.dumps({"process": process, "failure": failure}).encode()
         for line in self._lines.values():
             with contextlib.suppress(OSError):  # it has ended as well
                 line.sendall(message + b"\n")

@@ -4,6 +4,7 @@ A job of one process needs nothing of this. In others each process runs the same
 devices of its host, and every array that a step works on lies on all of them.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -200,6 +201,7 @@ def failing_together(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if jax.process_count() == 1:
         yield found
         return
+    _check_device_counts()
     mine: Exception | None = None
     try:
         yield found
@@ -213,6 +215,17 @@ def failing_together(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if other["error"]:
             raise PeerError(f"Process {number} ({other['host']}) has failed: {other['error']}")
     _check_agreement(heard)
+
+
+def _check_device_counts() -> None:
+    """Refuse processes with different numbers of devices, which couldn't even compare the rest."""
+    counts = collections.Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1 or len(counts) < jax.process_count():
+        listed = ", ".join(f"{counts[i]} in process {i}" for i in range(jax.process_count()))
+        raise ConfigError(
+            f"Processes differ in their number of devices: {listed}. Nothing was trained; give"
+            " each the same."
+        )
 
 
 def _check_agreement(heard: list[dict[str, Any]]) -> None:

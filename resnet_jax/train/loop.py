@@ -120,7 +120,11 @@ def _fit(
             write_atomically(workdir / CONFIG, to_json(config))
         checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
         with contextlib.nullcontext(stop) if stop else StopRequest() as request:
-            return _run(experiment, workdir, checkpoints, request, stop_at_step=stop_at_step)
+            try:
+                return _run(experiment, workdir, checkpoints, request, stop_at_step=stop_at_step)
+            except BaseException:
+                checkpoints.finish_writing()
+                raise
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
 

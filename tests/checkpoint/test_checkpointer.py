@@ -219,6 +219,21 @@ def test_a_last_checkpoint_that_was_written_badly_is_an_error(tmp_path, monkeypa
         checkpoints.close()
 
 
+def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
+    """What was just written can't be read for a reason that isn't its own."""
+
+    def unreachable(*_):
+        raise DataError("an array can't be read") from ValueError("UNAVAILABLE: 503")
+
+    monkeypatch.setattr(checkpointer, "read_back", unreachable)
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    for step in (0, 1):
+        checkpoints.save(step, _state(float(step)), progress={}, metrics=None)
+    checkpoints.close()
+    # Neither is known to be good, so neither is deleted.
+    assert Checkpointer(tmp_path, keep=1).steps() == [0, 1]
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
     write_atomically(path, "old")

@@ -9,6 +9,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.data.sources import load_dataset
+from tests.cli.mistakes import assert_one_line
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +148,7 @@ def test_summary_as_json(capsys):
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, capsys):
-    try:
-        returned = main(arguments)
-    except SystemExit as error:  # the parser's own
-        returned = error.code
-    captured = capsys.readouterr()
-    assert returned == code
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
+    assert_one_line(arguments, code, message, capsys)
 
 
 def test_eval_names_the_checkpoints_there_are(run, capsys):

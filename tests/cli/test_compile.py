@@ -9,6 +9,7 @@ from rich.console import Console
 
 from resnet_jax.cli import compile as command
 from resnet_jax.cli.main import main
+from tests.cli.mistakes import assert_one_line
 
 IMAGENET = "--config=configs/imagenet.py:resnet50"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "tpu_compile"
@@ -25,15 +26,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "tpu_compile"
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, capsys):
-    try:
-        returned = main(["compile", *arguments])
-    except SystemExit as error:
-        returned = error.code
-    captured = capsys.readouterr()
-    assert returned == code
-    assert message in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
+    assert_one_line(["compile", *arguments], code, message, capsys)
 
 
 def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch, capsys):

@@ -84,3 +84,12 @@ def test_orderly_ends_in_any_order_are_no_loss():
                 line.close()
         time.sleep(0.5)
         assert job.quiet(0, 1, 2)
+
+
+def test_of_a_long_reason_the_first_line_arrives():
+    job = Job(grace_s=0.1)
+    job.watches[1].leave("out of memory\n" + "ä" * 9000)
+    assert job.ended[0].get(timeout=5) == "Process 1 has ended: out of memory."
+    job = Job(grace_s=0.1)
+    job.watches[1].leave("ä" * 9000)
+    assert job.ended[2].get(timeout=5) == f"Process 1 has ended: {'ä' * 500}."

@@ -29,8 +29,10 @@ TINY = (
 )
 
 
-def _start(workdir, *arguments, processes, devices, own=()) -> list[subprocess.Popen]:
-    """Start a job; `own` are arguments of the last process alone."""
+def _start(
+    workdir, *arguments, processes, devices, own=(), own_devices=None
+) -> list[subprocess.Popen]:
+    """Start a job; `own` are arguments, `own_devices` devices of the last process alone."""
     port = portpicker.pick_unused_port()
     started = []
     for number in range(processes):
@@ -43,7 +45,9 @@ def _start(workdir, *arguments, processes, devices, own=()) -> list[subprocess.P
                 "--coordinator_timeout_s=60",
             ]
         command += own if number == processes - 1 else ()
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        last = number == processes - 1
+        count = own_devices if last and own_devices else devices
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
         started.append(
             subprocess.Popen(
                 command,
@@ -134,6 +138,14 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path):
     assert _codes(outcomes) == [75, 75], outcomes
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
     assert f"stopped at step {saved:,} of" in outcomes[0][1]
+
+
+def test_different_numbers_of_devices_are_named(tmp_path):
+    job = _start(tmp_path, processes=2, devices=1, own_devices=2)
+    for code, _, errors in _finish(job):
+        assert code == 78, errors
+        assert "number of devices: 1 in process 0, 2 in process 1" in errors
+        assert "Traceback" not in errors
 
 
 def _wait_for_training(workdir) -> None:

@@ -24,6 +24,7 @@ from resnet_jax.train.config import (
     to_json,
     validate,
 )
+from resnet_jax.train.metrics_log import MetricsLog
 
 
 @pytest.fixture
@@ -275,3 +276,19 @@ def test_a_directory_in_use_is_refused(tiny_config, tmp_path, never_compile):
     ):
         resnet_jax.fit(tiny_config, tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_an_error_lets_the_save_under_way_reach_the_disk(tiny_config, tmp_path, monkeypatch):
+    """The record can't be written at the second save, while the first may still be under way."""
+    calls = []
+
+    def full(self):
+        calls.append(self)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "sync", full)
+    with pytest.raises(WriteError, match="No space left on device"):
+        resnet_jax.fit(tiny_config, tmp_path)
+    names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert names == ["1"]  # finished, and no temporary one beside it
