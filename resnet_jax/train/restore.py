@@ -15,7 +15,7 @@ from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import Network, create_model
-from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.parallel.mesh import make_mesh, place, replicated
 from resnet_jax.train.config import from_json, model_overrides
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data
@@ -70,10 +70,11 @@ class TrainedNetwork:
             raise DataError(
                 f"{config.data.name} has other classes now than when the network was trained."
             )
+        mesh = make_mesh()
         evaluator = Evaluator(
-            self.model, dataset.splits[split], batch_size=config.eval_batch_size, mesh=make_mesh()
+            self.model, dataset.splits[split], batch_size=config.eval_batch_size, mesh=mesh
         )
-        return evaluator(self.variables, self.normalization)
+        return evaluator(*place((self.variables, self.normalization), replicated(mesh)))
 
 
 def restore_run(
