@@ -38,6 +38,7 @@ class _Objects(http.server.BaseHTTPRequestHandler):
     """As much of the JSON API of Cloud Storage as TensorStore uses."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each small answer waits for 40 ms
     root: Path
     lock = threading.Lock()
 
