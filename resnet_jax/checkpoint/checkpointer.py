@@ -71,14 +71,13 @@ class Checkpointer:
                 _NewestVerified(self._verified),
             ]
         )
+        self._states = ocp.StandardCheckpointHandler()
+        self._progress = ocp.JsonCheckpointHandler()
         # Orbax wants it absolute; what is in a bucket is.
         self._directory = directory if is_remote(directory) else directory.absolute()
         self._manager = ocp.CheckpointManager(
             self._directory,
-            item_handlers={
-                "state": ocp.StandardCheckpointHandler(),
-                "progress": ocp.JsonCheckpointHandler(),
-            },
+            item_handlers={"state": self._states, "progress": self._progress},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=merit,  # without it Orbax forgets the metrics when the process ends
@@ -145,8 +144,7 @@ class Checkpointer:
         if self._verification:
             step, future = self._verification
             flaw, self._verification = future.result(), None
-        if jax.process_count() > 1:
-            step, flaw = exchange((step, flaw))[MAIN]
+        step, flaw = exchange((step, flaw))[MAIN]
         if flaw:
             self._set_aside(step, f"{flaw}, though it was just written")
         elif flaw is not None and step >= 0:
@@ -165,7 +163,7 @@ class Checkpointer:
         try:
             arrays = read_back(folder / "state", sums)
         except DataError as error:
-            return str(error) if _is_damage(error) else None
+            return str(error) if _is_damage(error.__cause__ or error) else None
         return _describe(different(checksums(arrays), sums))
 
     def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
@@ -183,22 +181,19 @@ class Checkpointer:
             DataError: none is good, or one can't be read for a reason outside of it.
         """
         failed: list[int] = []
-        for step in reversed(self.steps()):
-            flaw, restored = "", None
+        for step in reversed(exchange(self.steps())[MAIN]):
             try:
                 restored = self._restore(step, _abstract(like))
             except DataError as error:
-                if not _is_damage(error):
+                cause = error.__cause__ or error
+                if not _is_damage(cause):
                     raise
-                flaw = _first_line(error.__cause__ or error)
-            if jax.process_count() > 1:
-                flaw = next(filter(None, exchange(flaw)), "")
-            if not flaw and restored:
-                if failed:
-                    _log.warning("using the checkpoint of step %d", step)
-                return step, *restored
-            self._set_aside(step, flaw)
-            failed.append(step)
+                self._set_aside(step, _first_line(cause))
+                failed.append(step)
+                continue
+            if failed:
+                _log.warning("using the checkpoint of step %d", step)
+            return step, *restored
         if failed:
             raise DataError(
                 f"No checkpoint in {self._directory} is good; those of steps"
@@ -243,18 +238,18 @@ class Checkpointer:
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         self._check_same_arrays(step, abstract)
         with self._read_errors(step):
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore()
-                ),
+            # Not by the manager: when it fails in one process, it leaves the others waiting.
+            state = self._states.restore(
+                self._directory / str(step) / "state", args=ocp.args.StandardRestore(abstract)
             )
-            saved = _unsealed(restored["progress"])
-            found = checksums(named_leaves(restored["state"]))
+            saved = self._read_progress(step)
+        # Arrays that are split over processes are summed by all of them, once all have read theirs.
+        found = checksums(named_leaves(state))
+        with self._read_errors(step):
             if flaw := _describe(different(found, saved["checksums"])):
                 raise ValueError(flaw)
         self._verified.add(step)
-        return restored["state"], saved["progress"]
+        return state, saved["progress"]
 
     def _check_same_arrays(self, step: int, abstract: Any) -> None:
         """Refuse to restore into another network; Orbax would convert types without a word."""
@@ -280,8 +275,11 @@ class Checkpointer:
             DataError: it can't be read.
         """
         with self._read_errors(step):
-            arguments = ocp.args.Composite(progress=ocp.args.JsonRestore())
-            return _unsealed(self._manager.restore(step, args=arguments)["progress"])["progress"]
+            return self._read_progress(step)["progress"]
+
+    def _read_progress(self, step: int) -> dict[str, Any]:
+        folder = self._directory / str(step) / "progress"
+        return _unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
 
     def _set_aside(self, step: int, flaw: str) -> None:
         """Rename a damaged checkpoint, so that it is neither used nor deleted."""
@@ -334,7 +332,8 @@ class Checkpointer:
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
         try:
-            yield
+            with _together():
+                yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
             folder = self._directory / str(step)
             others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
@@ -386,11 +385,34 @@ def _describe(names: Sequence[str]) -> str:
     return f"{names[0]}{more} fails its checksum" if names else ""
 
 
-def _is_damage(error: DataError) -> bool:
+class _UnreachableError(Exception):
+    """Another process couldn't read its part, for a reason outside of the checkpoint."""
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Read something in every process; where one of them fails, all do.
+
+    Each reads the parts of its own devices. If it alone found one damaged, the others would wait
+    for it, or go on with another checkpoint.
+    """
+    mine: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        mine = error
+    told = exchange(None if mine is None else [_is_damage(mine), _first_line(mine)])
+    if mine and len(told) == 1:
+        raise mine
+    if failed := [each for each in told if each]:
+        damage, reason = min(failed)  # it condemns nothing while one couldn't look
+        raise (ValueError if damage else _UnreachableError)(reason) from mine
+
+
+def _is_damage(error: BaseException) -> bool:
     """Whether the checkpoint itself is to blame, not the way to it."""
-    cause = error.__cause__
-    passing = isinstance(cause, PermissionError | TimeoutError | ConnectionError | MemoryError)
-    return not passing and not any(word in str(cause) for word in _PASSING)
+    passing = (PermissionError, TimeoutError, ConnectionError, MemoryError, _UnreachableError)
+    return not isinstance(error, passing) and not any(word in str(error) for word in _PASSING)
 
 
 def _first_line(error: BaseException) -> str:

@@ -245,6 +245,8 @@ def _check_agreement(heard: list[dict[str, Any]]) -> None:
 
 def exchange(document: Any) -> list[Any]:
     """The JSON-like documents of all processes, by number; each of them calls this."""
+    if jax.process_count() == 1:
+        return [document]
     text = np.frombuffer(json.dumps(document).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.array(len(text), np.int32))
     padded = np.zeros(int(lengths.max()), np.uint8)

@@ -29,7 +29,14 @@ from resnet_jax.checkpoint.workdir import (
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 from resnet_jax.parallel.mesh import place, replicated
-from resnet_jax.parallel.process import Vote, failing_together, is_main, wait_for_all
+from resnet_jax.parallel.process import (
+    MAIN,
+    Vote,
+    exchange,
+    failing_together,
+    is_main,
+    wait_for_all,
+)
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.common import common_ground
 from resnet_jax.train.config import describe_differences, to_json, validate
@@ -148,7 +155,7 @@ def _run(
         state = experiment.initial_state()
 
     evaluators = experiment.evaluators()
-    if step >= plan.total_steps and (workdir / SUMMARY).exists():
+    if step >= plan.total_steps and exchange((workdir / SUMMARY).exists())[MAIN]:
         # Finished and on record: what was measured then is left as it is.
         evaluation = _final_scores(evaluators, experiment, state, step, best, checkpoints)
         with TrainingConsole(total_steps=plan.total_steps, start_step=step) as console:

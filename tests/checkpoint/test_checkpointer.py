@@ -172,7 +172,7 @@ def test_a_checkpoint_that_cannot_be_reached_is_left_alone(tmp_path, monkeypatch
     def fail(*_, **__):
         raise ValueError("UNAVAILABLE: connection lost")
 
-    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    monkeypatch.setattr(checkpoints._states, "restore", fail)
     with pytest.raises(DataError, match="UNAVAILABLE"):
         checkpoints.restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
     assert checkpoints.steps() == [1, 2, 3]

@@ -130,6 +130,20 @@ def test_a_job_of_two_processes_runs_to_its_end(one_process, tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
+def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_path):
+    fields = ("--config.model.width=32", "--config.mesh.fsdp=2", "--config.checkpoint_every=0.09")
+    outcomes = _run(tmp_path, "--stop_at_step=3", *fields, processes=2, devices=1)
+    assert _codes(outcomes) == [75, 75], outcomes
+    for part in (tmp_path / "checkpoints/3/state/ocdbt.process_1/d").iterdir():
+        os.truncate(part, 10)
+    outcomes = _run(tmp_path, "--stop_at_step=4", *fields, processes=2, devices=1)
+    assert _codes(outcomes) == [75, 75], outcomes
+    assert "The checkpoint of step 3 is damaged" in outcomes[0][2]
+    assert "resuming" in outcomes[0][1]
+    kept = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert {"2", "3.corrupt", "4"} <= kept
+
+
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path):
     job = _start(tmp_path, "--config.duration=3000", processes=2, devices=1)
     _wait_for_training(tmp_path)
