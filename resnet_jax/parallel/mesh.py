@@ -50,7 +50,10 @@ def make_mesh(
     slices = len({getattr(device, "slice_index", 0) for device in devices[:count]})
     if slices > 1 and data % slices:
         raise ConfigError(f"mesh.data is {data}, which {slices} slices can't share evenly.")
-    if slices > 1:
+    if count < len(devices):
+        # A part of a host's devices is no rectangle that JAX knows an order for.
+        grid = np.array(devices[:count], dtype=object).reshape(data, fsdp)
+    elif slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
             (data // slices, fsdp), (slices, 1), devices[:count], allow_split_physical_axes=True
         )

@@ -26,6 +26,14 @@ from resnet_jax.parallel.rollcall import call_roll
 
 _SETTLE_S = 5.0  # between an error of the network and the news whose it was
 
+# What launchers set for JAX; it reads the first and the last itself.
+_ADDRESS, _COUNT, _RANK, _LOCAL = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+    "JAX_LOCAL_DEVICE_IDS",
+)
+
 MAIN = 0
 """The process that writes what there is once per run."""
 
@@ -50,11 +58,12 @@ class Job:
 def find_job(
     *, coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> Job | None:
-    """What was said, else what SLURM, Open MPI, Kubernetes or a TPU's metadata say.
+    """What was said, else what JAX's variables, and then SLURM, Open MPI, Kubernetes or a TPU say.
 
     Args:
         coordinator, processes, process: as given on the command line; each may be left out where
-            the environment knows it.
+            the environment knows it: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+            and JAX_LOCAL_DEVICE_IDS come before a scheduler's own variables.
 
     Returns:
         None if there is one process only.
@@ -64,11 +73,19 @@ def find_job(
     """
     said = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
     given = [f"--{name}" for name, value in said.items() if value is not None]
-    local = None
-    if len(given) < len(said):
-        (coordinator, processes, process), local = _ask_environment(coordinator, processes, process)
+    given += [name for name in (_ADDRESS, _COUNT, _RANK) if os.environ.get(name)]
+    coordinator = coordinator or os.environ.get(_ADDRESS)
+    processes = _number(_COUNT) if processes is None else processes
+    process = _number(_RANK) if process is None else process
+    local = _numbers(_LOCAL)
     if processes is not None and processes < 1:
         raise UsageError(f"--num_processes is {processes}; it must be at least 1.")
+    if processes == 1:
+        return None  # whatever a cluster would say
+    if None in (coordinator, processes, process, local):
+        coordinator, processes, process, local = _ask_environment(
+            coordinator, processes, process, local
+        )
     if processes == 1 or not (given or processes):
         return None
     found = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
@@ -77,33 +94,53 @@ def find_job(
         why = f"{' and '.join(given)} was given" if given else f"there are {processes} processes"
         raise UsageError(
             f"{' and '.join(missing)} is missing: {why}, and the environment doesn't tell."
+            " For a process on its own say --num_processes=1."
         )
     if not 0 <= process < processes:
         raise UsageError(f"--process_id is {process}; it must be in 0 … {processes - 1}.")
     return Job(coordinator, processes, process, local)
 
 
+def _numbers(variable: str) -> tuple[int, ...] | None:
+    """Numbers, separated by commas, in an environment variable; None if it isn't set."""
+    text = os.environ.get(variable)
+    try:
+        return tuple(map(int, text.split(","))) if text else None
+    except ValueError:
+        raise UsageError(f"{variable} is {text!r}; it must be a number.") from None
+
+
+def _number(variable: str) -> int | None:
+    numbers = _numbers(variable)
+    return numbers[0] if numbers else None
+
+
 def _ask_environment(
-    coordinator: str | None, processes: int | None, process: int | None
-) -> tuple[tuple[str | None, int | None, int | None], tuple[int, ...] | None]:
+    coordinator: str | None,
+    processes: int | None,
+    process: int | None,
+    local: tuple[int, ...] | None,
+) -> tuple[str | None, int | None, int | None, tuple[int, ...] | None]:
     """Fill in what JAX finds out about the cluster that this process runs in."""
     # JAX offers this as a part of `initialize` only, which starts connecting at once.
     from jax._src.clusters import ClusterEnv  # noqa: PLC0415
 
     # JAX reads Open MPI 4's variables, and only where Open MPI 4's own launcher has set them.
-    if processes is None and "OMPI_COMM_WORLD_SIZE" in os.environ:
-        processes = int(os.environ["OMPI_COMM_WORLD_SIZE"])
-        process = int(os.environ["OMPI_COMM_WORLD_RANK"]) if process is None else process
+    if processes is None and process is None and "OMPI_COMM_WORLD_SIZE" in os.environ:
+        processes = _number("OMPI_COMM_WORLD_SIZE")
+        process = _number("OMPI_COMM_WORLD_RANK")
+        local = local or _numbers("OMPI_COMM_WORLD_LOCAL_RANK")  # as JAX does: a device for each
     try:
-        *found, local = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, process, None, None, 300
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator, processes, process, local, None, 300
         )
     except Exception as error:  # whatever a metadata server or a scheduler's variables provoke
         raise UsageError(
             f"The cluster's description of this job can't be read ({error}); give --coordinator,"
-            " --num_processes and --process_id."
+            " --num_processes and --process_id, or --num_processes=1 for a process on its own."
         ) from error
-    return tuple(found), None if local is None else tuple(local)  # type: ignore[return-value]
+    coordinator, processes, process, ids = found
+    return coordinator, processes, process, None if ids is None else tuple(ids)
 
 
 def connect(

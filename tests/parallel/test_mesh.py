@@ -1,5 +1,7 @@
 """Meshes and the batches that fit them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -49,3 +51,23 @@ def test_place_gives_each_device_its_part():
     placed = place({"x": x}, split(make_mesh(fsdp=2)))["x"]
     np.testing.assert_array_equal(placed, x)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """A TPU as JAX describes it."""
+
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v4"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+def test_a_part_of_a_tpu_host_is_a_mesh_in_the_order_of_its_devices():
+    chips = [_Chip(i, (i % 2, i // 2, 0)) for i in range(4)]
+    assert sorted(chip.id for chip in make_mesh(devices=chips).devices.flat) == [0, 1, 2, 3]
+    for count in (1, 2, 3):
+        assert list(make_mesh(data=count, devices=chips).devices.flat) == chips[:count]

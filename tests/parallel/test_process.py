@@ -21,7 +21,14 @@ from resnet_jax.parallel.process import (
 )
 from resnet_jax.parallel.rollcall import call_roll
 
-_SCHEDULERS = ("SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "MEGASCALE_")
+_SCHEDULERS = ("SLURM_", "OMPI_", "TPU_", "KUBERNETES_", "MEGASCALE_", "JAX_")
+_SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "node[003-007,9]",
+    "SLURM_NTASKS": "6",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +57,10 @@ def test_flags_say_it_all():
 
 
 def test_slurm_is_read(monkeypatch):
-    slurm = {
-        "SLURM_JOB_ID": "4097",
-        "SLURM_STEP_NODELIST": "node[003-007,9]",
-        "SLURM_NTASKS": "6",
-        "SLURM_PROCID": "2",
-        "SLURM_LOCALID": "0",
-    }
-    _set(monkeypatch, **slurm)
+    _set(monkeypatch, **_SLURM)
     assert find_job() == Job("node003:61441", 6, 2, (0,))
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "4,5")
+    assert find_job() == Job("node003:61441", 6, 2, (4, 5))
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert find_job() is None
 
@@ -81,6 +83,44 @@ def test_open_mpi_5_knows_the_numbers_but_not_where_process_0_is(monkeypatch):
     with pytest.raises(UsageError, match="--coordinator is missing: there are 8 processes"):
         find_job()
     assert find_job(coordinator="first:1234") == Job("first:1234", 8, 5)
+
+
+def test_open_mpi_5_inside_slurm_gives_each_process_a_device_of_its_own(monkeypatch):
+    """SLURM started one daemon on each node, so its own numbers are those of the daemons."""
+    ranks = {"SIZE": "16", "RANK": "11", "LOCAL_RANK": "3"}
+    _set(monkeypatch, **_SLURM, **{f"OMPI_COMM_WORLD_{name}": n for name, n in ranks.items()})
+    job = find_job()
+    assert (job.processes, job.process, job.local_devices) == (16, 11, (3,))
+
+
+def test_jaxs_variables_are_read(monkeypatch):
+    _set(
+        monkeypatch,
+        JAX_COORDINATOR_ADDRESS="first:1234",
+        JAX_NUM_PROCESSES="4",
+        JAX_PROCESS_ID="0",
+        JAX_LOCAL_DEVICE_IDS="2",
+    )
+    assert find_job() == Job("first:1234", 4, 0, (2,))
+    assert find_job(processes=8, process=7) == Job("first:1234", 8, 7, (2,))
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "four")
+    with pytest.raises(UsageError, match="JAX_NUM_PROCESSES is 'four'; it must be a number"):
+        find_job()
+    monkeypatch.delenv("JAX_NUM_PROCESSES")
+    with pytest.raises(UsageError, match="--num_processes is missing: JAX_COORDINATOR_ADDRESS and"):
+        find_job()
+
+
+def test_a_process_on_its_own_asks_no_cluster(monkeypatch):
+    from jax._src.clusters import ClusterEnv
+
+    def ask(*_):
+        raise RuntimeError("not allowed to list pods")
+
+    monkeypatch.setattr(ClusterEnv, "auto_detect_unset_distributed_params", ask)
+    with pytest.raises(UsageError, match=r"not allowed to list pods.*or --num_processes=1 for"):
+        find_job()
+    assert find_job(processes=1) is None
 
 
 def test_a_tpu_slice_on_kubernetes_is_read(monkeypatch):
