@@ -165,16 +165,21 @@ def connect(
     lines = call_roll(
         job.coordinator, process=job.process, processes=job.processes, timeout_s=timeout_s
     )
+    watch = PeerWatch(job.process, lines, end)
     # Our own handling of signals serves every kind of job; JAX's would replace it.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(
-        job.coordinator,
-        job.processes,
-        job.process,
-        local_device_ids=job.local_devices,
-        initialization_timeout=max(10, int(timeout_s)),
-    )
-    return PeerWatch(job.process, lines, end)
+    try:
+        jax.distributed.initialize(
+            job.coordinator,
+            job.processes,
+            job.process,
+            local_device_ids=job.local_devices,
+            initialization_timeout=max(10, int(timeout_s)),
+        )
+    except BaseException as error:
+        watch.leave(str(error) or type(error).__name__)
+        raise
+    return watch
 
 
 @contextlib.contextmanager

@@ -10,9 +10,10 @@ when JAX takes it over; the lines between process 0 and the others stay open
 import contextlib
 import errno
 import json
+import selectors
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from resnet_jax.errors import ConfigError, PeerError
 
@@ -55,8 +56,6 @@ def _answer(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Wait for the calls of all others and tell them the outcome."""
-    present: dict[int, socket.socket] = {}
-    callers: list[socket.socket] = []
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(address[1]))
@@ -65,46 +64,112 @@ def _answer(
                 f"Process 0 can't listen on port {address[1]} ({error.strerror}); choose another"
                 " port for --coordinator."
             ) from None
+        present: dict[int, socket.socket] = {}
         refusal: PeerError | ConfigError | None = None
-        while len(present) < processes - 1 and not refusal:
-            server.settimeout(max(deadline - time.monotonic(), 0.01))
-            try:
-                caller, (where, *_) = server.accept()
-            except TimeoutError:
-                missing = sorted(set(range(1, processes)) - set(present))
-                refusal = PeerError(
-                    f"Of {processes} processes {_numbers(missing)} didn't call process 0 at"
-                    f" {address[0]}:{address[1]} within {timeout_s:g} s."
-                )
-                break
-            stack.enter_context(caller)
-            number, claimed = _hear(caller)
-            if number is None:
-                continue  # not one of ours: a port scanner, or a health check
-            if claimed != processes:
-                refusal = ConfigError(
-                    f"Process {number} ({where}) was started as one of {claimed}, process 0 as one"
-                    f" of {processes}; start all of them with the same --num_processes."
-                )
-            elif number in present or not 0 < number < processes:
-                refusal = ConfigError(
-                    f"There is more than one process {number} of {processes} (the second is on"
-                    f" {where}); give each another --process_id."
-                )
-            present[number] = caller
-            callers.append(caller)
+        try:
+            for caller, where, number, claimed in _calls(server, stack, deadline):
+                earlier = present.get(number)
+                if claimed != processes:
+                    refusal = ConfigError(
+                        f"Process {number} ({where}) was started as one of {claimed}, process 0 as"
+                        f" one of {processes}; start all of them with the same --num_processes."
+                    )
+                elif not 0 < number < processes or (earlier and not _has_hung_up(earlier)):
+                    refusal = ConfigError(
+                        f"There is more than one process {number} of {processes} (the second is on"
+                        f" {where}); give each another --process_id."
+                    )
+                if refusal:
+                    present[-1] = caller  # it gets to know as well
+                    break
+                present[number] = caller
+                if len(present) == processes - 1:
+                    for gone in [n for n, line in present.items() if _has_hung_up(line)]:
+                        del present[gone]  # it may be started again
+                if len(present) == processes - 1:
+                    break
+        except TimeoutError:
+            missing = sorted(set(range(1, processes)) - set(present))
+            refusal = PeerError(
+                f"Of {processes} processes {_numbers(missing)} didn't call process 0 at"
+                f" {address[0]}:{address[1]} within {timeout_s:g} s."
+            )
         outcome = {"kind": type(refusal).__name__, "message": str(refusal)} if refusal else {}
-        for caller in callers:
-            with contextlib.suppress(OSError):  # it has gone; JAX will miss it
+        for caller in present.values():
+            caller.settimeout(5.0)
+            with contextlib.suppress(OSError):  # it has gone; the watch will miss it
                 caller.sendall(json.dumps(outcome).encode() + b"\n")
         if refusal:
-            for caller in callers:
+            for caller in present.values():
                 with contextlib.suppress(OSError):
                     caller.recv(1)  # the caller hangs up first, so that the port is free at once
             raise refusal
         stack.pop_all()
         server.close()
     return present
+
+
+def _calls(
+    server: socket.socket, stack: contextlib.ExitStack, deadline: float
+) -> Iterator[tuple[socket.socket, str, int, int]]:
+    """Calls as they come: the connection, from where, the number, and of how many it thinks to be.
+
+    Whoever says something else is a stranger, such as a health check; one that says nothing keeps
+    nobody waiting. The connections are left to `stack`.
+
+    Raises:
+        TimeoutError: at the deadline.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        heard: dict[socket.socket, tuple[str, bytes]] = {}
+        while (left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                if key.fileobj is server:
+                    newcomer, (where, *_) = server.accept()
+                    stack.enter_context(newcomer)
+                    newcomer.setblocking(False)
+                    selector.register(newcomer, selectors.EVENT_READ)
+                    heard[newcomer] = where, b""
+                    continue
+                caller: socket.socket = key.fileobj  # type: ignore[assignment]
+                where, earlier = heard[caller]
+                said = earlier + _next_piece(caller)
+                heard[caller] = where, said
+                if said == earlier or said.endswith(b"\n") or len(said) > _LONGEST_LINE:
+                    selector.unregister(caller)
+                    if call := _parse(said):
+                        yield caller, where, *call
+                    else:
+                        caller.close()
+    raise TimeoutError
+
+
+def _next_piece(caller: socket.socket) -> bytes:
+    """What has arrived; b"" if the other side has hung up."""
+    try:
+        return caller.recv(_LONGEST_LINE)
+    except OSError:
+        return b""
+
+
+def _has_hung_up(caller: socket.socket) -> bool:
+    """Whether a process that waits for the outcome, and has nothing to say meanwhile, is gone."""
+    try:
+        return not caller.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def _parse(said: bytes) -> tuple[int, int] | None:
+    """The caller's number, and how many it thinks there are; None for a stranger."""
+    try:
+        call = json.loads(said)
+        return int(call["process"]), int(call["of"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _call(
@@ -147,16 +212,6 @@ def _listen(port: int) -> socket.socket:
         if isinstance(error, OSError) and error.errno in _BUSY:
             raise
         return socket.create_server(("", port), backlog=4096)
-
-
-def _hear(caller: socket.socket) -> tuple[int | None, int | None]:
-    """The caller's number, and how many it thinks there are; (None, None) for a stranger."""
-    try:
-        caller.settimeout(5.0)
-        call = json.loads(_line(caller) or "null")
-        return int(call["process"]), int(call["of"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None, None
 
 
 def _line(connection: socket.socket) -> bytes:

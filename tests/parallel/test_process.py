@@ -225,6 +225,42 @@ def test_strangers_on_the_port_are_ignored():
         assert roll.result() == [None]
 
 
+def _dial(port):
+    """A connection to process 0, as soon as it listens."""
+    for _ in range(200):
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+        time.sleep(0.05)
+    raise AssertionError("nobody listens")
+
+
+def test_a_process_that_was_started_again_while_it_waited_takes_its_own_place():
+    port = portpicker.pick_unused_port()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll, [(0, 3)], port=port)
+        with _dial(port) as died:
+            died.sendall(b'{"process": 1, "of": 3}\n')
+            time.sleep(0.1)
+        assert _roll([(1, 3), (2, 3)], port=port) == [None, None]
+        assert roll.result() == [None]
+
+
+def test_silent_strangers_delay_neither_the_roll_nor_its_end():
+    port = portpicker.pick_unused_port()
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as strangers:
+        roll = pool.submit(_roll, [(0, 2)], port=port)
+        for _ in range(5):
+            strangers.enter_context(_dial(port))
+        assert _roll([(1, 2)], port=port) == [None]
+        assert roll.result() == [None]
+        roll = pool.submit(_roll, [(0, 2)], port=port, timeout_s=1.0)
+        for _ in range(5):
+            strangers.enter_context(_dial(port)).sendall(b"{")
+        assert "Of 2 processes 1 didn't call" in str(roll.result()[0])
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:70000"])
 def test_an_address_without_host_or_port_is_refused(address):
     with pytest.raises(ConfigError, match="it must be HOST:PORT"):
