@@ -35,6 +35,9 @@ def end_with(message: str) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
+    from resnet_jax.checkpoint.lock import release_all  # noqa: PLC0415 - imports etils
+
+    release_all()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # an orderly end would wait for the others

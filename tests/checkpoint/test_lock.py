@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -60,7 +61,6 @@ def test_a_holder_that_is_not_waited_for_is_dead(tmp_path):
         ({"started": "1"}, True),  # another process has the number now
         ({"pid": 2**22 + 1}, True),
         ({}, False),
-        ({"host": "elsewhere"}, False),
     ],
 )
 def test_who_holds_it(change, free, tmp_path):
@@ -73,12 +73,69 @@ def test_who_holds_it(change, free, tmp_path):
             pass
 
 
-def test_another_hosts_lock_is_stale_when_it_is_not_renewed(tmp_path):
-    (tmp_path / LOCK).write_text(json.dumps(lock._this_process() | {"host": "elsewhere"}))
+@pytest.fixture
+def _hurried(monkeypatch):
+    """Signs of life are due in a second."""
+    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+    monkeypatch.setattr(lock, "_STALE_S", 1.0)
+
+
+_ELSEWHERE = {"host": "elsewhere"}
+_IN_ANOTHER_CONTAINER = {"namespace": "pid:[1]", "pid": 2**22 + 1}
+
+
+@pytest.mark.parametrize("change", [_ELSEWHERE, _IN_ANOTHER_CONTAINER])
+@pytest.mark.usefixtures("_hurried")
+def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
+    """It is alive if it renews its lock, and else dead, whatever its clock says."""
+    path = tmp_path / LOCK
+    path.write_text(json.dumps(lock._this_process() | change))
+    ended = threading.Event()
+
+    def renew():
+        while not ended.wait(0.3):
+            path.touch()
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
+        pass
+    ended.set()
+    renewing.join()
+    ahead = time.time() + 60
+    os.utime(path, (ahead, ahead))
+    began = time.monotonic()
+    with locked(epath.Path(tmp_path)):
+        assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.usefixtures("_hurried")
+def test_a_holder_elsewhere_that_ends_meanwhile_makes_way(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps(lock._this_process() | _ELSEWHERE))
+    threading.Timer(0.3, (tmp_path / LOCK).unlink).start()
+    began = time.monotonic()
+    with locked(epath.Path(tmp_path)):
+        assert time.monotonic() - began < 1.0
+
+
+def test_another_hosts_lock_of_long_ago_is_taken_at_once(tmp_path):
+    (tmp_path / LOCK).write_text(json.dumps(lock._this_process() | _ELSEWHERE))
     long_ago = time.time() - 3600
     os.utime(tmp_path / LOCK, (long_ago, long_ago))
+    began = time.monotonic()
     with locked(epath.Path(tmp_path)):
-        pass
+        assert time.monotonic() - began < 1.0
+
+
+def test_who_ends_at_once_gives_up_its_lock_first(tmp_path):
+    program = (
+        "import sys; from etils import epath; from resnet_jax.checkpoint.lock import locked\n"
+        "from resnet_jax.cli.flags import end_with\n"
+        "with locked(epath.Path(sys.argv[1])): end_with('Process 1 has ended.')"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == 71
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_held_lock_is_renewed(tmp_path, monkeypatch):
@@ -91,11 +148,15 @@ def test_a_held_lock_is_renewed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-def test_a_damaged_lock_is_respected_while_it_is_fresh(content, tmp_path):
-    (tmp_path / LOCK).write_text(content)
+@pytest.mark.usefixtures("_hurried")
+def test_a_damaged_lock_is_respected_while_it_is_renewed(content, tmp_path):
+    path = tmp_path / LOCK
+    path.write_text(content)
+    touching = threading.Timer(0.3, path.touch)
+    touching.start()
     with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
         pass
-    os.utime(tmp_path / LOCK, (1.0, 1.0))
+    touching.join()
     with locked(epath.Path(tmp_path)):
         pass
 
