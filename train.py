@@ -47,7 +47,11 @@ def main(argv: list[str]) -> int:
         )
         with member_of(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
             return resnet_jax.fit(
-                _CONFIG.value, _WORKDIR.value, stop_at_step=_STOP_AT_STEP.value, stop=_STOP
+                _CONFIG.value,
+                _WORKDIR.value,
+                stop_at_step=_STOP_AT_STEP.value,
+                stop=_STOP,
+                on_hang=end_with,
             )
 
     show_progress()

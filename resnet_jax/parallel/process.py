@@ -7,6 +7,7 @@ devices of its host, and every array that a step works on lies on all of them.
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import socket
@@ -25,6 +26,9 @@ from resnet_jax.parallel.peers import PeerWatch
 from resnet_jax.parallel.rollcall import call_roll
 
 _SETTLE_S = 5.0  # between an error of the network and the news whose it was
+
+_PATIENCE_S = 24 * 3600  # with processes that live and prepare something
+_preparations = itertools.count()
 
 # What launchers set for JAX; it reads the first and the last itself.
 _ADDRESS, _COUNT, _RANK, _LOCAL = (
@@ -250,6 +254,7 @@ def failing_together(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     except Exception as error:
         mine = error
     told = None if mine is None else str(mine) or type(mine).__name__
+    _wait_for_slow_ones()
     heard = exchange({"host": socket.gethostname(), "error": told, "found": found})
     if mine:
         raise mine
@@ -257,6 +262,19 @@ def failing_together(about: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if other["error"]:
             raise PeerError(f"Process {number} ({other['host']}) has failed: {other['error']}")
     _check_agreement(heard)
+
+
+def _wait_for_slow_ones() -> None:
+    """Wait for processes that prepare data, or for a lock.
+
+    Collectives of CPUs give up after half a minute. A process that dies meanwhile is noticed by
+    the watch.
+    """
+    from jax._src import distributed  # noqa: PLC0415 - JAX has no public name for this
+
+    name = f"prepared {next(_preparations)}"
+    client: Any = distributed.global_state.client
+    client.wait_at_barrier(name, timeout_in_ms=_PATIENCE_S * 1000)
 
 
 def _check_device_counts() -> None:

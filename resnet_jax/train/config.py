@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "steps_per_dispatch",
     "checkpoint_every",
     "keep_checkpoints",
+    "hang_timeout_s",
 )
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
 
@@ -61,6 +62,9 @@ def default_config() -> ConfigDict:
     config.keep_checkpoints = 2  # the newest ones; the best is kept beside them
     config.log_every = 20  # steps
     config.steps_per_dispatch = 10
+    # Seconds without news, after which a run is stuck: longer than it takes to compile, to score a
+    # split, or to save; 0 for never.
+    config.hang_timeout_s = 1800.0
 
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
@@ -159,6 +163,7 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(f"{name} is {flat[name]}; it must be greater than 0.")
     not_negative = (
         "seed",
+        "hang_timeout_s",
         "data.crop_padding",
         "optimizer.weight_decay",
         "optimizer.clip_norm",

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.report import draw_curves, run_summary, write_summary
 from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ def fit(
     *,
     stop_at_step: int | None = None,
     stop: StopRequest | None = None,
+    on_hang: Callable[[str], None] | None = None,
 ) -> FitResult:
     """Train the model of `config`, or go on where the run in `workdir` was stopped.
 
@@ -87,6 +90,9 @@ def fit(
         stop_at_step: save and return after this step, as if a signal had asked for it.
         stop: a request that the caller has entered already; by default `fit` listens for signals
             itself while it trains.
+        on_hang: called in another thread with a sentence when nothing has happened for
+            `config.hang_timeout_s`, after the stacks of all threads were printed; it may end the
+            process, which nothing else can. By default the run goes on waiting.
 
     Raises:
         UsageError: `stop_at_step` is less than 1.
@@ -101,7 +107,7 @@ def fit(
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir = epath.Path(workdir)
     with contextlib.ExitStack() as held:
-        return _fit(config, workdir, held, stop=stop, stop_at_step=stop_at_step)
+        return _fit(config, workdir, held, stop=stop, stop_at_step=stop_at_step, on_hang=on_hang)
 
 
 def _fit(
@@ -111,6 +117,7 @@ def _fit(
     *,
     stop: StopRequest | None,
     stop_at_step: int | None,
+    on_hang: Callable[[str], None] | None,
 ) -> FitResult:
     """Check all that can be checked before anything is compiled, and run."""
     with failing_together(common_ground(config, stop_at_step=stop_at_step)) as common:
@@ -126,9 +133,13 @@ def _fit(
         if new and is_main():
             write_atomically(workdir / CONFIG, to_json(config))
         checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+        watchdog = Watchdog(config.hang_timeout_s, on_hang)
+        held.enter_context(watchdog.watching())
         with contextlib.nullcontext(stop) if stop else StopRequest() as request:
             try:
-                return _run(experiment, workdir, checkpoints, request, stop_at_step=stop_at_step)
+                return _run(
+                    experiment, workdir, checkpoints, request, watchdog, stop_at_step=stop_at_step
+                )
             except BaseException:
                 checkpoints.finish_writing()
                 raise
@@ -141,12 +152,14 @@ def _run(
     workdir: epath.Path,
     checkpoints: Checkpointer,
     stop: StopRequest,
+    watchdog: Watchdog,
     *,
     stop_at_step: int | None,
 ) -> FitResult:
     config, plan, dataset = experiment.config, experiment.plan, experiment.dataset
     clock = Clock()
     step, best = 0, None
+    watchdog.now("restoring")
     if restored := checkpoints.restore_newest(experiment.abstract_state()):
         step, state, progress = restored
         _check_same_data(progress, dataset, workdir)
@@ -171,11 +184,13 @@ def _run(
         TrainingConsole(total_steps=plan.total_steps, start_step=step) as console,
     ):
         console.opening(experiment, workdir)
+        watchdog.now("compiling the training step")
         train_steps = experiment.train_steps().lower(state, *batches.take(step), 1).compile()
         clock.start_lap(step)
         vote, stopping = Vote(experiment.mesh), False
         while step < plan.total_steps and not stopping:
             first, step = step, plan.next_pause(step, stop_at_step=stop_at_step)
+            watchdog.now(f"training steps {first + 1} to {step}")
             state = train_steps(state, *batches.take(first), np.int32(step - first))
             stopping = vote.cast(stop.requested) or (
                 stop_at_step is not None and step >= stop_at_step
@@ -193,6 +208,7 @@ def _run(
             scores = None
             if plan.evaluates_at(step) and "validation" in evaluators:
                 with clock.paused(state):
+                    watchdog.now(f"scoring step {step}")
                     scores = _score(evaluators, "validation", state, step)
                 for name, scored in scores.items():
                     record = _score_record(experiment, name, scored, step)
@@ -202,6 +218,7 @@ def _run(
                     best = {"step": step, **scores["validation"].scalars()}
             if scores or stopping or plan.saves_at(step):
                 with clock.paused(state):
+                    watchdog.now(f"saving step {step}")
                     _check_finite(state, step, checkpoints)
                     log.sync()
                     checkpoints.save(
@@ -218,11 +235,14 @@ def _run(
                     )
 
         if step < plan.total_steps:
+            watchdog.now("finishing the last checkpoint")
             checkpoints.close()
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, best, stopped_early=True)
 
+        watchdog.now("scoring the last step and the best")
         evaluation = _final_scores(evaluators, experiment, state, step, best, checkpoints)
+        watchdog.now("finishing the last checkpoint")
         for name, scored in evaluation.items():
             if name.startswith("test"):  # the validation split was scored at this step already
                 scored_at = best["step"] if best and name == "test_best" else step
