@@ -62,7 +62,8 @@ def bucket(tmp_path_factory):
     patch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_address[1]}")
     patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
     patch.setattr(BucketFileSystem, "root", str(root))
-    fsspec.register_implementation("gcs", BucketFileSystem, clobber=True)
+    for protocol in BucketFileSystem.protocol:
+        fsspec.register_implementation(protocol, BucketFileSystem, clobber=True)
     # Orbax would ask Google's own client, for the sake of a kind of bucket that this isn't.
     patch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
     backend.fsspec_backend._get_filesystem.cache_clear()

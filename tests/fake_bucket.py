@@ -1,17 +1,29 @@
 """A bucket on this host, gs://bucket/…, for the tests of paths that aren't files.
 
-Files go through fsspec, in the place of gcsfs; TensorStore, with which Orbax writes arrays, has a
-client of its own and talks to a server on loopback. Both see one folder.
+Files go through fsspec, in the place of gcsfs and, within `with_s3`, of s3fs; TensorStore, with
+which Orbax writes arrays to gs://, has a client of its own and talks to a server on loopback. All
+see one folder.
 """
 
+import contextlib
+import hashlib
 import http.server
 import json
 import threading
 import urllib.parse
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
+from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import _registry
+
+
+class ClientError(Exception):
+    """What the clients of buckets raise beside OSError; its text has several lines, as theirs."""
 
 
 class BucketFileSystem(DirFileSystem):
@@ -24,14 +36,74 @@ class BucketFileSystem(DirFileSystem):
     def __init__(self, **_):
         super().__init__(path=self.root, fs=LocalFileSystem(auto_mkdir=True))
 
+    @staticmethod
+    def fault(call: str, path: str) -> None:
+        """Called first, with "info", "isdir", "find" or a mode of `open`, for tests to raise in."""
+
+    @staticmethod
+    def version(file: Path) -> dict[str, object]:
+        """What the description of a file says about its version."""
+        changed = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+        return {"generation": _generation(file), "mtime": changed}
+
     @classmethod
     def _strip_protocol(cls, path):
-        return path.removeprefix("gs://").rstrip("/")
+        return path.rpartition("://")[2].rstrip("/")
 
     def _join(self, path):
         if isinstance(path, str):
             path = self._strip_protocol(path)
         return super()._join(path)
+
+    def _described(self, name: str, info: dict) -> dict:
+        described = {"name": name, "size": info["size"], "type": info["type"]}
+        if info["type"] == "file":
+            described |= self.version(Path(self._join(name)))
+        return described
+
+    def open(self, path, mode="rb", **options):
+        self.fault(mode, path)
+        bucket = self._strip_protocol(path).partition("/")[0]
+        if not self.fs.isdir(super()._join(bucket)):  # only `makedirs` makes it, as of the clients
+            raise FileNotFoundError("The specified bucket does not exist")
+        return super().open(path, mode=mode, **options)
+
+    def isdir(self, path):
+        self.fault("isdir", path)
+        return super().isdir(path)
+
+    def info(self, path, **_):
+        self.fault("info", path)
+        return self._described(self._strip_protocol(path), super().info(path))
+
+    def find(self, path, *, detail=False, **_):
+        self.fault("find", path)
+        found = super().find(path, detail=True)
+        return {n: self._described(n, i) for n, i in found.items()} if detail else list(found)
+
+
+class S3FileSystem(BucketFileSystem):
+    """s3://NAME/… as the same folder, described as s3fs does it: times in seconds, no mtime."""
+
+    protocol = ("s3",)
+
+    @staticmethod
+    def version(file: Path) -> dict[str, object]:
+        """What the description of a file says about its version."""
+        changed = datetime.fromtimestamp(int(file.stat().st_mtime), UTC)
+        digest = hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+        return {"LastModified": changed, "ETag": f'"{digest}"'}
+
+
+@contextlib.contextmanager
+def with_s3() -> Iterator[None]:
+    """Inside, s3:// has a client too; elsewhere it has none, as in an installation without [s3]."""
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    try:
+        with mock.patch.dict(_registry, {"s3": S3FileSystem}):
+            yield
+    finally:
+        backend.fsspec_backend._get_filesystem.cache_clear()
 
 
 class _Objects(http.server.BaseHTTPRequestHandler):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from etils import epath
 
+from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.errors import ConfigError, WriteError
 
 CONFIG = "config.json"
@@ -20,19 +21,16 @@ CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 
 
-def is_remote(path: epath.PathLike) -> bool:
-    """Whether the path is in a bucket, not on a file system of this host."""
-    return "://" in os.fspath(path)
-
-
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
     """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
 
     Raises:
         OSError: it can't be written; the old file is intact.
+        ImportError: the client of that kind of bucket isn't installed.
     """
     if is_remote(path):
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        with bucket_errors(path):
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
         return
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -59,41 +57,50 @@ def prepare_workdir(workdir: epath.Path) -> None:
         WriteError: it can't.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".write-probe-{secrets.token_hex(8)}"
-        write_atomically(probe, "probe")
-        probe.unlink()
+        with bucket_errors(workdir):
+            if not is_remote(workdir):  # there a client would make a mistyped bucket
+                workdir.mkdir(parents=True, exist_ok=True)
+            probe = workdir / f".write-probe-{secrets.token_hex(8)}"
+            write_atomically(probe, "probe")
+            probe.unlink()
     except ImportError:
-        extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
+        raise WriteError(_no_client(workdir)) from None
+    except OSError as error:
         raise WriteError(
-            f"Work directory {workdir} needs a client of that kind of bucket; pip install"
-            f" 'resnet-jax[{extra}]'."
+            f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
+            " started. Choose another --workdir."
         ) from None
-    except Exception as error:
-        # Each kind of bucket has its own kinds of errors.
-        if not (isinstance(error, OSError) or is_remote(workdir)):
-            raise
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise WriteError(
-            f"Work directory {workdir} can't be written ({reason}); nothing was started. Choose"
-            " another --workdir."
-        ) from None
+
+
+def _no_client(workdir: epath.Path) -> str:
+    extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
+    return (
+        f"Work directory {workdir} needs a client of that kind of bucket; pip install"
+        f" 'resnet-jax[{extra}]'."
+    )
 
 
 def read_config(workdir: epath.Path) -> str:
     """The config of the run in `workdir`, as JSON text.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run, or its config can't be read.
     """
+    path = workdir / CONFIG
     try:
-        return (workdir / CONFIG).read_text(encoding="utf-8")
-    except OSError as error:
+        with bucket_errors(path):
+            content = path.read_bytes()
+        return content.decode()
+    except ImportError:
+        raise ConfigError(_no_client(workdir)) from None
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"{workdir} isn't the directory of a run: {CONFIG}: {error.strerror}."
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{workdir / CONFIG} is damaged: it isn't text.") from None
+        raise ConfigError(f"{path} is damaged: it isn't text.") from None
 
 
 def check_config(
@@ -114,17 +121,26 @@ def check_config(
 
     Raises:
         ConfigError: the directory holds another run, or the remains of one; nothing was touched.
+        WriteError: it can't be seen what the directory holds; nothing was touched.
     """
     advice = "Nothing was touched; choose another --workdir"
     checkpoints = workdir / CHECKPOINTS
-    if not (checkpoints.is_dir() and any(checkpoints.iterdir())):
-        if (workdir / SUMMARY).exists():
+    try:
+        with bucket_errors(workdir):
+            has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
+            has_config, has_summary = (workdir / CONFIG).exists(), (workdir / SUMMARY).exists()
+    except OSError as error:
+        raise WriteError(
+            f"Work directory {workdir} can't be read ({error.strerror or error}). {advice}."
+        ) from None
+    if not has_checkpoints:
+        if has_summary:
             raise ConfigError(
                 f"{workdir} holds the results of a finished run, whose checkpoints are gone."
                 f" {advice}."
             )
         return True
-    if not (workdir / CONFIG).exists():
+    if not has_config:
         raise ConfigError(
             f"{workdir} holds checkpoints but no {CONFIG}, so it isn't known what they are of."
             f" {advice}."

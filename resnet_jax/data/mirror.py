@@ -8,37 +8,58 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
 from pathlib import Path
+from typing import Any
 
+import fsspec  # type: ignore[import-untyped]
 from etils import epath
 
+from resnet_jax.buckets import bucket_errors
 from resnet_jax.data.array_cache import cache_root
 
 _log = logging.getLogger(__name__)
+
+# What a client says of the version of a file: Google Cloud Storage counts versions, S3 has a digest
+# of the content and a time in whole seconds.
+_VERSION = ("generation", "ETag", "etag", "LastModified", "mtime")
 
 
 def copy_here(folder: epath.Path) -> Path:
     """Return a local copy of `folder`, of the same name; only what changed is copied.
 
-    A file is taken to be the same if its size and its time of change are.
+    A file is taken to be the same if its size is and the bucket tells the same version of it; if
+    the bucket tells none, the file is copied each time. Files that are no longer in the bucket
+    stay in the copy.
+
+    Args:
+        folder: in a bucket.
 
     Raises:
         FileNotFoundError: there is no such folder.
         OSError: it can't be read, or the copy can't be written.
+        ImportError: the client of that kind of bucket isn't installed.
     """
     where = hashlib.blake2b(os.fspath(folder).encode(), digest_size=8).hexdigest()
     copy = cache_root() / "buckets" / where / folder.name
-    files = list(_files(folder))
+    with bucket_errors(folder):
+        bucket, root = fsspec.url_to_fs(os.fspath(folder))
+        bucket.invalidate_cache()  # of what this process saw there earlier
+        found = bucket.find(root, detail=True)
+    files = {
+        name: info
+        for name, info in found.items()
+        if info["type"] == "file" and not name.endswith("/")  # an empty object may mark a folder
+    }
     if not files:
         raise FileNotFoundError(os.fspath(folder))
     announced = False
-    for source in files:
-        target = copy / os.fspath(source).removeprefix(f"{os.fspath(folder)}/")
-        stat = source.stat()
-        if target.exists():
+    for name, info in files.items():
+        target = copy / name.removeprefix(f"{root}/")
+        stamp = _stamp(info)
+        if stamp is not None and target.exists():
             here = target.stat()
-            if (here.st_size, here.st_mtime) == (stat.length, stat.mtime):
+            if (here.st_size, here.st_mtime_ns) == (info["size"], stamp):
                 continue
         if not announced:
             _log.info("copying %s to %s, once", folder, copy)
@@ -47,21 +68,33 @@ def copy_here(folder: epath.Path) -> Path:
         # Another process of this host may be copying the same file.
         temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
         try:
-            with source.open("rb") as remote, temporary.open("xb") as local:
+            with (
+                bucket_errors(folder),
+                bucket.open(name, "rb") as remote,
+                temporary.open("xb") as local,
+            ):
                 shutil.copyfileobj(remote, local, 2**22)
-            os.utime(temporary, (stat.mtime, stat.mtime))
+            if (length := temporary.stat().st_size) != info["size"]:
+                raise OSError(
+                    f"{name} has {length} bytes where {info['size']} were announced; it was"
+                    " changed meanwhile, or the connection broke off"
+                )
+            if stamp is not None:
+                os.utime(temporary, ns=(time.time_ns(), stamp))
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     return copy
 
 
-def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """All files below; `rglob` doesn't work on buckets."""
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+def _stamp(info: dict[str, Any]) -> int | None:
+    """A number for the version of a file, which its copy bears as its time of change, in ns.
+
+    There it comes and goes with the copy in one step, whoever else makes one. It is a digest: a
+    time alone would miss a change within a second.
+    """
+    told = [str(info.get(key) or "") for key in _VERSION]
+    if not any(told):
+        return None
+    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 * 10**9)  # file systems have dates up to 2038

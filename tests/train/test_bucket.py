@@ -1,7 +1,6 @@
-"""Work directories and data in a bucket; see tests/fake_bucket.py."""
+"""Work directories in a bucket; see tests/fake_bucket.py."""
 
 import json
-import os
 
 import jax
 import numpy as np
@@ -9,10 +8,11 @@ import pytest
 from etils import epath
 
 import resnet_jax
+from resnet_jax.cli.flags import exit_code_of
 from resnet_jax.cli.main import main
-from resnet_jax.data import mirror
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.train.metrics_log import read_metrics
+from tests.fake_bucket import BucketFileSystem, ClientError
 
 
 def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_path, capsys):
@@ -40,23 +40,25 @@ def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_
         resnet_jax.fit(tiny_config, workdir)
 
 
-def test_a_folder_of_a_bucket_is_copied_once(bucket, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    data = bucket / "data" / "flowers" / "1.0.0"
-    data.mkdir(parents=True)
-    (data / "a").write_bytes(b"abc")
-    (data / "b").write_bytes(b"d" * 10)
-    folder = epath.Path("gs://bucket/data/flowers")
-    copy = mirror.copy_here(folder)
-    assert copy.name == "flowers"
-    assert (copy / "1.0.0" / "a").read_bytes() == b"abc"
-    (data / "a").write_bytes(b"abcd")
-    changed = int((data / "b").stat().st_mtime)
-    (copy / "1.0.0" / "b").write_bytes(b"m" * 10)  # to see whether it is copied again
-    os.utime(copy / "1.0.0" / "b", (changed, changed))
-    assert mirror.copy_here(folder) == copy
-    assert (copy / "1.0.0" / "a").read_bytes() == b"abcd"
-    assert (copy / "1.0.0" / "b").read_bytes() == b"m" * 10
-    assert not list(copy.rglob("*.part"))
-    with pytest.raises(FileNotFoundError):
-        mirror.copy_here(epath.Path("gs://bucket/data/none"))
+def test_a_client_that_fails_ends_the_run_with_one_line(bucket, tiny_config, monkeypatch, capsys):
+    """Its errors aren't OSErrors, and come when the checks at the start have passed."""
+
+    def fault(call, path):
+        if call == "wb" and path.endswith("config.json"):
+            raise ClientError("Quota exceeded,\n  429")
+
+    monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
+    workdir = "gs://bucket/runs/refused"
+    assert exit_code_of(lambda: resnet_jax.fit(tiny_config, workdir)) == WriteError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{workdir} can't be written: Quota exceeded, 429.")
+
+
+def test_a_run_that_cannot_be_read_is_refused_with_one_line(bucket, monkeypatch, capsys):
+    def fault(call, path):
+        raise ClientError("Invalid Credentials,\n  401")
+
+    monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
+    assert main(["eval", "gs://bucket/runs/secret"]) == ConfigError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "gs://bucket/runs/secret/config.json can't be read: Invalid Credentials, 401." in line

@@ -1,0 +1,122 @@
+"""Work directories in buckets whose clients fail; see tests/fake_bucket.py."""
+
+import errno
+
+import pytest
+from etils import epath
+
+from resnet_jax.checkpoint.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    check_config,
+    prepare_workdir,
+    read_config,
+    write_atomically,
+)
+from resnet_jax.errors import ConfigError, WriteError
+from tests.fake_bucket import BucketFileSystem, ClientError, with_s3
+
+WORKDIR = epath.Path("gs://bucket/failing")
+
+
+@pytest.fixture
+def failing(bucket, monkeypatch):
+    """Call it with an error, and all that the client does raises that."""
+
+    def set_error(error: BaseException) -> None:
+        def fault(call, path):
+            raise error
+
+        monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
+
+    return set_error
+
+
+def never_asked(old: str, new: str) -> list[str]:
+    raise AssertionError("there is nothing to compare")
+
+
+def test_a_refused_write_is_an_os_error_and_the_old_file_stays(bucket, failing):
+    write_atomically(WORKDIR / "notes", "old")
+    failing(ClientError("Quota exceeded,\n  429"))
+    with pytest.raises(OSError, match="notes") as caught:
+        write_atomically(WORKDIR / "notes", "new")
+    assert caught.value.strerror == "Quota exceeded, 429"
+    assert isinstance(caught.value.__cause__, ClientError)
+    assert (bucket / "failing" / "notes").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "strerror"),
+    [
+        (FileNotFoundError("b/x"), FileNotFoundError, "No such file or directory: b/x"),
+        (PermissionError("Access\nDenied"), PermissionError, "Permission denied: Access Denied"),
+        (TimeoutError(), TimeoutError, "Connection timed out"),
+        (OSError("Forbidden:\n\nb/x"), OSError, "Forbidden: b/x"),
+        (OSError(errno.ENOSPC, "full"), OSError, "full"),
+        (ClientError(), OSError, "ClientError"),
+    ],
+)
+def test_the_reason_is_one_line_and_the_kind_of_an_os_error_stays(failing, raised, kind, strerror):
+    failing(raised)
+    with pytest.raises(OSError, match="notes|full") as caught:
+        write_atomically(WORKDIR / "notes", "new")
+    assert type(caught.value) is kind
+    assert caught.value.strerror == strerror
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), ImportError("Please install gcsfs")])
+def test_what_is_no_error_of_the_client_passes(failing, raised):
+    failing(raised)
+    with pytest.raises(type(raised)) as caught:
+        write_atomically(WORKDIR / "notes", "new")
+    assert caught.value is raised
+
+
+def test_a_directory_that_cannot_be_written_is_refused(failing):
+    failing(ClientError("No credentials\nwere found"))
+    with pytest.raises(WriteError, match=r"can't be written \(No credentials were found\)"):
+        prepare_workdir(WORKDIR)
+
+
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_a_bucket_is_never_made(bucket, kind):
+    """Its name may be mistyped."""
+    with with_s3(), pytest.raises(WriteError, match="The specified bucket does not exist"):
+        prepare_workdir(epath.Path(f"{kind}://mistyped/runs/one"))
+    assert not (bucket.parent / "mistyped").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (ClientError("Forbidden,\n 403"), r"failing/config\.json can't be read: Forbidden, 403\."),
+        (FileNotFoundError("b/x"), r"failing isn't the directory of a run: config\.json: No such"),
+        (ImportError("gcsfs"), r"failing needs a client .*; pip install 'resnet-jax\[gcs\]'\."),
+    ],
+)
+def test_a_config_that_cannot_be_read(failing, raised, message):
+    failing(raised)
+    with pytest.raises(ConfigError, match=message):
+        read_config(WORKDIR)
+
+
+def test_a_config_that_is_not_text(bucket):
+    write_atomically(WORKDIR / CONFIG, b"\xff")
+    with pytest.raises(ConfigError, match="damaged: it isn't text"):
+        read_config(WORKDIR)
+
+
+@pytest.mark.parametrize("broken", ["isdir", "rb"])
+def test_a_directory_that_cannot_be_read_is_refused(bucket, monkeypatch, broken):
+    workdir = epath.Path("gs://bucket/unreadable")
+    write_atomically(workdir / CONFIG, "{}")
+    write_atomically(workdir / CHECKPOINTS / "1" / "data", "")
+
+    def fault(call, path):
+        if call == broken:
+            raise ClientError("Forbidden,\n 403")
+
+    monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
+    with pytest.raises((ConfigError, WriteError), match="Forbidden, 403"):
+        check_config(workdir, "{}", never_asked)
