@@ -21,7 +21,8 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import is_remote, write_atomically
+from resnet_jax.buckets import bucket_errors, is_remote
+from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
 
 LOCK = ".lock"
@@ -77,7 +78,7 @@ def release_all(*, timeout_s: float = 3.0) -> None:
 
 def _release(token: str) -> None:
     workdir = _held.pop(token)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), bucket_errors(workdir):
         if _read(workdir / LOCK).get("token") == token:
             (workdir / LOCK).unlink()
 
@@ -148,8 +149,9 @@ def _age_s(path: epath.Path) -> float | None:
 
 
 def _modified(path: epath.Path) -> float | None:
-    try:  # epath tells whole seconds
-        return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime
+    try:
+        with bucket_errors(path):  # epath tells whole seconds
+            return path.stat().mtime if is_remote(path) else os.stat(path).st_mtime
     except FileNotFoundError:
         return None
 
@@ -174,7 +176,7 @@ def _create(path: epath.Path, mine: dict[str, Any]) -> bool:
     """Make the file with its content at once, if there is none."""
     text = _text(path, mine)
     if is_remote(path):
-        if path.exists():
+        if _modified(path) is not None:
             return False
         write_atomically(path, text)
         return _read(path).get("token") == mine["token"]
@@ -206,7 +208,8 @@ def _text(path: epath.Path, mine: dict[str, Any]) -> str:
 def _read(path: epath.Path) -> dict[str, Any]:
     """What the file says; {} if there is none, or it says nothing that can be understood."""
     try:
-        holder = json.loads(path.read_text())
+        with bucket_errors(path):
+            holder = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return holder if isinstance(holder, dict) else {}

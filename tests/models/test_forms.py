@@ -32,7 +32,9 @@ def outcome(model, variables):
     return {"logits": logits, "stats": updated, "gradients": gradients}
 
 
-@pytest.mark.parametrize("fields", [{}, {"order": "preact", "branch": "bottleneck"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"order": "preact", "branch": "bottleneck", "stage_sizes": (1, 3)}]
+)
 def test_scanned_equals_unrolled(fields):
     unrolled = ResNet(**TINY | fields)
     scanned = unrolled.copy(scan=True)
