@@ -23,7 +23,7 @@ def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
     Args:
         present: "tpu" or "gpu", if there seems to be one.
     """
-    from packaging.specifiers import SpecifierSet  # noqa: PLC0415 - comes with matplotlib
+    from packaging.specifiers import SpecifierSet  # noqa: PLC0415 - for the doctor only
 
     try:
         ours = metadata.metadata("resnet-jax")
