@@ -1,0 +1,51 @@
+"""Runs the doctor and takes its findings apart; for tests/cli/test_doctor.py too."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.cli.main import main
+from resnet_jax.train.doctor import devices
+from resnet_jax.train.doctor.finding import Finding
+
+
+def make_environment_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that doctor looks at as on a machine where nobody has set any."""
+    for name in ("XLA_FLAGS", "JAX_COORDINATOR_ADDRESS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+def skip_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save the second that JAX takes to start, in tests of something else."""
+    monkeypatch.setattr(devices, "check_devices", lambda **_: iter(()))
+
+
+def run_doctor(
+    capsys: pytest.CaptureFixture[str], *arguments: str
+) -> tuple[int, dict[str, list[dict]]]:
+    """Exit code, and the findings of the JSON document by name."""
+    code = main(["doctor", "--json", *arguments])
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_code"] == code
+    by_name: dict[str, list[dict]] = {}
+    for line in document["findings"]:
+        by_name.setdefault(line["name"], []).append(line)
+        assert (line["status"] == "ok") == (line["remedy"] == "")
+        assert (line["status"] == "fail") == (line["exit_code"] != 0)
+        assert "\n" not in line["message"] + line["remedy"]
+    return code, by_name
+
+
+def only(findings: Iterable[Finding]) -> Finding:
+    """The finding of a check that must have one."""
+    (one,) = findings
+    return one
+
+
+def touch(path: Path, text: str = "") -> None:
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
