@@ -19,8 +19,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from resnet_jax.buckets import is_remote
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
-from resnet_jax.checkpoint.workdir import is_remote
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.process import MAIN, exchange, is_main, wait_for_all
 

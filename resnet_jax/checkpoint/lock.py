@@ -77,7 +77,9 @@ def release_all(*, timeout_s: float = 3.0) -> None:
 
 
 def _release(token: str) -> None:
-    workdir = _held.pop(token)
+    workdir = _held.pop(token, None)
+    if workdir is None:  # another thread ends this process, and was faster
+        return
     with contextlib.suppress(OSError), bucket_errors(workdir):
         if _read(workdir / LOCK).get("token") == token:
             (workdir / LOCK).unlink()

@@ -8,7 +8,8 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import METRICS, is_remote, write_atomically
+from resnet_jax.buckets import is_remote
+from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError
 from resnet_jax.parallel.process import is_main
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnet_jax.buckets import is_remote
 from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
-from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, is_remote, prepare_workdir
+from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
 from resnet_jax.data.sources import Digits, Source, parse_split
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.train.doctor.finding import Finding, diagnose, fail, ok, warn

@@ -2,15 +2,18 @@
 
 import pytest
 
-from tests.train.doctor.helpers import make_environment_plain, skip_devices
+from resnet_jax.train.doctor import devices
 
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
-    make_environment_plain(monkeypatch)
+    """The variables that doctor looks at, as on a machine where nobody has set any."""
+    for name in ("XLA_FLAGS", "JAX_COORDINATOR_ADDRESS", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without the devices."""
-    skip_devices(monkeypatch)
+    """Without the devices: JAX takes a second to start, in tests of something else."""
+    monkeypatch.setattr(devices, "check_devices", lambda **_: iter(()))

@@ -1,4 +1,4 @@
-"""Runs the doctor and takes its findings apart; for tests/cli/test_doctor.py too."""
+"""Runs the doctor and takes its findings apart."""
 
 import json
 from collections.abc import Iterable
@@ -7,20 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.cli.main import main
-from resnet_jax.train.doctor import devices
 from resnet_jax.train.doctor.finding import Finding
-
-
-def make_environment_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the variables that doctor looks at as on a machine where nobody has set any."""
-    for name in ("XLA_FLAGS", "JAX_COORDINATOR_ADDRESS", "JAX_COMPILATION_CACHE_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-
-
-def skip_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Save the second that JAX takes to start, in tests of something else."""
-    monkeypatch.setattr(devices, "check_devices", lambda **_: iter(()))
 
 
 def run_doctor(

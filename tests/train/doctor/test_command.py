@@ -1,4 +1,4 @@
-"""resnet-jax doctor as a command; its checks are in tests/train/doctor."""
+"""resnet-jax doctor as a command; its checks have modules of their own."""
 
 import importlib.metadata
 import subprocess
@@ -8,20 +8,9 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.cli.main import main
-from tests.train.doctor.helpers import make_environment_plain, run_doctor, skip_devices
+from tests.train.doctor.helpers import run_doctor
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch):
-    make_environment_plain(monkeypatch)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Without the devices."""
-    skip_devices(monkeypatch)
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_sound_machine_is_told_so(capsys, tmp_path):
