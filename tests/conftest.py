@@ -1,5 +1,6 @@
 """Eight fake CPU devices for the whole suite, and one compilation cache."""
 
+import os
 import tempfile
 
 import jax
@@ -9,10 +10,18 @@ from ml_collections import ConfigDict
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Most of the suite's time is compilation, and a resumed run compiles what the first one did. The
-# cache lasts for one session: programs of another machine might not run on this one.
-_cache = tempfile.TemporaryDirectory(prefix="resnet_jax-tests-")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Most of the suite's time is compilation, of which these options save half. What they leave out
+# makes large programs fast; a flag that the user gives comes later, and wins.
+_quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+# The workers of pytest-xdist and the processes that tests start share one cache of programs. It
+# lasts for one session: programs of another machine might not run on this one.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="resnet_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["XLA_FLAGS"] = f"{_quickly} {os.environ.get('XLA_FLAGS', '')}".strip()
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

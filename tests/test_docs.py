@@ -4,14 +4,25 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
+from resnet_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+
+
+class Counts(NamedTuple):
+    """What a table says of a network: parameters, and multiply-adds of one image."""
+
+    params: int
+    macs: int
 
 
 def _tables():
@@ -26,8 +37,25 @@ def test_the_results_in_the_readme_are_those_of_the_result_files():
     assert tables.results_table() in README
 
 
+@pytest.fixture
+def peers_counted(monkeypatch):
+    """The counts that tests/models/test_presets.py proves of networks, without counting again."""
+    peers = json.loads((ROOT / "tests" / "golden" / "peer_counts.json").read_text())
+    known = {}
+    for name, peer in peers.items():
+        fields = {"scan": True} if PRESETS[name].build is resnet_jax.ResNet else {}
+        model = resnet_jax.create_model(name, **fields)
+        known[model, (224, 224, 3)] = Counts(peer["params"], peer["macs"])
+    count = resnet_jax.summarize
+    monkeypatch.setattr(
+        resnet_jax,
+        "summarize",
+        lambda model, shape: known.get((model, shape)) or count(model, shape),
+    )
+
+
 @pytest.mark.parametrize("table", [name for name in _tables().TABLES if name != "results"])
-def test_the_tables_of_the_docs_are_generated(table):
+def test_the_tables_of_the_docs_are_generated(table, peers_counted):
     path, text, rendered = _tables().render(table)
     assert rendered == text, f"{path.name} is old: python benchmarks/tables.py"
 
@@ -73,15 +101,11 @@ def test_links_and_named_tests_exist(page):
 
 
 def test_the_python_of_the_readme_runs():
-    """With a small image, and the network's depth as it is."""
+    """Traced, with a small image and the network's depth as it is."""
     code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
     code = code.replace("(224, 224, 3)", "(32, 32, 3)")
-    names = {}
-    lines = code.splitlines()
-    start = next(i for i, line in enumerate(lines) if "model.apply" in line)
-    exec("\n".join(lines[:start]), names)
-    names["images"] = names["jnp"].zeros((2, 32, 32, 3))
-    names["jax"].eval_shape(lambda: exec("\n".join(lines[start:]), names))
+    names = {"images": jnp.zeros((2, 32, 32, 3))}
+    jax.eval_shape(lambda: exec(code, names))
     assert names["logits"].shape == (2, 1000)
     assert set(names["taps"]) >= {"stem", "stage1", "pooled", "logits"}
 

@@ -33,9 +33,17 @@ def outcome(model, variables):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"order": "preact", "branch": "bottleneck", "stage_sizes": (1, 3)}]
+    ("fields", "forms"),
+    [
+        ({}, [{"scan": True}, {"scan": True, "remat": True}, {"remat": True}]),
+        (
+            {"order": "preact", "branch": "bottleneck", "stage_sizes": (1, 3)},
+            [{"scan": True, "remat": True}],
+        ),
+    ],
+    ids=["basic", "preact_bottleneck"],
 )
-def test_scanned_equals_unrolled(fields):
+def test_scanned_equals_unrolled(fields, forms):
     unrolled = ResNet(**TINY | fields)
     scanned = unrolled.copy(scan=True)
     variables = resnet_jax.init_variables(unrolled, jax.random.key(0), (8, 8, 3))
@@ -45,7 +53,7 @@ def test_scanned_equals_unrolled(fields):
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, expected)
 
     ours = outcome(unrolled, variables)
-    for form in (scanned, scanned.copy(remat=True), unrolled.copy(remat=True)):
+    for form in (unrolled.copy(**form) for form in forms):
         theirs = outcome(form, stacked if form.scan else variables)
         theirs = resnet_jax.unstack_units(theirs)
         assert jax.tree.structure(theirs) == jax.tree.structure(ours)
@@ -166,27 +174,26 @@ def _build(fields):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(combinations, st.integers(1, 17), st.integers(1, 17))
-def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w):
+@given(combinations, st.integers(1, 17), st.integers(1, 17), st.booleans())
+def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w, train):
     model = _build(fields)
     if model is None:
         return
     image = jax.ShapeDtypeStruct((2, h, w, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
 
-    def features(variables, image, train):
+    def features(variables, image):
         rngs = {"dropout": jax.random.key(0)}
         return model.apply(
             variables, image, train=train, mutable=["batch_stats"], method="features", rngs=rngs
         )
 
-    for train in (False, True):
-        taps, updated = jax.eval_shape(lambda v, x, t=train: features(v, x, t), variables, image)
-        for name, info in model.feature_info().items():
-            size = (-(-h // info.stride), -(-w // info.stride))
-            assert taps[name].shape == (2, *size, info.channels)
-        assert taps["logits"].shape == (2, 5)
-        assert updated.get("batch_stats", {}) == variables.get("batch_stats", {})
+    taps, updated = jax.eval_shape(features, variables, image)
+    for name, info in model.feature_info().items():
+        size = (-(-h // info.stride), -(-w // info.stride))
+        assert taps[name].shape == (2, *size, info.channels)
+    assert taps["logits"].shape == (2, 5)
+    assert updated.get("batch_stats", {}) == variables.get("batch_stats", {})
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
