@@ -19,20 +19,25 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnet_jax.buckets import is_remote
+from resnet_jax.buckets import bucket_errors, is_remote
+from resnet_jax.checkpoint.damage import (
+    FlawError,
+    describe,
+    first_line,
+    is_damage,
+    reading_together,
+)
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
 from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.parallel.process import MAIN, exchange, is_main, wait_for_all
+from resnet_jax.parallel.process import MAIN, exchange, is_main
 
 State = TypeVar("State")
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_REASON = 160  # characters; TensorStore describes its whole configuration
 _MOST_DIFFERENCES = 3
 _POLL_S = 0.02
-# Of TensorStore's statuses those that say nothing about the files.
-_PASSING = ("PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED")
+_NO_ROOM = ("No space left", "Disk quota exceeded")
 
 
 def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
@@ -62,32 +67,38 @@ class Checkpointer:
             keep: how many of the newest to keep, beside the best and what is needed until the
                 newest has been verified; None only reads.
         """
-        managers = ocp.checkpoint_managers
+        # Orbax wants it absolute; what is in a bucket is.
+        self._directory = directory if is_remote(directory) else directory.absolute()
+        self._keep = keep
         self._verified: set[int] = set()
+        self._states = ocp.StandardCheckpointHandler()
+        self._progress = ocp.JsonCheckpointHandler()
+        self._manager = self._open()
+        self._broken = False  # a save has failed, and its remains weren't swept away yet
+        self._saving: int | None = None  # the step of the save that wasn't settled yet
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
+        self._verdict: concurrent.futures.Future[str | None] | None = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        """Look at what there is; away with what a save left unfinished, unless this only reads."""
+        managers = ocp.checkpoint_managers
         policy = managers.AnyPreservationPolicy(
             [
-                managers.LatestN(keep),
+                managers.LatestN(self._keep),
                 managers.BestN(get_metric_fn=merit, n=1, keep_checkpoints_without_metrics=False),
                 _NewestVerified(self._verified),
             ]
         )
-        self._states = ocp.StandardCheckpointHandler()
-        self._progress = ocp.JsonCheckpointHandler()
-        # Orbax wants it absolute; what is in a bucket is.
-        self._directory = directory if is_remote(directory) else directory.absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_handlers={"state": self._states, "progress": self._progress},
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy,
-                best_fn=merit,  # without it Orbax forgets the metrics when the process ends
-                cleanup_tmp_directories=keep is not None,
-                read_only=keep is None,
-                create=keep is not None,
-            ),
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=merit,  # without it Orbax forgets the metrics when the process ends
+            cleanup_tmp_directories=self._keep is not None,
+            read_only=self._keep is None,
+            create=self._keep is not None,
         )
-        self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
-        self._verification: tuple[int, concurrent.futures.Future[str | None]] | None = None
+        handlers = {"state": self._states, "progress": self._progress}
+        with bucket_errors(self._directory):
+            return ocp.CheckpointManager(self._directory, item_handlers=handlers, options=options)
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order."""
@@ -112,13 +123,17 @@ class Checkpointer:
             metrics: {"top1", "loss"} on the validation split, if it was just scored.
 
         Raises:
-            WriteError: this save, or the one before, which ran in the background, has failed.
+            WriteError: this save, or the one before, which ran in the background, has failed. This
+                one can be tried again.
         """
+        self.settle()
         if step in self._manager.all_steps():
             return  # the same run has been here before: the state is the same to the bit
-        self._finish_last_save()
         sums = checksums(named_leaves(state))
         with self._write_errors():
+            if self._broken:
+                self._manager, self._broken = self._open(), False
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -129,42 +144,54 @@ class Checkpointer:
                 force=True,
             )
         if is_main():
-            self._verification = step, self._reader.submit(self._flaw_on_disk, step, sums)
+            self._verdict = self._reader.submit(self._flaw_on_disk, self._manager, step, sums)
 
-    def _finish_last_save(self) -> bool:
-        """Wait until it is on disk and was read again; set aside what isn't what was saved.
+    def has_failed(self) -> bool:
+        """Whether it is known already that the last save has failed; doesn't wait."""
+        return self._verdict is not None and self._verdict.done() and bool(self._verdict.result())
 
-        Returns:
-            Whether all was well.
+    def settle(self) -> None:
+        """Wait until the last save is on disk and was read again.
+
+        Raises:
+            WriteError: it couldn't be written, or isn't what was saved. What was saved before is
+                intact.
         """
+        if self._saving is None:
+            return
         with self._write_errors():
             self._manager.wait_until_finished()
-        step: int = -1
-        flaw: str | None = ""
-        if self._verification:
-            step, future = self._verification
-            flaw, self._verification = future.result(), None
-        step, flaw = exchange((step, flaw))[MAIN]
+        flaw = exchange(self._verdict and self._verdict.result())[MAIN]
+        step, self._saving, self._verdict = self._saving, None, None
         if flaw:
             self._set_aside(step, f"{flaw}, though it was just written")
-        elif flaw is not None and step >= 0:
+            raise WriteError(
+                f"The checkpoint of step {step} isn't what was saved, and was set aside;"
+                f" {self._intact()}."
+            )
+        if flaw is not None:
             self._verified.add(step)
-        return not flaw
 
-    def _flaw_on_disk(self, step: int, sums: Mapping[str, str]) -> str | None:
+    def _flaw_on_disk(
+        self, manager: ocp.CheckpointManager, step: int, sums: Mapping[str, str]
+    ) -> str | None:
         """What is wrong with a checkpoint, once it is on disk; "" for nothing, None if that can't
         be told.
         """
-        while self._manager.is_saving_in_progress():
+        while manager.is_saving_in_progress():
             time.sleep(_POLL_S)
         folder = self._directory / str(step)
-        if not folder.exists():
-            return None  # it couldn't be written, which the manager tells
+        try:
+            with bucket_errors(folder):
+                if not folder.exists():
+                    return "it wasn't written"
+        except OSError:
+            return None
         try:
             arrays = read_back(folder / "state", sums)
         except DataError as error:
-            return str(error) if _is_damage(error.__cause__ or error) else None
-        return _describe(different(checksums(arrays), sums))
+            return str(error) if is_damage(error.__cause__ or error) else None
+        return describe(different(checksums(arrays), sums))
 
     def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
         """Read the newest checkpoint that is good; set aside those that aren't.
@@ -186,21 +213,25 @@ class Checkpointer:
                 restored = self._restore(step, _abstract(like))
             except DataError as error:
                 cause = error.__cause__ or error
-                if not _is_damage(cause):
+                if not is_damage(cause):
                     raise
-                self._set_aside(step, _first_line(cause))
+                self._set_aside(step, first_line(cause))
                 failed.append(step)
                 continue
             if failed:
                 _log.warning("using the checkpoint of step %d", step)
             return step, *restored
-        if failed:
+        # Those of earlier starts count too: to begin anew isn't ours to choose.
+        if names := exchange(self._set_aside_before())[MAIN]:
             raise DataError(
-                f"No checkpoint in {self._directory} is good; those of steps"
-                f" {', '.join(map(str, failed))} were renamed STEP.corrupt. Choose another"
-                " --workdir to begin anew."
+                f"No checkpoint in {self._directory} is good: {', '.join(names)} are what is left."
+                " Choose another --workdir to begin anew, or move those away."
             )
         return None
+
+    def _set_aside_before(self) -> list[str]:
+        with bucket_errors(self._directory):
+            return sorted(p.name for p in self._directory.iterdir() if p.name.endswith(".corrupt"))
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Read the checkpoint of `step`; as `restore_newest`.
@@ -210,8 +241,7 @@ class Checkpointer:
             DataError: it can't be read, or isn't what was saved.
             WriteError: it was being saved, and that has failed.
         """
-        with self._write_errors():
-            self._manager.wait_until_finished()
+        self.settle()
         return self._restore(step, _abstract(like))
 
     def restore_on_one_device(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -232,7 +262,7 @@ class Checkpointer:
         with self._read_errors(step):
             stored = self._manager.item_metadata(step)["state"]
             if stored is None:
-                raise ValueError("its description is missing or damaged")
+                raise FlawError("its description is missing or damaged")
         return stored
 
     def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
@@ -246,8 +276,8 @@ class Checkpointer:
         # Arrays that are split over processes are summed by all of them, once all have read theirs.
         found = checksums(named_leaves(state))
         with self._read_errors(step):
-            if flaw := _describe(different(found, saved["checksums"])):
-                raise ValueError(flaw)
+            if flaw := describe(different(found, saved["checksums"])):
+                raise FlawError(flaw)
         self._verified.add(step)
         return state, saved["progress"]
 
@@ -283,18 +313,19 @@ class Checkpointer:
 
     def _set_aside(self, step: int, flaw: str) -> None:
         """Rename a damaged checkpoint, so that it is neither used nor deleted."""
-        if is_main():
-            folder = self._directory / str(step)
-            target = self._directory / f"{step}.corrupt"
-            count = 1
-            while target.exists():
-                count += 1
-                target = self._directory / f"{step}.{count}.corrupt"
-            folder.rename(target)
-            _log.warning(
-                "The checkpoint of step %d is damaged (%s); it is kept as %s.", step, flaw, target
-            )
-        wait_for_all(f"set aside {step}")
+        with self._write_errors():
+            if is_main():
+                folder = self._directory / str(step)
+                target = self._directory / f"{step}.corrupt"
+                count = 1
+                while target.exists():
+                    count += 1
+                    target = self._directory / f"{step}.{count}.corrupt"
+                folder.rename(target)
+                _log.warning(
+                    "The checkpoint of step %d is damaged (%s); it is kept as %s.",
+                    *(step, flaw, target),
+                )
         self._verified.discard(step)
         self._manager.reload()
 
@@ -304,15 +335,10 @@ class Checkpointer:
         Raises:
             WriteError: a save that ran in the background has failed.
         """
-        good = self._finish_last_save()
+        self.settle()
         self._reader.shutdown()
         with self._write_errors():
             self._manager.close()
-        if not good:
-            raise WriteError(
-                f"The last checkpoint in {self._directory} isn't what was saved; see above. Start"
-                f" the run again: it goes on from {self.steps()[-1:] or 'the beginning'}."
-            )
 
     def finish_writing(self, *, timeout_s: float = 60.0) -> None:
         """Let a save under way reach the disk, because the run is about to end by an error.
@@ -332,27 +358,54 @@ class Checkpointer:
     @contextlib.contextmanager
     def _read_errors(self, step: int) -> Iterator[None]:
         try:
-            with _together():
+            with reading_together():
                 yield
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
             folder = self._directory / str(step)
             others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
             raise DataError(
-                f"The checkpoint of step {step} can't be restored ({_first_line(error)}). Move"
+                f"The checkpoint of step {step} can't be restored ({first_line(error)}). Move"
                 f" {folder} away to use another one; there are: {others}."
             ) from error
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
+        """Where writing fails in one process, it does in all of them, and its remains go."""
+        mine: Exception | None = None
         try:
             yield
         except Exception as error:  # likewise, on top of whatever the file system says
-            whole = sorted(p.name for p in self._directory.iterdir() if p.name.isdecimal())
-            safe = f"checkpoints {', '.join(whole)} are intact" if whole else "nothing was saved"
-            raise WriteError(
-                f"A checkpoint can't be written to {self._directory}"
-                f" ({_first_line(error)}); {safe}."
-            ) from error
+            mine = error
+        reasons = [reason for reason in exchange(first_line(mine) if mine else None) if reason]
+        if not reasons:
+            return
+        failed, self._saving, self._verdict = self._saving, None, None
+        self._broken = True
+        with contextlib.suppress(Exception):  # if it can't be done now, the next save does it
+            self._manager, self._broken = self._open(), False
+        if any(word in reasons[0] for word in _NO_ROOM):
+            self._make_room()
+        raise WriteError(
+            f"A checkpoint can't be written to {self._directory} ({reasons[0]});"
+            f" {self._intact(but=failed)}."
+        ) from mine
+
+    def _intact(self, *, but: int | None = None) -> str:
+        steps = [step for step in self.steps() if step != but]
+        return f"checkpoints {', '.join(map(str, steps))} are intact" if steps else "there is none"
+
+    def _make_room(self) -> None:
+        """Delete what the next save would have pushed out, once it was there."""
+        steps = self.steps()
+        newest = max(self._verified & set(steps), default=None)
+        if newest is None or self._keep is None:
+            return
+        kept = {*steps[len(steps) - self._keep + 1 :], self._manager.best_step()}
+        for step in steps:
+            if step < newest and step not in kept:
+                with contextlib.suppress(Exception):  # the disk is in a bad state
+                    self._manager.delete(step)
+                    _log.warning("deleted checkpoint %d to make room for the next one", step)
 
 
 def _abstract(like: Any) -> Any:
@@ -367,54 +420,14 @@ def _unsealed(document: dict[str, Any]) -> dict[str, Any]:
     """The document without its seal.
 
     Raises:
-        ValueError: it isn't what was sealed.
+        FlawError: it isn't what was sealed.
     """
     inner = {name: value for name, value in document.items() if name != "seal"}
     if document.get("seal") != _seal(inner):
-        raise ValueError("its progress fails its checksum")
+        raise FlawError("its progress fails its checksum")
     return inner
 
 
 def _seal(document: dict[str, Any]) -> str:
     text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _describe(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return f"{names[0]}{more} fails its checksum" if names else ""
-
-
-class _UnreachableError(Exception):
-    """Another process couldn't read its part, for a reason outside of the checkpoint."""
-
-
-@contextlib.contextmanager
-def _together() -> Iterator[None]:
-    """Read something in every process; where one of them fails, all do.
-
-    Each reads the parts of its own devices. If it alone found one damaged, the others would wait
-    for it, or go on with another checkpoint.
-    """
-    mine: Exception | None = None
-    try:
-        yield
-    except Exception as error:
-        mine = error
-    told = exchange(None if mine is None else [_is_damage(mine), _first_line(mine)])
-    if mine and len(told) == 1:
-        raise mine
-    if failed := [each for each in told if each]:
-        damage, reason = min(failed)  # it condemns nothing while one couldn't look
-        raise (ValueError if damage else _UnreachableError)(reason) from mine
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Whether the checkpoint itself is to blame, not the way to it."""
-    passing = (PermissionError, TimeoutError, ConnectionError, MemoryError, _UnreachableError)
-    return not isinstance(error, passing) and not any(word in str(error) for word in _PASSING)
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= _LONGEST_REASON else line[:_LONGEST_REASON] + " …"

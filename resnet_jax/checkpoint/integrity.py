@@ -99,19 +99,27 @@ def read_back(folder: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]
     """
     import tensorstore  # noqa: PLC0415 - Orbax brings it
 
-    path = os.fspath(folder)
-    base = f"{path if '://' in path else f'file://{path}'}/"
-    pending = {
-        name: tensorstore.open(
-            {
-                "driver": "zarr",
-                "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
-                "open": True,
-            }
-        )
-        for name in names
-    }
+    base = _kvstore(f"{os.fspath(folder)}/")
     try:
+        pending = {
+            name: tensorstore.open(
+                {
+                    "driver": "zarr",
+                    "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+                    "open": True,
+                }
+            )
+            for name in names
+        }
         return {name: future.result().read().result() for name, future in pending.items()}
     except Exception as error:  # of many kinds
         raise DataError(f"an array can't be read ({str(error).splitlines()[0][:160]})") from error
+
+
+def _kvstore(path: str) -> dict[str, str]:
+    """Where a path is, for TensorStore; not as a URL, in which "%" and "#" have a meaning."""
+    scheme, separator, rest = path.partition("://")
+    if not separator:
+        return {"driver": "file", "path": path}
+    bucket, _, inside = rest.partition("/")
+    return {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": inside}

@@ -1,7 +1,11 @@
 """Saving from donated buffers, restoring onto other devices, and damage."""
 
+import contextlib
+import errno
 import re
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -160,22 +164,50 @@ def test_without_a_good_checkpoint_nothing_is_guessed(tmp_path):
     for step in (1, 2, 3):
         for file in (tmp_path / str(step)).rglob("manifest.ocdbt"):
             file.write_bytes(b"garbage")
-    with pytest.raises(DataError, match="No checkpoint .* is good; those of steps 3, 2, 1"):
+    with pytest.raises(
+        DataError, match="No checkpoint .* is good: 1.corrupt, 2.cor"
+    ):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.corrupt", "2.corrupt", "3.corrupt"]
+    # Nor when it is started again.
+    with pytest.raises(DataError, match="1.corrupt, 2.corrupt, 3.corrupt are what is left"):
+        Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
 
 
-def test_a_checkpoint_that_cannot_be_reached_is_left_alone(tmp_path, monkeypatch):
-    _save_three(tmp_path)
-    checkpoints = Checkpointer(tmp_path, keep=3)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("UNAVAILABLE: connection lost"),
+        ValueError("OUT_OF_RANGE: Error reading: Input/output error [os_error_code='5']"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError("Forbidden: token lacks storage.objects.get"),
+        type("HttpError", (Exception,), {})("503"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("part", ["_states", "_progress"])
+def test_a_checkpoint_that_cannot_be_reached_is_left_alone(part, error, tmp_path, monkeypatch):
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    checkpoints.save(1, {"w": jnp.ones(3)}, progress={}, metrics=None)
+    checkpoints.close()
 
     def fail(*_, **__):
-        raise ValueError("UNAVAILABLE: connection lost")
+        raise error
 
-    monkeypatch.setattr(checkpoints._states, "restore", fail)
-    with pytest.raises(DataError, match="UNAVAILABLE"):
-        checkpoints.restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
-    assert checkpoints.steps() == [1, 2, 3]
+    monkeypatch.setattr(getattr(checkpoints, part), "restore", fail)
+    with pytest.raises(DataError, match="step 1 can't be restored"):
+        checkpoints.restore_newest({"w": jnp.zeros(3)})
+    assert [p.name for p in tmp_path.iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("name", ["a%41b", "a#b", "a?b"])
+def test_names_that_mean_something_in_urls_are_names(name, tmp_path):
+    checkpoints = Checkpointer(tmp_path / name, keep=1)
+    checkpoints.save(1, {"w": jnp.ones(3)}, progress={}, metrics=None)
+    checkpoints.close()
+    assert checkpoints._verified == {1}
+    assert Checkpointer(tmp_path / name, keep=1).restore_newest({"w": jnp.zeros(3)})[0] == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -195,12 +227,14 @@ def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
         monkeypatch.setattr(checkpointer, "read_back", read_back)
         return read_back(folder, names)
 
-    assert checkpoints._verification[1].result() == ""
+    assert checkpoints._verdict.result() == ""
     monkeypatch.setattr(checkpointer, "read_back", damaged)
     checkpoints.save(1, states[1], progress={}, metrics=None)
     checkpoints._manager.wait_until_finished()
     assert checkpoints.steps() == [0, 1]  # the newest, and the newest that was found to be good
-    checkpoints.save(2, states[2], progress={}, metrics=None)
+    with pytest.raises(WriteError, match="step 1 isn't what was saved.* checkpoints 0 are intact"):
+        checkpoints.save(2, states[2], progress={}, metrics=None)
+    checkpoints.save(2, states[2], progress={}, metrics=None)  # can be tried again
     checkpoints.close()
     assert "checkpoint of step 1 is damaged" in caplog.text
     assert "though it was just written" in caplog.text
@@ -212,7 +246,7 @@ def test_a_last_checkpoint_that_was_written_badly_is_an_error(tmp_path, monkeypa
     checkpoints = Checkpointer(tmp_path, keep=1)
     w = jax.random.normal(jax.random.key(0), (50, 50))
     checkpoints.save(0, {"w": w}, progress={}, metrics=None)
-    checkpoints._verification[1].result()
+    checkpoints.settle()
     monkeypatch.setattr(checkpointer, "read_back", lambda *_: {"w": np.asarray(w) + 1})
     checkpoints.save(1, {"w": w}, progress={}, metrics=None)
     with pytest.raises(WriteError, match="isn't what was saved"):
@@ -232,6 +266,37 @@ def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
     checkpoints.close()
     # Neither is known to be good, so neither is deleted.
     assert Checkpointer(tmp_path, keep=1).steps() == [0, 1]
+
+
+@contextlib.contextmanager
+def _small_files_only():
+    """The system refuses to write more than 10 kB into any file."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_save_that_fails_is_known_at_once_and_leaves_nothing(tmp_path):
+    states = [{"w": jax.random.normal(jax.random.key(i), (300, 300))} for i in range(3)]
+    checkpoints = Checkpointer(tmp_path, keep=2)
+    checkpoints.save(0, states[0], progress={}, metrics=None)
+    checkpoints.settle()
+    assert not checkpoints.has_failed()
+    with _small_files_only():
+        checkpoints.save(1, states[1], progress={}, metrics=None)
+        while not checkpoints.has_failed():
+            time.sleep(0.01)
+    with pytest.raises(WriteError, match="File too large.*; checkpoints 0 are intact"):
+        checkpoints.settle()
+    while [p.name for p in tmp_path.iterdir()] != ["0"]:  # its remains go in the background
+        time.sleep(0.01)
+    checkpoints.save(1, states[2], progress={}, metrics=None)
+    checkpoints.close()
+    restored, _ = Checkpointer(tmp_path, keep=2).restore(1, states[0])
+    np.testing.assert_array_equal(restored["w"], states[2]["w"])
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
