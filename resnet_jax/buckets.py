@@ -7,6 +7,10 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from resnet_jax.errors import UsageError
+
+_SCHEMES = ("gs", "s3")
+
 # The errors that clients raise without a number.
 _NUMBERS = {
     FileNotFoundError: errno.ENOENT,
@@ -14,6 +18,19 @@ _NUMBERS = {
     PermissionError: errno.EACCES,
     TimeoutError: errno.ETIMEDOUT,
 }
+
+
+def as_path(name: epath.PathLike) -> epath.Path:
+    """The path with that name, on this host or in a bucket.
+
+    Raises:
+        UsageError: it is a URL of another kind.
+    """
+    scheme, separator, _ = os.fspath(name).partition("://")
+    if separator and scheme not in _SCHEMES:
+        known = ", ".join(f"{each}://…" for each in _SCHEMES)
+        raise UsageError(f"{os.fspath(name)} isn't a folder's name; in a bucket it is {known}.")
+    return epath.Path(name)
 
 
 def is_remote(path: epath.PathLike) -> bool:

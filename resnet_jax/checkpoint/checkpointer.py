@@ -150,15 +150,18 @@ class Checkpointer:
         """Whether it is known already that the last save has failed; doesn't wait."""
         return self._verdict is not None and self._verdict.done() and bool(self._verdict.result())
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Wait until the last save is on disk and was read again.
+
+        Returns:
+            Whether there was one to wait for.
 
         Raises:
             WriteError: it couldn't be written, or isn't what was saved. What was saved before is
                 intact.
         """
         if self._saving is None:
-            return
+            return False
         with self._write_errors():
             self._manager.wait_until_finished()
         flaw = exchange(self._verdict and self._verdict.result())[MAIN]
@@ -171,6 +174,7 @@ class Checkpointer:
             )
         if flaw is not None:
             self._verified.add(step)
+        return True
 
     def _flaw_on_disk(
         self, manager: ocp.CheckpointManager, step: int, sums: Mapping[str, str]

@@ -5,6 +5,7 @@ import secrets
 import jax
 from etils import epath
 
+from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
 from resnet_jax.parallel.process import MAIN, exchange, is_main
@@ -23,12 +24,13 @@ def check_shared(workdir: epath.Path) -> None:
     if is_main():
         write_atomically(seal, token)
     exchange(None)  # from here on it is there
-    blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
-    if is_main():
-        seal.unlink()
+    with bucket_errors(workdir):
+        blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
+        if is_main():
+            seal.unlink()
     if blind:
         raise WriteError(
             f"Processes {', '.join(map(str, blind))} don't see what process 0 writes to {workdir};"
             " nothing was trained. Choose a --workdir on a file system that all hosts share, or in"
-            " a bucket (gs://…, s3://…)."
+            " a bucket (gs://…)."
         )

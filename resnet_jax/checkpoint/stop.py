@@ -1,5 +1,6 @@
 """Turns the signals that end a job into a request to stop at the next safe point."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -36,7 +37,9 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self.requested:
-            # Not print: its lock may be held by the code that the signal interrupted.
-            os.write(2, _NOTICE)
-        self.requested = True
+        first, self.requested = not self.requested, True
+        if first:
+            # The terminal may be gone, which SIGHUP tells of. Not print: its lock may be held by
+            # the code that the signal interrupted.
+            with contextlib.suppress(OSError):
+                os.write(2, _NOTICE)

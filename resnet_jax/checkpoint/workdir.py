@@ -1,6 +1,6 @@
 """The directory of a run: checked before anything is compiled, and bound to one config.
 
-It may be in a bucket, gs://… or s3://…, where writing a file replaces it as a whole.
+It may be in a bucket, gs://…, where writing a file replaces it as a whole.
 """
 
 import os
@@ -17,6 +17,7 @@ from resnet_jax.errors import ConfigError, WriteError
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+NONFINITE = "nonfinite.jsonl"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 
@@ -56,6 +57,11 @@ def prepare_workdir(workdir: epath.Path) -> None:
     Raises:
         WriteError: it can't.
     """
+    if os.fspath(workdir).startswith("s3://"):
+        raise WriteError(
+            f"Work directory {workdir} is in a kind of bucket to which Orbax writes no checkpoints;"
+            " nothing was started. Choose one in gs://…, or on a file system that all hosts share."
+        )
     try:
         with bucket_errors(workdir):
             if not is_remote(workdir):  # there a client would make a mistyped bucket

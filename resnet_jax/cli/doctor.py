@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from rich.console import Console
 from rich.text import Text
 
@@ -22,9 +21,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument(
-        "--workdir", type=epath.Path, help="directory of a run, to begin or to go on"
-    )
+    parser.add_argument("--workdir", help="directory of a run, to begin or to go on")
     add_config_argument(parser)
     parser.add_argument("--data", metavar="NAME", help="data set to look for, without a config")
     parser.add_argument("--data-dir", help="folder of prepared data sets")
@@ -41,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run all checks; the exit code is that of the first failure."""
     # Each of these is quick to import: JAX is started in another process.
+    from resnet_jax.buckets import as_path, is_remote  # noqa: PLC0415
     from resnet_jax.data.array_cache import cache_folder  # noqa: PLC0415
     from resnet_jax.errors import UsageError  # noqa: PLC0415
     from resnet_jax.train.doctor import devices, finding, host, network, run, versions  # noqa: PLC0415
@@ -57,7 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     coordinator = args.coordinator or environment.get("JAX_COORDINATOR_ADDRESS")
     several = network.several_processes(environment, coordinator=args.coordinator)
 
-    local = args.workdir if args.workdir and "://" not in str(args.workdir) else None
+    workdir = as_path(args.workdir) if args.workdir else None
+    local = args.workdir if workdir and not is_remote(workdir) else None
     folders = {
         "workdir" if local else "this folder": local or Path.cwd(),
         "decoded data": cache_folder("any", "").parent,
@@ -84,10 +83,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         checks["data"] = lambda: run.check_data(args.data, data_dir=args.data_dir)
     if args.config or args.config_overrides:
         checks["config"] = lambda: run.check_config(
-            lambda: load_config(args), workdir=args.workdir, data_dir=args.data_dir
+            lambda: load_config(args), workdir=workdir, data_dir=args.data_dir
         )
-    if args.workdir:
-        checks["workdir"] = lambda: run.check_workdir(args.workdir, several=several)
+    if workdir:
+        checks["workdir"] = lambda: run.check_workdir(workdir, several=several)
     # The last one, so that it sees whether the clock was changed meanwhile.
     checks["clock"] = lambda: host.check_clock(started, package=Path(__file__).parents[1])
 

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from etils import epath
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,7 @@ EXAMPLE = "resnet-jax eval runs/digits --checkpoint best --per-class --confusion
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("workdir", type=epath.Path, help="directory of the run")
+    parser.add_argument("workdir", help="directory of the run")
     parser.add_argument(
         "--split", default="test", choices=["train", "validation", "test"], help="default: test"
     )
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     run = restore_run(args.workdir, checkpoint=args.checkpoint, ema=args.ema)
     scores = run.evaluate(args.split, data_dir=args.data_dir)
     document: dict[str, Any] = {
-        "workdir": str(args.workdir),
+        "workdir": args.workdir,
         "step": run.step,
         "split": args.split,
         "weights": "ema" if args.ema else "raw",

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from absl import flags
 
@@ -19,52 +19,89 @@ from resnet_jax.errors import (
     UsageError,
     did_you_mean,
 )
+from resnet_jax.output import LossyStream, briefly
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_WRITING_S = 1.0
+
+
+def outlive_terminal() -> None:
+    """Let standard output and error be lost where they can't be written, and all else go on."""
+    # A file that is opened takes the lowest free number. One of a run must not get 1 or 2, to
+    # which libraries in C write their messages.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, LossyStream):
+            setattr(sys, name, cast(TextIO, LossyStream(stream)))
 
 
 def report(error: ResnetJaxError) -> int:
     """Print the error on standard error and return its exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    _say(f"error: {error}")
     return error.exit_code
+
+
+def _say(text: str) -> None:
+    """Print on standard error; if that can't be written, the exit code has to tell it."""
+    print(text, file=LossyStream(sys.stderr))
 
 
 def end_with(message: str) -> NoReturn:
     """End the process at once, from any thread, because another one of its job is lost."""
-    _end(report(PeerError(f"{message} What was saved before is intact; start the job again.")))
+    error = PeerError(f"{message} What was saved before is intact; start the job again.")
+    try:
+        briefly(lambda: report(error), timeout_s=_WRITING_S)
+    finally:
+        _end(error.exit_code)
 
 
 def _end(code: int) -> NoReturn:
-    from resnet_jax.checkpoint.lock import release_all  # noqa: PLC0415 - imports etils
+    """End the process within seconds, whatever its other threads wait for.
 
-    release_all()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # an orderly end would wait for the others
+    An orderly end would wait for them, and for the other processes of the job.
+    """
+    try:
+        from resnet_jax.checkpoint.lock import release_all  # noqa: PLC0415 - imports etils
+
+        release_all()
+        briefly(_flush, timeout_s=_WRITING_S)
+    finally:
+        os._exit(code)
 
 
-def _leave(code: int) -> int:
-    """Return the exit code of a process that has failed, or end it if its job can't follow."""
-    from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        LossyStream(stream).flush()
 
-    return code if disconnect() else _end(code)
+
+def _leave(code: int) -> NoReturn:
+    """End a process that has failed, and give the others of its job time to do so too."""
+    try:
+        from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
+
+        disconnect()
+    finally:
+        _end(code)
 
 
 def exit_code_of(run: Callable[[], Any]) -> int:
     """Run a training function; 0 if it finished, 75 if it stopped early but saved.
 
-    A failed process of several doesn't return if the others can't follow it within seconds.
+    If it fails, this ends the process with the exit code, and doesn't return.
     """
     try:
         result = run()
     except ResnetJaxError as error:
-        return _leave(report(error))
+        _leave(report(error))
     except KeyboardInterrupt:
-        print("interrupted; what was saved before is intact", file=sys.stderr)
-        return _leave(_INTERRUPTED)
+        _say("interrupted; what was saved before is intact")
+        _leave(_INTERRUPTED)
     except Exception:  # a bug, which keeps its traceback
-        traceback.print_exc()
-        return _leave(1)
+        _say(traceback.format_exc().rstrip())
+        _leave(1)
     return STOPPED_EARLY if result.stopped_early else 0
 
 
@@ -83,6 +120,7 @@ def show_progress() -> None:
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line for `absl.app.run`; exits with one line if it is wrong."""
+    outlive_terminal()
     try:
         rest = flags.FLAGS(argv)
         # A config file that is missing makes a config that fails when it is first looked at.

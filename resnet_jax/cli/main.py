@@ -9,7 +9,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from resnet_jax.cli import compile as compile_
-from resnet_jax.cli import doctor, evaluate, predict, summary
+from resnet_jax.cli import convert, doctor, evaluate, predict, summary
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
@@ -20,6 +20,7 @@ _SUBCOMMANDS = {
     "predict": predict,
     "doctor": doctor,
     "compile": compile_,
+    "convert": convert,
 }
 
 

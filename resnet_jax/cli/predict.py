@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from etils import epath
 from rich.console import Console
 
 HELP = "Classify image files with a checkpoint of a run."
@@ -13,7 +12,7 @@ EXAMPLE = "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("workdir", type=epath.Path, help="directory of the run")
+    parser.add_argument("workdir", help="directory of the run")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG or JPEG files")
     parser.add_argument(
         "--checkpoint", default="last", help="last, best (on validation), or a step (default: last)"
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for i in order
         ]
         predictions.append({"image": str(path), "top": top})
-    return {"workdir": str(args.workdir), "step": run.step, "predictions": predictions}
+    return {"workdir": args.workdir, "step": run.step, "predictions": predictions}
 
 
 def show(document: dict[str, Any], console: Console) -> None:

@@ -1,24 +1,46 @@
 """Image files from anywhere, read with suspicion."""
 
+import io
+import stat
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from resnet_jax.data.image_bytes import Still, cut_down
 from resnet_jax.errors import DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for 8-bit images with that many channels."""
 
-_CONVERTIBLE = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK"}
-_MAX_PIXELS = 50_000_000
+_CONVERTIBLE = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
+"""Bytes that Pillow takes for a pixel of each mode."""
+
+_MAX_PIXELS = 25_000_000
+_MAX_DECODED_BYTES = 150_000_000
+_MAX_FILE_BYTES = 32 * 2**20
+_DRAFT = 4  # times the size that is wanted
+
+_Transpose = Image.Transpose
+_UPRIGHT = {
+    2: _Transpose.FLIP_LEFT_RIGHT,
+    3: _Transpose.ROTATE_180,
+    4: _Transpose.FLIP_TOP_BOTTOM,
+    5: _Transpose.TRANSPOSE,
+    6: _Transpose.ROTATE_270,
+    7: _Transpose.TRANSVERSE,
+    8: _Transpose.ROTATE_90,
+}
+"""Exif's orientation → what sets the image upright."""
 
 
 def read_image(
     path: Path, shape: tuple[int, int, int], *, resize: bool = False
 ) -> UInt8[np.ndarray, "h w c"]:
-    """Read a PNG or JPEG file as uint8 of exactly `shape`.
+    """Read a PNG or JPEG file as uint8 of exactly `shape`, upright as its Exif data say.
 
     Args:
         path: of the file.
@@ -27,30 +49,97 @@ def read_image(
             convert its colours. Otherwise an image that doesn't fit is refused.
 
     Raises:
-        DataError: not an image, a damaged or an oversized one, or one that doesn't fit.
+        DataError: not an image, a damaged, an animated or an oversized one, or one that doesn't
+            fit.
+    """
+    try:
+        return _fit(cut_down(_read(path), max_pixels=_MAX_PIXELS), shape, resize=resize)
+    except DataError as error:
+        raise DataError(f"{path} can't be read: {error}.") from error.__cause__
+
+
+def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a PNG or JPEG that holds exactly that shape at 8 bits.
+
+    Nothing is converted or turned: prepared sets hold their images as they are to be seen.
+
+    Raises:
+        DataError: damaged, or a palette, 16 bits, an alpha channel too many or another size. The
+            message begins with "it", for the caller to say what.
     """
     height, width, channels = shape
-    mode = MODES[channels]
+    still = cut_down(data, max_pixels=height * width)
+    image = _open(still)
+    if (image.mode, image.size, still.depth) != (MODES[channels], (width, height), 8):
+        raise DataError(
+            f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {still.depth} bits, not"
+            f" {width}x{height} {MODES[channels]} of 8"
+        )
+    return np.asarray(_load(image)).reshape(shape)
+
+
+def _read(path: Path) -> bytes:
     try:
-        # Only formats that can't run anything or reach outside; Pillow reads the header first.
-        with Image.open(path, formats=["PNG", "JPEG"]) as opened:
-            image: Image.Image = opened
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(f"{path} has {image.width}×{image.height} pixels, too many.")
-            fits = image.size == (width, height) and image.mode == mode
-            if not fits and not resize:
-                raise DataError(
-                    f"{path} is {image.width}×{image.height} {image.mode}, but the model takes"
-                    f" {width}×{height} {mode}; --resize makes images fit."
-                )
-            if image.mode not in _CONVERTIBLE:
-                raise DataError(f"{path} is of mode {image.mode}, not of 8 bits per channel.")
-            image = image.convert(mode)
-            if image.size != (width, height):
-                image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-            return np.asarray(image, np.uint8).reshape(shape)
-    except UnidentifiedImageError:
-        raise DataError(f"{path} isn't a PNG or JPEG image.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} can't be read: {reason}") from None
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DataError("it isn't a file")
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
+        raise DataError(getattr(error, "strerror", None) or str(error)) from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise DataError(f"it has more than {_MAX_FILE_BYTES // 2**20} MiB")
+    return data
+
+
+def _fit(still: Still, shape: tuple[int, int, int], *, resize: bool) -> UInt8[np.ndarray, "h w c"]:
+    height, width, channels = shape
+    mode = MODES[channels]
+    lies = still.orientation >= 5  # on its side
+    size = (still.height, still.width) if lies else (still.width, still.height)
+    image = _open(still)
+    if image.mode not in _CONVERTIBLE or still.depth > 8:
+        raise DataError(f"it has {still.depth} bits per channel, not 8")
+    if not resize and (size, image.mode) != ((width, height), mode):
+        raise DataError(
+            f"it is {size[0]}×{size[1]} {image.mode}, but the model takes {width}×{height} {mode};"
+            " --resize makes images fit"
+        )
+    if still.format == "JPEG" and size != (width, height):
+        # What is much too large is decoded at a half, a quarter or an eighth of its size.
+        wanted = (_DRAFT * height, _DRAFT * width) if lies else (_DRAFT * width, _DRAFT * height)
+        cast(JpegImageFile, image).draft(image.mode, wanted)
+    pixel = _CONVERTIBLE[image.mode] + (_CONVERTIBLE[mode] if image.mode != mode else 0)
+    if image.width * image.height * pixel > _MAX_DECODED_BYTES:
+        raise DataError(f"it has {size[0]}×{size[1]} pixels, too many in {image.mode}")
+    image = _load(image)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size == (still.width, still.height) == (width, height) and still.orientation == 1:
+        return np.asarray(image, np.uint8).reshape(shape)
+    fitting = (height, width) if lies else (width, height)
+    if image.size != fitting:
+        image = ImageOps.fit(image, fitting, Image.Resampling.BILINEAR)
+    if still.orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[still.orientation])
+    return np.asarray(image, np.uint8).reshape(shape)
+
+
+def _open(still: Still) -> Image.Image:
+    """Let Pillow read the header, of two formats that can't run anything or reach outside."""
+    try:
+        return Image.open(io.BytesIO(still.data), formats=("PNG", "JPEG"))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files, SyntaxError among them
+        raise DataError("its header isn't sound") from error
+
+
+def _load(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # likewise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"its pixels are damaged: {reason}") from error
+    return image

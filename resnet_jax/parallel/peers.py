@@ -11,9 +11,17 @@ import json
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 
-_GRACE_S = 10.0
+# How a job ends that has failed, in seconds: LEAVE_S < GRACE_S < SETTLE_S, and GRACE_S < LAST_S by
+# what `end` may take. Process 0 has to be the last: it serves JAX's connection, and when that
+# breaks, JAX aborts whoever is left with a C++ stack trace instead of an exit code and one line.
+LEAVE_S = 2.0  # that a failed process other than 0 waits for the others to take leave of JAX too
+GRACE_S = 3.0  # that the others have to fail by themselves, so that each can say why
+SETTLE_S = 5.0  # that an error of the network waits for the news whose fault it is
+LAST_S = 8.0  # until process 0 ends, if the others haven't done so before
+
 _LONGEST = 4096  # bytes
 _LONGEST_REASON = 500  # characters, each of which JSON may write as six bytes
 
@@ -34,7 +42,7 @@ class PeerWatch:
         lines: dict[int, socket.socket],
         end: Callable[[str], None],
         *,
-        grace_s: float = _GRACE_S,
+        grace_s: float = GRACE_S,
     ) -> None:
         """Begin to watch.
 
@@ -43,7 +51,8 @@ class PeerWatch:
             lines: from `call_roll`.
             end: ends this process, given a sentence that says which process was lost. It is called
                 in another thread, while the main one may wait for that process in vain.
-            grace_s: seconds that this process has to end by itself if another one has failed.
+            grace_s: seconds that this process has to end by itself if another one has failed;
+                process 0 then waits for the others to end, which takes them as long.
         """
         self._process, self._lines, self._end, self._grace_s = process, lines, end, grace_s
         self._left = threading.Event()
@@ -71,10 +80,10 @@ class PeerWatch:
         """Whether a process was lost, or is within some seconds; then this one is being ended."""
         return self._lost.wait(timeout_s)
 
-    def _tell(self, process: int, failure: str | None) -> None:
+    def _tell(self, process: int, failure: str | None, *, lost: bool = False) -> None:
         if failure is not None:  # the first line; XLA's go on for pages
             failure = (failure.splitlines() or [""])[0][:_LONGEST_REASON]
-        message = json.dumps({"process": process, "failure": failure}).encode()
+        message = json.dumps({"process": process, "failure": failure, "lost": lost}).encode()
         for line in self._lines.values():
             with contextlib.suppress(OSError):  # it has ended as well
                 line.sendall(message + b"\n")
@@ -92,26 +101,38 @@ class PeerWatch:
             text = b""
         if not text:
             self._selector.unregister(line)
-            self._lose(number, None)
+            self._lose(number, "its connection broke", lost=True)
             return
         for said in text.splitlines():
             try:
                 message = json.loads(said)
-                process, failure = message["process"], message["failure"]
+                process, failure, lost = (message[name] for name in ("process", "failure", "lost"))
             except (ValueError, KeyError, TypeError):
-                process, failure = number, "it said something that can't be understood"
+                process, failure, lost = number, "it said something that can't be understood", False
             if failure is None:
                 self._selector.unregister(line)  # it has done its part, and hangs up
             else:
-                self._lose(process, failure)
+                self._lose(process, failure, lost=lost)
 
-    def _lose(self, process: int, failure: str | None) -> None:
+    def _lose(self, process: int, failure: str, *, lost: bool) -> None:
         """End this process, unless it ends by itself in time."""
         if self._process == 0 and not self._left.is_set():  # the others hear it from here only
-            self._tell(process, failure or "its connection broke")
-        if failure and self._left.wait(self._grace_s):
+            self._tell(process, failure, lost=lost)
+        if not lost and self._left.wait(self._grace_s):
             return
         if not self._left.is_set():
             self._lost.set()
-            reason = failure or "its connection broke"
-            self._end(f"Process {process} has ended: {reason.rstrip('.')}.")
+            if self._process == 0:
+                self._see_off(LAST_S - GRACE_S)
+            self._end(f"Process {process} has ended: {failure.rstrip('.')}.")
+
+    def _see_off(self, timeout_s: float) -> None:
+        """Wait for the others to hang up."""
+        deadline = time.monotonic() + timeout_s
+        while self._selector.get_map() and (left_s := deadline - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left_s):
+                line: socket.socket = key.fileobj  # type: ignore[assignment]
+                with contextlib.suppress(OSError):
+                    if line.recv(_LONGEST):  # it says that it is about to
+                        continue
+                self._selector.unregister(line)

@@ -21,11 +21,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from resnet_jax.errors import ConfigError, PeerError, ResnetJaxError, UsageError
+from resnet_jax.output import briefly
 from resnet_jax.parallel.mesh import replicated, split
-from resnet_jax.parallel.peers import PeerWatch
+from resnet_jax.parallel.peers import LAST_S, LEAVE_S, SETTLE_S, PeerWatch
 from resnet_jax.parallel.rollcall import call_roll
-
-_SETTLE_S = 5.0  # between an error of the network and the news whose it was
 
 _PATIENCE_S = 24 * 3600  # with processes that live and prepare something
 _preparations = itertools.count()
@@ -201,24 +200,25 @@ def member_of(job: Job | None, *, timeout_s: float, end: Callable[[str], None]) 
         yield
     except BaseException as error:
         # Where another process is gone, communication fails here with a sentence about sockets.
-        if not isinstance(error, ResnetJaxError) and watch.has_lost(_SETTLE_S):
+        if not isinstance(error, ResnetJaxError) and watch.has_lost(SETTLE_S):
             threading.Event().wait()  # until the watch has ended this process
         watch.leave(str(error) or type(error).__name__)
         raise
     watch.leave(None)
 
 
-def disconnect(*, timeout_s: float = 5.0) -> bool:
-    """Take leave of JAX's connection; whether the other processes did so too, within seconds.
+def disconnect() -> None:
+    """Take leave of JAX's connection, if the other processes do so too within seconds.
 
-    The end of a process would do it as well, but wait for minutes, and then be a crash.
+    The end of a process would do it as well, but wait for minutes, and then be a crash. Process 0
+    returns when the others have had the time to end.
     """
+    from jax._src import distributed  # noqa: PLC0415 - JAX has no public name for this
+
     if not jax.distributed.is_initialized():
-        return True
-    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    leaving.start()
-    leaving.join(timeout_s)
-    return not leaving.is_alive()
+        return
+    timeout_s = LAST_S if distributed.global_state.process_id == MAIN else LEAVE_S
+    briefly(jax.distributed.shutdown, timeout_s=timeout_s)
 
 
 def is_main() -> bool:
@@ -316,7 +316,7 @@ def exchange(document: Any) -> list[Any]:
 
 
 class Vote:
-    """Whether any process wants to stop, known to all of them at the same step.
+    """What any process has to say, known to all of them at the same step.
 
     Asking would make the host wait for the devices, and they for it. So a vote is sent along with
     one dispatch and read after the next: it costs nothing, and takes effect one dispatch later.
@@ -324,25 +324,26 @@ class Vote:
 
     def __init__(self, mesh: Mesh) -> None:
         """Count on the devices of `mesh`."""
-        self._any = jax.jit(lambda votes: votes.any(), out_shardings=replicated(mesh))
+        self._any = jax.jit(lambda votes: votes.any(axis=0), out_shardings=replicated(mesh))
         self._mesh = mesh
         self._pending: jax.Array | None = None
 
-    def cast(self, wish: bool) -> bool:
-        """Send this process's wish along; return the outcome of the last vote.
+    def cast(self, *wishes: bool) -> tuple[bool, ...]:
+        """Send this process's wishes along; return which of them any had in the last vote.
 
-        Every process must call it after the same dispatches. With a single one the wish is the
+        Every process must call it after the same dispatches. With a single one the wishes are the
         outcome.
         """
         if jax.process_count() == 1:
-            return wish
-        outcome = self._pending is not None and bool(self._pending)
-        shape = (self._mesh.size,)
+            return wishes
+        last = np.zeros(len(wishes), bool) if self._pending is None else np.asarray(self._pending)
         votes = jax.make_array_from_callback(
-            shape, split(self._mesh), lambda part: np.full(shape, wish)[part]
+            (self._mesh.size, len(wishes)),
+            split(self._mesh),
+            lambda part: np.tile(wishes, (self._mesh.size, 1))[part],
         )
         self._pending = self._any(votes)
-        return outcome
+        return tuple(bool(outcome) for outcome in last)
 
 
 def wait_for_all(what: str) -> None:

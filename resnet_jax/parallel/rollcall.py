@@ -18,8 +18,13 @@ from collections.abc import Iterable, Iterator
 from resnet_jax.errors import ConfigError, PeerError
 
 _LONGEST_LINE = 4096  # bytes
+_LONGEST_ANSWER = 2**20  # bytes; it may list thousands of processes
+_LONGEST_QUOTE = 80  # bytes of what a stranger says
 _RETRY_S = 0.2
-_REFUSALS = {"PeerError": PeerError, "ConfigError": ConfigError}
+_REFUSALS: dict[str, type[PeerError] | type[ConfigError]] = {
+    "PeerError": PeerError,
+    "ConfigError": ConfigError,
+}
 _BUSY = (errno.EADDRINUSE, errno.EACCES)
 
 
@@ -40,7 +45,7 @@ def call_roll(
     Raises:
         PeerError: some process isn't there in time; all that are get to know which.
         ConfigError: the address is none, its port is in use, or processes disagree about how many
-            they are or have the same number.
+            they are or have the same number, or something else answers there.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -168,7 +173,7 @@ def _parse(said: bytes) -> tuple[int, int] | None:
     try:
         call = json.loads(said)
         return int(call["process"]), int(call["of"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
 
 
@@ -186,9 +191,8 @@ def _call(
                 # Process 0 may wait for others as long as we do, and a little later.
                 connection.settimeout(left + 5)
                 if answer := _line(connection):
-                    outcome = json.loads(answer)
-                    if outcome:
-                        raise _REFUSALS[outcome["kind"]](outcome["message"])
+                    if refusal := _refusal(answer, address):
+                        raise refusal
                     stack.pop_all()
                     return connection
         except socket.gaierror:
@@ -200,6 +204,21 @@ def _call(
         f"Process {process} of {processes} can't reach process 0 at {address[0]}:{address[1]}"
         f" within {timeout_s:g} s ({reason}); is it running, and the port open?"
     )
+
+
+def _refusal(answer: bytes, address: tuple[str, int]) -> PeerError | ConfigError | None:
+    """What the answer to a call says is wrong; None for nothing."""
+    try:
+        outcome = json.loads(answer)
+        if outcome == {}:
+            return None
+        return _REFUSALS[outcome["kind"]](str(outcome["message"]))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        said = answer[:_LONGEST_QUOTE].decode("ascii", "backslashreplace").strip()
+        return ConfigError(
+            f"At {address[0]}:{address[1]} something else than process 0 answers, with {said!r};"
+            " give all processes the --coordinator of a host and port that are process 0's alone."
+        )
 
 
 def _listen(port: int) -> socket.socket:
@@ -215,14 +234,14 @@ def _listen(port: int) -> socket.socket:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """The next line that arrives, b"" if the other side hangs up."""
+    """The next line that arrives, b"" if the other side hangs up before its end."""
     received = b""
-    while not received.endswith(b"\n") and len(received) < _LONGEST_LINE:
+    while b"\n" not in received and len(received) < _LONGEST_ANSWER:
         piece = connection.recv(_LONGEST_LINE)
         if not piece:
             return b""
         received += piece
-    return received
+    return received.partition(b"\n")[0]
 
 
 def _numbers(processes: Iterable[int]) -> str:

@@ -13,6 +13,7 @@ from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
 
 DurationUnit = Literal["epochs", "examples"]
+NonfinitePolicy = Literal["abort", "skip", "rollback"]
 
 MAY_CHANGE = (
     "data.dir",
@@ -23,7 +24,10 @@ MAY_CHANGE = (
     "steps_per_dispatch",
     "checkpoint_every",
     "keep_checkpoints",
+    "save_attempts",
     "hang_timeout_s",
+    "nonfinite.policy",
+    "nonfinite.limit",
 )
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
 
@@ -60,11 +64,19 @@ def default_config() -> ConfigDict:
     config.eval_every = 1.0
     config.checkpoint_every = 1.0
     config.keep_checkpoints = 2  # the newest ones; the best is kept beside them
+    config.save_attempts = 10  # that may fail in a row, before the run ends
     config.log_every = 20  # steps
     config.steps_per_dispatch = 10
     # Seconds without news, after which a run is stuck: longer than it takes to compile, to score a
     # split, or to save; 0 for never.
     config.hang_timeout_s = 1800.0
+
+    # What happens when a loss, gradient or parameter stops being finite: "abort" ends the run;
+    # "skip" leaves out the step; "rollback" goes back to the last checkpoint, and leaves out the
+    # batches since. Both do so up to `limit` times in a run.
+    config.nonfinite = ConfigDict()
+    config.nonfinite.policy = "abort"
+    config.nonfinite.limit = 10
 
     config.optimizer = ConfigDict()
     config.optimizer.momentum = 0.9
@@ -128,13 +140,12 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: naming the field, its value and what it can be.
     """
-    if config.duration_unit not in get_args(DurationUnit):
-        known = get_args(DurationUnit)
-        hint = did_you_mean(str(config.duration_unit), known)
-        raise ConfigError(
-            f"duration_unit is {config.duration_unit!r}; it can be {', '.join(known)}.{hint}"
-        )
     flat = flatten(config)
+    for name, kind in (("duration_unit", DurationUnit), ("nonfinite.policy", NonfinitePolicy)):
+        known = get_args(kind)
+        if flat[name] not in known:
+            hint = did_you_mean(str(flat[name]), known)
+            raise ConfigError(f"{name} is {flat[name]!r}; it can be {', '.join(known)}.{hint}")
     for name in ("schedule.boundaries", "schedule.scales"):
         if not all(isinstance(v, int | float) for v in flat[name]):
             raise ConfigError(f"{name} is {flat[name]}; it must be a tuple of numbers.")
@@ -154,6 +165,7 @@ def validate(config: ConfigDict) -> None:
         "eval_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "save_attempts",
         "log_every",
         "steps_per_dispatch",
         "schedule.reference_batch",
@@ -164,6 +176,7 @@ def validate(config: ConfigDict) -> None:
     not_negative = (
         "seed",
         "hang_timeout_s",
+        "nonfinite.limit",
         "data.crop_padding",
         "optimizer.weight_decay",
         "optimizer.clip_norm",

@@ -1,7 +1,8 @@
 """What a run shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
-from typing import Any
+from typing import IO, Any, cast
 
 from etils import epath
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.output import LossyStream
 from resnet_jax.parallel.process import is_main
 from resnet_jax.train.experiment import Experiment
 
@@ -25,8 +27,10 @@ class TrainingConsole:
     """Shows training and evaluation records as they come; a context manager."""
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
+        # Rich would end the process if nobody reads, and raise an error if a terminal is gone.
+        output = cast(IO[str], LossyStream(sys.stdout))
         # One process speaks for all.
-        self.console = Console(highlight=False, soft_wrap=True, quiet=not is_main())
+        self.console = Console(file=output, highlight=False, soft_wrap=True, quiet=not is_main())
         self._total = total_steps
         self._start_step = start_step
         self._last_line = float("-inf")

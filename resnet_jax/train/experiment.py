@@ -232,6 +232,7 @@ class Blueprint:
             flip=self.config.data.flip,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
+            skip_nonfinite=self.config.nonfinite.policy == "skip",
         )
         return make_train_steps(
             self.model,
@@ -299,12 +300,15 @@ class Experiment(Blueprint):
         state = self._initial_state(self.normalization)
         return place(state, state_shardings(state, self.mesh))
 
+    def stream(self) -> ExampleStream:
+        """Which training examples come when."""
+        return ExampleStream(self.config.seed, self.plan.train_examples, self.config.batch_size)
+
     def batches(self) -> Batches:
         """Where the training batches come from."""
-        stream = ExampleStream(self.config.seed, self.plan.train_examples, self.config.batch_size)
         return Batches(
             self.dataset.splits["train"],
-            stream,
+            self.stream(),
             shape=self.batch_shape(),
             mesh=self.mesh,
             resident=self.config.data.resident,

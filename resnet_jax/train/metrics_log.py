@@ -1,17 +1,22 @@
 """metrics.jsonl and TensorBoard: the record of a run, which survives a restart without a seam."""
 
 import json
+import logging
 import os
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from etils import epath
 
-from resnet_jax.buckets import is_remote
+from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.checkpoint.workdir import METRICS, write_atomically
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.parallel.process import is_main
+
+_log = logging.getLogger(__name__)
 
 # Orders the record, but isn't plotted.
 _NOT_SCALARS = ("step", "epoch", "split", "weights")
@@ -23,7 +28,8 @@ class MetricsLog:
 
     `history` holds all records of the run, those before a restart included. Of the processes of a
     job only the main one writes. Files in a bucket can't be appended to: there the record is
-    gathered on this host, and `sync` writes it as a whole.
+    gathered on this host, and `sync` writes it as a whole. What can't be written, because a disk
+    is full, stays in memory until it can: no run ends because of its log.
     """
 
     def __init__(self, workdir: epath.Path, *, start_step: int) -> None:
@@ -31,9 +37,11 @@ class MetricsLog:
 
         Records of later steps are dropped: the run will write them again. So is a last line that
         a crash left unfinished.
-        """
-        from tensorboardX import SummaryWriter  # noqa: PLC0415 - 0.2 s that models don't need
 
+        Raises:
+            DataError: the record is damaged, or can't be read.
+            OSError: it can't be written.
+        """
         path = workdir / METRICS
         # Test scores are the last lines of a run; if it was killed there, they are written again.
         self.history = [
@@ -49,33 +57,62 @@ class MetricsLog:
         folder = Path(self._gathered.name if self._gathered else workdir)
         self._path = folder / METRICS
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / _BOARD), purge_step=start_step + 1)
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten: list[dict[str, Any]] = []
+        self._board = _Board(folder / _BOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
         self.history.append(record)
         if not self._writes:
             return
-        self._file.write(_line(record))
-        self._file.flush()
-        prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
-        for name, value in record.items():
-            if name not in _NOT_SCALARS:
-                self._board.add_scalar(f"{prefix}/{name}", value, record["step"])
+        self._board.write(record)
+        behind = bool(self._unwritten)
+        self._unwritten.append(record)
+        try:
+            self._catch_up()
+        except OSError as error:
+            if not behind:
+                _log.warning(
+                    "%s can't be written (%s); its lines are kept in memory until it can.",
+                    *(self._path, error.strerror or error),
+                )
+
+    def _catch_up(self) -> None:
+        """Append what isn't in the file yet: all of it or, with an error, nothing."""
+        lines = "".join(map(_line, self._unwritten)).encode()
+        whole = os.fstat(self._file.fileno()).st_size
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), whole)
+            raise
+        self._unwritten.clear()
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Make what was written durable.
+
+        Raises:
+            WriteError: it can't be.
+        """
         if not self._writes:
             return
-        self._board.flush()
-        os.fsync(self._file.fileno())
-        if self._gathered:
-            write_atomically(self._workdir / METRICS, self._path.read_bytes())
-            board = self._workdir / _BOARD
-            board.mkdir(parents=True, exist_ok=True)
-            for events in (self._path.parent / _BOARD).iterdir():
-                write_atomically(board / events.name, events.read_bytes())
+        try:
+            self._catch_up()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+            if self._gathered:
+                write_atomically(self._workdir / METRICS, self._path.read_bytes())
+                board = self._workdir / _BOARD
+                with bucket_errors(board):
+                    board.mkdir(parents=True, exist_ok=True)
+                for events in (self._path.parent / _BOARD).iterdir():
+                    write_atomically(board / events.name, events.read_bytes())
+        except OSError as error:
+            raise WriteError(
+                f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
+            ) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -92,6 +129,54 @@ class MetricsLog:
                 self._gathered.cleanup()
 
 
+class _Board:
+    """Numbers for `tensorboard --logdir`; a copy, which ends where it can't be written.
+
+    Not by the library's SummaryWriter: its thread dies of an error, and then a flush never ends.
+    """
+
+    def __init__(self, folder: Path, *, start_step: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - 0.2 s that
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - models
+        from tensorboardX.summary import scalar  # noqa: PLC0415 - don't need
+
+        self._event, self._scalar = Event, scalar
+        folder.mkdir(exist_ok=True)
+        # The library's own names have seconds only: a quick restart would overwrite the file.
+        suffix = f".{os.getpid()}.{time.time_ns()}"
+        self._events: Any = EventsWriter(str(folder / "events"), suffix)
+        # TensorBoard hides what an earlier process wrote of these steps.
+        session = SessionLog(status=SessionLog.START)
+        self._write(step=start_step + 1, session_log=session)
+
+    def write(self, record: dict[str, Any]) -> None:
+        prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
+        for name, value in record.items():
+            if name not in _NOT_SCALARS:
+                summary = self._scalar(f"{prefix}/{name}", value)
+                self._write(step=record["step"], summary=summary)
+
+    def _write(self, **event: Any) -> None:
+        self._do(lambda events: events.write_event(self._event(wall_time=time.time(), **event)))
+
+    def flush(self) -> None:
+        self._do(lambda events: events.flush())
+
+    def close(self) -> None:
+        self._do(lambda events: events.close())
+
+    def _do(self, action: Callable[[Any], object]) -> None:
+        try:
+            if self._events:
+                action(self._events)
+        except OSError as error:
+            self._events = None
+            _log.warning(
+                "TensorBoard's copy of the record ends here (%s); %s goes on.",
+                *(error.strerror or error, METRICS),
+            )
+
+
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
@@ -100,12 +185,17 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, without a last line that a crash left unfinished.
 
     Raises:
-        DataError: another line is damaged.
+        DataError: another line is damaged, or the file can't be read.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    try:
+        with bucket_errors(path):
+            if not path.is_file():
+                return []
+            text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
+    lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     records = []

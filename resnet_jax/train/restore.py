@@ -10,6 +10,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
+from resnet_jax.buckets import as_path
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
@@ -88,10 +89,11 @@ def restore_run(
         ema: take the moving averages.
 
     Raises:
+        UsageError: `workdir` isn't the name of a folder.
         ConfigError: `workdir` isn't a run, or has no moving averages.
         DataError: it has no such checkpoint, or the checkpoint is damaged.
     """
-    workdir = epath.Path(workdir)
+    workdir = as_path(workdir)
     try:
         config = from_json(read_config(workdir))
     except ConfigError as error:

@@ -4,25 +4,57 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
 from resnet_jax.models.presets import Network, init_variables
+from resnet_jax.parallel.mesh import place
+
+MOST_NUMBERED = 16
+"""How many steps that weren't finite a meter has the numbers of."""
 
 
 class Meter(struct.PyTreeNode):
-    """Float32 sums since the last log point, over steps or over examples; all are scalars."""
+    """Sums since the last log point, over steps or over examples, of steps that were finite.
+
+    Scalars of float32, but for the last two: int32, and int32 [MOST_NUMBERED].
+    """
 
     steps: jax.Array
     examples: jax.Array
     loss: jax.Array
     top1: jax.Array
     grad_norm: jax.Array  # of each step, before clipping
+    nonfinite: jax.Array  # how many steps weren't
+    nonfinite_steps: jax.Array  # the numbers of the first of those, from 0
 
     @classmethod
     def zero(cls) -> "Meter":
         """An empty meter."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in range(5)))
+        sums = ("steps", "examples", "loss", "top1", "grad_norm")
+        return cls(
+            **{name: jnp.zeros((), jnp.float32) for name in sums},
+            nonfinite=jnp.zeros((), jnp.int32),
+            nonfinite_steps=jnp.zeros(MOST_NUMBERED, jnp.int32),
+        )
+
+    def add(
+        self, step: jax.Array, *, finite: jax.Array, examples: int, **sums: jax.Array
+    ) -> "Meter":
+        """Count step number `step`, with its sums "loss", "top1" and "grad_norm"."""
+        sums |= {"steps": jnp.float32(1), "examples": jnp.float32(examples)}
+        added = {k: getattr(self, k) + jnp.where(finite, more, 0) for k, more in sums.items()}
+        place = jnp.where(finite, MOST_NUMBERED, self.nonfinite)  # past the end nothing is set
+        return self.replace(
+            **added,
+            nonfinite=self.nonfinite + (1 - finite.astype(jnp.int32)),
+            nonfinite_steps=self.nonfinite_steps.at[place].set(step, mode="drop"),
+        )
+
+    def numbered(self) -> list[int]:
+        """The steps that weren't finite, as far as they have numbers."""
+        return [int(step) for step in self.nonfinite_steps[: int(self.nonfinite)]]
 
 
 class TrainState(struct.PyTreeNode):
@@ -49,11 +81,29 @@ class TrainState(struct.PyTreeNode):
     meter: Meter
     normalization: dict[str, jax.Array]
 
+    def moved_to(self, step: int) -> "TrainState":
+        """The same state as if `step` steps were done: data and learning rate go on from there."""
+
+        def at_step(leaf: jax.Array) -> jax.Array:
+            return place(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
+
+        return self.replace(
+            step=at_step(self.step),
+            opt_state=jax.tree.map(
+                lambda leaf: at_step(leaf) if counts(leaf) else leaf, self.opt_state
+            ),
+        )
+
     def variables(self, *, ema: bool = False) -> dict[str, Any]:
         """The variables for `model.apply`: the raw ones, or their moving averages."""
         if ema:
             return dict(self.ema)
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def counts(leaf: jax.Array) -> bool:
+    """Whether a part of an optimiser's state is a number of steps."""
+    return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def init_state(

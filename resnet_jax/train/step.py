@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from resnet_jax.data.augment import crop_and_flip, example_keys, normalize
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
-from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.state import TrainState, counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +26,15 @@ class Recipe:
         flip: mirror half of the images.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
         ema_decay: of the moving averages; 0 for none.
+        skip_nonfinite: leave parameters, statistics and averages as they were where the loss, the
+            gradient or one of them stops being finite. The step counts all the same.
     """
 
     crop_padding: int
     flip: bool
     label_smoothing: float
     ema_decay: float
+    skip_nonfinite: bool = False
 
 
 class Batch(NamedTuple):
@@ -165,12 +168,27 @@ def train_step(
         averaged = {"params": params, "batch_stats": batch_stats}
         ema = optax.incremental_update(averaged, state.ema, 1 - recipe.ema_decay)
 
-    meter = Meter(
-        steps=state.meter.steps + 1,
-        examples=state.meter.examples + batch.labels.size,
-        loss=state.meter.loss + done.loss,
-        top1=state.meter.top1 + done.correct,
-        grad_norm=state.meter.grad_norm + optax.tree.norm(gradients),
+    grad_norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(done.loss) & jnp.isfinite(grad_norm)
+    if recipe.skip_nonfinite:
+        finite &= all_finite((params, batch_stats))
+
+        def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+            return new if counts(new) else jnp.where(finite, new, old)
+
+        params, batch_stats, opt_state, ema = jax.tree.map(
+            keep,
+            (params, batch_stats, opt_state, ema),
+            (state.params, state.batch_stats, state.opt_state, state.ema),
+        )
+
+    meter = state.meter.add(
+        state.step,
+        finite=finite,
+        examples=batch.labels.size,
+        loss=done.loss,
+        top1=done.correct,
+        grad_norm=grad_norm,
     )
     return state.replace(
         step=state.step + 1,
@@ -180,6 +198,11 @@ def train_step(
         ema=ema,
         meter=meter,
     )
+
+
+def all_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether every element of every array is."""
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_train_steps(

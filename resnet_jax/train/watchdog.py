@@ -10,7 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from resnet_jax.output import LossyStream, briefly
+
 _TICK_S = 1.0
+_SHOW_S = 3.0
 
 
 class Watchdog:
@@ -59,12 +62,20 @@ class Watchdog:
                 self._silent_s = 0.0
 
     def _bark(self) -> None:
+        try:
+            briefly(self._show_threads, timeout_s=_SHOW_S)  # the terminal may be what is stuck
+        finally:
+            if self._end:
+                self._end(
+                    f"This process has made no progress for {self._timeout_s:g} s (hang_timeout_s)"
+                    f" while {self._doing}: it is stuck, or waits for another that is."
+                )
+
+    def _show_threads(self) -> None:
         terminal = sys.__stderr__ or sys.stderr  # a notebook's own can't be written to from C
-        print(f"\nno progress for {self._timeout_s:g} s; where each thread is:", file=terminal)
-        terminal.flush()
-        faulthandler.dump_traceback(terminal)
-        if self._end:
-            self._end(
-                f"This process has made no progress for {self._timeout_s:g} s (hang_timeout_s)"
-                f" while {self._doing}: it is stuck, or waits for another that is."
-            )
+        shown = LossyStream(terminal)
+        print(f"\nno progress for {self._timeout_s:g} s; where each thread is:", file=shown)
+        shown.flush()
+        if terminal:
+            with contextlib.suppress(OSError, ValueError):  # it was closed here
+                faulthandler.dump_traceback(terminal)

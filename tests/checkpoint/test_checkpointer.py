@@ -164,9 +164,7 @@ def test_without_a_good_checkpoint_nothing_is_guessed(tmp_path):
     for step in (1, 2, 3):
         for file in (tmp_path / str(step)).rglob("manifest.ocdbt"):
             file.write_bytes(b"garbage")
-    with pytest.raises(
-        DataError, match="No checkpoint .* is good: 1.corrupt, 2.cor"
-    ):
+    with pytest.raises(DataError, match="No checkpoint .* is good: 1.corrupt, 2.cor"):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.corrupt", "2.corrupt", "3.corrupt"]
     # Nor when it is started again.

@@ -79,11 +79,15 @@ def test_a_directory_that_cannot_be_written_is_refused(failing):
         prepare_workdir(WORKDIR)
 
 
-@pytest.mark.parametrize("kind", ["gs", "s3"])
-def test_a_bucket_is_never_made(bucket, kind):
+def test_a_kind_of_bucket_that_takes_no_checkpoints_is_refused(bucket):
+    with with_s3(), pytest.raises(WriteError, match="to which Orbax writes no checkpoints"):
+        prepare_workdir(epath.Path("s3://bucket/runs/one"))
+
+
+def test_a_bucket_is_never_made(bucket):
     """Its name may be mistyped."""
-    with with_s3(), pytest.raises(WriteError, match="The specified bucket does not exist"):
-        prepare_workdir(epath.Path(f"{kind}://mistyped/runs/one"))
+    with pytest.raises(WriteError, match="The specified bucket does not exist"):
+        prepare_workdir(epath.Path("gs://mistyped/runs/one"))
     assert not (bucket.parent / "mistyped").exists()
 
 

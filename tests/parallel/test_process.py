@@ -261,6 +261,40 @@ def test_silent_strangers_delay_neither_the_roll_nor_its_end():
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n<html>",
+        b'{"ready": true}\n',
+        b'{"kind": "PeerError"}\n',
+        b"[]\n",
+        b"\x16\x03\x01\xff\n",
+        b"[" * 5000 + b"\n",
+    ],
+)
+def test_something_else_on_the_port_is_named(said):
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        port = server.getsockname()[1]
+        roll = pool.submit(_roll, [(1, 2)], port=port)
+        with server.accept()[0] as caller:
+            caller.sendall(said)
+            (error,) = roll.result()
+    assert isinstance(error, ConfigError)
+    assert f"At 127.0.0.1:{port} something else than process 0 answers" in str(error)
+    assert "\n" not in str(error)
+    assert len(str(error)) < 600
+
+
+def test_a_long_list_of_missing_processes_arrives():
+    for error in _roll([(0, 2000), (1, 2000)], timeout_s=1.0):
+        assert isinstance(error, PeerError)
+        assert "1998, 1999 didn't call process 0" in str(error)
+
+
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:70000"])
 def test_an_address_without_host_or_port_is_refused(address):
     with pytest.raises(ConfigError, match="it must be HOST:PORT"):
@@ -276,7 +310,7 @@ def test_a_port_in_use_is_named():
 
 def test_alone_a_wish_is_the_outcome_and_an_error_is_ones_own():
     vote = Vote(make_mesh())
-    assert [vote.cast(False), vote.cast(True)] == [False, True]
+    assert vote.cast(False, True) == (False, True)
     with pytest.raises(ConfigError, match="mine"), failing_together({}):
         raise ConfigError("mine")
     assert jax.process_count() == 1

@@ -21,7 +21,6 @@ from tests.parity.weights import (
     summary_of,
 )
 
-
 GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "activations").glob("*.npz"))
 
 

@@ -8,7 +8,6 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.cli.flags import exit_code_of
 from resnet_jax.cli.main import main
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.train.metrics_log import read_metrics
@@ -40,7 +39,7 @@ def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_
         resnet_jax.fit(tiny_config, workdir)
 
 
-def test_a_client_that_fails_ends_the_run_with_one_line(bucket, tiny_config, monkeypatch, capsys):
+def test_a_client_that_fails_ends_the_run_with_one_line(bucket, tiny_config, monkeypatch):
     """Its errors aren't OSErrors, and come when the checks at the start have passed."""
 
     def fault(call, path):
@@ -49,9 +48,9 @@ def test_a_client_that_fails_ends_the_run_with_one_line(bucket, tiny_config, mon
 
     monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
     workdir = "gs://bucket/runs/refused"
-    assert exit_code_of(lambda: resnet_jax.fit(tiny_config, workdir)) == WriteError.exit_code
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{workdir} can't be written: Quota exceeded, 429.")
+    with pytest.raises(WriteError) as raised:
+        resnet_jax.fit(tiny_config, workdir)
+    assert str(raised.value) == f"{workdir} can't be written: Quota exceeded, 429."
 
 
 def test_a_run_that_cannot_be_read_is_refused_with_one_line(bucket, monkeypatch, capsys):

@@ -210,5 +210,5 @@ def test_a_bucket_is_probed_and_its_data_are_found(bucket, monkeypatch):
     assert found.status == "ok"
     (found,) = run.check_data("cifar10", data_dir="gs://bucket/doctor")
     assert (found.status, found.exit_code) == ("fail", 65)
-    with pytest.raises(WriteError, match="needs a client of that kind of bucket"):
+    with pytest.raises(WriteError, match="to which Orbax writes no checkpoints"):
         list(run.check_workdir(epath.Path("s3://bucket/run"), several=""))

@@ -1,0 +1,169 @@
+"""PNG and JPEG files cut down to what their pixels need, before a decoder sees them.
+
+Everything else in a file is left out unread: comments and texts, which may inflate to gigabytes;
+colour profiles; previews and further images; Exif but for the orientation. Sizes and checksums are
+compared before any pixel is decoded. Formats: PNG (W3C, third edition), JPEG (ITU-T T.81, annex B),
+Exif's orientation (TIFF 6.0, tag 0x0112).
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from resnet_jax.errors import DataError
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_JPEG = b"\xff\xd8\xff"
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
+_SCAN, _END, _COMMENT = 0xDA, 0xD9, 0xFE
+_ORIENTATION, _SHORT = 0x0112, 3
+
+_MAX_SCANNED_PIXELS = 10**9
+"""Scans × pixels of a JPEG: a scan of a few bytes makes its decoder pass over the whole image."""
+
+
+class Still(NamedTuple):
+    """One image, not yet decoded."""
+
+    format: str  # "PNG" or "JPEG"
+    width: int
+    height: int
+    depth: int  # bits per channel
+    orientation: int  # 1 … 8, as Exif counts; 1 if nothing is said
+    data: bytes
+
+
+def cut_down(data: bytes, *, max_pixels: int) -> Still:
+    """Find the image in the bytes of a PNG or JPEG file.
+
+    Raises:
+        DataError: it isn't one, is torn or damaged, moves, or has more than `max_pixels`. The
+            message begins with "it", for the caller to say what.
+    """
+    if not data:
+        raise DataError("it is empty")
+    try:
+        if data.startswith(_PNG):
+            still = _png(data)
+        elif data.startswith(_JPEG):
+            still = _jpeg(data)
+        else:
+            raise DataError("it isn't a PNG or JPEG image")
+    except (struct.error, IndexError):
+        raise DataError("it ends within its header") from None
+    if not still.width or not still.height:
+        raise DataError("it has no pixels")
+    if still.width * still.height > max_pixels:
+        raise DataError(f"it has {still.width}×{still.height} pixels, too many")
+    return still
+
+
+def _png(data: bytes) -> Still:
+    kept, header, exif = [_PNG], b"", b""
+    for kind, body, whole in _chunks(data):
+        if not header and kind != b"IHDR":
+            raise DataError("it begins without a header")
+        if kind in _PNG_NEEDED:
+            if zlib.crc32(kind + body) != struct.unpack(">L", whole[-4:])[0]:
+                raise DataError(f"its part {kind.decode()} fails its checksum")
+            kept.append(whole)
+        elif not kind[0] & 0x20:  # a capital: needed to understand the rest
+            raise DataError("it has a part that isn't known")
+        if kind == b"IHDR":
+            if header or len(body) != 13:
+                raise DataError("its header isn't sound")
+            header = body
+        elif kind == b"eXIf":
+            exif = exif or body
+        elif kind == b"acTL" and struct.unpack_from(">L", body)[0] > 1:
+            raise DataError("it is animated; take one image of it")
+        elif kind == b"IEND":
+            break
+    else:
+        raise DataError("it ends too early")
+    width, height, depth = struct.unpack_from(">LLB", header)
+    return Still("PNG", width, height, depth, _orientation(exif), b"".join(kept))
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Type, content and all of each chunk of a PNG, up to the end or a torn one."""
+    at = len(_PNG)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">L4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            return
+        yield kind, data[at + 8 : end - 4], data[at:end]
+        at = end
+
+
+def _jpeg(data: bytes) -> Still:
+    kept, frame, exif, at = [data[:2]], b"", b"", 2
+    while True:
+        at = data.find(b"\xff", at)  # decoders skip what stands between
+        while at >= 0 and data[at + 1] == 0xFF:
+            at += 1
+        if at < 0:
+            raise DataError("it ends too early")
+        marker = data[at + 1]
+        if marker == _END:
+            raise DataError("it has no pixels")
+        if marker == _SCAN:
+            break
+        if marker == 0 or marker in _ALONE:
+            at += 2
+            continue
+        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if end < at + 4 or end > len(data):
+            raise DataError("it ends too early")
+        body = data[at + 4 : end]
+        if marker in _FRAMES:
+            if frame:
+                raise DataError("its header isn't sound")
+            frame = body
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            exif = exif or body[6:]
+        if _describes_pixels(marker, body):
+            kept.append(data[at:end])
+        at = end
+    if not frame:
+        raise DataError("it begins without a header")
+    depth, height, width = struct.unpack_from(">BHH", frame)
+    # Within coded pixels 0xFF is followed by 0, so that this counts scans, and those of previews.
+    if data.count(b"\xff\xda", at) * width * height > _MAX_SCANNED_PIXELS:
+        raise DataError("it has more scans than an image needs")
+    kept.append(data[at:])
+    return Still("JPEG", width, height, depth, _orientation(exif), b"".join(kept))
+
+
+def _describes_pixels(marker: int, body: bytes) -> bool:
+    """Whether a decoder needs the segment; of those for applications, JFIF's and Adobe's colours.
+
+    JFIF's may have a preview, and Pillow reads the rest of a strange one with more trust than it
+    deserves; what it says of colours is that it's there.
+    """
+    if 0xE0 <= marker <= 0xEF:
+        jfif = marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
+        return jfif or (marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12)
+    return marker != _COMMENT
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in a block of Exif, a small TIFF; 1, upright, if it can't be read."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(f"{order}L", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, start)
+        for entry in range(entries):
+            at = start + 2 + 12 * entry
+            tag, kind, count, value = struct.unpack_from(f"{order}HHLH", exif, at)
+            if tag == _ORIENTATION:
+                return value if (kind, count) == (_SHORT, 1) and 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # a camera's note that is damaged says nothing of the pixels
+    return 1

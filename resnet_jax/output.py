@@ -1,0 +1,53 @@
+"""Output that may get lost: what it tells of goes on without it.
+
+A terminal is closed, the reader of a pipe ends, the disk that holds a log is full. None of that is
+a reason to lose a run, to end with another exit code, or not to end at all.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+class LossyStream:
+    """A text stream that falls silent, instead of raising an error, while it can't be written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Write to `stream`; None, as Python has it for one that was closed at the start, is mute.
+
+        Everything but writing is the stream's own.
+        """
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written of it; what can't be encoded, in escapes."""
+        try:
+            if self._stream is not None:
+                self._stream.write(text)
+        except UnicodeEncodeError:
+            self.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        except (OSError, ValueError):  # a ValueError if it was closed here
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        """Send on what was written."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def briefly(action: Callable[[], object], *, timeout_s: float) -> None:
+    """Do something that may never return, and wait for it no longer than some seconds.
+
+    A terminal that was halted, or a pipe that nobody reads, blocks who writes to it, and who waits
+    for the lock of such a stream.
+    """
+    acting = threading.Thread(target=action, daemon=True)
+    acting.start()
+    acting.join(timeout_s)

@@ -1,0 +1,74 @@
+"""What is done about numbers that stop being finite, and the record of where they did."""
+
+import json
+import logging
+from typing import Any
+
+from etils import epath
+
+from resnet_jax.buckets import bucket_errors
+from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
+from resnet_jax.data.loader import ExampleStream
+from resnet_jax.errors import NumericalError
+from resnet_jax.parallel.process import is_main
+
+_log = logging.getLogger(__name__)
+
+
+class NonfiniteError(Exception):
+    """Something isn't finite after `step` steps; `steps` are the numbers of those it came from."""
+
+    def __init__(self, what: str, step: int, steps: list[int]) -> None:
+        super().__init__(f"{what} stopped being finite at or shortly before step {step}")
+        # The last one, if none is known: parameters may overflow by a gradient that is finite.
+        self.step, self.steps = step, steps or [step - 1]
+
+
+class NonfiniteRecord:
+    """nonfinite.jsonl: for each step that wasn't finite, the examples of its batch.
+
+    `count` is how many times the run has gone on all the same.
+    """
+
+    def __init__(
+        self, workdir: epath.Path, stream: ExampleStream, *, limit: int, count: int
+    ) -> None:
+        """Go on with the record of a run, which has gone on `count` times of at most `limit`."""
+        self._path, self._stream = workdir / NONFINITE, stream
+        self._limit, self.count = limit, count
+
+    def write(self, steps: list[int], outcome: str) -> None:
+        """Write down what the batches of these steps were: {"step", "outcome", "ids", "epochs"}.
+
+        Steps are numbered from 0, and examples by their place in the training split.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        lines = [self._line(step, outcome) for step in steps]
+        if is_main():
+            with bucket_errors(self._path):
+                before = self._path.read_text() if self._path.exists() else ""
+            known = before.splitlines()  # a run that was resumed may come here again
+            new = [line for line in lines if line not in known]
+            write_atomically(self._path, before + "".join(f"{line}\n" for line in new))
+
+    def _line(self, step: int, outcome: str) -> str:
+        ids, epochs = self._stream.take(step, 1)
+        line: dict[str, Any] = {"step": step, "outcome": outcome}
+        return json.dumps(line | {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()})
+
+    def go_on(self, times: int, what: str) -> None:
+        """Count `times` more.
+
+        Raises:
+            NumericalError: that is more often than the config allows.
+        """
+        self.count += times
+        _log.warning("%s (%d of at most %d); see %s", what, self.count, self._limit, self._path)
+        if self.count > self._limit:
+            raise NumericalError(
+                f"{what}, the {self.count}th of at most {self._limit} (nonfinite.limit). What was"
+                f" saved is finite; the examples are in {self._path}. A lower schedule.base_lr, a"
+                " schedule.warmup or optimizer.clip_norm usually helps."
+            )

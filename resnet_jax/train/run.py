@@ -1,0 +1,404 @@
+"""The course of a run: train, log, score and save until it ends or is told to stop."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from resnet_jax.buckets import bucket_errors
+from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.checkpoint.workdir import METRICS, SUMMARY
+from resnet_jax.data.sources import Dataset
+from resnet_jax.errors import DataError, NumericalError, WriteError
+from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_all
+from resnet_jax.train.clock import Clock
+from resnet_jax.train.console import TrainingConsole
+from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.metrics_log import MetricsLog, read_metrics
+from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
+from resnet_jax.train.report import draw_curves, run_summary, write_summary
+from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.step import all_finite
+from resnet_jax.train.watchdog import Watchdog
+
+_log = logging.getLogger(__name__)
+_all_finite = jax.jit(all_finite)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `fit` returns.
+
+    Attributes:
+        state: the last state.
+        history: the records of metrics.jsonl, one dict per log point.
+        evaluation: final scores by name: "validation", "test", with moving averages also
+            "validation_ema" and "test_ema", and "test_best", the test split under the best
+            checkpoint if that is intact. Empty if the run stopped early.
+        best: {"step", "top1", "loss"} on the validation split, or None without one.
+        stopped_early: the run was asked to stop; all is saved, and `fit` goes on from here.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    evaluation: dict[str, Evaluation]
+    best: dict[str, Any] | None
+    stopped_early: bool
+
+
+class Run:
+    """A run as this process lives it; `go` is its course, the rest the parts of it in order."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: epath.Path,
+        checkpoints: Checkpointer,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        *,
+        stop_at_step: int | None,
+    ) -> None:
+        """Be ready to go; the arguments are as in `fit`, checked."""
+        self._experiment, self._plan = experiment, experiment.plan
+        self._config, self._dataset = experiment.config, experiment.dataset
+        self._workdir, self._checkpoints = workdir, checkpoints
+        self._stop, self._watchdog, self._stop_at_step = stop, watchdog, stop_at_step
+        self._clock = Clock()
+        self._failed_saves = 0  # in a row
+        self._retry_at: int | None = None  # the step after which the next save is tried
+
+    def go(self) -> FitResult:
+        """Go on from the newest good checkpoint, to the end or a stop."""
+        self._restore()
+        self._evaluators = self._experiment.evaluators()
+        total_steps = self._plan.total_steps
+        if self._step >= total_steps and exchange(self._is_on_record())[MAIN]:
+            return self._as_recorded()
+        with (
+            MetricsLog(self._workdir, start_step=self._step) as self._log,
+            TrainingConsole(total_steps=total_steps, start_step=self._step) as self._console,
+        ):
+            self._console.opening(self._experiment, self._workdir)
+            if self._step < total_steps:
+                self._train()
+            return self._end_early() if self._step < total_steps else self._finish()
+
+    def _restore(self) -> None:
+        self._watchdog.now("restoring")
+        restored = self._checkpoints.restore_newest(self._experiment.abstract_state())
+        self._step, self._best, gone_on = 0, None, 0
+        if restored:
+            self._step, self._state, progress = restored
+            _check_same_data(progress, self._dataset, self._workdir)
+            self._best, gone_on = progress["best"], progress["nonfinite"]
+            self._clock.earlier_s = progress["wall_s"]
+        else:
+            self._state = self._experiment.initial_state()
+        self._best_on_disk = self._best_being_saved = self._best
+        self._nonfinite = NonfiniteRecord(
+            self._workdir,
+            self._experiment.stream(),
+            limit=self._config.nonfinite.limit,
+            count=gone_on,
+        )
+
+    def _is_on_record(self) -> bool:
+        with bucket_errors(self._workdir):
+            return (self._workdir / SUMMARY).exists()
+
+    def _as_recorded(self) -> FitResult:
+        """Finished and on record: what was measured then is left as it is."""
+        evaluation = self._final_scores()
+        with TrainingConsole(total_steps=self._plan.total_steps, start_step=self._step) as console:
+            console.opening(self._experiment, self._workdir)
+            with bucket_errors(self._workdir):
+                summary = (self._workdir / SUMMARY).read_text()
+            console.closing(json.loads(summary), self._workdir)
+        history = read_metrics(self._workdir / METRICS)
+        return FitResult(self._state, history, evaluation, self._best, stopped_early=False)
+
+    def _train(self) -> None:
+        """Take steps until the last one, or until a process is told to stop."""
+        batches = self._experiment.batches()
+        self._watchdog.now("compiling the training step")
+        jitted = self._experiment.train_steps()
+        train_steps = jitted.lower(self._state, *batches.take(self._step), 1).compile()
+        self._clock.start_lap(self._step)
+        vote = Vote(self._experiment.mesh)
+        stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
+        while self._step < self._plan.total_steps and not stopping:
+            first = self._step
+            self._step = self._plan.next_pause(first, stop_at_step=self._stop_at_step)
+            self._watchdog.now(f"training steps {first + 1} to {self._step}")
+            steps = np.int32(self._step - first)
+            self._state = train_steps(self._state, *batches.take(first), steps)
+            stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
+            stopping = stopping or self._is_told_to_stop_here()
+            try:
+                if failed:
+                    self._hear_of_failure()
+                self._pause(last=stopping or self._step == self._plan.total_steps)
+            except NonfiniteError as found:
+                self._recover(found)
+
+    def _is_told_to_stop_here(self) -> bool:
+        return self._stop_at_step is not None and self._step >= self._stop_at_step
+
+    def _pause(self, *, last: bool) -> None:
+        """Log, score, save, in this order: a checkpoint's step is on record before the checkpoint
+        exists, so a resumed run neither repeats nor misses a line.
+        """
+        if self._plan.logs_at(self._step):
+            self._log_training()
+        scores = None
+        if self._plan.evaluates_at(self._step) and "validation" in self._evaluators:
+            scores = self._validate()
+        again = self._retry_at is not None and self._step >= self._retry_at
+        if scores or last or again or self._plan.saves_at(self._step):
+            self._save(scores, last=last)
+
+    def _log_training(self) -> None:
+        """Fetch the meter, and write means over the examples since the last log point."""
+        sums = jax.device_get(self._state.meter)
+        if sums.nonfinite:
+            if self._config.nonfinite.policy != "skip":
+                raise NonfiniteError("The loss or its gradient", self._step, sums.numbered())
+            self._nonfinite.write(sums.numbered(), "skipped")
+            what = f"{sums.nonfinite} of the steps before {self._step} weren't finite"
+            self._nonfinite.go_on(int(sums.nonfinite), f"{what}, and were skipped")
+        speed = self._clock.lap(self._step, self._plan.batch_size)
+        if sums.steps:
+            record = {
+                "step": self._step,
+                "epoch": round(self._plan.epoch(self._step), 4),
+                "examples": self._step * self._plan.batch_size,
+                "split": "train",
+                "loss": float(sums.loss / sums.examples),
+                "top1": float(sums.top1 / sums.examples),
+                "grad_norm": float(sums.grad_norm / sums.steps),
+                "lr": float(self._experiment.schedule(self._step - 1)),
+                "img_per_s": round(speed, 1),
+            }
+            self._log.write(record)
+            self._console.train(record)
+        self._state = self._state.replace(meter=self._empty_meter())
+
+    def _empty_meter(self) -> Meter:
+        return place(jax.device_get(Meter.zero()), replicated(self._experiment.mesh))
+
+    def _validate(self) -> dict[str, Evaluation]:
+        with self._clock.paused(self._state):
+            self._watchdog.now(f"scoring step {self._step}")
+            scores = self._score("validation", self._state, self._step)
+        for name, scored in scores.items():
+            record = self._score_record(name, scored, self._step)
+            self._log.write(record)
+            self._console.evaluation(record)
+        if self._best is None or merit(vars(scores["validation"])) >= merit(self._best):
+            self._best = {"step": self._step, **scores["validation"].scalars()}
+        return scores
+
+    def _score(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:
+        """Score the raw variables and, as `{split}_ema`, their moving averages."""
+        evaluator = self._evaluators[split]
+        scores = {split: evaluator(state.variables(), state.normalization)}
+        if state.ema is not None:
+            averaged = evaluator(state.variables(ema=True), state.normalization)
+            scores[f"{split}_ema"] = averaged
+        for name, scored in scores.items():
+            if not math.isfinite(scored.loss):  # the logits overflow
+                raise NonfiniteError(f"The loss on {name}", step, [])
+        return scores
+
+    def _save(self, scores: dict[str, Evaluation] | None, *, last: bool) -> None:
+        """Save in the background; after the last step wait until it is done, and done well.
+
+        Raises:
+            NonfiniteError: it would be a state that can't be trained on.
+            WriteError: this has failed for the last time.
+        """
+        with self._clock.paused(self._state):
+            self._watchdog.now(f"saving step {self._step}")
+            self._check_finite()
+            while True:
+                try:
+                    self._save_once(scores)
+                    if last:
+                        self._settle()
+                except WriteError as error:
+                    self._count_failure(error, last=last)
+                    if last:
+                        continue
+                return
+
+    def _check_finite(self) -> None:
+        state, meter = self._state, jax.device_get(self._state.meter)
+        finite = bool(_all_finite((state.params, state.batch_stats, state.ema)))
+        if not finite or (meter.nonfinite and self._config.nonfinite.policy != "skip"):
+            what = "A loss, gradient, parameter or statistic"
+            raise NonfiniteError(what, self._step, meter.numbered())
+
+    def _save_once(self, scores: dict[str, Evaluation] | None) -> None:
+        self._settle()
+        self._log.sync()
+        self._checkpoints.save(
+            self._step,
+            self._state,
+            progress={
+                "best": self._best,
+                "wall_s": self._clock.wall_s(),
+                "nonfinite": self._nonfinite.count,
+                "class_names": self._dataset.class_names,
+                "image_shape": self._dataset.image_shape,
+                "fingerprint": self._dataset.fingerprint,
+            },
+            metrics=scores["validation"].scalars() if scores else None,
+        )
+        self._best_being_saved, self._retry_at = self._best, None
+
+    def _settle(self) -> None:
+        if self._checkpoints.settle():
+            self._failed_saves, self._best_on_disk = 0, self._best_being_saved
+
+    def _hear_of_failure(self) -> None:
+        """A save in the background has failed, here or in another process."""
+        try:
+            self._settle()
+        except WriteError as error:
+            self._count_failure(error, last=False)
+
+    def _count_failure(self, error: WriteError, *, last: bool) -> None:
+        """Say when the next attempt is, each time twice as late.
+
+        Raises:
+            WriteError: there have been enough.
+        """
+        self._failed_saves += 1
+        if self._failed_saves >= self._config.save_attempts:
+            raise error
+        self._best = self._best_on_disk  # a checkpoint that isn't there can't be the best
+        patience = 2 ** (self._failed_saves - 1)
+        if last:
+            when = f"the next attempt is in {patience} s"
+        else:
+            log_every = self._plan.log_every
+            self._retry_at = (self._step // log_every + patience) * log_every
+            when = f"training goes on, and the next attempt is after step {self._retry_at:,}"
+        tried = f"{self._failed_saves} of {self._config.save_attempts} have failed"
+        _log.warning("%s At step %d %s (%s).", error, self._step, when, tried)
+        if last:
+            time.sleep(patience)
+
+    def _recover(self, found: NonfiniteError) -> None:
+        """Go back to the newest checkpoint, and on from here with its state, if that is wanted.
+
+        What built up to the fault lies in the batches since: none of them is trained on again
+        (the remedy of Chowdhery et al. 2022, 2204.02311, section 5.1).
+
+        Raises:
+            NumericalError: it isn't wanted, was done too often, or there is none.
+        """
+        restored = None
+        if self._config.nonfinite.policy == "rollback":
+            self._watchdog.now("restoring")
+            self._settle()
+            restored = self._checkpoints.restore_newest(self._experiment.abstract_state())
+        if restored is None:
+            self._nonfinite.write(found.steps, "the run ended")
+            raise self._end_of(found)
+        good, state, progress = restored
+        self._nonfinite.write(found.steps, f"went back to step {good}")
+        self._nonfinite.go_on(1, f"{found}; went back to the checkpoint of step {good}")
+        self._state = state.moved_to(self._step).replace(meter=self._empty_meter())
+        self._best = progress["best"]
+        self._save(None, last=True)
+
+    def _end_of(self, found: NonfiniteError) -> NumericalError:
+        self._checkpoints.finish_writing()  # of an earlier step, and good
+        saved = self._checkpoints.steps()
+        safe = (
+            f"The checkpoint of step {saved[-1]} is from before" if saved else "Nothing was saved"
+        )
+        return NumericalError(
+            f"{found}. {safe}; a lower schedule.base_lr, a schedule.warmup or optimizer.clip_norm"
+            " usually helps."
+        )
+
+    def _end_early(self) -> FitResult:
+        self._watchdog.now("finishing the last checkpoint")
+        self._checkpoints.close()
+        self._console.stopped(self._step, self._workdir)
+        return FitResult(self._state, self._log.history, {}, self._best, stopped_early=True)
+
+    def _finish(self) -> FitResult:
+        """Score, and put on record."""
+        self._watchdog.now("scoring the last step and the best")
+        evaluation = self._final_scores()
+        for name, scored in evaluation.items():
+            if name.startswith("test"):  # the validation split was scored at this step already
+                scored_at = self._best["step"] if self._best and name == "test_best" else self._step
+                self._log.write(self._score_record(name, scored, scored_at))
+        self._watchdog.now("finishing the last checkpoint")
+        self._checkpoints.close()
+        summary = run_summary(
+            self._experiment,
+            evaluation=evaluation,
+            best=self._best,
+            history=self._log.history,
+            wall_s=self._clock.wall_s(),
+        )
+        if is_main():
+            title = f"{self._config.model.name} on {self._config.data.name}"
+            draw_curves(self._workdir, self._log.history, title=title)
+            write_summary(self._workdir, summary)
+        self._console.closing(summary, self._workdir)
+        wait_for_all("the run is on record")
+        history = self._log.history
+        return FitResult(self._state, history, evaluation, self._best, stopped_early=False)
+
+    def _final_scores(self) -> dict[str, Evaluation]:
+        """Score the last state on every held-out split, and the selected one on the test split."""
+        scores: dict[str, Evaluation] = {}
+        try:
+            for split in self._evaluators:
+                scores |= self._score(split, self._state, self._step)
+            if self._best and "test" in self._evaluators:
+                step = self._best["step"]
+                abstract = self._experiment.abstract_state()
+                selected, _ = self._checkpoints.restore(step, abstract)
+                scores["test_best"] = self._score("test", selected, step)["test"]
+        except NonfiniteError as found:
+            raise self._end_of(found) from None
+        except DataError as error:  # the last state is safe, and has its scores
+            _log.warning("The best checkpoint can't be scored on the test split: %s", error)
+        return scores
+
+    def _score_record(self, name: str, scored: Evaluation, step: int) -> dict[str, Any]:
+        """A line of metrics.jsonl; `name` is that of a split, after a "_" the kind of weights."""
+        split, _, weights = name.partition("_")
+        return {
+            "step": step,
+            "epoch": round(self._plan.epoch(step), 4),
+            "split": split,
+            "weights": weights or "raw",
+            **scored.scalars(),
+        }
+
+
+def _check_same_data(progress: dict[str, Any], dataset: Dataset, workdir: epath.Path) -> None:
+    if progress["fingerprint"] != dataset.fingerprint:
+        raise DataError(
+            f"The images or labels of {dataset.name}, or their order, aren't those that the run in"
+            f" {workdir} began with (fingerprint {dataset.fingerprint}, was"
+            f" {progress['fingerprint']}). Nothing was touched; point data.dir at the old data."
+        )

@@ -1,0 +1,1 @@
+"""Weights that others trained: their files, read with suspicion."""

@@ -1,0 +1,142 @@
+"""The safetensors format: 8 bytes with the header's length, a header in JSON, the tensors' bytes.
+
+https://huggingface.co/docs/safetensors/main/en/index#format describes it. The safetensors library
+reads it, and refuses tensors that overlap, leave a gap or don't fill the file. What it lets pass
+and this module doesn't: two tensors of one name (the later one wins), fields that the format
+doesn't have, headers of up to 100 MB, and booleans other than 0 and 1.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from resnet_jax.weights.arrays import (
+    BFLOAT16,
+    DTYPES,
+    MAX_HEADER_BYTES,
+    FormatError,
+    byte_count,
+    check_name,
+    make_array,
+    printable,
+    quoted,
+)
+
+_METADATA = "__metadata__"
+_FIELDS = {"dtype", "shape", "data_offsets"}
+
+
+def looks_alike(data: bytes) -> bool:
+    """Whether the file begins with a header's length, which may be wrong, and a header."""
+    return data[8:9] == b"{"
+
+
+def header_length(data: bytes) -> int:
+    """What the first 8 bytes say."""
+    return int(struct.unpack_from("<Q", data)[0])
+
+
+def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a whole file by name, and its metadata.
+
+    Raises:
+        FormatError: the file isn't sound, or has a type that networks don't use.
+    """
+    length = header_length(data)
+    if length > MAX_HEADER_BYTES:
+        raise _damaged(f"its header claims {length:,} bytes, of at most {MAX_HEADER_BYTES:,}")
+    if length > len(data) - 8:
+        raise _damaged(f"it ends within its header, after {len(data):,} bytes")
+    try:
+        # It checks types and nesting as it reads, so that hostile JSON is refused early.
+        tensors = safetensors.deserialize(data)
+    except safetensors.SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing: ")
+        raise _damaged(printable(reason)) from None
+    header = _header(data[8 : 8 + length])
+    metadata = header.pop(_METADATA, None) or {}
+    for name, fields in header.items():
+        check_name(name)
+        if set(fields) != _FIELDS:
+            unknown = min(set(fields) - _FIELDS)
+            raise _damaged(f"{quoted(name)} has a field {quoted(unknown)}")
+        if fields["dtype"] not in DTYPES:
+            raise FormatError(
+                f"has {quoted(name)} of type {quoted(fields['dtype'])}, which isn't supported;"
+                f" save it as one of {', '.join(DTYPES)}."
+            )
+        byte_count(name, DTYPES[fields["dtype"]], fields["shape"])
+    arrays = {
+        name: make_array(name, tensor["data"], DTYPES[tensor["dtype"]], tensor["shape"])
+        for name, tensor in tensors
+    }
+    return arrays, metadata
+
+
+def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[Any]:
+    """The bytes of a file, piece by piece: the same ones whenever the content is the same.
+
+    The library's own writer orders metadata by chance, and takes the memory of an array in columns
+    for one in rows.
+
+    Raises:
+        FormatError: a name, type or size that `decode` would refuse.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
+        raise FormatError("can't hold metadata that aren't text.")
+    header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    position, ordered = 0, []
+    # The widest types first: every array begins at a multiple of its elements' size.
+    for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
+        array = arrays[name]
+        check_name(name)
+        dtype = array.dtype
+        little = dtype if dtype == BFLOAT16 else dtype.newbyteorder("<")
+        if name == _METADATA or little not in names:
+            raise FormatError(
+                f"can't hold an array {quoted(name)} of type {dtype}; there may be"
+                f" {', '.join(DTYPES)}, under any other name than {_METADATA}."
+            )
+        end = position + byte_count(name, little, array.shape)
+        header[name] = {
+            "dtype": names[little],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+        ordered.append((array, little))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER_BYTES:
+        raise FormatError(f"would have a header of {len(text):,} bytes; {MAX_HEADER_BYTES:,} fit.")
+    yield struct.pack("<Q", len(text)) + text
+    for array, little in ordered:
+        yield np.asarray(array, little, order="C").reshape(-1).view(np.uint8).data
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """The header, of which the library has found that it's an object of objects."""
+    try:
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:  # in fields that the library skips
+        raise _damaged(printable(f"its header isn't plain JSON ({error})")) from None
+    return dict(header)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys may each appear once."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _damaged(f"its header has {quoted(key)} twice")
+        found[key] = value
+    return found
+
+
+def _damaged(reason: str) -> FormatError:
+    return FormatError(f"isn't a sound safetensors file: {reason}. Download or copy it again.")

@@ -1,0 +1,202 @@
+"""Runs of train.py in processes of their own, which may be killed, stopped and starved."""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.faults.inject import Fault
+
+ROOT = Path(__file__).parents[2]
+
+# What takes seconds to import is imported once, by the server that forks the processes.
+_PRELOADED = (
+    "resnet_jax.train.loop",
+    "sklearn.datasets",
+    "sklearn.model_selection",
+    "tensorboardX.event_file_writer",
+    "tensorboardX.summary",
+    "tensorflow_datasets.core.splits",
+    "tensorstore",
+)
+TINY = (
+    "--config=configs/digits.py",
+    "--config.model.stage_sizes=(1,1)",
+    "--config.model.width=4",
+    "--config.batch_size=32",
+    "--config.data.train=train[:256]",
+    "--config.data.validation=train[256:320]",
+    "--config.data.test=test[:100]",
+    "--config.duration_unit=examples",
+    "--config.duration=384",
+    "--config.eval_every=128",
+    "--config.checkpoint_every=64",
+    "--config.schedule.warmup=0",
+    "--config.log_every=2",
+    "--config.steps_per_dispatch=2",
+    "--config.ema_decay=0.9",
+)
+"""Twelve steps, with a checkpoint after every second and scores after every fourth."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a process ended: its code (negative for a signal), all it said, after how long."""
+
+    code: int
+    said: str
+    seconds: float
+
+    @property
+    def last_line(self) -> str:
+        """The last thing it said."""
+        return (self.said.strip().splitlines() or [""])[-1]
+
+
+class Running:
+    """A run under way."""
+
+    def __init__(self, workdir: Path, *arguments: str, fault: str | None, limits: Any) -> None:
+        self.workdir = workdir
+        self._output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.out"
+        argv = ["train.py", *TINY, f"--workdir={workdir}", *arguments]
+        self._began = time.monotonic()
+        self._process = _server().Process(target=_train, args=(argv, self._output, fault, limits))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def said(self) -> str:
+        """What it printed so far, to whatever stream."""
+        return self._output.read_text(errors="replace") if self._output.exists() else ""
+
+    def says(self, text: str, *, timeout_s: float = 120.0) -> "Running":
+        """Wait until it has printed that."""
+        self._until(lambda: text in self.said(), f"it says {text!r}", timeout_s)
+        return self
+
+    def logs(self, steps: int, *, timeout_s: float = 120.0) -> "Running":
+        """Wait until that many steps are on record."""
+        path = self.workdir / "metrics.jsonl"
+        self._until(
+            lambda: path.exists() and f'{{"step": {steps},' in path.read_text(),
+            f"step {steps} is on record",
+            timeout_s,
+        )
+        return self
+
+    def _until(self, condition: Any, what: str, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            assert self._process.is_alive(), f"ended before {what}:\n{self.said()}"
+            assert time.monotonic() < end, f"in {timeout_s} s not {what}:\n{self.said()}"
+            time.sleep(0.005)
+
+    def signal(self, number: int) -> "Running":
+        """Send it a signal."""
+        os.kill(self.pid, number)
+        return self
+
+    def end(self, *, timeout_s: float = 120.0) -> Ended:
+        """Wait until it has ended; kills what doesn't."""
+        self._process.join(timeout_s)
+        if self._process.is_alive():
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"still running after {timeout_s} s:\n{self.said()}")
+        return Ended(self._process.exitcode, self.said(), time.monotonic() - self._began)
+
+
+def start(workdir: Path, *arguments: str, fault: str | None = None, limits: Any = ()) -> Running:
+    """Begin to train, or go on, in `workdir`.
+
+    Args:
+        workdir: of the run.
+        arguments: of train.py, beside `TINY`.
+        fault: see tests/faults/inject.py.
+        limits: pairs of a resource's number and its limit.
+    """
+    return Running(workdir, *arguments, fault=fault, limits=limits)
+
+
+def train(workdir: Path, *arguments: str, **kwargs: Any) -> Ended:
+    """Train until the process ends; as `start`."""
+    return start(workdir, *arguments, **kwargs).end()
+
+
+@functools.cache
+def _server() -> Any:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOADED))
+    return context
+
+
+def _train(argv: list[str], output: Path, fault: str | None, limits: Any) -> None:
+    """In the new process: what `python train.py` does."""
+    import resource
+
+    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.chdir(ROOT)
+    sys.argv = argv
+    sys.path.insert(0, str(ROOT))
+    if fault:
+        workdir = next(a.partition("=")[2] for a in argv if a.startswith("--workdir="))
+        Fault.parse(fault).install(workdir)
+    for number, limit in limits:
+        resource.setrlimit(number, (limit, limit))
+    runpy.run_path("train.py", run_name="__main__")
+
+
+def digest(workdir: Path) -> str:
+    """SHA-256 of everything in the last checkpoint of a run."""
+    import jax
+    import numpy as np
+
+    from resnet_jax.checkpoint.checkpointer import Checkpointer
+
+    checkpoints = Checkpointer(workdir / "checkpoints", keep=None)
+    step = checkpoints.steps()[-1]
+    state, _ = checkpoints.restore_on_one_device(step)
+    found = hashlib.sha256(str(step).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        found.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def steps_on_record(workdir: Path) -> list[int]:
+    """Numbers of the training steps in metrics.jsonl, in order."""
+    from resnet_jax.train.metrics_log import read_metrics
+
+    return [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, megabytes: float) -> Iterator[Path]:
+    """A disk of that size at `folder`; needs the right to mount one."""
+    import subprocess
+
+    folder.mkdir()
+    size = int(megabytes * 2**20)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder],
+        check=True,
+        capture_output=True,
+    )
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

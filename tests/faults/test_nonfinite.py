@@ -1,0 +1,92 @@
+"""A loss or gradient that stops being a number: at one step, whose batch is poisoned."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.faults.harness import digest, steps_on_record, train
+
+# The poisoned program rounds differently from the plain one, so this is what others compare with.
+HARMLESS = "step:99:nan"
+
+
+def _record(workdir):
+    return [json.loads(line) for line in (workdir / "nonfinite.jsonl").read_text().splitlines()]
+
+
+def _batch(step):
+    """What the batch of a step is, from the stream's own definition."""
+    from resnet_jax.data.loader import ExampleStream
+
+    ids, epochs = ExampleStream(seed=0, num_examples=256, batch_size=32).take(step, 1)
+    return {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()}
+
+
+def _finite(workdir):
+    import jax
+
+    from resnet_jax.train.restore import restore_run
+
+    leaves = jax.tree.leaves(restore_run(workdir).variables)
+    return all(np.isfinite(leaf).all() for leaf in leaves)
+
+
+@pytest.mark.fault(6, "a batch whose loss and gradient aren't numbers; the run ends", how="step 5")
+def test_by_default_the_run_ends_and_what_is_saved_is_good(tmp_path, record_property):
+    ended = train(tmp_path / "run", fault="step:5:nan")
+    record_property("saw", ended.last_line)
+    assert ended.code == 70
+    assert "stopped being finite at or shortly before step 6" in ended.last_line
+    assert "The checkpoint of step 4 is from before" in ended.last_line
+    assert _record(tmp_path / "run") == [{"step": 5, "outcome": "the run ended"} | _batch(5)]
+    assert _finite(tmp_path / "run")
+    # The cause is gone, and the run goes on as if nothing had been.
+    assert train(tmp_path / "run", fault=HARMLESS).code == 0
+    assert train(tmp_path / "whole", fault=HARMLESS).code == 0
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+
+
+@pytest.mark.fault(6, "the same; the step is skipped", how="steps 5")
+def test_a_step_can_be_skipped(tmp_path, record_property):
+    skip = "--config.nonfinite.policy=skip"
+    stopped = train(tmp_path / "run", skip, "--stop_at_step=7", fault="step:5:nan")
+    assert stopped.code == 75
+    ended = train(tmp_path / "run", skip, fault="step:5:nan")
+    assert ended.code == 0
+    record_property("saw", next(x for x in stopped.said.splitlines() if "skipped" in x))
+    assert _record(tmp_path / "run") == [{"step": 5, "outcome": "skipped"} | _batch(5)]
+    assert steps_on_record(tmp_path / "run") == [2, 4, 6, 8, 10, 12]
+    assert _finite(tmp_path / "run")
+    # One that wasn't stopped, and one for which the batch was good.
+    assert train(tmp_path / "whole", skip, fault="step:5:nan").code == 0
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert train(tmp_path / "other", skip, fault=HARMLESS).code == 0
+    assert digest(tmp_path / "run") != digest(tmp_path / "other")
+
+
+def test_skipping_has_a_limit(tmp_path):
+    arguments = ("--config.nonfinite.policy=skip", "--config.nonfinite.limit=0")
+    ended = train(tmp_path / "run", *arguments, fault="step:5:nan")
+    assert ended.code == 70
+    assert "at most 0 (nonfinite.limit)" in ended.last_line
+
+
+@pytest.mark.fault(6, "the same; the run goes back to its last checkpoint", how="step 5")
+def test_a_run_can_go_back(tmp_path, record_property):
+    back = "--config.nonfinite.policy=rollback"
+    ended = train(tmp_path / "run", back, fault="step:5:nan")
+    assert ended.code == 0, ended.said
+    record_property("saw", next(x for x in ended.said.splitlines() if "went back" in x))
+    assert _record(tmp_path / "run") == [{"step": 5, "outcome": "went back to step 4"} | _batch(5)]
+    assert _finite(tmp_path / "run")
+    # Killed when it had gone back, it goes on from there.
+    stopped = train(tmp_path / "again", back, "--stop_at_step=6", fault="step:5:nan")
+    assert stopped.code == 75
+    assert train(tmp_path / "again", back, fault=HARMLESS).code == 0
+    assert digest(tmp_path / "again") == digest(tmp_path / "run")
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
+    ended = train(tmp_path / "run", "--config.nonfinite.policy=rollback", fault="step:0:nan")
+    assert (ended.code, "Nothing was saved" in ended.last_line) == (70, True)
