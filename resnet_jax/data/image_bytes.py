@@ -62,12 +62,13 @@ def cut_down(data: bytes, *, max_pixels: int) -> Still:
 
 
 def _png(data: bytes) -> Still:
-    kept, header, exif = [_PNG], b"", b""
+    kept: list[bytes | memoryview] = [_PNG]
+    header, exif = b"", b""
     for kind, body, whole in _chunks(data):
         if not header and kind != b"IHDR":
             raise DataError("it begins without a header")
         if kind in _PNG_NEEDED:
-            if zlib.crc32(kind + body) != struct.unpack(">L", whole[-4:])[0]:
+            if zlib.crc32(whole[4:-4]) != struct.unpack(">L", whole[-4:])[0]:
                 raise DataError(f"its part {kind.decode()} fails its checksum")
             kept.append(whole)
         elif not kind[0] & 0x20:  # a capital: needed to understand the rest
@@ -75,9 +76,9 @@ def _png(data: bytes) -> Still:
         if kind == b"IHDR":
             if header or len(body) != 13:
                 raise DataError("its header isn't sound")
-            header = body
+            header = bytes(body)
         elif kind == b"eXIf":
-            exif = exif or body
+            exif = exif or bytes(body)
         elif kind == b"acTL" and struct.unpack_from(">L", body)[0] > 1:
             raise DataError("it is animated; take one image of it")
         elif kind == b"IEND":
@@ -88,20 +89,21 @@ def _png(data: bytes) -> Still:
     return Still("PNG", width, height, depth, _orientation(exif), b"".join(kept))
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
     """Type, content and all of each chunk of a PNG, up to the end or a torn one."""
-    at = len(_PNG)
+    at, view = len(_PNG), memoryview(data)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, at)
         end = at + 12 + length
         if end > len(data):
             return
-        yield kind, data[at + 8 : end - 4], data[at:end]
+        yield kind, view[at + 8 : end - 4], view[at:end]
         at = end
 
 
 def _jpeg(data: bytes) -> Still:
-    kept, frame, exif, at = [data[:2]], b"", b"", 2
+    kept: list[bytes | memoryview] = [data[:2]]
+    frame, exif, at = b"", b"", 2
     while True:
         at = data.find(b"\xff", at)  # decoders skip what stands between
         while at >= 0 and data[at + 1] == 0xFF:
@@ -135,7 +137,7 @@ def _jpeg(data: bytes) -> Still:
     # Within coded pixels 0xFF is followed by 0, so that this counts scans, and those of previews.
     if data.count(b"\xff\xda", at) * width * height > _MAX_SCANNED_PIXELS:
         raise DataError("it has more scans than an image needs")
-    kept.append(data[at:])
+    kept.append(memoryview(data)[at:])
     return Still("JPEG", width, height, depth, _orientation(exif), b"".join(kept))
 
 

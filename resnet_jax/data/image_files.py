@@ -68,7 +68,7 @@ def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, 
             message begins with "it", for the caller to say what.
     """
     height, width, channels = shape
-    still = cut_down(data, max_pixels=height * width)
+    still = cut_down(data, max_pixels=max(_MAX_PIXELS, height * width))
     image = _open(still)
     if (image.mode, image.size, still.depth) != (MODES[channels], (width, height), 8):
         raise DataError(
@@ -114,8 +114,6 @@ def _fit(still: Still, shape: tuple[int, int, int], *, resize: bool) -> UInt8[np
     image = _load(image)
     if image.mode != mode:
         image = image.convert(mode)
-    if image.size == (still.width, still.height) == (width, height) and still.orientation == 1:
-        return np.asarray(image, np.uint8).reshape(shape)
     fitting = (height, width) if lies else (width, height)
     if image.size != fitting:
         image = ImageOps.fit(image, fitting, Image.Resampling.BILINEAR)

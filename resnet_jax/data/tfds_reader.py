@@ -8,7 +8,6 @@ decoder depends on whether OpenCV is installed, and then returns whatever the fi
 
 import dataclasses
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.data import array_cache, mirror
-from resnet_jax.data.image_files import MODES
+from resnet_jax.data.damage import Damage, DamagedExample
+from resnet_jax.data.image_files import MODES, decode_image
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 _log = logging.getLogger(__name__)
@@ -126,26 +126,6 @@ class _Blocks:
             f"{self._prepared.builder.data_dir} can't be read ({_first_line(error)}); prepare the "
             "data set again"
         )
-
-
-def decode_image(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """The pixels, uint8 (h, w, c), of a PNG or JPEG that holds exactly that shape at 8 bits.
-
-    Nothing is converted: a palette, 16 bits, an alpha channel too many or another size raise
-    ValueError; Pillow's own errors for damaged files pass through.
-    """
-    from PIL import Image
-
-    height, width, channels = shape
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-        # Pillow calls a 16-bit colour PNG "RGB" too and drops the low bytes; the header tells.
-        depth = data[24] if image.format == "PNG" else 8
-        if (image.mode, image.size, depth) != (MODES[channels], (width, height), 8):
-            raise ValueError(
-                f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {depth} bits, not "
-                f"{width}x{height} {MODES[channels]} of 8"
-            )
-        return np.asarray(image).reshape(shape)
 
 
 def open_prepared(name: str, data_dir: str | None) -> Prepared:

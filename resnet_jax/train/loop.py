@@ -46,7 +46,8 @@ def fit(
             itself while it trains.
         on_hang: called in another thread with a sentence when nothing has happened for
             `config.hang_timeout_s`, after the stacks of all threads were printed, or when another
-            run has taken `workdir` over; it may end the process, which nothing else can. By default the run goes on waiting.
+            run has taken `workdir` over; it may end the process, which nothing else can. By
+            default the run goes on.
 
     Raises:
         UsageError: `stop_at_step` is less than 1.
