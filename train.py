@@ -7,7 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import end_with, exit_code_of, parse_flags, show_progress
+from resnet_jax.cli.flags import end_early, end_with, exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,7 +25,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this one, from
 _COORDINATOR_TIMEOUT_S = flags.DEFINE_float(
     "coordinator_timeout_s", 300.0, "seconds to wait for the other processes", lower_bound=1.0
 )
-_STOP = StopRequest()
+_STOP = StopRequest(end_early)
 flags.mark_flags_as_required(["config", "workdir"])
 
 

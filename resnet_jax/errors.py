@@ -45,6 +45,12 @@ class WriteError(ResnetJaxError):
     exit_code = 73
 
 
+class StoppedEarly(ResnetJaxError):  # noqa: N818 - it is no error
+    """A signal asked the run to stop when it had nothing to save yet; it wants to be restarted."""
+
+    exit_code = 75  # STOPPED_EARLY
+
+
 class ConfigError(ResnetJaxError):
     """A config value is unknown, of the wrong type, impossible, or not the run's own."""
 

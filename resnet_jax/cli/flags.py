@@ -16,6 +16,7 @@ from resnet_jax.errors import (
     ConfigError,
     PeerError,
     ResnetJaxError,
+    StoppedEarly,
     UsageError,
     did_you_mean,
 )
@@ -58,6 +59,16 @@ def end_with(message: str) -> NoReturn:
         _end(error.exit_code)
 
 
+def end_early() -> NoReturn:
+    """End the process at once, from any thread, because it was told to and has nothing to save."""
+    from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
+
+    try:
+        briefly(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+    finally:
+        _end(STOPPED_EARLY)
+
+
 def _end(code: int) -> NoReturn:
     """End the process within seconds, whatever its other threads wait for.
 
@@ -94,6 +105,9 @@ def exit_code_of(run: Callable[[], Any]) -> int:
     """
     try:
         result = run()
+    except StoppedEarly as stop:
+        _say(str(stop))
+        _leave(stop.exit_code)
     except ResnetJaxError as error:
         _leave(report(error))
     except KeyboardInterrupt:
@@ -115,7 +129,7 @@ def show_progress() -> None:
     ours.propagate = False
     # JAX and Orbax explain themselves at length; what matters to a user comes as an exception.
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from resnet_jax.parallel.process import failing_together, is_main
 from resnet_jax.train.common import common_ground
 from resnet_jax.train.config import describe_differences, to_json, validate
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.run import FitResult, Run
+from resnet_jax.train.run import FitResult, Run, nothing_to_lose
 from resnet_jax.train.watchdog import Watchdog
 
 
@@ -57,13 +57,17 @@ def fit(
         DataError: data or checkpoints are missing or damaged, or data have changed.
         WriteError: `workdir` can't be written.
         NumericalError: something stopped being finite; nothing of that was saved.
+        StoppedEarly: a signal came before there was anything to save.
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir = as_path(workdir)
     try:
-        with contextlib.ExitStack() as held:
-            return _fit(config, workdir, held, stop, stop_at_step=stop_at_step, on_hang=on_hang)
+        with (
+            contextlib.nullcontext(stop) if stop else StopRequest() as request,
+            contextlib.ExitStack() as held,
+        ):
+            return _fit(config, workdir, held, request, stop_at_step=stop_at_step, on_hang=on_hang)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
 
@@ -72,13 +76,14 @@ def _fit(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
     held: contextlib.ExitStack,
-    stop: StopRequest | None,
+    stop: StopRequest,
     *,
     stop_at_step: int | None,
     on_hang: Callable[[str], None] | None,
 ) -> FitResult:
     """Check all that can be checked before anything is compiled, and run."""
-    with failing_together(common_ground(config, stop_at_step=stop_at_step)) as common:
+    about = common_ground(config, stop_at_step=stop_at_step)
+    with nothing_to_lose(stop), failing_together(about) as common:
         validate(config)
         prepare_workdir(workdir)
         if is_main():
@@ -92,10 +97,9 @@ def _fit(
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
-    with contextlib.nullcontext(stop) if stop else StopRequest() as request:
-        run = Run(experiment, workdir, checkpoints, request, watchdog, stop_at_step=stop_at_step)
-        try:
-            return run.go()
-        except BaseException:
-            checkpoints.finish_writing()
-            raise
+    run = Run(experiment, workdir, checkpoints, stop, watchdog, stop_at_step=stop_at_step)
+    try:
+        return run.go()
+    except BaseException:
+        checkpoints.finish_writing()
+        raise

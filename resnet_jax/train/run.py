@@ -1,5 +1,6 @@
 """The course of a run: train, log, score and save until it ends or is told to stop."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -32,6 +33,7 @@ from resnet_jax.train.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 _all_finite = jax.jit(all_finite)
+_LONGEST_WAIT_S = 30  # between attempts of the last save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,13 @@ class FitResult:
     evaluation: dict[str, Evaluation]
     best: dict[str, Any] | None
     stopped_early: bool
+
+
+def nothing_to_lose(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    """While inside, a signal ends the run at once; the processes of a job end at a step instead,
+    which they agree on.
+    """
+    return contextlib.nullcontext() if jax.process_count() > 1 else stop.nothing_to_lose()
 
 
 class Run:
@@ -79,7 +88,8 @@ class Run:
 
     def go(self) -> FitResult:
         """Go on from the newest good checkpoint, to the end or a stop."""
-        self._restore()
+        with nothing_to_lose(self._stop):
+            self._restore()
         self._evaluators = self._experiment.evaluators()
         total_steps = self._plan.total_steps
         if self._step >= total_steps and exchange(self._is_on_record())[MAIN]:
@@ -129,10 +139,11 @@ class Run:
 
     def _train(self) -> None:
         """Take steps until the last one, or until a process is told to stop."""
-        batches = self._experiment.batches()
-        self._watchdog.now("compiling the training step")
-        jitted = self._experiment.train_steps()
-        train_steps = jitted.lower(self._state, *batches.take(self._step), 1).compile()
+        with nothing_to_lose(self._stop):
+            self._watchdog.now("compiling the training step")
+            batches = self._experiment.batches()
+            jitted = self._experiment.train_steps()
+            train_steps = jitted.lower(self._state, *batches.take(self._step), 1).compile()
         self._clock.start_lap(self._step)
         vote = Vote(self._experiment.mesh)
         stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
@@ -163,8 +174,10 @@ class Run:
         scores = None
         if self._plan.evaluates_at(self._step) and "validation" in self._evaluators:
             scores = self._validate()
-        again = self._retry_at is not None and self._step >= self._retry_at
-        if scores or last or again or self._plan.saves_at(self._step):
+        due = bool(scores) or self._plan.saves_at(self._step)
+        if self._retry_at is not None:
+            due = self._step >= self._retry_at
+        if due or last:
             self._save(scores, last=last)
 
     def _log_training(self) -> None:
@@ -289,6 +302,7 @@ class Run:
         self._best = self._best_on_disk  # a checkpoint that isn't there can't be the best
         patience = 2 ** (self._failed_saves - 1)
         if last:
+            patience = min(patience, _LONGEST_WAIT_S)
             when = f"the next attempt is in {patience} s"
         else:
             log_every = self._plan.log_every

@@ -1,0 +1,63 @@
+"""kill -9: at changes of files that Python makes, and at random times."""
+
+import random
+import time
+
+import pytest
+
+from tests.faults.harness import digest, start, steps_on_record, train
+from tests.faults.inject import Fault
+
+# A run of TINY makes about this many changes of files below its work directory.
+CHANGES = 150
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert train(workdir).code == 0
+    return workdir
+
+
+def _same(workdir, whole):
+    assert steps_on_record(workdir) == steps_on_record(whole)
+    assert digest(workdir) == digest(whole)
+    left = {path.name for path in workdir.iterdir()} - {path.name for path in whole.iterdir()}
+    assert not left, f"remains: {left}"
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.fault(34, "kill -9 at a change of a file: create, rename, remove", how="audit hook")
+@pytest.mark.parametrize("nth", [5, 18, 33, 71])
+def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
+    assert train(tmp_path / "run", fault=f"files:{nth}:kill").code == -9
+    assert train(tmp_path / "run").code == 0
+    _same(tmp_path / "run", whole)
+
+
+@pytest.mark.thorough
+@pytest.mark.fault(34, "kill -9 at a change of a file: create, rename, remove", how="audit hook")
+@pytest.mark.parametrize("nth", range(1, CHANGES, 3))
+def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path):
+    code = train(tmp_path / "run", fault=f"files:{nth}:kill").code
+    assert code in (-9, 0)
+    assert train(tmp_path / "run").code == 0
+    _same(tmp_path / "run", whole)
+
+
+@pytest.mark.fault(1, "kill -9 at random times, again and again", how="kill; many more in the soak")
+def test_kills_at_random_times_lose_nothing(whole, tmp_path):
+    """Within the seconds after the first step, in which it saves most of the time."""
+    rng = random.Random(0)
+    for _ in range(3):
+        running = start(tmp_path / "run").says("step ")
+        time.sleep(rng.uniform(0, 1))
+        ended = running.signal(9).end()
+        assert ended.code in (-9, 0), ended.said
+    assert train(tmp_path / "run").code == 0
+    _same(tmp_path / "run", whole)
+
+
+def test_faults_are_parsed():
+    assert Fault.parse("a.b:C.d:3:ENOSPC") == Fault("a.b:C.d", 3, "ENOSPC")

@@ -1,0 +1,67 @@
+"""Signals at every moment of a run: all is saved, the exit code is 75, nothing differs later."""
+
+import signal
+import time
+
+import pytest
+
+from tests.faults.harness import digest, start, train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Digest of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    assert train(workdir).code == 0
+    return digest(workdir)
+
+
+@pytest.mark.fault(3, "SIGTERM while it trains, scores or saves", how="by the process to itself")
+@pytest.mark.parametrize(
+    "point",
+    [
+        "resnet_jax.data.loader:Batches.take:4",
+        "resnet_jax.train.evaluate:Evaluator.__call__:3",
+        "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2",
+        "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2",
+    ],
+)
+def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
+    ended = train(tmp_path / "run", fault=f"{point}:term")
+    record_property("saw", ended.last_line)
+    assert ended.code == 75, ended.said
+    assert "the same command goes on from here" in ended.said
+    assert train(tmp_path / "run").code == 0
+    assert digest(tmp_path / "run") == whole
+
+
+@pytest.mark.fault(3, "SIGTERM twice, the second while it saves", how="kill")
+def test_a_second_signal_changes_nothing(whole, tmp_path):
+    running = start(tmp_path / "run").logs(2)
+    running.signal(signal.SIGTERM).says("stopping at the next safe point")
+    running.signal(signal.SIGTERM)
+    ended = running.end()
+    assert ended.code in (0, 75), ended.said  # all twelve steps may be done by now
+    assert train(tmp_path / "run").code == 0
+    assert digest(tmp_path / "run") == whole
+
+
+@pytest.mark.fault(38, "SIGINT, SIGHUP: as SIGTERM", how="kill, while it trains")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_any_signal_to_stop_saves(number, tmp_path):
+    running = start(tmp_path / "run", "--config.duration=320000", "--config.eval_every=320000")
+    ended = running.logs(8).signal(number).end()
+    assert (ended.code, "saved in" in ended.last_line) == (75, True), ended.said
+
+
+@pytest.mark.fault(3, "SIGTERM during the first compilation", how="kill, a network of 111 layers")
+def test_a_signal_while_compiling_ends_the_run_within_seconds(tmp_path, record_property):
+    deep = "--config.model.stage_sizes=(18,18,18)"
+    running = start(tmp_path / "run", deep).says("training images")
+    time.sleep(4)  # it is tracing or compiling now, which takes half a minute
+    began = time.monotonic()
+    ended = running.signal(signal.SIGTERM).end()
+    record_property("saw", ended.last_line)
+    assert (ended.code, time.monotonic() - began < 8) == (75, True), ended.said
+    assert "nothing was lost" in ended.last_line
+    assert not (tmp_path / "run" / ".lock").exists()
