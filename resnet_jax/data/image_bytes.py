@@ -14,6 +14,12 @@ from typing import NamedTuple
 from resnet_jax.errors import DataError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
+_ADAM7 = (  # first column and row of each pass, and steps between them
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
+_INFLATE_BYTES = 2**20
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _JPEG = b"\xff\xd8\xff"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15
@@ -47,22 +53,24 @@ def cut_down(data: bytes, *, max_pixels: int) -> Still:
         raise DataError("it is empty")
     try:
         if data.startswith(_PNG):
-            still = _png(data)
+            return _png(data, max_pixels)
         elif data.startswith(_JPEG):
-            still = _jpeg(data)
-        else:
-            raise DataError("it isn't a PNG or JPEG image")
+            return _jpeg(data, max_pixels)
     except (struct.error, IndexError):
         raise DataError("it ends within its header") from None
-    if not still.width or not still.height:
+    raise DataError("it isn't a PNG or JPEG image")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if not width or not height:
         raise DataError("it has no pixels")
-    if still.width * still.height > max_pixels:
-        raise DataError(f"it has {still.width}×{still.height} pixels, too many")
-    return still
+    if width * height > max_pixels:
+        raise DataError(f"it has {width}×{height} pixels, too many")
 
 
-def _png(data: bytes) -> Still:
+def _png(data: bytes, max_pixels: int) -> Still:
     kept: list[bytes | memoryview] = [_PNG]
+    packed: list[memoryview] = []
     header, exif = b"", b""
     for kind, body, whole in _chunks(data):
         if not header and kind != b"IHDR":
@@ -77,6 +85,8 @@ def _png(data: bytes) -> Still:
             if header or len(body) != 13:
                 raise DataError("its header isn't sound")
             header = bytes(body)
+        elif kind == b"IDAT":
+            packed.append(body)
         elif kind == b"eXIf":
             exif = exif or bytes(body)
         elif kind == b"acTL" and struct.unpack_from(">L", body)[0] > 1:
@@ -86,6 +96,8 @@ def _png(data: bytes) -> Still:
     else:
         raise DataError("it ends too early")
     width, height, depth = struct.unpack_from(">LLB", header)
+    _check_size(width, height, max_pixels)
+    _check_complete(packed, header)
     return Still("PNG", width, height, depth, _orientation(exif), b"".join(kept))
 
 
@@ -101,7 +113,29 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
         at = end
 
 
-def _jpeg(data: bytes) -> Still:
+def _check_complete(packed: list[memoryview], header: bytes) -> None:
+    """Inflate the pixels once, and drop them: Pillow takes those that aren't there for black."""
+    width, height, depth, color, _, _, interlaced = struct.unpack(">LLBBBBB", header)
+    missing = 0
+    for x, y, step_x, step_y in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        if columns > 0:
+            missing += max(rows, 0) * (1 + (columns * depth * _CHANNELS.get(color, 0) + 7) // 8)
+    inflate = zlib.decompressobj()
+    try:
+        for part in packed:
+            rest: bytes | memoryview = part
+            while rest and missing > 0 and not inflate.eof:
+                missing -= len(inflate.decompress(rest, _INFLATE_BYTES))
+                rest = inflate.unconsumed_tail
+        missing -= len(inflate.flush(_INFLATE_BYTES)) if missing > 0 else 0
+    except zlib.error as error:
+        raise DataError("its pixels are damaged") from error
+    if missing > 0:
+        raise DataError("its pixels end too early")
+
+
+def _jpeg(data: bytes, max_pixels: int) -> Still:
     kept: list[bytes | memoryview] = [data[:2]]
     frame, exif, at = b"", b"", 2
     while True:
@@ -134,6 +168,7 @@ def _jpeg(data: bytes) -> Still:
     if not frame:
         raise DataError("it begins without a header")
     depth, height, width = struct.unpack_from(">BHH", frame)
+    _check_size(width, height, max_pixels)
     # Within coded pixels 0xFF is followed by 0, so that this counts scans, and those of previews.
     if data.count(b"\xff\xda", at) * width * height > _MAX_SCANNED_PIXELS:
         raise DataError("it has more scans than an image needs")

@@ -9,17 +9,19 @@ TensorFlow is never imported, and the heavy imports happen inside the functions 
 
 # ruff: noqa: PLC0415 - importing this module must stay quick
 
+import bisect
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 
 from resnet_jax.data.known import find_known
+from resnet_jax.data.skipped import CorruptPolicy, SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
@@ -46,13 +48,15 @@ class Dataset:
 
     `fingerprint` is a digest of the decoded splits that were read, whole and in order, and of the
     class names. It changes with any pixel, label, name or position, but not with the slices taken
-    nor from one preparation of the same data to the next (whose files do differ).
+    nor from one preparation of the same data to the next (whose files do differ). Where examples
+    were skipped, it covers what is left and the places of what isn't.
     """
 
     name: str
     splits: Mapping[str, ImageSet]
     class_names: tuple[str, ...]
     fingerprint: str
+    skipped: tuple[SkippedExample, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -92,8 +96,17 @@ class Source(Protocol):
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images, uint8 (n, h, w, c), and labels, int32 (n,), of one split."""
 
+    def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
+        """The same without damaged examples, and what these are, in order."""
 
-def load_dataset(name: str, *, splits: Mapping[str, str], data_dir: str | None = None) -> Dataset:
+
+def load_dataset(
+    name: str,
+    *,
+    splits: Mapping[str, str],
+    data_dir: str | None = None,
+    corrupt: CorruptPolicy = "stop",
+) -> Dataset:
     """Read the splits of the data set `name` into host memory.
 
     `splits` maps a role ("train", "validation", …) to a TFDS split expression ("train[:90%]",
@@ -103,9 +116,15 @@ def load_dataset(name: str, *, splits: Mapping[str, str], data_dir: str | None =
     No example may be in two roles, so that no model is selected on what it was trained on, or
     tested on what it was trained or selected on.
 
+    With `corrupt="skip"` damaged examples are left out, if they are few. Expressions count them all
+    the same: "train[:45000]" then has fewer than 45,000 examples, and no example of another role.
+
     Raises ConfigError for an unknown data set, split or expression, for overlapping roles and for
     sets that don't fit in memory; DataError for data that are missing, damaged or wrongly labelled.
     """
+    if corrupt not in get_args(CorruptPolicy):
+        known = ", ".join(get_args(CorruptPolicy))
+        raise ConfigError(f"data.corrupt is {corrupt!r}; it can be {known}.")
     if not splits:
         raise ConfigError(f"no split of {name!r} was asked for; give at least one, e.g. train")
     source = _open(name, data_dir)
@@ -113,12 +132,25 @@ def load_dataset(name: str, *, splits: Mapping[str, str], data_dir: str | None =
     _refuse_overlap(name, splits, spans)
     needed = sorted({span.split for parts in spans.values() for span in parts})
     _refuse_too_large(name, source, needed)
-    whole = {split: source.read(split) for split in needed}
-    for parts in spans.values():
-        for span in parts:
-            _check_labels(name, span, whole[span.split][1], len(source.class_names))
-    sets = {role: _take(whole, parts) for role, parts in spans.items()}
-    return Dataset(name, sets, source.class_names, _fingerprint(source.class_names, whole))
+    whole: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    skipped: tuple[SkippedExample, ...] = ()
+    for split in needed:
+        if corrupt == "skip":
+            images, labels, left_out = source.read_intact(split)
+            whole[split], skipped = (images, labels), skipped + left_out
+        else:
+            whole[split] = source.read(split)
+    gone = {split: [one.index for one in skipped if one.split == split] for split in needed}
+    sets = {}
+    for role, parts in spans.items():
+        left = [_without(span, gone[span.split]) for span in parts]
+        for span in left:
+            _check_labels(name, span, whole[span.split][1], len(source.class_names), gone)
+        sets[role] = _take(whole, left)
+        if not len(sets[role]):
+            raise DataError(f"all examples of {splits[role]!r} of {name!r} are damaged")
+    fingerprint = _fingerprint(source.class_names, whole, gone if skipped else {})
+    return Dataset(name, sets, source.class_names, fingerprint, skipped)
 
 
 def parse_split(spec: str, lengths: Mapping[str, int], name: str) -> list[Span]:
@@ -207,26 +239,47 @@ def _refuse_too_large(name: str, source: Source, needed: Sequence[str]) -> None:
         )
 
 
-def _check_labels(name: str, span: Span, labels: np.ndarray, num_classes: int) -> None:
+def _without(span: Span, gone: Sequence[int]) -> Span:
+    """The same span among the examples that are left, if those at `gone`, in order, are skipped."""
+    start, stop = (end - bisect.bisect_left(gone, end) for end in (span.start, span.stop))
+    return Span(span.split, start, stop)
+
+
+def _check_labels(
+    name: str,
+    span: Span,
+    labels: np.ndarray,
+    num_classes: int,
+    gone: Mapping[str, Sequence[int]],
+) -> None:
     """Raise DataError if a label in the span isn't in [0, num_classes)."""
     part = labels[span.start : span.stop]
     bad = np.flatnonzero((part < 0) | (part >= num_classes))
     if len(bad):
         index = span.start + int(bad[0])
-        hint = "; -1 marks an unlabelled example" if labels[index] == -1 else ""
+        label = labels[index]
+        for skipped in gone[span.split]:  # as prepared, it has a later place
+            index += skipped <= index
+        hint = "; -1 marks an unlabelled example" if label == -1 else ""
         raise DataError(
-            f"example {index} of split {span.split!r} of {name!r} has label {labels[index]}, which "
+            f"example {index} of split {span.split!r} of {name!r} has label {label}, which "
             f"is not in 0 … {num_classes - 1}{hint}; repair the data or slice such examples away "
             f"({len(bad)} in the part asked for)"
         )
 
 
 def _fingerprint(
-    class_names: Sequence[str], whole: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    class_names: Sequence[str],
+    whole: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    gone: Mapping[str, Sequence[int]],
 ) -> str:
-    """Digest of class names and whole splits (0.2 s for CIFAR-10)."""
+    """Digest of class names and whole splits (0.2 s for CIFAR-10); `gone` is empty for intact data.
+
+    Reasons are no part of it: they are another library's words.
+    """
     layout = {split: images.shape for split, (images, _) in sorted(whole.items())}
-    digest = hashlib.blake2b(json.dumps([list(class_names), layout]).encode(), digest_size=16)
+    described = [list(class_names), layout, *([gone] if gone else [])]
+    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
     for split in sorted(whole):
         images, labels = whole[split]
         digest.update(np.ascontiguousarray(images).data)
@@ -294,3 +347,7 @@ class Digits:
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Images uint8 (n, 8, 8, 1), 0…255, and labels int32 (n,)."""
         return self._splits[split]
+
+    def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
+        """The same: they come with a package, whose installer has checked them."""
+        return *self._splits[split], ()

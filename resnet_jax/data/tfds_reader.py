@@ -18,8 +18,8 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.data import array_cache, mirror
-from resnet_jax.data.damage import Damage, DamagedExample
 from resnet_jax.data.image_files import MODES, decode_image
+from resnet_jax.data.skipped import SkippedExample, check_few
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 2**22
 _BLOCK_EXAMPLES = 256
+_NAMED = 3  # damaged examples in a warning; all are in the log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,44 +46,76 @@ class Prepared:
 
         Raises DataError for a record that is damaged or isn't the PNG or JPEG that was promised.
         """
+        images, labels, _ = self._read(split, skip=False)
+        return images, labels
+
+    def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
+        """As `read`, but without the damaged examples, which are named.
+
+        Raises DataError if there are more of them than may be left out.
+        """
+        images, labels, skipped = self._read(split, skip=True)
+        if skipped:
+            named = "; ".join(f"{one.index} ({one.reason})" for one in skipped[:_NAMED])
+            more = f"; and {len(skipped) - _NAMED} more" * (len(skipped) > _NAMED)
+            _log.warning(
+                "%d of %d examples of %s are damaged and left out: %s%s",
+                *(len(skipped), self.lengths[split], self._where(split), named, more),
+            )
+            for one in skipped[_NAMED:]:
+                _log.info("left out: example %d of %s (%s)", one.index, one.split, one.reason)
+        return images, labels, skipped
+
+    def _read(
+        self, split: str, *, skip: bool
+    ) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
         shape = (self.lengths[split], *self.image_shape)
         folder = array_cache.cache_folder(self.name, self.files_digest)
         if (cached := array_cache.load(folder, split, shape)) is not None:
-            return cached
+            return *cached, ()
         _log.info("decoding %d images of %s/%s, once", shape[0], self.name, split)
-        images, labels = self._decode(split, shape)
-        array_cache.store(folder, split, images, labels)
-        return images, labels
+        images, labels, skipped = self._decode(split, shape, skip=skip)
+        # A split that lacks examples is looked through anew each time: the cache holds whole ones.
+        if not skipped:
+            array_cache.store(folder, split, images, labels)
+        return images, labels, skipped
 
     def _decode(
-        self, split: str, shape: tuple[int, int, int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, split: str, shape: tuple[int, int, int, int], *, skip: bool
+    ) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
         import grain
 
         images, labels = np.empty(shape, np.uint8), np.empty(shape[0], np.int32)
-        blocks = grain.MapDataset.source(_Blocks(self, split)).to_iter_dataset(
+        blocks = grain.MapDataset.source(_Blocks(self, split, skip=skip)).to_iter_dataset(
             grain.ReadOptions(num_threads=min(4, os.cpu_count() or 1), prefetch_buffer_size=4)
         )
-        done = 0
-        for some_images, some_labels in blocks:
+        done, skipped = 0, []
+        for some_images, some_labels, damaged in blocks:
             stop = done + len(some_labels)
             images[done:stop], labels[done:stop] = some_images, some_labels
             done = stop
-        if done != shape[0]:
+            skipped += damaged
+            check_few(
+                skipped, seen=done + len(skipped), examples=shape[0], where=self._where(split)
+            )
+        if done + len(skipped) != shape[0]:
             raise DataError(
-                f"split {split!r} of {self.name!r} in {self.builder.data_dir} gave {done} examples "
+                f"{self._where(split)} gave {done + len(skipped)} examples "
                 f"where dataset_info.json promises {shape[0]}; prepare it again"
             )
-        return images, labels
+        return images[:done], labels[:done], tuple(skipped)
+
+    def _where(self, split: str) -> str:
+        return f"split {split!r} of {self.name!r} in {self.builder.data_dir}"
 
 
 class _Blocks:
     """Random access to decoded blocks of a split; a block at a time is three times as fast."""
 
-    def __init__(self, prepared: Prepared, split: str) -> None:
+    def __init__(self, prepared: Prepared, split: str, *, skip: bool) -> None:
         import tensorflow_datasets as tfds
 
-        self._prepared, self._split = prepared, split
+        self._prepared, self._split, self._skip = prepared, split, skip
         features = prepared.builder.info.features
         raw = [key for key in features if isinstance(features[key], tfds.features.Image)]
         self._records = prepared.builder.as_data_source(
@@ -94,37 +127,51 @@ class _Blocks:
     def __len__(self) -> int:
         return (len(self._records) + self._length - 1) // self._length
 
-    def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray, list[SkippedExample]]:
         start = block * self._length
         indices = range(start, min(start + self._length, len(self._records)))
         images = np.empty((len(indices), *self._prepared.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, (index, record) in enumerate(self._fetch(indices)):
+        skipped: list[SkippedExample] = []
+        for index, record in self._fetch(indices):
+            row = index - start - len(skipped)
             try:
+                if isinstance(record, Exception):
+                    raise record
                 images[row] = decode_image(record["image"], self._prepared.image_shape)
-            except Exception as error:  # Pillow raises many kinds, SyntaxError among them
-                raise self._damaged(index, error) from error
-            labels[row] = record["label"]
-        return images, labels
-
-    def _fetch(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        try:
-            yield from zip(indices, self._records.__getitems__(list(indices)), strict=True)
-            return
-        except (RuntimeError, ValueError, OSError, IndexError):
-            pass  # one of them is damaged: go through them singly to say which
-        for index in indices:
-            try:
-                record = self._records[index]
+                labels[row] = record["label"]
+            except MemoryError:
+                raise
             except Exception as error:
-                raise self._damaged(index, error) from error
-            yield index, record
+                if not self._skip:
+                    raise self._damaged(index, error) from error
+                skipped.append(SkippedExample(self._split, index, _first_line(error)))
+        rows = len(indices) - len(skipped)
+        return images[:rows], labels[:rows], skipped
+
+    def _fetch(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any] | Exception]]:
+        """The records by their index; in place of a damaged one the error."""
+        try:
+            records = self._records.__getitems__(list(indices))
+        except MemoryError:
+            raise
+        except Exception:  # one of them is damaged: go through them singly to say which
+            for index in indices:
+                try:
+                    record = self._records[index]
+                except MemoryError:
+                    raise
+                except Exception as error:
+                    record = error
+                yield index, record
+        else:
+            yield from zip(indices, records, strict=True)
 
     def _damaged(self, index: int, error: Exception) -> DataError:
         return DataError(
-            f"example {index} of split {self._split!r} of {self._prepared.name!r} in "
-            f"{self._prepared.builder.data_dir} can't be read ({_first_line(error)}); prepare the "
-            "data set again"
+            f"example {index} of {self._prepared._where(self._split)} can't be read "
+            f"({_first_line(error)}); prepare the data set again, or leave out what is "
+            "damaged with data.corrupt='skip'"
         )
 
 
@@ -155,11 +202,20 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
         prepared = prepare_cifar(name, folder)
         builder = read_only_builder.builder_from_directory(prepared)
     except Exception as error:
-        raise DataError(
-            f"the prepared data set {name!r} in {folder} can't be opened ({_first_line(error)}); "
-            "remove its folder and prepare it again"
-        ) from error
-    return _check(name, builder)
+        raise _not_sound(name, folder, error) from error
+    try:
+        return _check(name, builder)
+    except DataError:
+        raise
+    except Exception as error:  # TFDS believes what its files say of each other
+        raise _not_sound(name, folder, error) from error
+
+
+def _not_sound(name: str, folder: Path, error: Exception) -> DataError:
+    return DataError(
+        f"the prepared data set {name!r} in {folder} can't be opened ({_first_line(error)}); "
+        "remove its folder and prepare it again"
+    )
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None) -> epath.Path:
@@ -198,7 +254,7 @@ def _check(name: str, builder: Any) -> Prepared:
     if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise DataError(
             f"{name!r} isn't an image classification set: it needs the features image and label, "
-            f"and has {', '.join(parts) or features}"
+            f"and has {', '.join(parts) or 'none by name'}"
         )
     shape = tuple(image.shape)
     if None in shape or image.np_dtype != np.uint8 or shape[-1] not in MODES:

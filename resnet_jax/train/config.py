@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict, config_dict
 
+from resnet_jax.data.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
 
@@ -17,6 +18,7 @@ NonfinitePolicy = Literal["abort", "skip", "rollback"]
 
 MAY_CHANGE = (
     "data.dir",
+    "data.corrupt",  # what is left out is part of the data's fingerprint
     "data.resident",
     "mesh.data",
     "mesh.fsdp",
@@ -30,6 +32,9 @@ MAY_CHANGE = (
     "nonfinite.limit",
 )
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
+
+
+_LONGEST_VALUE = 200  # characters, in a message
 
 
 def default_config() -> ConfigDict:
@@ -51,6 +56,9 @@ def default_config() -> ConfigDict:
     config.data.normalize = "channel"  # or "pixel_mean"
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
+    # What a damaged image or record does: "stop" ends the run; "skip" leaves the example out, up to
+    # 0.1 % of a split. Split expressions count it all the same.
+    config.data.corrupt = "stop"
 
     # The training split lies on every device; otherwise images are sent from the host, each
     # process those of its own devices.
@@ -140,8 +148,16 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: naming the field, its value and what it can be.
     """
-    flat = flatten(config)
-    for name, kind in (("duration_unit", DurationUnit), ("nonfinite.policy", NonfinitePolicy)):
+    flat, defaults = flatten(config), flatten(default_config())
+    for name, value in flat.items():
+        if value is None and defaults.get(name) is not None:
+            raise ConfigError(f"{name} is None; it needs a value, such as {defaults[name]!r}.")
+    choices = (
+        ("duration_unit", DurationUnit),
+        ("nonfinite.policy", NonfinitePolicy),
+        ("data.corrupt", CorruptPolicy),
+    )
+    for name, kind in choices:
         known = get_args(kind)
         if flat[name] not in known:
             hint = did_you_mean(str(flat[name]), known)
@@ -215,7 +231,7 @@ def from_json(text: str) -> ConfigDict:
     """
     try:
         stored = flatten(json.loads(text))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"it isn't a config that this package wrote ({error}).") from None
     config = default_config()
     known = flatten(config)
@@ -242,8 +258,18 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
         node = node[key]
     try:
         node[last] = value
-    except TypeError as error:
-        raise ConfigError(f"{name} can't be {value!r}: {error}") from None
+    except (TypeError, ValueError, OverflowError):
+        kind = node.get_type(last).__name__
+        raise ConfigError(f"{name} can't be {_shown(value)}; it is of type {kind}.") from None
+
+
+def _shown(value: Any) -> str:
+    """The value as text of a reasonable length; Python writes no number of 5,000 digits."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def describe_differences(old: str, new: str) -> list[str]:

@@ -142,6 +142,7 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
         config.data.name,
         splits={role: spec for role, spec in splits.items() if spec},
         data_dir=config.data.dir,
+        corrupt=config.data.corrupt,
     )
 
 

@@ -203,7 +203,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             raise DataError(
                 f"Line {number} of {path} is damaged. Checkpoints don't depend on it: remove the"
                 " line, or the file, and start the run again."

@@ -1,5 +1,6 @@
 """What a run leaves behind: summary.json and curves.png."""
 
+import dataclasses
 import io
 import json
 import os
@@ -114,6 +115,7 @@ def run_summary(
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
             "examples": {split: len(data) for split, data in dataset.splits.items()},
+            "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
         },
         "seed": config.seed,
         "steps": plan.total_steps,

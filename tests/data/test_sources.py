@@ -260,9 +260,8 @@ def encode_mode(pixels, mode):
     ],
 )
 def test_images_that_are_not_what_was_promised_raise(kind):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - Pillow's are of many types
+    with pytest.raises(DataError, match="^it "):
         tfds_reader.decode_image(damaged_image(kind), (4, 5, 3))
-    assert not isinstance(caught.value, KeyError)
 
 
 def test_sixteen_bit_colour_is_not_cut_to_eight():
@@ -278,7 +277,7 @@ def test_sixteen_bit_colour_is_not_cut_to_eight():
     body = zlib.compress(b"".join(b"\0" + bytes(range(30)) for _ in range(4)))
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     assert Image.open(io.BytesIO(png)).mode == "RGB"  # Pillow would cut it silently
-    with pytest.raises(ValueError, match="16 bits"):
+    with pytest.raises(DataError, match="16 bits"):
         tfds_reader.decode_image(png, (4, 5, 3))
 
 

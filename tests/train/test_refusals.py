@@ -198,6 +198,7 @@ def test_stopping_before_the_first_step_is_refused(step, tiny_config, tmp_path, 
 def test_a_checkpoint_that_fails_names_what_is_intact(tiny_config, tmp_path, monkeypatch):
     """The second save fails in the background, as on a full disk."""
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=1)
+    tiny_config.save_attempts = 1
     import orbax.checkpoint as ocp
 
     def full(self, *args, **kwargs):

@@ -1,0 +1,220 @@
+"""Any file at all gives one clear refusal or the right image, in little memory and time."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnet_jax.data.image_files import decode_image, read_image
+from resnet_jax.errors import DataError
+from tests.data import hostile_images as make
+from tests.data.hostile_images import HOSTILE, RIGHT, pixels, save
+
+ROOT = Path(__file__).parents[2]
+
+
+def _refusal(path, shape=(8, 8, 3), *, resize=True):
+    with pytest.raises(DataError) as caught:
+        read_image(path, shape, resize=resize)
+    error = str(caught.value)
+    assert error.startswith(f"{path} can't be read: ")
+    assert error.isprintable()
+    assert len(error) < len(str(path)) + 150
+    return error
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_read_is_refused_in_one_line(name, tmp_path):
+    content, message = HOSTILE[name]
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content())
+    with pytest.raises(DataError, match=message):
+        read_image(path, (8, 8, 3), resize=True)
+    _refusal(path)
+    with pytest.raises(DataError, match="^it"):
+        decode_image(path.read_bytes(), (8, 8, 3))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.filterwarnings("error")
+def test_what_is_only_unusual_gives_the_right_image(name, tmp_path):
+    """The same as without what was put into it."""
+    path = tmp_path / "image.dat"
+    path.write_bytes(RIGHT[name]())
+    found = read_image(path, (8, 8, 3), resize=True)
+    if name.startswith("largest"):
+        assert not found.any()
+        return
+    kind = "png" if path.read_bytes().startswith(b"\x89PNG") else "jpeg"
+    plain = Image.open(io.BytesIO(RIGHT["progressive" if name == "progressive" else kind]()))
+    expected = ImageOps.fit(plain, (8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(found, np.asarray(expected))
+    at_size = decode_image(path.read_bytes(), (40, 60, 3))
+    np.testing.assert_array_equal(at_size, np.asarray(plain))
+
+
+@pytest.mark.parametrize("door", ["predict", "prepared"])
+def test_all_of_them_take_little_memory_and_time(door, tmp_path):
+    contents = {name: content for name, (content, _) in HOSTILE.items()} | RIGHT
+    paths = []
+    for number, content in enumerate(contents.values()):
+        paths.append(tmp_path / f"{number}.png")
+        paths[-1].write_bytes(content())
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.data.read_hostile", door, *paths],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    results = dict(zip(contents, json.loads(done.stdout), strict=True))
+    assert sum(result["mib"] for result in results.values()) < 200
+    assert max(results.values(), key=lambda result: result["cpu_s"])["cpu_s"] < 2
+    assert not [result["warnings"] for result in results.values() if result["warnings"]]
+    if door == "predict":
+        read = {name for name, result in results.items() if result["outcome"] == "(8, 8, 3)"}
+        assert read == set(RIGHT)
+
+
+# --- what isn't a file -----------------------------------------------------------------------
+
+
+def test_a_folder_a_pipe_and_a_device_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # to open it would be to wait for a writer
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        assert "it isn't a file" in _refusal(path)
+    assert "No such file" in _refusal(tmp_path / "none.png")
+
+
+def test_a_file_without_end_is_refused(tmp_path):
+    path = tmp_path / "large.png"
+    with path.open("wb") as file:
+        file.write(save(pixels()))
+        file.truncate(2**40)  # takes no room on disk
+    assert "more than 32 MiB" in _refusal(path)
+
+
+# --- modes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_photo_is_set_upright(kind, order, orientation, tmp_path):
+    """As Pillow does it. Of prepared sets every reader takes the pixels as they lie."""
+    data = save(pixels(16, 24), kind)
+    exif = make.exif(orientation, order)
+    part = make.chunk(b"eXIf", exif) if kind == "PNG" else make.segment(0xE1, b"Exif\0\0" + exif)
+    data = make.insert(data, part)
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    expected = np.asarray(upright)
+    np.testing.assert_array_equal(read_image(path, expected.shape), expected)
+    if orientation >= 5:
+        message = "it is 16×24 RGB, but the model takes 24×16 RGB"
+        assert message in _refusal(path, (16, 24, 3), resize=False)
+    resized = read_image(path, (8, 6, 3), resize=True).astype(int)
+    by_pillow = ImageOps.fit(upright, (6, 8), Image.Resampling.BILINEAR)
+    assert np.abs(resized - np.asarray(by_pillow)).max() <= 1  # the order of two roundings
+    np.testing.assert_array_equal(decode_image(data, (16, 24, 3)), np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize("cut", range(0, 32, 3))
+def test_a_damaged_orientation_is_ignored(cut, tmp_path):
+    path = tmp_path / "photo.jpg"
+    exif = b"Exif\0\0" + make.exif(6)[:cut]
+    path.write_bytes(make.insert(save(pixels(), "JPEG"), make.segment(0xE1, exif)))
+    found = read_image(path, (8, 8, 3))
+    np.testing.assert_array_equal(found, np.asarray(Image.open(io.BytesIO(save(pixels(), "JPEG")))))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_modes_are_converted_as_pillow_does_if_that_is_wanted(kind, mode, channels, tmp_path):
+    if mode in {"JPEG": ("1", "P", "LA", "RGBA"), "PNG": ("CMYK",)}[kind]:
+        pytest.skip("there is no such file")
+    path = tmp_path / "image"
+    path.write_bytes(save(Image.fromarray(pixels()).convert(mode), kind))
+    opened = Image.open(path)
+    target = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    expected = np.asarray(opened.convert(target)).reshape(8, 8, channels)
+    found = read_image(path, (8, 8, channels), resize=True)
+    np.testing.assert_array_equal(found, expected)
+    if opened.mode != target:
+        assert "--resize makes images fit" in _refusal(path, (8, 8, channels), resize=False)
+        with pytest.raises(DataError, match="^it is"):
+            decode_image(path.read_bytes(), (8, 8, channels))
+
+
+def test_an_extension_says_nothing(tmp_path):
+    for kind, suffix in (("PNG", ".jpg"), ("JPEG", ".png"), ("PNG", ".svg"), ("JPEG", "")):
+        path = tmp_path / f"image{suffix}"
+        path.write_bytes(save(pixels(), kind))
+        np.testing.assert_array_equal(read_image(path, (8, 8, 3)), np.asarray(Image.open(path)))
+
+
+def _interlaced(color, depth, width, height):
+    """A PNG in seven passes, of noise."""
+    bits = depth * {0: 1, 2: 3, 4: 2, 6: 4}[color]
+    rng, rows = np.random.default_rng(0), b""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    for x, y, step_x, step_y in [*passes, (0, 1, 1, 2)]:
+        columns = len(range(x, width, step_x))
+        for _ in range(y, height if columns else y, step_y):
+            rows += b"\0" + rng.bytes((columns * bits + 7) // 8)
+    return rows
+
+
+@pytest.mark.parametrize("color", [0, 2, 4, 6])
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (3, 5), (9, 2), (1, 7)])
+def test_interlaced_images_are_read_whole_or_not_at_all(color, size, tmp_path):
+    width, height = size
+    rows = _interlaced(color, 8, width, height)
+    path = tmp_path / "image.png"
+    for content, fails in ((rows, False), (rows[:-1], True)):
+        data = bytearray(make.png(width, height, color=color, data=content))
+        data[8:33] = make.chunk(b"IHDR", bytes(data[16:28]) + b"\1")
+        path.write_bytes(data)
+        if fails:
+            assert "its pixels end too early" in _refusal(path)
+        else:
+            mode = {0: 1, 2: 3, 4: 4, 6: 4}[color]
+            found = read_image(path, (height, width, mode), resize=True)
+            target = {1: "L", 3: "RGB", 4: "RGBA"}[mode]
+            expected = np.asarray(Image.open(path).convert(target)).reshape(found.shape)
+            np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_no_shorter_file_gives_another_image(kind, tmp_path):
+    """The last bytes of a JPEG say only that it ends."""
+    data = save(pixels(16, 16), kind)
+    whole = decode_image(data, (16, 16, 3))
+    for length in range(len(data)):
+        try:
+            part = decode_image(data[:length], (16, 16, 3))
+        except DataError:
+            continue
+        assert (kind, length >= len(data) - 4) == ("JPEG", True)
+        np.testing.assert_array_equal(part, whole)
+
+
+def test_a_large_photo_is_scaled_like_a_small_one(tmp_path):
+    """It is decoded at a part of its size; what comes out differs by rounding."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(save(pixels(1600, 2400), "JPEG", quality=95))
+    found = read_image(path, (24, 24, 3), resize=True).astype(int)
+    whole = ImageOps.fit(Image.open(path), (24, 24), Image.Resampling.BILINEAR)
+    assert np.abs(found - np.asarray(whole)).max() <= 3

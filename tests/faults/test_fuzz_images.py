@@ -1,0 +1,11 @@
+"""Mutated images through both doors: a refusal, or what Pillow sees in the whole file."""
+
+from tests.faults.fuzz import outcome
+
+
+def test_two_thousand_mutated_images(tmp_path):
+    result = outcome("images", tmp_path)
+    assert result["accepted"] > 200
+    assert result["compared"] > 150
+    assert result["kinds_of_refusal"] > 15
+    assert result["warnings"] == []
