@@ -107,7 +107,7 @@ def test_help_succeeds_and_a_missing_flag_is_named():
 
 
 def test_an_interrupt_while_starting_is_heard(tmp_path):
-    """Libraries are still being imported; the run saves at its first safe point."""
+    """Libraries are still being imported; the run ends before anything was lost."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -128,11 +128,11 @@ def test_an_interrupt_while_starting_is_heard(tmp_path):
             if line.rstrip().endswith(" jax"):  # after train.py's own imports
                 break
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 75, errors[-2000:]
-    assert "stopped at step" in output
+    assert "nothing was lost" in errors
     assert "Traceback" not in errors
 
 
