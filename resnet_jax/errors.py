@@ -45,7 +45,7 @@ class WriteError(ResnetJaxError):
     exit_code = 73
 
 
-class StoppedEarly(ResnetJaxError):  # noqa: N818 - it is no error
+class StoppedEarly(Exception):  # noqa: N818 - it is no error
     """A signal asked the run to stop when it had nothing to save yet; it wants to be restarted."""
 
     exit_code = 75  # STOPPED_EARLY

@@ -22,8 +22,12 @@ def whole(tmp_path_factory):
     [
         "resnet_jax.data.loader:Batches.take:4",
         "resnet_jax.train.evaluate:Evaluator.__call__:3",
-        "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2",
-        "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2",
+        pytest.param(
+            "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2", marks=pytest.mark.thorough
+        ),
+        pytest.param(
+            "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
@@ -35,6 +39,7 @@ def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
     assert digest(tmp_path / "run") == whole
 
 
+@pytest.mark.thorough
 @pytest.mark.fault(3, "SIGTERM twice, the second while it saves", how="kill")
 def test_a_second_signal_changes_nothing(whole, tmp_path):
     running = start(tmp_path / "run").logs(2)
