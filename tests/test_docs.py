@@ -110,7 +110,7 @@ def test_the_python_of_the_readme_runs():
     assert set(names["taps"]) >= {"stem", "stage1", "pooled", "logits"}
 
 
-@pytest.mark.parametrize("command", ["summary", "eval", "predict", "compile"])
+@pytest.mark.parametrize("command", ["summary", "eval", "predict", "compile", "convert"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])

@@ -5,7 +5,6 @@ It may be in a bucket, gs://…, where writing a file replaces it as a whole.
 
 import os
 import secrets
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from etils import epath
 
 from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.files import replace_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -29,26 +29,12 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
         OSError: it can't be written; the old file is intact.
         ImportError: the client of that kind of bucket isn't installed.
     """
+    data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
         with bucket_errors(path):
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the rename itself durable
-    finally:
-        os.close(folder)
+            path.write_bytes(data)
+    else:
+        replace_file(Path(path), [data])
 
 
 def prepare_workdir(workdir: epath.Path) -> None:

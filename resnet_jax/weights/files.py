@@ -8,13 +8,13 @@ import os
 import pickletools
 import shlex
 import stat
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from resnet_jax.errors import DataError, WriteError
+from resnet_jax.files import replace_file
 from resnet_jax.weights import npz_format, safetensors_format
 from resnet_jax.weights.arrays import MAX_FILE_BYTES, FormatError
 
@@ -102,7 +102,7 @@ def write_weights(
         WriteError: the file can't be written; an existing one is intact.
     """
     try:
-        _replace(Path(path), safetensors_format.encode(arrays, metadata or {}))
+        replace_file(Path(path), safetensors_format.encode(arrays, metadata or {}))
     except FormatError as error:
         raise DataError(f"{os.fspath(path)} {error}") from None
     except OSError as error:
@@ -193,24 +193,3 @@ def _is_pickle(data: bytes) -> bool:
     except ValueError:  # no sense from here on, maybe because the window ends
         pass
     return len(data) > len(window) and position > len(window) // 2
-
-
-def _replace(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Replace the file at `path`, so that a reader or a crash sees the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # makes the rename itself durable
-    finally:
-        os.close(folder)

@@ -65,12 +65,12 @@ class Ended:
 class Running:
     """A run under way."""
 
-    def __init__(self, workdir: Path, *arguments: str, fault: str | None, limits: Any) -> None:
+    def __init__(self, workdir: Path, *arguments: str, fault: str | None) -> None:
         self.workdir = workdir
         self._output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.out"
         argv = ["train.py", *TINY, f"--workdir={workdir}", *arguments]
         self._began = time.monotonic()
-        self._process = _server().Process(target=_train, args=(argv, self._output, fault, limits))
+        self._process = _server().Process(target=_train, args=(argv, self._output, fault))
         self._process.start()
 
     @property
@@ -118,16 +118,15 @@ class Running:
         return Ended(self._process.exitcode, self.said(), time.monotonic() - self._began)
 
 
-def start(workdir: Path, *arguments: str, fault: str | None = None, limits: Any = ()) -> Running:
+def start(workdir: Path, *arguments: str, fault: str | None = None) -> Running:
     """Begin to train, or go on, in `workdir`.
 
     Args:
         workdir: of the run.
         arguments: of train.py, beside `TINY`.
         fault: see tests/faults/inject.py.
-        limits: pairs of a resource's number and its limit.
     """
-    return Running(workdir, *arguments, fault=fault, limits=limits)
+    return Running(workdir, *arguments, fault=fault)
 
 
 def train(workdir: Path, *arguments: str, **kwargs: Any) -> Ended:
@@ -143,10 +142,8 @@ def _server() -> Any:
     return context
 
 
-def _train(argv: list[str], output: Path, fault: str | None, limits: Any) -> None:
+def _train(argv: list[str], output: Path, fault: str | None) -> None:
     """In the new process: what `python train.py` does."""
-    import resource
-
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
@@ -156,8 +153,6 @@ def _train(argv: list[str], output: Path, fault: str | None, limits: Any) -> Non
     if fault:
         workdir = next(a.partition("=")[2] for a in argv if a.startswith("--workdir="))
         Fault.parse(fault).install(workdir)
-    for number, limit in limits:
-        resource.setrlimit(number, (limit, limit))
     runpy.run_path("train.py", run_name="__main__")
 
 

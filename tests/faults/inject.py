@@ -7,7 +7,7 @@ A fault is written POINT:NTH:ACTION. POINT is
 - "step": the training step with that number, whose loss and gradients become NaN (ACTION "nan");
 - "module:qualified.name": a call of that function.
 
-ACTION is "kill" (SIGKILL), "term", "hang", or the name of an errno, such as "ENOSPC", which the
+ACTION is "kill" (SIGKILL), "term", or the name of an errno, such as "ENOSPC", which the
 point then raises, that time and always after.
 """
 
@@ -18,7 +18,6 @@ import importlib
 import os
 import signal
 import sys
-import time
 from typing import Any
 
 _CHANGES = ("os.mkdir", "os.rmdir", "os.rename", "os.remove", "os.link", "os.truncate")
@@ -61,8 +60,6 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action == "term":
             os.kill(os.getpid(), signal.SIGTERM)
-        elif self.action == "hang":
-            time.sleep(3600)
         else:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))
