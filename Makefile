@@ -21,7 +21,7 @@ train: $(VENV)/.installed  ## train a ResNet on real images in about a minute, o
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(FLAGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(FLAGS)
 
 check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .

@@ -57,6 +57,20 @@ def tiny_config() -> ConfigDict:
 
 
 @pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Work directory of a run in a process of its own that nothing happened to; not to be changed.
+
+    Its steps and what they leave: `TINY` in tests/runs.py.
+    """
+    from tests.runs import train
+
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    ended = train(workdir)
+    assert ended.code == 0, ended.said
+    return workdir
+
+
+@pytest.fixture(scope="session")
 def bucket(tmp_path_factory):
     """The folder that is gs://bucket; see tests/fake_bucket.py."""
     import fsspec

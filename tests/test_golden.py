@@ -80,7 +80,7 @@ def test_shardings(config, image_shape, classes, fsdp):
     sizes = {"image_shape": image_shape, "num_classes": classes, "train_examples": 10**6}
     blueprint = Blueprint(**Blueprint.parts(recipe, mesh=mesh, **sizes))
     lines = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(blueprint.abstract_state()):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(blueprint.abstract_state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = ", ".join(str(axis or "–") for axis in leaf.sharding.spec) or "whole"
         lines.append(f"{name} {leaf.dtype} {'×'.join(map(str, leaf.shape)) or 'scalar'}: {spec}")

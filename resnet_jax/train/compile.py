@@ -133,7 +133,7 @@ def compile_training(blueprint: Blueprint) -> Program | TooLarge:
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(blueprint.mesh))
     return _compile(
         blueprint.train_steps(),
-        blueprint.abstract_state(),
+        blueprint.abstract_state,
         *blueprint.abstract_batches(),
         steps,
         devices=blueprint.mesh.size,
@@ -151,7 +151,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
         return None
     examples = _split_length(config, _known_set(config), spec)
     batches, size = batches_of(examples, batch_size=config.eval_batch_size, mesh=blueprint.mesh)
-    state = blueprint.abstract_state()
+    state = blueprint.abstract_state
     whole = replicated(blueprint.mesh)
     variables, normalization = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
@@ -218,7 +218,7 @@ def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
     """
     config = blueprint.config
     per_chip = config.batch_size / slice_.chips
-    state = blueprint.abstract_state()
+    state = blueprint.abstract_state
     fixed = held_bytes(state) + held_bytes(state.params) + program.code_bytes
     if config.data.resident:
         fixed += held_bytes(blueprint.abstract_batches()[:2])
@@ -281,7 +281,7 @@ def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -
     config, chip = blueprint.config, slice_.chip
     limit = round(chip.limit_gib * GIB)
     per_chip = config.batch_size // slice_.chips
-    state = blueprint.abstract_state()
+    state = blueprint.abstract_state
     document: dict[str, Any] = {
         "model": config.model.name,
         "dtype": str(jnp.dtype(blueprint.model.dtype)),

@@ -1,6 +1,7 @@
 """The parts that a config stands for: data, model, mesh, optimiser, and when things happen."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -204,6 +205,7 @@ class Blueprint:
             "optimizer": make_optimizer(config.optimizer, schedule),
         }
 
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, types and shardings of the state, without computing it."""
         shapes = jax.eval_shape(self._initial_state)
@@ -240,7 +242,7 @@ class Blueprint:
             self.optimizer,
             recipe=recipe,
             mesh=self.mesh,
-            state=self.abstract_state(),
+            state=self.abstract_state,
             resident=self.config.data.resident,
         )
 

@@ -105,7 +105,7 @@ class Run:
 
     def _restore(self) -> None:
         self._watchdog.now("restoring")
-        restored = self._checkpoints.restore_newest(self._experiment.abstract_state())
+        restored = self._checkpoints.restore_newest(self._experiment.abstract_state)
         self._step, self._best, gone_on = 0, None, 0
         if restored:
             self._step, self._state, progress = restored
@@ -326,7 +326,7 @@ class Run:
         if self._config.nonfinite.policy == "rollback":
             self._watchdog.now("restoring")
             self._settle()
-            restored = self._checkpoints.restore_newest(self._experiment.abstract_state())
+            restored = self._checkpoints.restore_newest(self._experiment.abstract_state)
         if restored is None:
             self._nonfinite.write(found.steps, "the run ended")
             raise self._end_of(found)
@@ -388,7 +388,7 @@ class Run:
                 scores |= self._score(split, self._state, self._step)
             if self._best and "test" in self._evaluators:
                 step = self._best["step"]
-                abstract = self._experiment.abstract_state()
+                abstract = self._experiment.abstract_state
                 selected, _ = self._checkpoints.restore(step, abstract)
                 scores["test_best"] = self._score("test", selected, step)["test"]
         except NonfiniteError as found:

@@ -5,19 +5,11 @@ import time
 
 import pytest
 
-from tests.faults.harness import digest, start, steps_on_record, train
 from tests.faults.inject import Fault
+from tests.runs import digest, start, steps_on_record, train
 
 # A run of TINY makes about this many changes of files below its work directory.
 CHANGES = 150
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert train(workdir).code == 0
-    return workdir
 
 
 def _same(workdir, whole):

@@ -5,15 +5,7 @@ import time
 
 import pytest
 
-from tests.faults.harness import digest, start, train
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Digest of a run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert train(workdir).code == 0
-    return digest(workdir)
+from tests.runs import digest, start, train
 
 
 @pytest.mark.fault(3, "SIGTERM while it trains, scores or saves", how="by the process to itself")
@@ -36,7 +28,7 @@ def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
     assert ended.code == 75, ended.said
     assert "the same command goes on from here" in ended.said
     assert train(tmp_path / "run").code == 0
-    assert digest(tmp_path / "run") == whole
+    assert digest(tmp_path / "run") == digest(whole)
 
 
 @pytest.mark.thorough
@@ -48,11 +40,11 @@ def test_a_second_signal_changes_nothing(whole, tmp_path):
     ended = running.end()
     assert ended.code in (0, 75), ended.said  # all twelve steps may be done by now
     assert train(tmp_path / "run").code == 0
-    assert digest(tmp_path / "run") == whole
+    assert digest(tmp_path / "run") == digest(whole)
 
 
-@pytest.mark.fault(38, "SIGINT, SIGHUP: as SIGTERM", how="kill, while it trains")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.fault(38, "SIGINT, SIGHUP, SIGTERM", how="kill, while it trains")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_any_signal_to_stop_saves(number, tmp_path):
     running = start(tmp_path / "run", "--config.duration=320000", "--config.eval_every=320000")
     ended = running.logs(8).signal(number).end()

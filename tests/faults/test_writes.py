@@ -5,19 +5,11 @@ import subprocess
 
 import pytest
 
-from tests.faults.harness import digest, small_disk, start, steps_on_record, train
+from tests.runs import digest, small_disk, start, steps_on_record, train
 
 _SAVE = "orbax.checkpoint:CheckpointManager.save"
 # Long enough to fill the disk meanwhile.
 _SLOWLY = ("--config.duration=3840", "--config.steps_per_dispatch=1")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing happened to."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    assert train(workdir).code == 0
-    return workdir
 
 
 @pytest.fixture

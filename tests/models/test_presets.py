@@ -98,9 +98,8 @@ def test_every_preset_is_built_and_each_parameter_is_in_one_group(name):
     fields = {k: v for k, v in fields.items() if v} or {"units": 2}
     model = resnet_jax.create_model(name, **fields)
     image = jax.ShapeDtypeStruct((1, *preset.image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     assert set(jax.tree.leaves(parameter_groups(variables["params"]))) <= {"kernel", "bias", "norm"}
-    logits = jax.eval_shape(model.apply, variables, image)
     assert (logits.shape, logits.dtype) == ((1, model.num_classes), jnp.float32)
 
 

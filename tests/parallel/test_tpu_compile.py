@@ -56,7 +56,7 @@ def groups():
 
 
 def _kernels(blueprint):
-    leaves = jax.tree.leaves(blueprint.abstract_state().params)
+    leaves = jax.tree.leaves(blueprint.abstract_state.params)
     return sum(leaf.size for leaf in leaves if len(leaf.shape) > 1)
 
 

@@ -58,7 +58,15 @@ def run(name: str, size: int) -> dict[str, np.ndarray]:
     return summary_of(*arrays, dict(leaves(updated)))
 
 
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+# They consist of what the others do, in larger numbers.
+_LARGE = {"preresnet164", "resnet34", "resnet101", "resnet152", "wrn50_2"}
+_FILES = [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] * (path.stem in _LARGE))
+    for path in GOLDEN
+]
+
+
+@pytest.mark.parametrize("path", _FILES)
 def test_equals_pytorch(path):
     golden = dict(np.load(path))
     ours = run(path.stem, int(golden.pop("size")))

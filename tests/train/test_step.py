@@ -61,7 +61,7 @@ def test_the_batch_is_split_over_the_mesh_and_never_gathered(tiny_config):
     tiny_config.mesh.data = 8
     experiment = Experiment.make(tiny_config)
     batches = experiment.abstract_batches()
-    steps = experiment.train_steps().lower(experiment.abstract_state(), *batches, 1)
+    steps = experiment.train_steps().lower(experiment.abstract_state, *batches, 1)
     program = steps.compile().as_text()
     assert "all-reduce" in program
     assert "all-gather" not in program
@@ -137,7 +137,7 @@ def test_each_kind_of_network_has_a_step(name, stages, accumulate):
     config.data.crop_padding = 1
     config.accumulate = accumulate
     experiment = Experiment.make(config)
-    state = experiment.abstract_state()
+    state = experiment.abstract_state
     steps = experiment.train_steps()
     after = jax.eval_shape(steps, state, *experiment.abstract_batches(), 1)
     assert jax.tree.structure(after) == jax.tree.structure(state)

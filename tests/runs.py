@@ -7,7 +7,6 @@ import hashlib
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 from tests.faults.inject import Fault
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 # What takes seconds to import is imported once, by the server that forks the processes.
 _PRELOADED = (
@@ -63,14 +62,24 @@ class Ended:
 
 
 class Running:
-    """A run under way."""
+    """A process under way that does what `python train.py` with those arguments does.
 
-    def __init__(self, workdir: Path, *arguments: str, fault: str | None) -> None:
+    Args:
+        arguments: of train.py.
+        workdir: of the run, beside which its output is kept.
+        fault: see tests/faults/inject.py.
+        devices: of the process.
+    """
+
+    def __init__(
+        self, *arguments: str, workdir: Path, fault: str | None = None, devices: int = 1
+    ) -> None:
         self.workdir = workdir
         self._output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.out"
-        argv = ["train.py", *TINY, f"--workdir={workdir}", *arguments]
+        self._process = _server().Process(
+            target=_main, args=(arguments, workdir, self._output, fault, devices)
+        )
         self._began = time.monotonic()
-        self._process = _server().Process(target=_train, args=(argv, self._output, fault))
         self._process.start()
 
     @property
@@ -104,6 +113,10 @@ class Running:
             assert time.monotonic() < end, f"in {timeout_s} s not {what}:\n{self.said()}"
             time.sleep(0.005)
 
+    def kill(self) -> None:
+        """End it, if it hasn't ended."""
+        self._process.kill()
+
     def signal(self, number: int) -> "Running":
         """Send it a signal."""
         os.kill(self.pid, number)
@@ -113,20 +126,14 @@ class Running:
         """Wait until it has ended; kills what doesn't."""
         self._process.join(timeout_s)
         if self._process.is_alive():
-            self.signal(signal.SIGKILL)
+            self.kill()
             raise AssertionError(f"still running after {timeout_s} s:\n{self.said()}")
         return Ended(self._process.exitcode, self.said(), time.monotonic() - self._began)
 
 
-def start(workdir: Path, *arguments: str, fault: str | None = None) -> Running:
-    """Begin to train, or go on, in `workdir`.
-
-    Args:
-        workdir: of the run.
-        arguments: of train.py, beside `TINY`.
-        fault: see tests/faults/inject.py.
-    """
-    return Running(workdir, *arguments, fault=fault)
+def start(workdir: Path, *arguments: str, **kwargs: Any) -> Running:
+    """Begin to train, or go on, in `workdir`: `TINY` with those arguments; see `Running`."""
+    return Running(*TINY, f"--workdir={workdir}", *arguments, workdir=workdir, **kwargs)
 
 
 def train(workdir: Path, *arguments: str, **kwargs: Any) -> Ended:
@@ -142,17 +149,21 @@ def _server() -> Any:
     return context
 
 
-def _train(argv: list[str], output: Path, fault: str | None) -> None:
-    """In the new process: what `python train.py` does."""
+def _main(
+    arguments: tuple[str, ...], workdir: Path, output: Path, fault: str | None, devices: int
+) -> None:
+    """In the new process."""
+    import jax
+
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.chdir(ROOT)
-    sys.argv = argv
+    sys.argv = ["train.py", *arguments]
     sys.path.insert(0, str(ROOT))
+    jax.config.update("jax_num_cpu_devices", devices)
     if fault:
-        workdir = next(a.partition("=")[2] for a in argv if a.startswith("--workdir="))
-        Fault.parse(fault).install(workdir)
+        Fault.parse(fault).install(str(workdir))
     runpy.run_path("train.py", run_name="__main__")
 
 
