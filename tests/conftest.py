@@ -1,11 +1,16 @@
 """Eight fake CPU devices for the whole suite, and one compilation cache."""
 
 import os
+import signal
 import tempfile
 
 import jax
 import pytest
 from ml_collections import ConfigDict
+
+# With nohup, or in the background of a script, a run ignores these signals, as it should.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

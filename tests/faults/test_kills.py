@@ -20,7 +20,6 @@ def _same(workdir, whole):
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.fault(34, "kill -9 at a change of a file: create, rename, remove", how="audit hook")
 @pytest.mark.parametrize("nth", [18, 71])
 def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
     assert train(tmp_path / "run", fault=f"files:{nth}:kill").code == -9
@@ -29,7 +28,6 @@ def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.fault(34, "kill -9 at a change of a file: create, rename, remove", how="audit hook")
 @pytest.mark.parametrize("nth", range(1, CHANGES, 3))
 def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path):
     code = train(tmp_path / "run", fault=f"files:{nth}:kill").code
@@ -39,7 +37,6 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.fault(1, "kill -9 at random times, again and again", how="kill; many more in the soak")
 def test_kills_at_random_times_lose_nothing(whole, tmp_path):
     """Within the seconds after the first step, in which it saves most of the time."""
     rng = random.Random(0)

@@ -40,7 +40,6 @@ def _finite(workdir):
     return all(np.isfinite(leaf).all() for leaf in leaves)
 
 
-@pytest.mark.fault(6, "a batch whose loss and gradient aren't numbers; the run ends", how="step 5")
 def test_by_default_the_run_ends_and_what_is_saved_is_good(harmless, tmp_path, record_property):
     ended = train(tmp_path / "run", fault="step:5:nan")
     record_property("saw", ended.last_line)
@@ -54,7 +53,6 @@ def test_by_default_the_run_ends_and_what_is_saved_is_good(harmless, tmp_path, r
     assert digest(tmp_path / "run") == harmless
 
 
-@pytest.mark.fault(6, "the same; the step is skipped", how="steps 5")
 def test_a_step_can_be_skipped(harmless, tmp_path, record_property):
     skip = "--config.nonfinite.policy=skip"
     stopped = train(tmp_path / "run", skip, "--stop_at_step=7", fault="step:5:nan")
@@ -78,7 +76,6 @@ def test_skipping_has_a_limit(tmp_path):
     assert "at most 0 (nonfinite.limit)" in ended.last_line
 
 
-@pytest.mark.fault(6, "the same; the run goes back to its last checkpoint", how="step 5")
 def test_a_run_can_go_back(tmp_path, record_property):
     back = "--config.nonfinite.policy=rollback"
     ended = train(tmp_path / "run", back, fault="step:5:nan")

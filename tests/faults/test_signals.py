@@ -8,7 +8,6 @@ import pytest
 from tests.runs import digest, start, train
 
 
-@pytest.mark.fault(3, "SIGTERM while it trains, scores or saves", how="by the process to itself")
 @pytest.mark.parametrize(
     "point",
     [
@@ -32,7 +31,6 @@ def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
 
 
 @pytest.mark.thorough
-@pytest.mark.fault(3, "SIGTERM twice, the second while it saves", how="kill")
 def test_a_second_signal_changes_nothing(whole, tmp_path):
     running = start(tmp_path / "run").logs(2)
     running.signal(signal.SIGTERM).says("stopping at the next safe point")
@@ -43,7 +41,6 @@ def test_a_second_signal_changes_nothing(whole, tmp_path):
     assert digest(tmp_path / "run") == digest(whole)
 
 
-@pytest.mark.fault(38, "SIGINT, SIGHUP, SIGTERM", how="kill, while it trains")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_any_signal_to_stop_saves(number, tmp_path):
     running = start(tmp_path / "run", "--config.duration=320000", "--config.eval_every=320000")
@@ -51,7 +48,6 @@ def test_any_signal_to_stop_saves(number, tmp_path):
     assert (ended.code, "saved in" in ended.last_line) == (75, True), ended.said
 
 
-@pytest.mark.fault(3, "SIGTERM during the first compilation", how="kill, a network of 111 layers")
 def test_a_signal_while_compiling_ends_the_run_within_seconds(tmp_path, record_property):
     deep = "--config.model.stage_sizes=(18,18,18)"
     running = start(tmp_path / "run", deep).says("training images")

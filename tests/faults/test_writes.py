@@ -35,7 +35,6 @@ def _fill(disk):
     return ballast
 
 
-@pytest.mark.fault(5, "disk full while it trains, and room again later", how="a tmpfs of 8 MB")
 def test_a_full_disk_doesnt_end_the_run(disk, tmp_path, record_property):
     """Training goes on, and all of it is there once there is room."""
     running = start(disk / "run", *_SLOWLY)
@@ -51,7 +50,6 @@ def test_a_full_disk_doesnt_end_the_run(disk, tmp_path, record_property):
     assert digest(disk / "run") == digest(tmp_path / "whole")
 
 
-@pytest.mark.fault(5, "disk full, and it stays so", how="a tmpfs of 8 MB")
 def test_a_disk_that_stays_full_ends_the_run(disk, whole, record_property):
     assert train(disk / "run", "--stop_at_step=4").code == 75
     ballast = _fill(disk)
@@ -63,7 +61,6 @@ def test_a_disk_that_stays_full_ends_the_run(disk, whole, record_property):
     assert digest(disk / "run") == digest(whole)
 
 
-@pytest.mark.fault(14, "the last save fails, and so do all attempts", how="ENOSPC in Orbax's save")
 def test_what_couldnt_be_saved_isnt_success(tmp_path, record_property):
     arguments = ("--config.save_attempts=2", "--config.checkpoint_every=384")
     arguments += ("--config.eval_every=384",)

@@ -53,7 +53,6 @@ _KILLED_AT = [
 ]
 
 
-@pytest.mark.fault(4, "a kill after any step, a torn record", how="the files as a kill leaves them")
 @pytest.mark.parametrize("step", _KILLED_AT)
 def test_resuming_after_a_kill_equals_the_uninterrupted_run(
     step, keep_all, uninterrupted, tmp_path

@@ -1,0 +1,302 @@
+"""The faults that a run survives, and the tests that prove it: the table of docs/reliability.md.
+
+`make faults` runs the tests and counts.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """One row.
+
+    Attributes:
+        fault: what goes wrong.
+        how: how it is brought about.
+        survives: what happens then, in a few words.
+        tests: files of tests/, or functions in them, that try it; each must pass.
+        plain: the experiment of benchmarks/plain_checkpoints.py that is the same fault.
+    """
+
+    fault: str
+    how: str
+    survives: str
+    tests: tuple[str, ...]
+    plain: str = ""
+
+
+FAULTS = (
+    Fault(
+        "kill -9 at a random time",
+        "a signal from outside, again and again",
+        "resumed run has the same bits",
+        ("faults/test_kills.py::test_kills_at_random_times_lose_nothing",),
+    ),
+    Fault(
+        "kill -9 at a change of a file",
+        "audit hook, at 52 places of a run",
+        "resumed run has the same bits, no remains",
+        (
+            "faults/test_kills.py::test_a_kill_at_a_change_of_a_file_loses_nothing",
+            "faults/test_kills.py::test_a_kill_at_any_change_of_a_file_loses_nothing",
+        ),
+    ),
+    Fault(
+        "killed after any step, record torn",
+        "files as a kill leaves them",
+        "same bits, same record",
+        ("train/test_resume.py::test_resuming_after_a_kill_equals_the_uninterrupted_run",),
+    ),
+    Fault(
+        "one bit of a checkpoint flips",
+        "in the file, in NumPy's arrays",
+        "found, set aside, the one before is used",
+        (
+            "checkpoint/test_checkpointer.py::"
+            "test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept",
+            "checkpoint/test_integrity.py::test_any_flipped_bit_is_seen",
+            "train/test_resume.py::test_a_damaged_checkpoint_is_stepped_over",
+        ),
+    ),
+    Fault(
+        "a checkpoint lacks a file or a part of one",
+        "removed, cut",
+        "found, set aside, the one before is used",
+        (
+            "checkpoint/test_checkpointer.py::test_a_missing_file_is_reported_with_the_step",
+            "train/test_jobs.py::"
+            "test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all",
+        ),
+    ),
+    Fault(
+        "all newer checkpoints are bad",
+        "damage, in turn",
+        "the last good one is never deleted",
+        (
+            "checkpoint/test_checkpointer.py::"
+            "test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good",
+            "checkpoint/test_checkpointer.py::test_without_a_good_checkpoint_nothing_is_guessed",
+            "checkpoint/test_checkpointer.py::test_a_read_that_fails_in_passing_condemns_nothing",
+        ),
+    ),
+    Fault(
+        "SIGTERM while it trains, scores or saves, twice",
+        "at the call of a function; from outside",
+        "saved, exit code 75, same bits later",
+        (
+            "faults/test_signals.py::test_a_signal_loses_nothing",
+            "faults/test_signals.py::test_a_second_signal_changes_nothing",
+        ),
+    ),
+    Fault(
+        "SIGINT, SIGHUP, SIGTERM",
+        "from outside, while it trains",
+        "saved, exit code 75",
+        ("faults/test_signals.py::test_any_signal_to_stop_saves",),
+    ),
+    Fault(
+        "SIGTERM during compilation",
+        "from outside, a network of 111 layers",
+        "ends within seconds, exit code 75",
+        ("faults/test_signals.py::test_a_signal_while_compiling_ends_the_run_within_seconds",),
+    ),
+    Fault(
+        "terminal, reader or log is gone",
+        "closed, full, halted",
+        "trains on, exit code stays right",
+        ("faults/test_terminal.py",),
+    ),
+    Fault(
+        "disk full",
+        "a tmpfs of 8 MB, filled",
+        "trains on and saves later; else 73, nothing lost",
+        (
+            "faults/test_writes.py::test_a_full_disk_doesnt_end_the_run",
+            "faults/test_writes.py::test_a_disk_that_stays_full_ends_the_run",
+        ),
+    ),
+    Fault(
+        "a save fails in the background",
+        "an error from Orbax, or ENOSPC in it",
+        "known at once, tried again, never success",
+        (
+            "checkpoint/test_checkpointer.py::"
+            "test_a_save_that_fails_is_known_at_once_and_leaves_nothing",
+            "train/test_refusals.py::test_a_checkpoint_that_fails_names_what_is_intact",
+            "faults/test_writes.py::test_what_couldnt_be_saved_isnt_success",
+        ),
+    ),
+    Fault(
+        "work directory can't be written",
+        "no permission, a file in its place",
+        "exit code 73 before anything is compiled",
+        (
+            "checkpoint/test_workdir.py::test_a_directory_that_cannot_be_written_is_refused",
+            "train/test_refusals.py::test_a_workdir_that_cannot_be_written_is_refused_first",
+        ),
+    ),
+    Fault(
+        "two runs, one work directory",
+        "processes at once; dead, hung and remote holders",
+        "one has it, the other ends with 73",
+        ("checkpoint/test_lock.py", "train/test_refusals.py::test_a_directory_in_use_is_refused"),
+    ),
+    Fault(
+        "loss or gradient isn't a number",
+        "a poisoned batch",
+        "never saved; `abort`, `skip` or `rollback`",
+        (
+            "faults/test_nonfinite.py",
+            "train/test_refusals.py::test_what_is_not_finite_ends_the_run_and_is_never_saved",
+        ),
+    ),
+    Fault(
+        "resumed with another config",
+        "model, optimiser, schedule, data",
+        "refused with a diff, exit code 78",
+        (
+            "train/test_refusals.py::test_the_workdir_of_another_config_is_refused_with_a_diff",
+            "train/test_refusals.py::test_every_field_may_change_or_may_not_and_all_names_exist",
+            "checkpoint/test_checkpointer.py::test_another_shape_is_refused",
+        ),
+    ),
+    Fault(
+        "wrong command line or config",
+        "typos, wrong types, 2,000 mutations",
+        "one line, exit code 64 or 78",
+        (
+            "cli/test_train_command.py::test_a_wrong_command_line_is_one_line",
+            "faults/test_fuzz_config.py",
+        ),
+    ),
+    Fault(
+        "resumed on other devices and processes",
+        "2×4, 4×1 and 1×2 processes × devices in turn",
+        "same examples, same scores",
+        (
+            "train/test_jobs.py::"
+            "test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run",
+            "checkpoint/test_checkpointer.py::"
+            "test_a_state_of_eight_devices_is_restored_on_one_and_back",
+        ),
+    ),
+    Fault(
+        "one process of a job is killed or fails",
+        "kill -9; an error",
+        "all end within seconds, exit code 71",
+        (
+            "train/test_jobs.py::test_a_killed_process_ends_the_others_within_seconds",
+            "parallel/test_peers.py",
+        ),
+    ),
+    Fault(
+        "one process of a job is told to stop",
+        "SIGTERM to one of two",
+        "all save the same step, exit code 75",
+        ("train/test_jobs.py::test_a_signal_to_one_process_stops_all_of_them_at_the_same_step",),
+    ),
+    Fault(
+        "processes differ",
+        "config, work directory, data, devices",
+        "refused before the first step, the difference named",
+        (
+            "train/test_jobs.py::test_processes_that_differ_end_before_the_first_step",
+            "train/test_jobs.py::test_different_numbers_of_devices_are_named",
+            "parallel/test_process.py::test_processes_that_disagree_are_refused",
+        ),
+    ),
+    Fault(
+        "a process or the coordinator never comes",
+        "left out; wrong port; port in use",
+        "ends after the time-out, who is missing is named",
+        (
+            "parallel/test_process.py::test_missing_processes_are_named_to_all_that_are_there",
+            "parallel/test_process.py::test_a_coordinator_that_never_comes_is_named",
+            "parallel/test_process.py::test_a_port_in_use_is_named",
+            "parallel/test_process.py::test_something_else_on_the_port_is_named",
+        ),
+    ),
+    Fault(
+        "nothing moves",
+        "a process that sleeps, or hangs in its output",
+        "stacks are written, exit code 71",
+        (
+            "train/test_watchdog.py",
+            "faults/test_terminal.py::test_a_stuck_run_is_ended",
+        ),
+    ),
+    Fault(
+        "labels out of range",
+        "negative, too large, beyond 32 bits",
+        "never trained on, the example named, exit code 65",
+        (
+            "data/test_sources.py::test_label_out_of_range_is_named",
+            "data/test_skipped.py::test_a_wrong_label_is_named_by_its_place_before_skipping",
+            "data/test_skipped.py::test_a_label_beyond_32_bits_is_not_cut",
+            "train/test_refusals.py::test_a_label_out_of_range_is_never_trained_on",
+        ),
+    ),
+    Fault(
+        "damaged, hostile or unusual images",
+        "cut, bombs, other formats, 2,000 mutations",
+        "the right image or one line",
+        ("data/test_images_at_the_door.py", "faults/test_fuzz_images.py"),
+    ),
+    Fault(
+        "damaged examples, to be skipped",
+        "bits flipped in records and images",
+        "left out, counted, listed; above 0.1 % it ends",
+        ("data/test_skipped.py",),
+    ),
+    Fault(
+        "the data set changed since",
+        "files added, removed, edited",
+        "noticed when a run goes on",
+        (
+            "train/test_refusals.py::test_changed_data_are_noticed_when_a_run_goes_on",
+            "data/test_skipped.py::test_data_that_change_between_runs_are_noticed",
+            "data/test_skipped.py::test_a_file_removed_between_runs_is_noticed",
+        ),
+    ),
+    Fault(
+        "damaged data sets and records of a run",
+        "2,000 mutations each",
+        "typed errors, or what was written",
+        ("faults/test_fuzz_datasets.py", "faults/test_fuzz_checkpoints.py"),
+    ),
+    Fault(
+        "pickles and other weight files that lie",
+        "payloads, headers, archives, 2,000 mutations",
+        "refused, nothing runs",
+        (
+            "faults/test_weight_files.py",
+            "weights/test_files.py::test_a_pickle_is_refused_with_the_command_that_converts_it",
+            "cli/test_convert.py::test_a_plain_pickle_is_not_run",
+        ),
+    ),
+    Fault(
+        "a weight file is cut or replaced while it is read",
+        "every length; meanwhile",
+        "read whole or refused",
+        (
+            "weights/test_files.py::"
+            "test_a_file_replaced_or_cut_while_it_is_read_is_read_whole_or_refused",
+        ),
+    ),
+    Fault(
+        "the record of a run is torn",
+        "cut lines, other text",
+        "mended, or named with its line",
+        ("train/test_refusals.py::test_a_damaged_record_is_named_with_its_line",),
+    ),
+    Fault(
+        "a bucket fails",
+        "errors of its client, denied access, silence",
+        "one line; nothing is condemned",
+        (
+            "train/test_bucket.py::test_a_client_that_fails_ends_the_run_with_one_line",
+            "train/test_bucket.py::test_a_run_that_cannot_be_read_is_refused_with_one_line",
+            "checkpoint/test_checkpointer.py::"
+            "test_a_checkpoint_that_cannot_be_reached_is_left_alone",
+        ),
+    ),
+)
