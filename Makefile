@@ -10,7 +10,7 @@ WORKDIR ?= runs/digits
 FLAGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check format hooks clean
+.PHONY: help train test check faults soak format hooks clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -27,6 +27,12 @@ check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(VENV)/.installed-dev  ## break runs in every way known, and count what was survived
+	$(BIN)/python benchmarks/faults.py $(FLAGS)
+
+soak: $(VENV)/.installed-dev  ## kill runs 200 times at random, and lose nothing
+	$(BIN)/python benchmarks/soak.py $(FLAGS)
 
 format: $(VENV)/.installed-dev  ## format the code and mend what the linter can
 	$(BIN)/ruff format .
