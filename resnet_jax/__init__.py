@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from resnet_jax.train.config import default_config
     from resnet_jax.train.loop import FitResult, fit
     from resnet_jax.train.restore import TrainedNetwork, restore_run
+    from resnet_jax.weights.load import load_weights
+    from resnet_jax.weights.save import save_weights
 
 _HOME = {
     "ResnetJaxError": "errors",
@@ -29,6 +31,8 @@ _HOME = {
     "adapt_input_channels": "models.surgery",
     "stack_units": "models.surgery",
     "unstack_units": "models.surgery",
+    "load_weights": "weights.load",
+    "save_weights": "weights.save",
     "summarize": "models.summary",
     "default_config": "train.config",
     "FitResult": "train.loop",
@@ -46,6 +50,8 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "adapt_input_channels",
     "stack_units",
     "unstack_units",
+    "load_weights",
+    "save_weights",
     "default_config",
     "fit",
     "FitResult",

@@ -1,0 +1,177 @@
+"""Variables of a network from a weight file: all of them, or none and a list of what differs."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.surgery import stack_units
+from resnet_jax.weights.behaviour import check_behaviour
+from resnet_jax.weights.files import read_metadata, read_weights
+from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
+from resnet_jax.weights.structure import Module, find_modules
+
+_SHOWN = 3  # entries of a list, in a message
+
+
+def load_weights(model: ResNet, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read variables for a network from a weight file of this package or of another one.
+
+    Names and layouts are recognised as structure.py describes. Biases of convolutions and merged
+    normalisations become part of batch normalisations (folding.py). What a file can't tell isn't
+    guessed: the stride's place in a bottleneck (v1 or v1.5), kinds of shortcuts without
+    parameters, `norm_epsilon` and the order of input channels are the model's, and are compared
+    only with what `save_weights` has noted in the file.
+
+    Args:
+        model: for which network. With `num_classes=0` the file's classifier is left out.
+        path: of a .safetensors or .npz file; see `read_weights`.
+
+    Returns:
+        {"params": …, "batch_stats": …}, float32, for `model.apply`; scanned if `model.scan`.
+
+    Raises:
+        DataError: the file can't be read, isn't sound, or doesn't fit the model. The message lists
+            what is missing, unexpected or of another shape.
+        ConfigError: the model is no `ResNet`.
+    """
+    if not isinstance(model, ResNet):
+        raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
+    check_behaviour(model, read_metadata(path), os.fspath(path))
+    flat = _fit(model, read_weights(path), os.fspath(path))
+    tree = traverse_util.unflatten_dict(flat, sep="/")
+    return stack_units(tree) if model.scan else tree
+
+
+def expected_leaves(model: ResNet) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the variables of a network with three input channels, by path, not scanned."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(model.copy(scan=False, remat=False).init, jax.random.key(0), image)
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+class _Differences(NamedTuple):
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
+
+    def __str__(self) -> str:
+        kinds = (
+            ("it lacks", self.missing),
+            ("it also has", self.unexpected),
+            ("of other shapes:", self.shapes),
+        )
+        return "; ".join(f"{what} {_some(names)}" for what, names in kinds if names)
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
+    """The variables by path, from the arrays by the file's names."""
+    leaves = expected_leaves(model)
+    wanted: dict[str, set[str]] = {}  # by module: names of its leaves
+    for leaf in leaves:
+        module, _, name = leaf.partition("/")[2].rpartition("/")
+        wanted.setdefault(module, set()).add(name)
+    found, unexpected = find_modules(arrays, wanted)
+    modules: Modules = {}
+    biases: dict[str, np.ndarray] = {}
+    for module, of_file in found.items():
+        if module not in wanted:
+            if not (module == "fc" and not model.num_classes):
+                unexpected += of_file.tensors.values()
+            continue
+        taken = _take(of_file, arrays, dense=module == "fc" or "/se/" in module)
+        if "bias" in taken and "bias" not in wanted[module] and of_file.kind == "conv":
+            biases[module] = taken.pop("bias")
+        modules[module] = {name: taken[name] for name in taken if name in wanted[module]}
+        unexpected += [of_file.tensors[_KIND[name]] for name in taken if name not in wanted[module]]
+    _add_merged(modules, biases, wanted, epsilon=model.norm_epsilon)
+    missing = [leaf for leaf in leaves if _array(modules, leaf) is None]
+    shapes = [
+        f"{leaf} is {array.shape} in the file, {leaves[leaf].shape} in the model"
+        for leaf in leaves
+        if (array := _array(modules, leaf)) is not None and array.shape != leaves[leaf].shape
+    ]
+    differences = _Differences(missing, unexpected, shapes)
+    if any(differences):
+        raise DataError(f"{file} doesn't fit the model: {differences}.{_hint(found, shapes)}")
+    unfolded = fold_biases(modules, biases)
+    if unfolded:
+        names = [found[path].tensors["bias"] for path in unfolded]
+        raise DataError(f"{file} doesn't fit the model: no normalisation can take {_some(names)}.")
+    flat = {leaf: np.asarray(_array(modules, leaf), np.float32) for leaf in leaves}
+    damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
+    if damaged:
+        raise DataError(f"{file} has values that aren't finite, in {_some(damaged)}.")
+    return flat
+
+
+_KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "mean", "var": "var"}
+
+
+def _take(
+    module: Module, arrays: Mapping[str, np.ndarray], *, dense: bool
+) -> dict[str, np.ndarray]:
+    """Arrays of a module by the names that they have here, in the layout that they have here."""
+    taken = {}
+    for kind, name in module.tensors.items():
+        array = arrays[name]
+        if kind != "weight":
+            taken[kind] = array.reshape(-1)
+        elif module.kind == "norm":
+            taken["scale"] = array.reshape(-1)
+        else:
+            if not module.channels_last:  # [out, in, h, w] or [out, in]
+                array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            # What is fully connected here is a 1×1 convolution elsewhere.
+            flat = dense and array.ndim == 4 and array.shape[:2] == (1, 1)
+            taken["kernel"] = array[0, 0] if flat else array
+    return taken
+
+
+def _array(modules: Modules, leaf: str) -> np.ndarray | None:
+    module, _, name = leaf.partition("/")[2].rpartition("/")
+    return modules.get(module, {}).get(name)
+
+
+def _add_merged(
+    modules: Modules,
+    biases: dict[str, np.ndarray],
+    wanted: Mapping[str, set[str]],
+    *,
+    epsilon: float,
+) -> None:
+    """Add the normalisations that the file has merged into convolutions."""
+    norms = {module for module, names in wanted.items() if "mean" in names}
+    for conv in list(biases):
+        norm = norm_after(conv, norms)
+        if norm and norm not in modules:
+            modules[norm] = merged_norm(biases.pop(conv), epsilon=epsilon)
+
+
+def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
+    """What the file is, as far as it can be told."""
+    if len(shapes) and all("/fc/" in shape for shape in shapes) and "fc" in found:
+        return (
+            f" It has {found['fc'].width} classes: load into a model with as many, or without a"
+            " classifier (num_classes=0)."
+        )
+    units = [path for path in found if path.endswith("/conv1")]
+    stages: dict[str, int] = {}
+    for path in units:
+        stages[path.split("_")[0]] = stages.get(path.split("_")[0], 0) + 1
+    if not stages:
+        return " It isn't a residual network's."
+    branch = sum(path.startswith("layer1_0/conv") for path in found)
+    sizes = ", ".join(map(str, stages.values()))
+    return f" It has stages of {sizes} units with {branch} convolutions each."

@@ -1,0 +1,203 @@
+"""What the names and shapes in a weight file say about the network they belong to.
+
+Every publisher names things differently: "layer1.0.conv1.weight", "stage_1.0.conv_1.weight",
+"block1/unit01/a/standardized_conv2d/kernel", "conv2_block1_1_conv/kernel:0". But all of them number
+stages and units, and within a unit names are in the order of computation. So names serve to group
+and to order, shapes tell convolutions from normalisations, and the place in the order gives each
+module its name here, which is nearly torchvision's: `layer1_0/conv2`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+# The last part of a name, and what it is. Kernels of TensorFlow and Flax, which alone have these
+# names, have the output channels last.
+_CHANNELS_LAST = ("kernel", "w")
+_KINDS = {
+    **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma"), "weight"),
+    **dict.fromkeys(("bias", "b", "beta"), "bias"),
+    **dict.fromkeys(("running_mean", "moving_mean", "mean"), "mean"),
+    **dict.fromkeys(("running_var", "moving_variance", "var"), "var"),
+}
+# Counters that aren't weights: PyTorch's batch normalisation, and a profiler that leaves traces.
+_COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
+
+_STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>\d+)(?:_x)?"
+_UNIT = r"(?:(?:layers?|blocks?|units?)[._]?)?(?P<unit>\d+)"
+_IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)")
+# Keras calls a unit's shortcut "0": conv2_block1_0_conv.
+_SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|conv_?dim|identity|^0_(conv|bn)$", re.I)
+_EXCITATION = re.compile(r"(^|[._])(se|se_module|squeeze\w*|excit\w*)([._]|$)", re.I)
+_CLASSIFIER = re.compile(r"(^|[._])(fc|linear|classifier|head|logits|predictions|output)([._]|$)")
+
+
+@dataclasses.dataclass
+class Module:
+    """One convolution, normalisation or fully connected layer of a file.
+
+    Attributes:
+        name: the file's.
+        tensors: the file's names of its arrays, by "weight", "bias", "mean", "var".
+        kind: "conv", "norm" or "dense".
+        width: channels that come out of it.
+        channels_last: its kernel is [h, w, in, out] or [in, out], not PyTorch's [out, in, h, w] or
+            [out, in].
+    """
+
+    name: str
+    tensors: dict[str, str]
+    kind: str = ""
+    width: int = 0
+    channels_last: bool = False
+
+
+def find_modules(
+    arrays: Mapping[str, np.ndarray], expected: Collection[str]
+) -> tuple[dict[str, Module], list[str]]:
+    """The modules of a residual network in a weight file, by the names that they have here.
+
+    Args:
+        arrays: of the file, by name.
+        expected: paths of the modules that there should be, such as "layer1_0/conv1", "fc". They
+            decide what order alone can't: whether the first normalisation of the first unit is
+            the stem's.
+
+    Returns:
+        Modules by path, also such as aren't expected; and the names of the arrays that have no
+        place. A second module of the same place has none either.
+    """
+    modules, unknown = _group(arrays)
+    units: dict[tuple[int, int], list[tuple[str, Module]]] = {}
+    outside: list[Module] = []
+    for module in modules:
+        found = _IN_A_UNIT.fullmatch(module.name)
+        if found:
+            place = int(found["stage"]), int(found["unit"])
+            units.setdefault(place, []).append((found["rest"], module))
+        else:
+            outside.append(module)
+    placed: list[tuple[str, Module]] = []
+    for stage, rank in _ranks(stage for stage, _ in units).items():
+        for unit, number in _ranks(unit for s, unit in units if s == stage).items():
+            named = _name_unit(units[stage, unit])
+            if (rank, number) == (0, 0):
+                named, first = _without_norm_of_stem(named, expected)
+                outside += first
+            placed += [(f"layer{rank + 1}_{number}/{path}", module) for path, module in named]
+    width = placed[-1][1].width if placed else 0
+    placed += _name_outside(outside, expected, width)
+    paths: dict[str, Module] = {}
+    for path, module in placed:
+        if path in paths:
+            unknown += module.tensors.values()
+        else:
+            paths[path] = module
+    return paths, unknown
+
+
+def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
+    """Modules in the natural order of their names, and the names of what is no part of one."""
+    modules: dict[str, Module] = {}
+    unknown = []
+    for name in sorted(arrays, key=_natural):
+        head, _, last = name.removesuffix(":0").replace("/", ".").rpartition(".")
+        if last in _COUNTERS:
+            continue
+        if last not in _KINDS or not head:
+            unknown.append(name)
+            continue
+        head = re.sub(r"^(params|batch_stats)\.", "", head)  # Flax keeps statistics apart
+        head = re.sub(r"([^.]+)\.\1$", r"\1", head)  # Keras: conv1_conv/conv1_conv/kernel:0
+        module = modules.setdefault(head, Module(head, {}))
+        module.tensors[_KINDS[last]] = name
+        module.channels_last |= last in _CHANNELS_LAST
+    for module in modules.values():
+        shape = arrays[module.tensors.get("weight", next(iter(module.tensors.values())))].shape
+        if len(shape) not in (2, 4) or (len(shape) == 4 and math.prod(shape) == max(shape)):
+            module.kind, module.width = "norm", max(shape, default=0)
+        else:
+            module.kind = "dense" if len(shape) == 2 else "conv"
+            module.width = shape[-1 if module.channels_last else 0]
+    return list(modules.values()), unknown
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts "unit10" after "unit2"."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _ranks(numbers: Iterable[int]) -> dict[int, int]:
+    return {number: rank for rank, number in enumerate(sorted(set(numbers)))}
+
+
+def _name_unit(modules: list[tuple[str, Module]]) -> list[tuple[str, Module]]:
+    """The modules of one unit: the branch in order, the shortcut, squeeze and excitation."""
+    counts: dict[str, int] = {}
+    named = []
+    for rest, module in modules:
+        kind = "bn" if module.kind == "norm" else "conv"
+        if _SHORTCUT.search(rest):
+            named.append((f"downsample_{kind}", module))
+            continue
+        role = "se/fc" if _EXCITATION.search(rest) else kind
+        counts[role] = counts.get(role, 0) + 1
+        named.append((f"{role}{counts[role]}", module))
+    return named
+
+
+def _without_norm_of_stem(
+    named: list[tuple[str, Module]], expected: Collection[str]
+) -> tuple[list[tuple[str, Module]], list[Module]]:
+    """The first unit of a pre-activation network, and the normalisation that is the stem's here.
+
+    Others put it into the unit, although its result goes to the shortcut too.
+    """
+    if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
+        return named, []
+    norms = [path for path, _ in named if path.startswith("bn")]
+    convs = [path for path, _ in named if path.startswith("conv")]
+    if len(norms) < len(convs):  # theirs is outside too: those in the unit begin with the second
+        return [(_later(path), module) for path, module in named], []
+    return [pair for pair in named if pair[0] != "bn1"], [m for path, m in named if path == "bn1"]
+
+
+def _later(path: str) -> str:
+    return f"bn{int(path[2:]) + 1}" if path.startswith("bn") else path
+
+
+def _name_outside(
+    modules: list[Module], expected: Collection[str], width: int
+) -> list[tuple[str, Module]]:
+    """The stem, the last normalisation, `width` wide, and the classifier."""
+    named: list[tuple[str, Module]] = []
+    convs: list[Module] = []
+    norms: list[Module] = []
+    for module in modules:
+        if module.kind == "dense" or _CLASSIFIER.search(module.name):
+            named.append(("fc", module))
+        else:
+            (norms if module.kind == "norm" else convs).append(module)
+    if "bn_final" in expected and norms:
+        # Of two that are equally wide the later is the last.
+        last = max(norms, key=lambda norm: (norm.width == width, norms.index(norm)))
+        norms.remove(last)
+        named.append(("bn_final", last))
+    # In a stem of several layers the last normalisation is often outside their sequence: "conv1.0",
+    # "conv1.1", …, "conv1.6", "bn1".
+    norms.sort(key=lambda norm: ("pool" in norm.name, "conv" not in norm.name))
+    convs.sort(key=lambda conv: "pool" in conv.name)
+    deep = "conv1_1" in expected
+    conv_paths = ["conv1_1", "conv1_2", "conv1_3"] if deep else ["conv1"]
+    norm_paths = ["bn1_1", "bn1_2", "bn1"] if deep else ["bn1"]
+    for modules_of, paths, more in (
+        (convs, conv_paths, "pool_conv"),
+        (norms, norm_paths, "pool_bn"),
+    ):
+        for number, module in enumerate(modules_of):
+            path = paths[number] if number < len(paths) else more
+            named.append((path, module))
+    return named

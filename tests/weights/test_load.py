@@ -1,0 +1,315 @@
+"""Weights by other names and in other layouts become the same variables, or are refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import resnet_jax
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights.files import read_weights, write_weights
+from resnet_jax.weights.load import expected_leaves
+from tests.weights import publishers
+
+BOTTLENECK = {"stage_sizes": (1, 2), "width": 8, "num_classes": 5, "branch": "bottleneck"}
+BASIC = BOTTLENECK | {"branch": "basic", "stem": "cifar"}
+WIDE = BASIC | {"order": "preact", "width": 16, "stem_width": 8}
+BIT = BOTTLENECK | {"width": 32, "order": "preact", "norm": "group", "stem_norm": False}
+BIT |= {"weight_standardized": True}
+
+
+def _random(model, seed=0):
+    """Values of all variables by path, none like another."""
+    rng = np.random.default_rng(seed)
+    return {
+        path: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        for path, leaf in expected_leaves(model).items()
+    }
+
+
+def _published(values, rename):
+    """Arrays as a publisher has them: PyTorch's layout where names are PyTorch's."""
+    arrays = {rename(path): _laid_out(rename(path), value) for path, value in values.items()}
+    assert len(arrays) == len(values)
+    return arrays
+
+
+def _laid_out(name, value):
+    if name.endswith("weight"):
+        return np.ascontiguousarray(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T)
+    return value[None, None] if name == "resnet/head/conv2d/kernel" else value
+
+
+def _load(model, arrays, tmp_path):
+    write_weights(tmp_path / "weights.safetensors", arrays)
+    return resnet_jax.load_weights(model, tmp_path / "weights.safetensors")
+
+
+def _assert_equal(variables, values):
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    assert set(flat) == set(values)
+    for path, value in values.items():
+        np.testing.assert_array_equal(flat[path], value, err_msg=path)
+        assert flat[path].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("rename", "fields"),
+    [
+        (publishers.torchvision, BOTTLENECK),
+        (publishers.torchvision, BASIC | {"shortcut": "A"}),
+        (publishers.torchvision, BOTTLENECK | {"stage_sizes": (12, 1)}),  # unit 10 comes after 9
+        (publishers.parallel_cifar, BASIC),
+        (publishers.sequential_cifar, BASIC),
+        (publishers.sequential_cifar, BOTTLENECK | {"stem": "cifar"}),
+        (publishers.underscores, BASIC),
+        (publishers.transformers, BASIC | {"stem": "imagenet"}),
+        (publishers.transformers, BOTTLENECK),
+        (publishers.keras, BOTTLENECK),
+        (publishers.wide, WIDE),
+        (publishers.wide, WIDE | {"shortcut": "A"}),
+        (publishers.wide_functional, WIDE),
+        (publishers.big_transfer, BIT),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_names_of_publishers_are_recognised(rename, fields, tmp_path):
+    model = resnet_jax.ResNet(**fields)
+    values = _random(model)
+    arrays = _published(values, rename)
+    if rename in (publishers.torchvision, publishers.parallel_cifar):
+        arrays["layer1.0.bn1.num_batches_tracked"] = np.array(9)
+    _assert_equal(_load(model, arrays, tmp_path), values)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    st.fixed_dictionaries(
+        {
+            "stage_sizes": st.sampled_from([(1,), (2, 1), (1, 11)]),
+            "branch": st.sampled_from(["basic", "bottleneck"]),
+            "stem": st.sampled_from(["imagenet", "cifar", "deep"]),
+            "stem_pool": st.sampled_from([None, "conv"]),
+            "order": st.sampled_from(["original", "preact"]),
+            "shortcut": st.sampled_from(["A", "B", "C", "D", "none"]),
+            "norm": st.sampled_from(["batch", "group"]),
+            "se_ratio": st.sampled_from([0.0, 0.25]),
+            "scan": st.booleans(),
+            "num_classes": st.sampled_from([0, 7]),
+        }
+    )
+)
+def test_what_is_saved_is_loaded_to_the_bit(tmp_path, fields):
+    try:
+        model = resnet_jax.ResNet(width=32, **fields)
+    except ConfigError:
+        return
+    variables = traverse_util.unflatten_dict(_random(model), sep="/")
+    if model.scan:
+        variables = resnet_jax.stack_units(variables)
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    loaded = resnet_jax.load_weights(model, tmp_path / "w.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+def test_names_of_a_saved_file_are_torchvisions(tmp_path):
+    model = resnet_jax.create_model("resnet18")
+    values = _random(model)
+    variables = traverse_util.unflatten_dict(values, sep="/")
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    saved = read_weights(tmp_path / "w.safetensors")
+    expected = _published(values, publishers.torchvision)
+    assert set(saved) == set(expected)
+    for name, array in saved.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
+
+def _logits_with_biases(model, variables, biases):
+    """What the network gives if its convolutions had those biases."""
+
+    def add(call, args, kwargs, context):
+        outcome = call(*args, **kwargs)
+        path = "/".join(context.module.path)
+        if context.method_name == "__call__" and path in biases:
+            outcome = outcome + biases[path]
+        return outcome
+
+    with nn.intercept_methods(add):
+        return model.apply(variables, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        BASIC,
+        BOTTLENECK | {"stem": "deep", "stem_pool": "conv", "shortcut": "D"},
+        WIDE,
+        WIDE | {"stage_sizes": (2, 2), "shortcut": "A"},
+        WIDE | {"branch": "bottleneck", "shortcut": "C"},
+    ],
+    ids=["basic", "deep", "preact", "preact_a", "preact_c"],
+)
+def test_biases_of_convolutions_become_part_of_the_normalisations(fields, tmp_path):
+    """Keras' ResNets have them, and some wide ones, where they add up along the shortcuts."""
+    model = resnet_jax.ResNet(**fields)
+    values = _random(model)
+    rng = np.random.default_rng(2)
+    biases = {
+        path.removeprefix("params/").removesuffix("/kernel"): rng.normal(size=leaf.shape[-1])
+        for path, leaf in values.items()
+        if path.endswith("kernel") and "/fc/" not in path
+    }
+    arrays = _published(values, publishers.torchvision)
+    for path, bias in biases.items():
+        name = publishers.torchvision(f"params/{path}/bias")
+        arrays[name] = bias.astype(np.float32)
+    expected = _logits_with_biases(model, traverse_util.unflatten_dict(values, sep="/"), biases)
+    logits = model.apply(_load(model, arrays, tmp_path), IMAGES)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_normalisations_merged_into_convolutions_are_undone(tmp_path):
+    model = resnet_jax.ResNet(**BOTTLENECK)
+    values = _random(model)
+    arrays = {}
+    for path, kernel in values.items():
+        if not path.endswith("kernel"):
+            continue
+        module = path.split("/", 1)[1].removesuffix("/kernel")
+        name = publishers.torchvision(path)
+        if module == "fc":
+            arrays[name] = kernel.T.copy()
+            arrays["fc.bias"] = values["params/fc/bias"]
+            continue
+        norm = module.replace("conv", "bn")
+        scale = values[f"params/{norm}/scale"] / np.sqrt(values[f"batch_stats/{norm}/var"] + 1e-5)
+        arrays[name] = np.ascontiguousarray((kernel * scale).transpose(3, 2, 0, 1))
+        shift = values[f"params/{norm}/bias"] - values[f"batch_stats/{norm}/mean"] * scale
+        arrays[name.replace("weight", "bias")] = shift
+    expected = model.apply(traverse_util.unflatten_dict(values, sep="/"), IMAGES)
+    logits = model.apply(_load(model, arrays, tmp_path), IMAGES)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_bias_that_no_normalisation_can_take_is_refused(tmp_path):
+    model = resnet_jax.ResNet(**BIT)
+    arrays = _published(_random(model), publishers.torchvision)
+    arrays["layer1.0.conv3.bias"] = np.ones(128, np.float32)
+    with pytest.raises(DataError, match=r"no normalisation can take layer1\.0\.conv3\.bias"):
+        _load(model, arrays, tmp_path)
+
+
+def test_without_a_classifier_the_files_is_left_out(tmp_path):
+    model = resnet_jax.ResNet(**BASIC)
+    values = _random(model)
+    arrays = _published(values, publishers.torchvision)
+    features = _load(model.copy(num_classes=0), arrays, tmp_path)
+    assert "fc" not in features["params"]
+    with_head = _load(model, arrays, tmp_path)
+    assert jax.tree.leaves(features["batch_stats"])[0] is not None
+    pooled = model.copy(num_classes=0).apply(features, IMAGES)
+    logits = pooled @ with_head["params"]["fc"]["kernel"] + with_head["params"]["fc"]["bias"]
+    np.testing.assert_allclose(logits, model.apply(with_head, IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def _changed(**changes):
+    def change(arrays):
+        arrays.update({name.replace("__", "."): array for name, array in changes.items()})
+        for name in [name for name, array in arrays.items() if array is None]:
+            del arrays[name]
+
+    return change
+
+
+ONES = np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            _changed(layer1__0__conv2__weight=None),
+            "doesn't fit the model: it lacks params/layer1_0/conv2/kernel. It has stages of 1, 2",
+        ),
+        (_changed(layer1__0__bn2__running_var=None), "it lacks batch_stats/layer1_0/bn2/var"),
+        (_changed(layer3__0__conv1__weight=np.ones((8, 8, 3, 3))), "it also has layer3.0.conv1"),
+        (_changed(auxiliary=ONES), "it also has auxiliary"),
+        (
+            _changed(fc__weight=np.ones((10, 16)), fc__bias=np.ones(10)),
+            r"fc/kernel is \(16, 10\) in the file, \(16, 5\) in the model. It has 10 classes",
+        ),
+        (
+            _changed(layer1__0__bn1__weight=np.full(8, np.nan, np.float32)),
+            "has values that aren't finite, in params/layer1_0/bn1/scale",
+        ),
+        (
+            _changed(**{"layer1__0__conv1__weight": np.ones((8, 8, 1, 1))}),
+            r"conv1/kernel is \(1, 1, 8",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_listed(change, message, tmp_path):
+    model = resnet_jax.ResNet(**BASIC)
+    arrays = _published(_random(model), publishers.torchvision)
+    change(arrays)
+    with pytest.raises(DataError, match=message) as refused:
+        _load(model, arrays, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_another_network_is_described(tmp_path):
+    small, large = resnet_jax.ResNet(**BASIC), resnet_jax.ResNet(**BOTTLENECK)
+    arrays = _published(_random(large), publishers.torchvision)
+    with pytest.raises(DataError, match=r"and \d+ more.* 1, 2 units with 3 convolutions each"):
+        _load(small, arrays, tmp_path)
+    with pytest.raises(DataError, match="It isn't a residual network's"):
+        _load(small, {"a.weight": ONES}, tmp_path)
+
+
+def test_two_modules_for_one_place_are_refused(tmp_path):
+    model = resnet_jax.ResNet(**BASIC)
+    arrays = _published(_random(model), publishers.torchvision)
+    arrays["other.fc.weight"] = arrays["fc.weight"]
+    with pytest.raises(DataError, match=r"it also has other\.fc\.weight"):
+        _load(model, arrays, tmp_path)
+
+
+def test_v1_and_v1_5_are_told_apart_by_what_is_noted(tmp_path):
+    model = resnet_jax.ResNet(**BOTTLENECK)
+    variables = traverse_util.unflatten_dict(_random(model), sep="/")
+    file = tmp_path / "w.safetensors"
+    resnet_jax.save_weights(file, model, variables)
+    with pytest.raises(DataError, match="stride_on '3x3', and the model has '1x1'"):
+        resnet_jax.load_weights(model.copy(stride_on="1x1"), file)
+    for note in ("[", json.dumps([1]), "9" * 9999):
+        write_weights(file, read_weights(file), metadata={"resnet_jax.behaviour": note})
+        with pytest.raises(DataError, match="behaviour is damaged"):
+            resnet_jax.load_weights(model, file)
+
+
+def test_other_kinds_of_networks_are_refused(tmp_path):
+    model = resnet_jax.create_model("vgg11")
+    with pytest.raises(ConfigError, match="not into VGG"):
+        resnet_jax.load_weights(model, tmp_path / "none")
+    with pytest.raises(ConfigError, match="not of VGG"):
+        resnet_jax.save_weights(tmp_path / "none", model, {})
+
+
+def test_other_types_of_numbers_are_read(tmp_path):
+    model = resnet_jax.ResNet(**BASIC)
+    values = {k: np.round(v * 64) / 64 for k, v in _random(model).items()}
+    arrays = {
+        name: array.astype(jnp.bfloat16) if array.ndim > 1 else array.astype(np.float64)
+        for name, array in _published(values, publishers.torchvision).items()
+    }
+    _assert_equal(_load(model, arrays, tmp_path), values)
