@@ -9,7 +9,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,22 @@ class Running:
         workdir: of the run, beside which its output is kept.
         fault: see tests/faults/inject.py.
         devices: of the process.
+        environment: variables that it has beside, or instead of, those of this process.
     """
 
     def __init__(
-        self, *arguments: str, workdir: Path, fault: str | None = None, devices: int = 1
+        self,
+        *arguments: str,
+        workdir: Path,
+        fault: str | None = None,
+        devices: int = 1,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.workdir = workdir
         self._output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.out"
         self._process = _server().Process(
-            target=_main, args=(arguments, workdir, self._output, fault, devices)
+            target=_main,
+            args=(arguments, workdir, self._output, fault, devices, dict(environment or {})),
         )
         self._began = time.monotonic()
         self._process.start()
@@ -86,6 +93,10 @@ class Running:
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether it hasn't ended yet."""
+        return self._process.is_alive()
 
     def said(self) -> str:
         """What it printed so far, to whatever stream."""
@@ -109,7 +120,7 @@ class Running:
     def _until(self, condition: Any, what: str, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while not condition():
-            assert self._process.is_alive(), f"ended before {what}:\n{self.said()}"
+            assert self.alive(), f"ended before {what}:\n{self.said()}"
             assert time.monotonic() < end, f"in {timeout_s} s not {what}:\n{self.said()}"
             time.sleep(0.005)
 
@@ -125,7 +136,7 @@ class Running:
     def end(self, *, timeout_s: float = 120.0) -> Ended:
         """Wait until it has ended; kills what doesn't."""
         self._process.join(timeout_s)
-        if self._process.is_alive():
+        if self.alive():
             self.kill()
             raise AssertionError(f"still running after {timeout_s} s:\n{self.said()}")
         return Ended(self._process.exitcode, self.said(), time.monotonic() - self._began)
@@ -150,7 +161,12 @@ def _server() -> Any:
 
 
 def _main(
-    arguments: tuple[str, ...], workdir: Path, output: Path, fault: str | None, devices: int
+    arguments: tuple[str, ...],
+    workdir: Path,
+    output: Path,
+    fault: str | None,
+    devices: int,
+    environment: dict[str, str],
 ) -> None:
     """In the new process."""
     import jax
@@ -161,6 +177,9 @@ def _main(
     os.chdir(ROOT)
     sys.argv = ["train.py", *arguments]
     sys.path.insert(0, str(ROOT))
+    os.environ.update(environment)
+    # JAX has read its variables already, when the server imported it.
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     jax.config.update("jax_num_cpu_devices", devices)
     if fault:
         Fault.parse(fault).install(str(workdir))

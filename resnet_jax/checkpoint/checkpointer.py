@@ -6,13 +6,12 @@ save, and with what was restored. A checkpoint that fails is renamed STEP.corrup
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +27,7 @@ from resnet_jax.checkpoint.damage import (
     reading_together,
 )
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
+from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.process import MAIN, exchange, is_main
 
@@ -38,22 +38,6 @@ _log = logging.getLogger(__name__)
 _MOST_DIFFERENCES = 3
 _POLL_S = 0.02
 _NO_ROOM = ("No space left", "Disk quota exceeded")
-
-
-def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
-    """What makes one checkpoint better than another: top-1, and the loss between equals."""
-    return scores["top1"], -scores["loss"]
-
-
-@dataclasses.dataclass
-class _NewestVerified:
-    """An Orbax policy: keep the newest checkpoint that was found to be good, and all after it."""
-
-    steps: set[int]
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        newest = max((c.step for c in checkpoints if c.step in self.steps), default=-1)
-        return [c.step >= newest for c in checkpoints]
 
 
 class Checkpointer:
@@ -79,18 +63,10 @@ class Checkpointer:
         self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
         self._verdict: concurrent.futures.Future[str | None] | None = None
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> Manager:
         """Look at what there is; away with what a save left unfinished, unless this only reads."""
-        managers = ocp.checkpoint_managers
-        policy = managers.AnyPreservationPolicy(
-            [
-                managers.LatestN(self._keep),
-                managers.BestN(get_metric_fn=merit, n=1, keep_checkpoints_without_metrics=False),
-                _NewestVerified(self._verified),
-            ]
-        )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policy,
+            preservation_policy=retention(self._keep, self._verified),
             best_fn=merit,  # without it Orbax forgets the metrics when the process ends
             cleanup_tmp_directories=self._keep is not None,
             read_only=self._keep is None,
@@ -98,7 +74,7 @@ class Checkpointer:
         )
         handlers = {"state": self._states, "progress": self._progress}
         with bucket_errors(self._directory):
-            return ocp.CheckpointManager(self._directory, item_handlers=handlers, options=options)
+            return Manager(self._directory, item_handlers=handlers, options=options)
 
     def steps(self) -> list[int]:
         """Steps that can be restored, in order."""
@@ -176,9 +152,7 @@ class Checkpointer:
             self._verified.add(step)
         return True
 
-    def _flaw_on_disk(
-        self, manager: ocp.CheckpointManager, step: int, sums: Mapping[str, str]
-    ) -> str | None:
+    def _flaw_on_disk(self, manager: Manager, step: int, sums: Mapping[str, str]) -> str | None:
         """What is wrong with a checkpoint, once it is on disk; "" for nothing, None if that can't
         be told.
         """

@@ -178,6 +178,8 @@ def connect(
             job.process,
             local_device_ids=job.local_devices,
             initialization_timeout=max(10, int(timeout_s)),
+            # Ours notice who is lost or silent, and end the rest in order; JAX would abort it.
+            heartbeat_timeout_seconds=_PATIENCE_S,
         )
     except BaseException as error:
         watch.leave(str(error) or type(error).__name__)

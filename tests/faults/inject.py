@@ -7,8 +7,13 @@ A fault is written POINT:NTH:ACTION. POINT is
 - "step": the training step with that number, whose loss and gradients become NaN (ACTION "nan");
 - "module:qualified.name": a call of that function.
 
-ACTION is "kill" (SIGKILL), "term", or the name of an errno, such as "ENOSPC", which the
-point then raises, that time and always after.
+ACTION is
+
+- "kill" (SIGKILL) or "term" (SIGTERM): a signal to the process itself;
+- "back" or "ahead": its clock jumps by a day back, or by ten years ahead, and goes on from there;
+- "starve": from now on it gets hardly more memory than it has;
+- "slow", "hang" or the name of an errno, such as "ENOSPC": the point takes a while, never returns
+  or raises that error, this time and always after.
 """
 
 import dataclasses
@@ -16,11 +21,18 @@ import errno
 import functools
 import importlib
 import os
+import resource
 import signal
 import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 _CHANGES = ("os.mkdir", "os.rmdir", "os.rename", "os.remove", "os.link", "os.truncate")
+_JUMPS_S = {"back": -86_400.0, "ahead": 10 * 365 * 86_400.0}
+_SLOW_S = 0.02
+_MORE_BYTES = 64 * 2**20  # for a starving process: enough for an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +55,8 @@ class Fault:
         def reached() -> None:
             nonlocal calls
             calls += 1
-            if calls == self.nth or (calls > self.nth and hasattr(errno, self.action)):
+            lasts = self.action in ("slow", "hang") or hasattr(errno, self.action)
+            if calls == self.nth or (calls > self.nth and lasts):
                 self._act()
 
         if self.point == "files":
@@ -60,9 +73,30 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action == "term":
             os.kill(os.getpid(), signal.SIGTERM)
+        elif self.action in _JUMPS_S:
+            _set_clock(_JUMPS_S[self.action])
+        elif self.action == "starve":
+            _starve()
+        elif self.action == "slow":
+            time.sleep(_SLOW_S)
+        elif self.action == "hang":
+            threading.Event().wait()
         else:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))
+
+
+def _set_clock(jump_s: float) -> None:
+    """Let Python's clock differ from now on; only an administrator may set the host's."""
+    now, now_ns = time.time, time.time_ns
+    time.time = lambda: now() + jump_s
+    time.time_ns = lambda: now_ns() + int(jump_s * 1e9)
+
+
+def _starve() -> None:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + _MORE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _changes(event: str, args: tuple[Any, ...], below: str) -> bool:

@@ -14,8 +14,12 @@ from resnet_jax.train.metrics_log import read_metrics
 from tests.runs import Ended, Running, start
 
 
-def _start(workdir, *arguments, processes, devices, own=(), own_devices=None) -> list[Running]:
-    """Start a job; `own` are arguments, `own_devices` devices of the last process alone."""
+def _start(
+    workdir, *arguments, processes, devices, own=(), own_devices=None, own_fault=None
+) -> list[Running]:
+    """Start a job; `own` are arguments, `own_devices` devices, `own_fault` one of the last process
+    alone.
+    """
     if processes > 1:
         port = portpicker.pick_unused_port()
         arguments += (
@@ -26,10 +30,10 @@ def _start(workdir, *arguments, processes, devices, own=(), own_devices=None) ->
     job = []
     for number in range(processes):
         its = [*arguments, *([f"--process_id={number}"] if processes > 1 else [])]
-        count = devices
+        count, fault = devices, None
         if number == processes - 1:
-            its, count = [*its, *own], own_devices or devices
-        job.append(start(workdir, *its, devices=count))
+            its, count, fault = [*its, *own], own_devices or devices, own_fault
+        job.append(start(workdir, *its, devices=count, fault=fault))
     return job
 
 
@@ -149,6 +153,63 @@ def test_a_killed_process_ends_the_others_within_seconds(victim, tmp_path):
     assert other.code == 71, other
     (line,) = _errors(other)
     assert f"Process {victim} has ended: its connection broke." in line
+
+
+# More than it takes to compile, less than gloo waits by itself.
+_PATIENCE_S = 10
+_IMPATIENT = (*_LONG, f"--config.hang_timeout_s={_PATIENCE_S}")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_ends_the_others_in_time(victim, tmp_path, record_property):
+    """It lives and its connections stand, but it never answers."""
+    job = _start(tmp_path / "run", *_IMPATIENT, processes=2, devices=1)
+    try:
+        job[0].logs(2)
+        job[victim].signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        other = job[1 - victim].end()
+        assert time.monotonic() - stopped < _PATIENCE_S + 10
+        assert other.code == 71, other
+        (line,) = _errors(other)
+        record_property("saw", line)
+        assert f"no progress for {_PATIENCE_S} s (hang_timeout_s) while training steps" in line
+        assert "where each thread is" in other.said
+        assert "run.py" in other.said  # the main thread, waiting for the step
+        # Once it goes on, it learns that it's alone: from its watch, or from JAX, which aborts.
+        woken = job[victim].signal(signal.SIGCONT).end()
+        assert woken.code in (71, -signal.SIGABRT), woken
+    finally:
+        for process in job:
+            process.kill()
+
+
+@pytest.mark.thorough
+def test_a_process_that_stands_still_for_two_minutes_costs_nothing(tmp_path):
+    """As one on a host that was suspended; JAX by itself would have aborted the others by then."""
+    job = _start(tmp_path / "run", *_LONG, processes=2, devices=1)
+    try:
+        job[0].logs(2)
+        job[1].signal(signal.SIGSTOP)
+        time.sleep(120)
+        job[1].signal(signal.SIGCONT)
+        job[0].logs(8).signal(signal.SIGTERM)
+        assert _codes([process.end() for process in job]) == [75, 75]
+    finally:
+        for process in job:
+            process.kill()
+
+
+@pytest.mark.thorough
+def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
+    fault = "resnet_jax.data.loader:Batches.take:4:hang"
+    job = _run(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
+    assert _codes(job) == [71, 71], job
+    for ended in job:
+        (line,) = _errors(ended)
+        assert "no progress" in line or "has ended" in line
+    assert any("where each thread is" in ended.said for ended in job)
 
 
 @pytest.mark.parametrize(

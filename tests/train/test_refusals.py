@@ -232,7 +232,7 @@ def test_a_label_out_of_range_is_never_trained_on(tiny_config, tmp_path, monkeyp
                 labels[123] = 10
             return np.zeros((n, 8, 8, 1), np.uint8), labels
 
-    monkeypatch.setattr(sources, "_open", lambda name, data_dir: Mislabelled())
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Mislabelled())
     with pytest.raises(DataError, match=r"example 123 of split 'train'.* has label 10"):
         resnet_jax.fit(tiny_config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()

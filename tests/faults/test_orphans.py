@@ -1,0 +1,71 @@
+"""Nothing outlives a run: no process, no shared memory, no lock, no temporary folder."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.runs import train
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _children():
+    """Processes whose parent is this one, because it started them or because theirs has ended."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = status.read_text(errors="replace").rpartition(")")[2].split()[:2]
+        except OSError:  # it has just ended
+            continue
+        if int(parent) == os.getpid() and state != "Z":
+            found.add(f"process {status.parent.name}")
+    return found
+
+
+@pytest.fixture
+def remains(whole):
+    """What has been left behind in the meantime, outside of the work directory."""
+    system = ctypes.CDLL(None)
+    assert system.prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0  # of whom the parent dies, is ours
+
+    def existing():
+        return _children() | {f"/dev/shm/{name}" for name in os.listdir("/dev/shm")}
+
+    before = existing()
+
+    def left():
+        deadline = time.monotonic() + 5  # others of this host may make and remove some as well
+        while (found := existing() - before) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    yield left
+    system.prctl(_PR_SET_CHILD_SUBREAPER, 0)
+
+
+def test_nothing_is_left_behind(remains, whole, tmp_path):
+    """When it is killed, fails or is stopped; what a kill leaves is gone after the next start."""
+    workdir, temporary = tmp_path / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    ends = (
+        ({"fault": "files:71:kill"}, -signal.SIGKILL),
+        ({"fault": "step:9:nan"}, 70),
+        ({"arguments": "--stop_at_step=10"}, 75),
+    )
+    for how, code in ends:
+        ended = train(
+            workdir,
+            *how.get("arguments", "").split(),
+            fault=how.get("fault"),
+            environment={"TMPDIR": str(temporary)},
+        )
+        assert ended.code == code, ended.said
+        assert not remains()
+        assert list(temporary.iterdir()) == []
+        if code != -signal.SIGKILL:
+            assert not list(workdir.glob(".*"))
+            assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir())
