@@ -1,54 +1,211 @@
-"""resnet-jax predict WORKDIR IMAGE…: classify image files with a checkpoint of a run."""
+"""resnet-jax predict WORKDIR IMAGE…: classify image files with a checkpoint or a weight file."""
+
+# ruff: noqa: PLC0415 - JAX and Pillow take a second to import, which --help needn't wait for
 
 import argparse
+import ast
+import dataclasses
+import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-HELP = "Classify image files with a checkpoint of a run."
-EXAMPLE = "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize"
+from resnet_jax.cli.preprocessing_flags import (
+    ALONE,
+    add_preprocessing_flags,
+    preprocessing_of,
+    resize_value,
+)
+from resnet_jax.output import LossyStream
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from resnet_jax.cli.classify import Classifier
+    from resnet_jax.data.preprocessing import Preprocessing
+
+HELP = "Classify image files with a checkpoint of a run, or with a weight file."
+EXAMPLE = (
+    "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize, or"
+    " resnet-jax predict --weights resnet50.safetensors --model resnet50 photos/"
+)
+
+_OF_RUNS = ("checkpoint", "ema")
+_OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
+_LINE = 5000  # characters: a path may have 4,096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("workdir", help="directory of the run")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="PNG or JPEG files")
     parser.add_argument(
-        "--checkpoint", default="last", help="last, best (on validation), or a step (default: last)"
-    )
-    parser.add_argument("--ema", action="store_true", help="use the moving averages")
-    parser.add_argument(
-        "--resize",
-        action="store_true",
-        help="scale, crop the centre and convert colours where an image doesn't fit the model",
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="the run's directory, if it isn't --weights; then PNG or JPEG files, or folders",
     )
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
+    parser.add_argument(
+        "--resize",
+        nargs="?",
+        const=ALONE,
+        type=resize_value,
+        metavar="N",
+        help="with a run, without N and last: scale, crop the centre and convert colours where an"
+        " image doesn't fit the model; with --weights: pixels of the shorter side before the crop,"
+        " or none",
+    )
+    run = parser.add_argument_group("a network of a run")
+    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
+    run.add_argument("--ema", action="store_true", help="use the moving averages")
+    weights = parser.add_argument_group(
+        "a network of a weight file",
+        "How images are prepared is said in the file or beside it, or else by flags.",
+    )
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or npz")
+    weights.add_argument("--model", help="name of its preset, such as resnet50")
+    weights.add_argument(
+        "--field",
+        type=_field,
+        action="append",
+        metavar="NAME=VALUE",
+        help="of the model, where it isn't the preset's, such as shortcut=B or num_classes=7",
+    )
+    add_preprocessing_flags(weights)
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """Name and value of "shortcut=B" or "stage_sizes=(3,4,6,3)"; what isn't a literal is a text."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=VALUE, such as shortcut=B")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name, value
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Restore, read the images, classify them in one batch."""
-    from resnet_jax.data.image_files import read_image  # noqa: PLC0415 - imports Pillow
-    from resnet_jax.errors import UsageError  # noqa: PLC0415
-    from resnet_jax.train.restore import restore_run  # noqa: PLC0415 - imports JAX
+    """Restore or load a network, and classify; an image that can't be read stops no other."""
+    from resnet_jax.cli.classify import classify, find_images
+    from resnet_jax.errors import DataError, UsageError
 
     if args.top < 1:
         raise UsageError(f"--top is {args.top}; it must be at least 1.")
-    run = restore_run(args.workdir, checkpoint=args.checkpoint, ema=args.ema)
-    images = [read_image(path, run.image_shape, resize=args.resize) for path in args.images]
-    predictions = []
-    for path, probabilities in zip(args.images, run.predict(images), strict=True):
-        order = probabilities.argsort()[::-1][: args.top]
-        top = [
-            {"class": run.class_names[i], "index": int(i), "probability": float(probabilities[i])}
-            for i in order
-        ]
-        predictions.append({"image": str(path), "top": top})
-    return {"workdir": args.workdir, "step": run.step, "predictions": predictions}
+    if args.weights:
+        _refuse(args, _OF_RUNS, "a run")
+        images = find_images(args.paths)
+        classifier, document = _of_weights(args)
+    else:
+        _refuse(args, _OF_WEIGHTS, "a weight file")
+        if len(args.paths) < 2:
+            raise UsageError("give a run's directory and images, or --weights and images.")
+        images = find_images(args.paths[1:])
+        classifier, document = _of_run(args)
+    document |= classify(classifier, images, top=args.top)
+    if document["unreadable"]:
+        document["exit_code"] = DataError.exit_code
+    return document
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print one line per image, the likeliest class first."""
+    """Print one line per image, the likeliest class first; on standard error what can't be read."""
+    from resnet_jax.weights.arrays import printable
+
     for prediction in document["predictions"]:
-        classes = ", ".join(f"{top['class']} {top['probability']:.1%}" for top in prediction["top"])
-        console.print(f"{prediction['image']}: {classes}", markup=False)
+        classes = ", ".join(
+            f"{top['index'] if top['class'] is None else top['class']} {top['probability']:.1%}"
+            for top in prediction["top"]
+        )
+        console.print(f"{printable(prediction['image'], longest=_LINE)}: {classes}", markup=False)
+    errors = Console(file=cast(IO[str], LossyStream(sys.stderr)), highlight=False, soft_wrap=True)
+    for image in document["unreadable"]:
+        errors.print(f"error: {printable(image['error'], longest=_LINE)}", markup=False)
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:
+    from resnet_jax.errors import UsageError
+
+    for name in names:
+        if getattr(args, name):
+            raise UsageError(f"--{name} is for a network of {owner}.")
+
+
+def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
+    """The network of a run, and what the document says of it."""
+    from resnet_jax.cli.classify import Classifier
+    from resnet_jax.data.augment import normalize
+    from resnet_jax.data.image_files import read_image
+    from resnet_jax.errors import UsageError
+    from resnet_jax.train.restore import restore_run
+
+    if args.resize not in (None, ALONE):
+        raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
+    workdir = str(args.paths[0])
+    network = restore_run(workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    classifier = Classifier(
+        model=network.model,
+        variables=network.variables,
+        read=lambda path: read_image(path, network.image_shape, resize=bool(args.resize)),
+        normalize=lambda images: normalize(images, network.normalization),
+        image_shape=network.image_shape,
+        class_names=network.class_names,
+    )
+    return classifier, {"workdir": workdir, "step": network.step}
+
+
+def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
+    """The network of a weight file, and what the document says of it."""
+    from resnet_jax.cli.classify import Classifier
+    from resnet_jax.errors import ConfigError, UsageError
+    from resnet_jax.models.presets import create_model
+    from resnet_jax.weights.load import load_weights
+
+    if not args.model:
+        raise UsageError("--model is missing: a weight file doesn't say which network it's of.")
+    model: Any = create_model(args.model, **dict(args.field or ()))
+    variables = load_weights(model, args.weights)
+    if not model.num_classes:
+        raise ConfigError("The model has no classifier; --field num_classes=N gives it one.")
+    preprocessing = preprocessing_of(args)
+    names = preprocessing.class_names
+    if names and len(names) != model.num_classes:
+        source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
+        raise ConfigError(
+            f"The model has {model.num_classes} classes, but {source} are of {len(names)}."
+        )
+    classifier = Classifier(
+        model=model,
+        variables=variables,
+        read=lambda path: _read(path, preprocessing),
+        normalize=preprocessing.normalize,
+        image_shape=(preprocessing.size, preprocessing.size, 3),
+        class_names=names,
+    )
+    fields = dataclasses.asdict(preprocessing)
+    del fields["class_names"]
+    return classifier, {
+        "weights": str(args.weights),
+        "model": args.model,
+        "preprocessing": fields,
+    }
+
+
+def _read(path: Path, preprocessing: "Preprocessing") -> "np.ndarray":
+    """The crop of an image file, uint8."""
+    from resnet_jax.data.image_files import read_upright
+    from resnet_jax.errors import DataError
+
+    image = read_upright(path)
+    height, width, size = *image.shape[:2], preprocessing.size
+    # The middle of a photograph that nothing has scaled is hardly what is meant.
+    if preprocessing.resize is None and (height, width) != (size, size):
+        raise DataError(
+            f"{path} can't be used: it is {height}×{width} (height×width), not {size}×{size};"
+            f" --resize {size} makes images fit."
+        )
+    try:
+        return preprocessing.apply(image)
+    except DataError as error:
+        raise DataError(f"{path} can't be used: {error}.") from None

@@ -63,20 +63,23 @@ def _model(args: argparse.Namespace) -> tuple[str, "Network", tuple[int, int, in
 
     if bool(args.model) == bool(args.config or args.config_overrides):
         raise UsageError("give either a model's name or --config (resnet-jax summary --help).")
-    name, fields, known = args.model, {}, None
+    name, fields, known, size = args.model, {}, None, None
     if not name:
         config = load_config(args)
         name, fields = config.model.name, model_overrides(config)
-        known = find_known(config.data.name)
-    preset = find_preset(name)
+        size = config.data.image_size
+        known = find_known(config.data.name, image_size=size)
+    shape = find_preset(name).image_shape
     if known:
-        fields["num_classes"] = known.num_classes
+        fields["num_classes"], shape = known.num_classes, known.image_shape
+    elif size:
+        shape = (size, size, shape[-1])
     if args.num_classes:
         fields["num_classes"] = args.num_classes
     if args.dtype:
         fields["dtype"] = args.dtype
     model = create_model(name, **fields)
-    return name, model, known.image_shape if known else preset.image_shape
+    return name, model, shape
 
 
 def show(document: dict[str, Any], console: Console) -> None:

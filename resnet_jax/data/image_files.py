@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from resnet_jax.data.image_bytes import Still, cut_down
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for 8-bit images with that many channels."""
@@ -53,9 +53,46 @@ def read_image(
             fit.
     """
     try:
-        return _fit(cut_down(_read(path), max_pixels=_MAX_PIXELS), shape, resize=resize)
+        return _fit(cut_down(read_file(path), max_pixels=_MAX_PIXELS), shape, resize=resize)
     except DataError as error:
         raise DataError(f"{path} can't be read: {error}.") from error.__cause__
+
+
+def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Read a PNG or JPEG file at its own size, as RGB, upright as its Exif data say.
+
+    Raises:
+        DataError: not an image, a damaged, an animated or an oversized one.
+    """
+    try:
+        still = cut_down(read_file(path), max_pixels=_MAX_PIXELS)
+        return _fit(still, (*_upright(still), 3), resize=True)
+    except DataError as error:
+        raise DataError(f"{path} can't be read: {error}.") from error.__cause__
+
+
+def fit_image(
+    data: bytes, shape: tuple[int, int, int], *, scale: bool = True
+) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of a PNG or JPEG, upright, colours converted, scaled and cropped to `shape`.
+
+    It is scaled so that it covers `shape`, smoothed where it shrinks, and its centre cut out.
+
+    Raises:
+        DataError: damaged, animated or oversized. The message begins with "it", for the caller to
+            say what.
+        ConfigError: without `scale` it must have that height and width, and hasn't; likewise.
+    """
+    still = cut_down(data, max_pixels=_MAX_PIXELS)
+    if not scale and (height_and_width := _upright(still)) != shape[:2]:
+        found, wanted = ("{}×{}".format(*size) for size in (height_and_width, shape))
+        raise ConfigError(f"it is {found} (height×width), not {wanted}")
+    return _fit(still, shape, resize=True)
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a PNG or JPEG, set upright; raises as `fit_image`."""
+    return _upright(cut_down(data, max_pixels=_MAX_PIXELS))
 
 
 def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
@@ -78,7 +115,12 @@ def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, 
     return np.asarray(_load(image)).reshape(shape)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that may be an image.
+
+    Raises:
+        DataError: it can't be read, is no file or too large; the message doesn't name it.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             raise DataError("it isn't a file")
@@ -91,11 +133,16 @@ def _read(path: Path) -> bytes:
     return data
 
 
+def _upright(still: Still) -> tuple[int, int]:
+    size = (still.height, still.width)
+    return size if still.orientation < 5 else size[::-1]  # others lie on their side
+
+
 def _fit(still: Still, shape: tuple[int, int, int], *, resize: bool) -> UInt8[np.ndarray, "h w c"]:
     height, width, channels = shape
     mode = MODES[channels]
     lies = still.orientation >= 5  # on its side
-    size = (still.height, still.width) if lies else (still.width, still.height)
+    size = _upright(still)[::-1]
     image = _open(still)
     if image.mode not in _CONVERTIBLE or still.depth > 8:
         raise DataError(f"it has {still.depth} bits per channel, not 8")

@@ -1,4 +1,4 @@
-"""Sizes of well-known data sets, for what needs no image: summaries and compilation."""
+"""What is known of well-known data sets, for what needs no image: summaries and compilation."""
 
 import dataclasses
 import re
@@ -37,7 +37,18 @@ KNOWN_SETS: dict[str, KnownSet] = {
     ),
 }
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Of red, green and blue in 0…1: those with which most published networks were trained. They came
+with fb.resnet.torch in 2016."""
 
-def find_known(name: str) -> KnownSet | None:
-    """The row of a TFDS name, such as "cifar10" or "imagenet2012:5.1.0"; None if there is none."""
-    return KNOWN_SETS.get(re.split("[:/]", name)[0])
+
+def find_known(name: str, *, image_size: int | None = None) -> KnownSet | None:
+    """The row of a TFDS name, such as "cifar10" or "imagenet2012:5.1.0"; None if there is none.
+
+    `image_size` is the height and width to which images are scaled, if they are.
+    """
+    known = KNOWN_SETS.get(re.split("[:/]", name)[0])
+    if known is None or image_size is None:
+        return known
+    return dataclasses.replace(known, image_shape=(image_size, image_size, known.image_shape[-1]))

@@ -65,7 +65,7 @@ class AlphaGoZero(nn.Module):
         def head(name: str, features: int) -> Array:
             y = Conv(features, 1, name=f"{name}_conv", **kinds)(x)
             norm = BatchNorm(group_size=self.bn_group_size, name=f"{name}_bn", **stats, **kinds)
-            return nn.relu(norm(y)).reshape(len(x), -1)
+            return nn.relu(norm(y)).reshape(x.shape[0], -1)
 
         logits = Classifier(self.num_classes, name="policy_fc", **kinds)(head("policy", 2))
         value = nn.relu(Classifier(self.hidden, name="value_fc1", **kinds)(head("value", 1)))

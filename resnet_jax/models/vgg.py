@@ -92,7 +92,7 @@ class VGG(nn.Module):
             taps[f"stage{stage}"] = x
 
         x = adaptive_average_pool(x, _POOLED)
-        taps["pooled"] = x = x.reshape(len(x), -1)
+        taps["pooled"] = x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
             x = nn.relu(Classifier(self.hidden, name=f"fc{i}", **kinds)(x))
             x = nn.Dropout(self.head_dropout, deterministic=not train)(x)

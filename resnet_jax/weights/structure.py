@@ -111,7 +111,7 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
             unknown.append(name)
             continue
         head = re.sub(r"^(params|batch_stats)\.", "", head)  # Flax keeps statistics apart
-        head = re.sub(r"([^.]+)\.\1$", r"\1", head)  # Keras: conv1_conv/conv1_conv/kernel:0
+        head = re.sub(r"(^|\.)([^.]+)\.\2$", r"\1\2", head)  # Keras: conv1_conv/conv1_conv/kernel:0
         module = modules.setdefault(head, Module(head, {}))
         module.tensors[_KINDS[last]] = name
         module.channels_last |= last in _CHANNELS_LAST
@@ -186,9 +186,9 @@ def _name_outside(
         last = max(norms, key=lambda norm: (norm.width == width, norms.index(norm)))
         norms.remove(last)
         named.append(("bn_final", last))
-    # In a stem of several layers the last normalisation is often outside their sequence: "conv1.0",
-    # "conv1.1", …, "conv1.6", "bn1".
-    norms.sort(key=lambda norm: ("pool" in norm.name, "conv" not in norm.name))
+    # In a stem of several layers the last normalisation is numbered like that of a stem of one:
+    # "conv1.1", "conv1.4", "bn1".
+    norms.sort(key=lambda norm: ("pool" in norm.name, -len(re.findall(r"\d+", norm.name))))
     convs.sort(key=lambda conv: "pool" in conv.name)
     deep = "conv1_1" in expected
     conv_paths = ["conv1_1", "conv1_2", "conv1_3"] if deep else ["conv1"]

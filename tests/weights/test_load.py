@@ -88,18 +88,18 @@ def test_names_of_publishers_are_recognised(rename, fields, tmp_path):
     _assert_equal(_load(model, arrays, tmp_path), values)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True,
+@settings(max_examples=12, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     st.fixed_dictionaries(
         {
-            "stage_sizes": st.sampled_from([(1,), (2, 1), (1, 11)]),
+            "stage_sizes": st.sampled_from([(1,), (2, 1)]),
             "branch": st.sampled_from(["basic", "bottleneck"]),
             "stem": st.sampled_from(["imagenet", "cifar", "deep"]),
             "stem_pool": st.sampled_from([None, "conv"]),
             "order": st.sampled_from(["original", "preact"]),
             "shortcut": st.sampled_from(["A", "B", "C", "D", "none"]),
-            "norm": st.sampled_from(["batch", "group"]),
+            "norm": st.sampled_from(["batch", "layer"]),
             "se_ratio": st.sampled_from([0.0, 0.25]),
             "scan": st.booleans(),
             "num_classes": st.sampled_from([0, 7]),

@@ -1,0 +1,183 @@
+"""Any number of image files through a network: read by threads, in batches of one shape."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnet_jax.data.folders import SUFFIXES
+from resnet_jax.errors import DataError, NumericalError
+from resnet_jax.output import LossyStream
+
+_BATCH = 32  # images
+_BATCH_PIXELS = 2**22  # no more of them than this, if the images are large
+_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A network, and what leads from the path of an image to the names of its classes.
+
+    Attributes:
+        model: the linen module.
+        variables: for `model.apply`.
+        read: gives the image in a file as the network takes it, but for `normalize`: uint8 of
+            `image_shape`. It raises a DataError that names the file.
+        normalize: uint8 [n, h, w, c] → float32, under `jit`.
+        image_shape: (h, w, c).
+        class_names: one per logit, or None.
+    """
+
+    model: Any
+    variables: Any
+    read: Callable[[Path], np.ndarray]
+    normalize: Callable[[jax.Array], jax.Array]
+    image_shape: tuple[int, int, int]
+    class_names: Sequence[str] | None
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The files that are named, and PNG and JPEG files in folders that are, at any depth.
+
+    Raises:
+        DataError: there are none in a folder, or it can't be listed.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = list(_walk(path)) if os.path.isdir(path) else [path]
+        if not inside:
+            raise DataError(f"There are no images ({', '.join(SUFFIXES)}) in {path}.")
+        found += inside
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} can't be read: {error.strerror}.") from None
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict[str, Any]:
+    """The likeliest classes of each image, and the images that can't be read, as a document.
+
+    Memory is that of the network on one batch, of one image per thread as it lies in its file,
+    and of two batches as the network takes them.
+
+    Args:
+        classifier: the network.
+        paths: of the images.
+        top: how many classes.
+
+    Raises:
+        NumericalError: the network gives something else than numbers.
+    """
+    height, width, _ = classifier.image_shape
+    size = min(_BATCH, len(paths), max(1, _BATCH_PIXELS // (height * width)))
+    probabilities = _compile(classifier, size)
+    predictions: list[dict[str, Any]] = []
+    unreadable: list[dict[str, str]] = []
+    read = _read_ahead(classifier.read, paths, ahead=2 * size)
+    with _progress(len(paths)) as advance:
+        while some := list(itertools.islice(read, size)):
+            good = [(path, image) for path, image in some if not isinstance(image, DataError)]
+            unreadable += [
+                {"image": str(path), "error": str(error)}
+                for path, error in some
+                if isinstance(error, DataError)
+            ]
+            if good:
+                values = probabilities([image for _, image in good])
+                for (path, _), row in zip(good, values, strict=True):
+                    predictions.append(
+                        {"image": str(path), "top": _best(row, classifier.class_names, top)}
+                    )
+            advance(len(some))
+    return {"predictions": predictions, "unreadable": unreadable}
+
+
+def _compile(classifier: Classifier, size: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """A function of up to `size` images that gives float32 [n, k], compiled for `size` of them."""
+    variables = jax.device_put(classifier.variables)
+
+    @jax.jit
+    def apply(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = classifier.model.apply(variables, classifier.normalize(images))
+        return jax.nn.softmax(logits)
+
+    def probabilities(images: Sequence[np.ndarray]) -> np.ndarray:
+        batch = np.zeros((size, *classifier.image_shape), np.uint8)
+        batch[: len(images)] = images
+        values = np.asarray(apply(variables, batch))[: len(images)]
+        if not np.isfinite(values).all():
+            raise NumericalError(
+                "The network's logits aren't finite; its weights don't go together with the"
+                " model's fields or with the normalisation of the images."
+            )
+        return values
+
+    return probabilities
+
+
+def _best(
+    probabilities: np.ndarray, class_names: Sequence[str] | None, top: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "class": class_names[i] if class_names else None,
+            "index": int(i),
+            "probability": float(probabilities[i]),
+        }
+        for i in probabilities.argsort()[::-1][:top]
+    ]
+
+
+def _read_ahead(
+    read: Callable[[Path], np.ndarray], paths: Sequence[Path], *, ahead: int
+) -> Iterator[tuple[Path, np.ndarray | DataError]]:
+    """What `read` returns or refuses of each path, in order; `ahead` of them wait at most."""
+
+    def attempt(path: Path) -> np.ndarray | DataError:
+        try:
+            return read(path)
+        except DataError as error:
+            return error
+
+    threads = min(_THREADS, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        rest = iter(paths)
+        waiting = deque((p, pool.submit(attempt, p)) for p in itertools.islice(rest, ahead))
+        while waiting:
+            path, outcome = waiting.popleft()
+            yield path, outcome.result()
+            waiting += ((p, pool.submit(attempt, p)) for p in itertools.islice(rest, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, if that is a terminal; gives a function that moves it on."""
+    console = Console(file=cast(IO[str], LossyStream(sys.stderr)))
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,0 +1,200 @@
+"""resnet-jax export WORKDIR OUT: a network as a program that needs JAX only, or as weights."""
+
+# ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
+
+import argparse
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+HELP = "Write a network as a program that needs JAX only, or its weights under PyTorch's names."
+EXAMPLE = (
+    "resnet-jax export runs/cifar10 cifar10.stablehlo --checkpoint best, or"
+    " resnet-jax export --weights resnet50.safetensors --model resnet50 resnet50.stablehlo"
+)
+
+_OF_RUNS = ("checkpoint", "ema")
+_OF_WEIGHTS = ("model", "num_classes", "image_size", "mean", "std")
+_OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument("workdir", nargs="?", help="directory of a run")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the file to write")
+    parser.add_argument(
+        "--format",
+        choices=("stablehlo", "safetensors"),
+        default="stablehlo",
+        help="a program with its parameters, or weights for PyTorch (default: stablehlo)",
+    )
+    run = parser.add_argument_group("a network of a run")
+    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
+    run.add_argument("--ema", action="store_true", help="use the moving averages")
+    weights = parser.add_argument_group("a network of a weight file")
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or npz")
+    weights.add_argument("--model", help="name of its preset, such as resnet50")
+    weights.add_argument("--num-classes", type=int, help="default: the paper's")
+    weights.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
+    for name, of in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
+        weights.add_argument(
+            f"--{name}",
+            type=_fractions,
+            metavar="R,G,B",
+            help=f"in 0…1, such as {of}: the program then takes uint8 images and normalises them",
+        )
+    program = parser.add_argument_group("the program")
+    program.add_argument("--batch", type=int, metavar="N", help="images per call (default: any)")
+    program.add_argument(
+        "--platforms",
+        type=lambda text: text.split(","),
+        metavar="NAMES",
+        help="where it can run: some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)",
+    )
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        values = [float(number) for number in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} isn't numbers in 0…1, such as 0.5,0.5")
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """What is to be exported, and the `notes` that say what it is."""
+
+    model: Any  # a linen module
+    variables: dict[str, Any]
+    image_shape: tuple[int, int, int]
+    normalization: dict[str, Any] | None
+    notes: dict[str, Any]
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Restore or load the network, and write it."""
+    from resnet_jax.export import export_program, write_program
+    from resnet_jax.weights.save import save_weights
+
+    _check(args)
+    network = _from_weights(args) if args.weights else _from_run(args)
+    document: dict[str, Any] = {"output": str(args.output), "format": args.format}
+    if args.format == "safetensors":
+        save_weights(args.output, network.model, network.variables)
+        return {**document, **network.notes, "bytes": args.output.stat().st_size}
+    options = {"platforms": args.platforms} if args.platforms else {}
+    program = export_program(
+        network.model,
+        network.variables,
+        network.image_shape,
+        normalization=network.normalization,
+        batch_size=args.batch,
+        **options,
+    )
+    return document | write_program(args.output, program, notes=network.notes)
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print what was written."""
+    output = document["output"]
+    first = f"{output}: {document['model']}, {document['bytes']:,} bytes"
+    if document["format"] == "safetensors":
+        lines = [f"{first}, under PyTorch's names"]
+    else:
+        images, logits = (
+            f"{document[name]['dtype']} {name} of {'×'.join(map(str, document[name]['shape']))}"
+            for name in ("images", "logits")
+        )
+        how = "as in files" if document["images"]["dtype"] == "uint8" else "normalised"
+        lines = [
+            f"{first}, for {', '.join(document['platforms'])}",
+            f"takes {images}, {how}; returns {logits}",
+            f"{output}.json: all of this, for programs to read",
+        ]
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what doesn't go together, before JAX is asked for anything."""
+    from resnet_jax.errors import UsageError, WriteError
+
+    if bool(args.workdir) == bool(args.weights):
+        raise UsageError(
+            "give either a run's directory or --weights, and then OUT (resnet-jax export --help)."
+        )
+    if args.weights and not args.model:
+        raise UsageError("--model is missing: a weight file doesn't say which network it's of.")
+    others, why = (_OF_RUNS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
+    _refuse(args, others, f"is for a network of {why}")
+    if args.format != "stablehlo":
+        _refuse(args, _OF_PROGRAMS, f"is for programs, not for --format={args.format}")
+    if (args.output.suffix == ".safetensors") != (args.format == "safetensors"):
+        raise UsageError(
+            f"{args.output} and --format={args.format} don't go together: a name in .safetensors is"
+            " for --format=safetensors, and for it only."
+        )
+    if bool(args.mean) != bool(args.std):
+        raise UsageError("--mean and --std go together.")
+    if args.std and min(args.std) == 0:
+        raise UsageError("--std has a 0, by which nothing can be divided.")
+    for name in ("batch", "num_classes", "image_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
+    if args.weights and args.output.resolve() == args.weights.resolve():
+        raise UsageError(f"{args.output} is what is to be exported; choose another OUT.")
+    if not args.output.absolute().parent.is_dir():
+        raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
+    from resnet_jax.errors import UsageError
+
+    for name in names:
+        if getattr(args, name):
+            raise UsageError(f"--{name.replace('_', '-')} {why}.")
+
+
+def _from_run(args: argparse.Namespace) -> _Network:
+    from resnet_jax.train.restore import restore_run
+
+    network = restore_run(args.workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    return _Network(
+        model=network.model,
+        variables=network.variables,
+        image_shape=network.image_shape,
+        normalization=network.normalization,
+        notes={
+            "model": network.config.model.name,
+            "step": network.step,
+            "ema": args.ema,
+            "class_names": list(network.class_names),
+        },
+    )
+
+
+def _from_weights(args: argparse.Namespace) -> _Network:
+    from resnet_jax.data.augment import given_normalization
+    from resnet_jax.models.presets import create_model, find_preset
+    from resnet_jax.weights.load import load_weights
+
+    fields = {"num_classes": args.num_classes} if args.num_classes else {}
+    model: Any = create_model(args.model, **fields)
+    height, width, channels = find_preset(args.model).image_shape
+    variables = load_weights(model, args.weights)
+    with open(args.weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return _Network(
+        model=model,
+        variables=variables,
+        image_shape=(args.image_size or height, args.image_size or width, channels),
+        normalization=given_normalization(args.mean or (), args.std or ()) or None,
+        notes={"model": args.model, "weights": args.weights.name, "weights_sha256": digest},
+    )

@@ -1,0 +1,112 @@
+"""Flags that say how images are prepared for the network of a weight file that doesn't say it."""
+
+# ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
+
+if TYPE_CHECKING:
+    from resnet_jax.data.preprocessing import Preprocessing
+
+_NEEDED = ("mean", "std", "size", "resize", "interpolation")
+ALONE = "alone"
+"""What --resize is without a number, which means something to runs only."""
+
+_MAX_BYTES = 2**24  # names of 21,841 classes take 2 MB
+
+
+def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
+    """Let a subcommand take them; it defines --resize itself, of type `resize_value`."""
+    for name, of in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+        often = ",".join(map(str, of))
+        group.add_argument(
+            f"--{name}", type=_numbers, metavar="R,G,B", help=f"in 0…1; of ImageNet's, {often}"
+        )
+    group.add_argument("--size", type=int, metavar="N", help="pixels of a side of the crop")
+    group.add_argument(
+        "--interpolation", choices=("bilinear", "bicubic"), help="by which images are scaled"
+    )
+    group.add_argument(
+        "--classes", type=Path, metavar="FILE", help="a text with the classes' names, one per line"
+    )
+
+
+def resize_value(text: str) -> int | str:
+    """A number of pixels, "none" or `ALONE`."""
+    if text in ("none", ALONE):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        message = f"{text!r} isn't a number of pixels; without one, put --resize last"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't numbers, such as 0.5,0.5,0.5") from None
+
+
+def preprocessing_of(args: argparse.Namespace) -> "Preprocessing":
+    """What the flags say, and what they don't, as the file of `args.weights` says.
+
+    Raises:
+        UsageError: something that is needed is unknown, or a value can't be.
+        DataError: what the file says, or the text of --classes, can't be used.
+    """
+    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.errors import ConfigError, DataError, UsageError
+    from resnet_jax.weights.preprocessing import read_preprocessing
+
+    given: dict[str, Any] = {
+        name: getattr(args, name) for name in _NEEDED if getattr(args, name) is not None
+    }
+    if given.get("resize") == ALONE:
+        raise UsageError("--resize needs a number of pixels with --weights, or none.")
+    if given.get("resize") == "none":  # by whatever interpolation
+        given = {"interpolation": "bilinear"} | given | {"resize": None}
+    missing = [f"--{name}" for name in _NEEDED if name not in given]
+    if args.classes:
+        given["class_names"] = _read_names(args.classes)
+    known: dict[str, Any] = {}
+    if missing or not args.classes:
+        try:
+            found = read_preprocessing(args.weights)
+        except DataError as error:
+            flags = ", ".join(f"--{name}" for name in (*_NEEDED, "classes"))
+            raise DataError(f"{error} If all of {flags} are given, it isn't looked at.") from None
+        if found:
+            known, missing = dict(vars(found)), []
+    if missing:
+        raise UsageError(
+            f"neither {args.weights} nor a file beside it says how images are prepared for its"
+            f" network; give {', '.join(missing)}, as its publisher has them."
+        )
+    try:
+        return Preprocessing(**known | given)
+    except ConfigError as error:
+        raise UsageError(f"{error}.") from None
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    from resnet_jax.errors import DataError
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        lines = text.decode("utf-8-sig").rstrip().split("\n")
+    except OSError as error:
+        raise DataError(f"--classes {path} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"--classes {path} isn't text in UTF-8.") from None
+    if len(text) > _MAX_BYTES:
+        raise DataError(f"--classes {path} has more than {_MAX_BYTES // 2**20} MiB.")
+    names = tuple(line.strip() for line in lines)
+    if "" in names:
+        raise DataError(f"--classes {path}: line {names.index('') + 1} is empty.")
+    return names

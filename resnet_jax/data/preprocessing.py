@@ -1,0 +1,160 @@
+"""How images are prepared for a network that somebody has trained: it travels with the weights."""
+
+import dataclasses
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from resnet_jax.data.augment import given_normalization, normalize
+from resnet_jax.errors import ConfigError, DataError
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_KEY = "resnet_jax.preprocessing"
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_LONGEST_SIDE = 2048  # pixels; three times what residual networks were published for
+_MOST_PIXELS = 25_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done with an RGB image before a network sees it, and what its logits mean.
+
+    The image is scaled so that its shorter side has `resize` pixels, the square at its centre is
+    cut out, and (values / 255 − mean) / std is taken of each channel.
+
+    Attributes:
+        mean, std: of red, green and blue, in units of 0…1.
+        size: side of the square, in pixels.
+        resize: the shorter side before it is cut out, in pixels; None doesn't scale.
+        interpolation: by which it is scaled, always smoothed where it shrinks.
+        class_names: one per logit; None if they aren't known.
+
+    Raises:
+        ConfigError: a field can't be what it is.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field, whose values may be a stranger's."""
+        if not (_are_fractions(self.mean) and _are_fractions(self.std) and all(self.std)):
+            shown = f"mean is {reprlib.repr(self.mean)} and std {reprlib.repr(self.std)}"
+            raise ConfigError(
+                f"{shown}; each is three numbers in 0…1, not grey levels, and no std is 0"
+            )
+        if not _is_side(self.size):
+            shown = reprlib.repr(self.size)
+            raise ConfigError(f"size is {shown}; it is of pixels, 1 to {_LONGEST_SIDE}")
+        if self.resize is not None and not (_is_side(self.resize) and self.resize >= self.size):
+            raise ConfigError(
+                f"resize is {reprlib.repr(self.resize)}; it is of pixels, from size, {self.size},"
+                f" to {_LONGEST_SIDE}"
+            )
+        if self.interpolation not in get_args(Interpolation):
+            shown, known = reprlib.repr(self.interpolation), " or ".join(get_args(Interpolation))
+            raise ConfigError(f"interpolation is {shown}; it can be {known}")
+        if self.class_names is not None:
+            _check_names(self.class_names)
+
+    def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """Scale and crop one image, to the bit as torchvision does with one of Pillow's.
+
+        Its `Resize(resize)` rounds the longer side down and its `CenterCrop(size)` rounds halves
+        to even. Other than there, an image that is smaller than the crop isn't framed in black.
+
+        Raises:
+            DataError: the image is too small, or too long and narrow. The message begins with
+                "it", for the caller to say what.
+        """
+        height, width = image.shape[:2]
+        if self.resize is not None:
+            longer = int(self.resize * max(height, width) / min(height, width))
+            if self.resize * longer > _MOST_PIXELS:
+                raise DataError(f"it is {height}×{width} (height×width), too long and narrow")
+            height, width = (self.resize, longer) if height < width else (longer, self.resize)
+            scaled = Image.fromarray(image).resize((width, height), _FILTERS[self.interpolation])
+            image = np.asarray(scaled)
+        if min(height, width) < self.size:
+            raise DataError(
+                f"it is {height}×{width} (height×width), of which {self.size}×{self.size} can't be"
+                " cut out"
+            )
+        top, left = (round((side - self.size) / 2) for side in (height, width))
+        # A copy: a view would keep the whole image in memory.
+        return image[top : top + self.size, left : left + self.size].copy()
+
+    @property
+    def normalization(self) -> dict[str, Any]:
+        """{"mean", "std"} in grey levels, as `TrainedNetwork` has them."""
+        return given_normalization(self.mean, self.std)
+
+    def normalize(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+        """Return (images / 255 − mean) / std as float32, for NumPy's arrays and under `jit`."""
+        return normalize(images, self.normalization)
+
+    def metadata(self) -> dict[str, str]:
+        """All of it as texts that a weight file can hold, for `save_weights(metadata=…)`."""
+        return {_KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing | None":
+        """What `metadata` wrote; None if it isn't there.
+
+        Raises:
+            DataError: it is damaged. The message begins with "its", for the caller to say what.
+        """
+        if _KEY not in metadata:
+            return None
+        try:
+            fields: Any = json.loads(metadata[_KEY], object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            fields = None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) != known:
+            raise DataError("its note on preprocessing is damaged or of another version")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise DataError(f"its note on preprocessing is wrong: {error}") from None
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys may each appear once."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError
+    return dict(pairs)
+
+
+def _are_fractions(values: Any) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    )
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LONGEST_SIDE
+
+
+def _check_names(names: Any) -> None:
+    if not isinstance(names, tuple) or not names:
+        raise ConfigError(f"class_names is {reprlib.repr(names)}; it is one name per class")
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
+            raise ConfigError(f"class_names has {reprlib.repr(name)}, which isn't a line of text")

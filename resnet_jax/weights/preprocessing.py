@@ -1,0 +1,192 @@
+"""What a weight file, or a publisher's file beside it, says of the images its network takes."""
+
+import json
+import logging
+import math
+import os
+import re
+import reprlib
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.weights.files import read_metadata
+
+_log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+
+_MAX_BYTES = 2**24  # names of 21,841 classes take 2 MB
+_MOST_PIXELS = 2**16  # per side; Python has integers that it can't divide
+_LEAST_CROP = 0.1
+_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_SQUEEZED_FROM = 384  # pixels
+
+
+def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
+    """How images are prepared for the network of a weight file.
+
+    The file's own metadata come first (`Preprocessing.metadata`); then, in its folder, timm's
+    config.json, and last the preprocessor_config.json of Hugging Face's transformers, whose
+    config.json names the classes. What they leave open isn't guessed.
+
+    Args:
+        path: of a file as `read_weights` takes it.
+
+    Returns:
+        None if none of them says anything.
+
+    Raises:
+        DataError: the file can't be read; or what is said is damaged, incomplete, or another thing
+            than `Preprocessing` does.
+    """
+    metadata, folder = read_metadata(path), Path(path).parent
+    if found := _told_by(path, lambda: Preprocessing.from_metadata(metadata)):
+        return found
+    config, processor = _read_json(folder / CONFIG), _read_json(folder / PROCESSOR)
+    if "pretrained_cfg" in config:
+        return _told_by(folder / CONFIG, lambda: _of_timm(config))
+    if processor:
+        return _told_by(folder / PROCESSOR, lambda: _of_transformers(processor, config))
+    return None
+
+
+def _told_by(
+    source: str | os.PathLike[str], read: Callable[[], Preprocessing | None]
+) -> Preprocessing | None:
+    """What `read` returns, with the name of its source in the log, or in what it raises."""
+    try:
+        found = read()
+    except (ConfigError, DataError) as error:
+        raise DataError(f"{os.fspath(source)} can't be used: {error}.") from None
+    if found:
+        _log.info("images are prepared as %s says", os.fspath(source))
+    return found
+
+
+def _of_timm(config: Mapping[str, Any]) -> Preprocessing:
+    """As timm's `transforms_imagenet_eval` does it, with the sizes of training."""
+    fields = _get(config, "pretrained_cfg", dict)
+    if fields.get("crop_mode", "center") != "center":
+        raise DataError(f"crop_mode is {reprlib.repr(fields['crop_mode'])}, not 'center'")
+    shape = _get(fields, "input_size", list)
+    if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
+        raise DataError(f"input_size is {reprlib.repr(shape)}, not 3 × size × size")
+    return Preprocessing(
+        mean=tuple(_get(fields, "mean", list)),
+        std=tuple(_get(fields, "std", list)),
+        size=shape[1],
+        resize=_before_crop(shape[1], fields),
+        interpolation=_get(fields, "interpolation", str),
+        class_names=_names(config.get("label_names") or fields.get("label_names")),
+    )
+
+
+def _of_transformers(processor: Mapping[str, Any], config: Mapping[str, Any]) -> Preprocessing:
+    """As transformers' image processors of ResNets (they are ConvNeXT's) and of BiT do it.
+
+    They cut out squares a pixel beside ours where halves are rounded.
+    """
+    for switch in ("do_resize", "do_rescale", "do_normalize"):
+        if processor.get(switch, True) is not True:
+            raise DataError(f"{switch} is {reprlib.repr(processor[switch])}, not true")
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise DataError(f"rescale_factor is {reprlib.repr(factor)}, not 1/255")
+    number = _get(processor, "resample", int)
+    if number not in _FILTERS:
+        raise DataError(f"resample is {reprlib.repr(number)}, neither 2 (bilinear) nor 3 (bicubic)")
+    keys = ("image_processor_type", "feature_extractor_type")  # the second in older files
+    key = next((key for key in keys if key in processor), keys[0])
+    kind = _get(processor, key, str)
+    size = _side(processor, "size")
+    if re.fullmatch("ConvNext(FeatureExtractor|ImageProcessor)(Fast|Pil)?", kind):
+        if size >= _SQUEEZED_FROM:
+            raise DataError(f"size is {reprlib.repr(size)}: images are squeezed, not cropped")
+        resize = _before_crop(size, processor)
+    elif re.fullmatch("Bit(FeatureExtractor|ImageProcessor)(Fast|Pil)?", kind):
+        if _get(processor, "do_center_crop", bool) is not True:
+            raise DataError("do_center_crop isn't true")
+        size, resize = _side(processor, "crop_size"), size
+    else:
+        raise DataError(f"{key} is {reprlib.repr(kind)}, neither ConvNeXT's nor BiT's")
+    return Preprocessing(
+        mean=tuple(_get(processor, "image_mean", list)),
+        std=tuple(_get(processor, "image_std", list)),
+        size=size,
+        resize=resize,
+        interpolation=_FILTERS[number],  # type: ignore[arg-type]
+        class_names=_names(config.get("id2label")),
+    )
+
+
+def _before_crop(size: Any, fields: Mapping[str, Any]) -> int:
+    """The shorter side of which a crop of `size` pixels is the share "crop_pct"."""
+    share = _get(fields, "crop_pct", (int, float))
+    if not isinstance(size, int) or size > _MOST_PIXELS or not _LEAST_CROP <= share <= 1:
+        raise DataError(f"crop_pct is {reprlib.repr(share)} of {reprlib.repr(size)} pixels")
+    return math.floor(size / share)
+
+
+def _side(fields: Mapping[str, Any], key: str) -> int:
+    """A number of pixels, or {"shortest_edge": n}, or {"height": n, "width": n}."""
+    value = _get(fields, key, (int, dict))
+    if isinstance(value, dict):
+        known = ["shortest_edge"] if key == "size" else ["height", "width"]
+        alike = sorted(value) == known and value[known[0]] == value[known[-1]]
+        value = value[known[0]] if alike else None
+    if not isinstance(value, int):
+        raise DataError(f"{key} is {reprlib.repr(fields[key])}")
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    """Names of classes, in a list or by their numbers; None if there are none."""
+    if isinstance(value, dict):
+        numbers = [str(number) for number in range(len(value))]
+        if set(value) != set(numbers):
+            raise DataError(f"the classes aren't numbered from 0 to {len(value) - 1}")
+        value = [value[number] for number in numbers]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    """A field that must be there, and of that type.
+
+    Raises:
+        DataError: it isn't.
+    """
+    if key not in fields:
+        raise DataError(f"it doesn't say {key}")
+    value = fields[key]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise DataError(f"{key} is {reprlib.repr(value)}")
+    return value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} if the file isn't there.
+
+    Raises:
+        DataError: it can't be read, or isn't one.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise DataError(f"{path} isn't a file.")
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}.") from None
+    try:
+        found = json.loads(text) if len(text) <= _MAX_BYTES else None
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} can't be used: it isn't an object in JSON.")
+    return found
