@@ -53,6 +53,7 @@ def test_parameters(name):
         "cifar10:resnet20,cpu",
         "cifar10:resnet110",
         "imagenet:resnet50",
+        "finetune",
     ],
 )
 def test_recipes(config):

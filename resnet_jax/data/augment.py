@@ -4,6 +4,8 @@ Each example draws from its own key, a function of (seed, epoch, example id), so
 augmentation doesn't depend on the batch, the device or the process it lands in.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,14 @@ def measure_normalization(
         variance += np.square(deviation).mean(axis=over) * len(deviation) / len(images)
     std = np.sqrt(variance)
     return {"mean": mean.astype(np.float32), "std": np.maximum(std, 1.0).astype(np.float32)}
+
+
+def given_normalization(
+    mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Float[np.ndarray, " c"]]:
+    """What `measure_normalization` returns for "channel", from values in 0…1; {} from none."""
+    values = {"mean": mean, "std": std}
+    return {name: 255 * np.array(v, np.float32) for name, v in values.items() if len(v)}
 
 
 def normalize(

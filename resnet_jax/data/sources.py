@@ -3,8 +3,9 @@
     data = load_dataset("cifar10", splits={"train": "train[:45000]", "validation": "train[45000:]"})
     data.splits["train"].images      # uint8 (45000, 32, 32, 3)
 
-`digits` ships with scikit-learn and needs no download; every other name is a prepared TFDS folder.
-TensorFlow is never imported, and the heavy imports happen inside the functions that need them.
+`digits` ships with scikit-learn and needs no download; "folder" is a folder of one's own images;
+every other name is a prepared TFDS folder. TensorFlow is never imported, and the heavy imports
+happen inside the functions that need them.
 """
 
 # ruff: noqa: PLC0415 - importing this module must stay quick
@@ -105,13 +106,18 @@ def load_dataset(
     *,
     splits: Mapping[str, str],
     data_dir: str | None = None,
+    image_size: int | None = None,
     corrupt: CorruptPolicy = "stop",
 ) -> Dataset:
     """Read the splits of the data set `name` into host memory.
 
     `splits` maps a role ("train", "validation", …) to a TFDS split expression ("train[:90%]",
     "train[45000:]", "train+validation"). Prepared data are looked for in `data_dir`, else in
-    $TFDS_DATA_DIR, else in ~/tensorflow_datasets; `digits` needs none.
+    $TFDS_DATA_DIR, else in ~/tensorflow_datasets; `digits` needs none, and "folder" is the images
+    in `data_dir` (see `resnet_jax.data.folders`).
+
+    With `image_size` every image is scaled so that its shorter side has that many pixels, smoothed
+    where it shrinks, and the square at its centre cut out. Without, all must have one size.
 
     No example may be in two roles, so that no model is selected on what it was trained on, or
     tested on what it was trained or selected on.
@@ -127,7 +133,7 @@ def load_dataset(
         raise ConfigError(f"data.corrupt is {corrupt!r}; it can be {known}.")
     if not splits:
         raise ConfigError(f"no split of {name!r} was asked for; give at least one, e.g. train")
-    source = _open(name, data_dir)
+    source = open_source(name, data_dir, image_size=image_size)
     spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
     _refuse_overlap(name, splits, spans)
     needed = sorted({span.split for parts in spans.values() for span in parts})
@@ -300,20 +306,28 @@ def _take(whole: Mapping[str, tuple[np.ndarray, np.ndarray]], spans: Sequence[Sp
     return result
 
 
-def _open(name: str, data_dir: str | None) -> Source:
-    """Find the data set; nothing is decoded yet."""
+def open_source(name: str, data_dir: str | None, *, image_size: int | None = None) -> Source:
+    """Find the data set; nothing is decoded yet.
+
+    The arguments are those of `load_dataset`, and what is raised.
+    """
     if name == "digits":
+        if image_size:
+            raise ConfigError("data.image_size is set, but digits come as they are, 8×8 pixels.")
         return Digits()
+    if name == "folder":
+        from resnet_jax.data.folders import open_folder
+
+        return open_folder(data_dir, size=image_size)
     known = find_known(name)
-    if known and not known.one_size:
+    if known and not known.one_size and not image_size:
         raise ConfigError(
-            f"the images of {name!r} differ in size, and this version can't crop and scale them "
-            "as they are read; choose a data set whose images have one size "
-            "(`resnet-jax compile` and `summary` work without reading any)"
+            f"the images of {name!r} differ in size; set data.image_size, to which they are scaled"
+            " and cropped (`resnet-jax compile` and `summary` work without reading any)"
         )
     from resnet_jax.data.tfds_reader import open_prepared
 
-    return open_prepared(name, data_dir)
+    return open_prepared(name, data_dir, image_size=image_size)
 
 
 class Digits:

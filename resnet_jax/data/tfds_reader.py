@@ -1,14 +1,13 @@
 """Prepared TFDS folders (ArrayRecord) read without TensorFlow.
 
-TFDS finds and parses the records, Grain reads ahead in threads, Pillow decodes: TFDS's own
-decoder depends on whether OpenCV is installed, and then returns whatever the file holds.
+TFDS finds and parses the records, Pillow decodes: TFDS's own decoder depends on whether OpenCV is
+installed, and then returns whatever the file holds.
 """
 
-# ruff: noqa: PLC0415 - TFDS, Grain and Pillow are loaded only when a prepared set is opened
+# ruff: noqa: PLC0415 - TFDS is loaded only when a prepared set is opened
 
 import dataclasses
 import hashlib
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,21 +17,18 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.data import array_cache, mirror
-from resnet_jax.data.image_files import MODES, decode_image
-from resnet_jax.data.skipped import SkippedExample, check_few
+from resnet_jax.data.decoding import EncodedSplit, Example, first_line
+from resnet_jax.data.image_files import MODES, decode_image, fit_image
+from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
-
-_log = logging.getLogger(__name__)
-
-
-_BLOCK_BYTES = 2**22
-_BLOCK_EXAMPLES = 256
-_NAMED = 3  # damaged examples in a warning; all are in the log
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`."""
+    """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`.
+
+    With `scaled`, `image_shape` isn't that of the stored images, which are made to fit.
+    """
 
     name: str
     builder: Any
@@ -40,117 +36,59 @@ class Prepared:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     files_digest: str
+    scaled: bool
 
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
-
-        Raises DataError for a record that is damaged or isn't the PNG or JPEG that was promised.
-        """
-        images, labels, _ = self._read(split, skip=False)
-        return images, labels
+        """All images and labels of one split; see `EncodedSplit.read`."""
+        return self._encoded(split).read()
 
     def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        """As `read`, but without the damaged examples, which are named.
+        """The same without damaged examples; see `EncodedSplit.read_intact`."""
+        return self._encoded(split).read_intact()
 
-        Raises DataError if there are more of them than may be left out.
-        """
-        images, labels, skipped = self._read(split, skip=True)
-        if skipped:
-            named = "; ".join(f"{one.index} ({one.reason})" for one in skipped[:_NAMED])
-            more = f"; and {len(skipped) - _NAMED} more" * (len(skipped) > _NAMED)
-            _log.warning(
-                "%d of %d examples of %s are damaged and left out: %s%s",
-                *(len(skipped), self.lengths[split], self._where(split), named, more),
-            )
-            for one in skipped[_NAMED:]:
-                _log.info("left out: example %d of %s (%s)", one.index, one.split, one.reason)
-        return images, labels, skipped
-
-    def _read(
-        self, split: str, *, skip: bool
-    ) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        shape = (self.lengths[split], *self.image_shape)
-        folder = array_cache.cache_folder(self.name, self.files_digest)
-        if (cached := array_cache.load(folder, split, shape)) is not None:
-            return *cached, ()
-        _log.info("decoding %d images of %s/%s, once", shape[0], self.name, split)
-        images, labels, skipped = self._decode(split, shape, skip=skip)
-        # A split that lacks examples is looked through anew each time: the cache holds whole ones.
-        if not skipped:
-            array_cache.store(folder, split, images, labels)
-        return images, labels, skipped
-
-    def _decode(
-        self, split: str, shape: tuple[int, int, int, int], *, skip: bool
-    ) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        import grain
-
-        images, labels = np.empty(shape, np.uint8), np.empty(shape[0], np.int32)
-        blocks = grain.MapDataset.source(_Blocks(self, split, skip=skip)).to_iter_dataset(
-            grain.ReadOptions(num_threads=min(4, os.cpu_count() or 1), prefetch_buffer_size=4)
+    def _encoded(self, split: str) -> EncodedSplit:
+        size = f"-{self.image_shape[0]}" if self.scaled else ""
+        return EncodedSplit(
+            name=split,
+            where=f"split {split!r} of {self.name!r} in {self.builder.data_dir}",
+            remedy="prepare the data set again",
+            shape=(self.lengths[split], *self.image_shape),
+            cache=array_cache.cache_folder(self.name, f"{self.files_digest}{size}"),
+            open=lambda: _Records(self, split),
         )
-        done, skipped = 0, []
-        for some_images, some_labels, damaged in blocks:
-            stop = done + len(some_labels)
-            images[done:stop], labels[done:stop] = some_images, some_labels
-            done = stop
-            skipped += damaged
-            check_few(
-                skipped, seen=done + len(skipped), examples=shape[0], where=self._where(split)
-            )
-        if done + len(skipped) != shape[0]:
-            raise DataError(
-                f"{self._where(split)} gave {done + len(skipped)} examples "
-                f"where dataset_info.json promises {shape[0]}; prepare it again"
-            )
-        return images[:done], labels[:done], tuple(skipped)
-
-    def _where(self, split: str) -> str:
-        return f"split {split!r} of {self.name!r} in {self.builder.data_dir}"
 
 
-class _Blocks:
-    """Random access to decoded blocks of a split; a block at a time is three times as fast."""
+class _Records:
+    """The records of a split; see `resnet_jax.data.decoding.Examples`."""
 
-    def __init__(self, prepared: Prepared, split: str, *, skip: bool) -> None:
+    def __init__(self, prepared: Prepared, split: str) -> None:
         import tensorflow_datasets as tfds
 
-        self._prepared, self._split, self._skip = prepared, split, skip
+        self._shape, self._scaled = prepared.image_shape, prepared.scaled
         features = prepared.builder.info.features
         raw = [key for key in features if isinstance(features[key], tfds.features.Image)]
         self._records = prepared.builder.as_data_source(
             split, decoders={key: tfds.decode.SkipDecoding() for key in raw}
         )
-        size = int(np.prod(prepared.image_shape))
-        self._length = max(1, min(_BLOCK_EXAMPLES, _BLOCK_BYTES // size))
 
     def __len__(self) -> int:
-        return (len(self._records) + self._length - 1) // self._length
+        return len(self._records)
 
-    def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray, list[SkippedExample]]:
-        start = block * self._length
-        indices = range(start, min(start + self._length, len(self._records)))
-        images = np.empty((len(indices), *self._prepared.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
-        skipped: list[SkippedExample] = []
-        for index, record in self._fetch(indices):
-            row = index - start - len(skipped)
+    def decode(self, indices: Sequence[int]) -> Iterator[Example | Exception]:
+        for record in self._fetch(indices):
+            if isinstance(record, Exception):
+                yield record
+                continue
+            decode = fit_image if self._scaled else decode_image
             try:
-                if isinstance(record, Exception):
-                    raise record
-                images[row] = decode_image(record["image"], self._prepared.image_shape)
-                labels[row] = record["label"]
-            except MemoryError:
-                raise
+                image, label = decode(record["image"], self._shape), record["label"]
             except Exception as error:
-                if not self._skip:
-                    raise self._damaged(index, error) from error
-                skipped.append(SkippedExample(self._split, index, _first_line(error)))
-        rows = len(indices) - len(skipped)
-        return images[:rows], labels[:rows], skipped
+                yield error
+            else:
+                yield image, label
 
-    def _fetch(self, indices: Sequence[int]) -> Iterator[tuple[int, Mapping[str, Any] | Exception]]:
-        """The records by their index; in place of a damaged one the error."""
+    def _fetch(self, indices: Sequence[int]) -> Iterator[Mapping[str, Any] | Exception]:
+        """The records; in place of a damaged one the error."""
         try:
             records = self._records.__getitems__(list(indices))
         except MemoryError:
@@ -159,24 +97,17 @@ class _Blocks:
             for index in indices:
                 try:
                     record = self._records[index]
-                except MemoryError:
-                    raise
                 except Exception as error:
                     record = error
-                yield index, record
+                yield record
         else:
-            yield from zip(indices, records, strict=True)
-
-    def _damaged(self, index: int, error: Exception) -> DataError:
-        return DataError(
-            f"example {index} of {self._prepared._where(self._split)} can't be read "
-            f"({_first_line(error)}); prepare the data set again, or leave out what is "
-            "damaged with data.corrupt='skip'"
-        )
+            yield from records
 
 
-def open_prepared(name: str, data_dir: str | None) -> Prepared:
+def open_prepared(name: str, data_dir: str | None, *, image_size: int | None = None) -> Prepared:
     """Find the prepared set and check everything that can be checked without decoding.
+
+    With `image_size` images of any sizes are scaled and cropped to that height and width.
 
     Raises ConfigError for a name that nobody knows, DataError for a set that isn't prepared, isn't
     image classification with one image size, isn't ArrayRecord, or lacks part of its files.
@@ -204,8 +135,8 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
     except Exception as error:
         raise _not_sound(name, folder, error) from error
     try:
-        return _check(name, builder)
-    except DataError:
+        return _check(name, builder, image_size)
+    except (ConfigError, DataError):
         raise
     except Exception as error:  # TFDS believes what its files say of each other
         raise _not_sound(name, folder, error) from error
@@ -213,7 +144,7 @@ def open_prepared(name: str, data_dir: str | None) -> Prepared:
 
 def _not_sound(name: str, folder: Path, error: Exception) -> DataError:
     return DataError(
-        f"the prepared data set {name!r} in {folder} can't be opened ({_first_line(error)}); "
+        f"the prepared data set {name!r} in {folder} can't be opened ({first_line(error)}); "
         "remove its folder and prepare it again"
     )
 
@@ -241,11 +172,11 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
             f"{folder} holds no data set {base!r}; prepare it in a local folder and copy that there"
         ) from None
     except Exception as error:  # each kind of bucket has its own, and ImportError without a client
-        raise DataError(f"{folder / base} can't be read ({_first_line(error)}).") from error
+        raise DataError(f"{folder / base} can't be read ({first_line(error)}).") from error
     return copy.parent
 
 
-def _check(name: str, builder: Any) -> Prepared:
+def _check(name: str, builder: Any, image_size: int | None) -> Prepared:
     import tensorflow_datasets as tfds
 
     info, features = builder.info, builder.info.features
@@ -257,10 +188,17 @@ def _check(name: str, builder: Any) -> Prepared:
             f"and has {', '.join(parts) or 'none by name'}"
         )
     shape = tuple(image.shape)
-    if None in shape or image.np_dtype != np.uint8 or shape[-1] not in MODES:
+    if image.np_dtype != np.uint8 or shape[-1] not in MODES:
         raise DataError(
             f"the images of {name!r} have shape {shape} and type {image.np_dtype}; only uint8 "
-            "images of one fixed size with 1, 3 or 4 channels can be held in memory"
+            "images with 1, 3 or 4 channels can be held in memory"
+        )
+    if image_size:
+        shape = (image_size, image_size, shape[-1])
+    elif None in shape:
+        raise ConfigError(
+            f"the images of {name!r} differ in size: their shape is {shape}; set data.image_size,"
+            " to which they are scaled and cropped"
         )
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise DataError(
@@ -275,6 +213,7 @@ def _check(name: str, builder: Any) -> Prepared:
         image_shape=shape,
         class_names=tuple(label.names),
         files_digest=_files_digest(Path(builder.data_dir), files),
+        scaled=image_size is not None,
     )
 
 
@@ -291,7 +230,7 @@ def _check_shards(name: str, info: Any) -> list[Path]:
                 reader.close()
             except Exception as error:
                 raise DataError(
-                    f"{path} of {name!r} is missing or damaged ({_first_line(error)}); prepare the "
+                    f"{path} of {name!r} is missing or damaged ({first_line(error)}); prepare the "
                     "data set again"
                 ) from error
             if found != length:
@@ -319,7 +258,7 @@ def _not_prepared(name: str, folder: Path) -> ConfigError | DataError:
     from tensorflow_datasets.core import registered
 
     base = name.partition(":")[0].partition("/")[0]
-    known = ["digits", *registered.list_imported_builders()]
+    known = ["digits", "folder", *registered.list_imported_builders()]
     if base not in known:
         return ConfigError(
             f"there is no data set {name!r}: {folder} holds none and TFDS doesn't know the name."
@@ -338,7 +277,3 @@ def _recipe(name: str, folder: Path | str = "DATA_DIR") -> str:
         f"tfds.builder({name!r}, data_dir={str(folder)!r}, file_format='array_record')"
         '.download_and_prepare()"'
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -109,7 +109,7 @@ def make_blueprint(
 
 
 def _known_set(config: ConfigDict) -> KnownSet:
-    known = find_known(config.data.name)
+    known = find_known(config.data.name, image_size=config.data.image_size)
     if known is None:
         raise ConfigError(
             f"data.name is {config.data.name!r}, whose sizes aren't known without reading it; known"

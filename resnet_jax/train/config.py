@@ -15,6 +15,7 @@ from resnet_jax.models.presets import NETWORKS
 
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
+Trainable = Literal["all", "head"]
 
 MAY_CHANGE = (
     "data.dir",
@@ -47,13 +48,25 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.model = _model_fields("resnet20")
 
+    # Weights to begin with: a file as `load_weights` takes it; "" for random ones. With `new_head`
+    # its classifier is left out and a new one begun; otherwise it must have the data's classes.
+    config.init_from = ""
+    config.new_head = False
+
     config.data = ConfigDict()
-    config.data.name = "digits"  # "digits", or the name of a TFDS set
+    config.data.name = "digits"  # "digits", the name of a TFDS set, or "folder" for data.dir itself
     config.data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR, ~/tensorflow_datasets
+    # Height and width to which images are scaled (the shorter side) and cropped (at the centre);
+    # None takes them as they are, and they must have one size.
+    config.data.image_size = config_dict.placeholder(int)
     config.data.train = "train"  # TFDS split expressions
     config.data.validation = ""  # selects the best checkpoint; "" for no selection
     config.data.test = "test"  # only ever scored, never selected on
     config.data.normalize = "channel"  # or "pixel_mean"
+    # Per channel, 0…1, for "channel"; () for those that `init_from` names, or else those of the
+    # training images.
+    config.data.mean = ()
+    config.data.std = ()
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
     # What a damaged image or record does: "stop" ends the run; "skip" leaves the example out, up to
@@ -93,6 +106,9 @@ def default_config() -> ConfigDict:
     config.optimizer.decay = "l2"  # or "decoupled"
     config.optimizer.decay_exempt = ()  # parameter groups: "norm", "bias"
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0 for no clipping
+    config.optimizer.trainable = "all"  # or "head": the classifier alone
+    # The learning rate of what lies d stages before the classifier is multiplied by its d-th power.
+    config.optimizer.layer_decay = 1.0
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # or "step", "constant"
@@ -156,13 +172,14 @@ def validate(config: ConfigDict) -> None:
         ("duration_unit", DurationUnit),
         ("nonfinite.policy", NonfinitePolicy),
         ("data.corrupt", CorruptPolicy),
+        ("optimizer.trainable", Trainable),
     )
     for name, kind in choices:
         known = get_args(kind)
         if flat[name] not in known:
             hint = did_you_mean(str(flat[name]), known)
             raise ConfigError(f"{name} is {flat[name]!r}; it can be {', '.join(known)}.{hint}")
-    for name in ("schedule.boundaries", "schedule.scales"):
+    for name in ("schedule.boundaries", "schedule.scales", "data.mean", "data.std"):
         if not all(isinstance(v, int | float) for v in flat[name]):
             raise ConfigError(f"{name} is {flat[name]}; it must be a tuple of numbers.")
     for name, value in flat.items():
@@ -171,6 +188,9 @@ def validate(config: ConfigDict) -> None:
                 raise ConfigError(f"{name} is {value}; it must be finite.")
     if not config.data.train:
         raise ConfigError("data.train is empty; it names the split to train on.")
+    if config.data.image_size is not None and config.data.image_size < 1:
+        raise ConfigError(f"data.image_size is {config.data.image_size}; it must be at least 1.")
+    _check_normalization(config)
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be less than 2**32.")
     positive = (
@@ -202,9 +222,35 @@ def validate(config: ConfigDict) -> None:
     for name in not_negative:
         if flat[name] < 0:
             raise ConfigError(f"{name} is {flat[name]}; it can't be negative.")
+    if not 0 < config.optimizer.layer_decay <= 1:
+        raise ConfigError(
+            f"optimizer.layer_decay is {config.optimizer.layer_decay}; it must be greater than 0"
+            " and at most 1."
+        )
+    if config.optimizer.trainable == "head" and config.optimizer.layer_decay < 1:
+        raise ConfigError(
+            "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
+            " set one of them."
+        )
     for name in ("optimizer.momentum", "label_smoothing", "ema_decay"):
         if not 0 <= flat[name] < 1:
             raise ConfigError(f"{name} is {flat[name]}; it must be at least 0 and less than 1.")
+
+
+def _check_normalization(config: ConfigDict) -> None:
+    mean, std = config.data.mean, config.data.std
+    if len(mean) != len(std):
+        raise ConfigError(f"data.mean is {mean} and data.std {std}; both have a value per channel.")
+    if mean and config.data.normalize != "channel":
+        raise ConfigError(
+            f"data.normalize is {config.data.normalize!r}, which is measured; data.mean and"
+            " data.std are for 'channel'."
+        )
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ConfigError(
+            f"data.mean is {mean} and data.std {std}; they are of values in 0…1, and no deviation"
+            " is 0."
+        )
 
 
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

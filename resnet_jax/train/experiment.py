@@ -12,16 +12,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from resnet_jax.data.augment import measure_normalization, normalization_shapes
+from resnet_jax.data.augment import (
+    given_normalization,
+    measure_normalization,
+    normalization_shapes,
+)
 from resnet_jax.data.loader import Batches, ExampleStream
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import Network, create_model
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
 from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.config import model_overrides
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer, make_schedule
+from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.state import TrainState, init_state
 from resnet_jax.train.step import Recipe, make_train_steps
 
@@ -143,8 +149,23 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
         config.data.name,
         splits={role: spec for role, spec in splits.items() if spec},
         data_dir=config.data.dir,
+        image_size=config.data.image_size,
         corrupt=config.data.corrupt,
     )
+
+
+def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> None:
+    fields = {
+        "init_from": config.init_from,
+        "optimizer.trainable": config.optimizer.trainable != "all",
+        "optimizer.layer_decay": config.optimizer.layer_decay < 1,
+    }
+    used = [name for name, is_set in fields.items() if is_set]
+    if used and not isinstance(model, ResNet):
+        raise ConfigError(
+            f"{used[0]} is for ResNets, and model.name is {config.model.name!r}, a"
+            f" {type(model).__name__}."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -181,7 +202,12 @@ class Blueprint:
         Raises:
             ConfigError: an impossible config.
         """
-        height, width, _ = image_shape
+        height, width, channels = image_shape
+        given = len(config.data.mean)
+        if given not in (0, channels):
+            raise ConfigError(
+                f"data.mean and data.std have {given} values, but the images {channels} channels."
+            )
         pad = config.data.crop_padding
         if pad >= min(height, width):
             raise ConfigError(
@@ -195,11 +221,13 @@ class Blueprint:
             total_steps=plan.total_steps,
         )
         overrides = model_overrides(config)
+        model = create_model(config.model.name, **overrides, num_classes=num_classes)
+        _check_fine_tuning(config, model)
         return {
             "config": config,
             "mesh": mesh,
             "image_shape": image_shape,
-            "model": create_model(config.model.name, **overrides, num_classes=num_classes),
+            "model": model,
             "plan": plan,
             "schedule": schedule,
             "optimizer": make_optimizer(config.optimizer, schedule),
@@ -215,7 +243,11 @@ class Blueprint:
             state_shardings(shapes, self.mesh),
         )
 
-    def _initial_state(self, normalization: dict[str, Any] | None = None) -> TrainState:
+    def _initial_state(
+        self,
+        normalization: dict[str, Any] | None = None,
+        pretrained: dict[str, Any] | None = None,
+    ) -> TrainState:
         if normalization is None:
             shapes = normalization_shapes(self.image_shape, self.config.data.normalize)
             normalization = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -226,6 +258,7 @@ class Blueprint:
             image_shape=self.image_shape,
             normalization=normalization,
             with_ema=self.config.ema_decay > 0,
+            pretrained=pretrained,
         )
 
     def train_steps(self) -> jax.stages.Wrapped:
@@ -235,6 +268,7 @@ class Blueprint:
             flip=self.config.data.flip,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
+            head_only=self.config.optimizer.trainable == "head",
             skip_nonfinite=self.config.nonfinite.policy == "skip",
         )
         return make_train_steps(
@@ -270,7 +304,7 @@ class Experiment(Blueprint):
     """A blueprint and its data. Making one reads the data, but compiles nothing."""
 
     dataset: Dataset
-    normalization: dict[str, np.ndarray]  # of the training images
+    normalization: dict[str, np.ndarray]  # that the config gives, or of the training images
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
@@ -295,12 +329,34 @@ class Experiment(Blueprint):
         return cls(
             **parts,
             dataset=dataset,
-            normalization=measure_normalization(train.images, config.data.normalize),
+            normalization=given_normalization(config.data.mean, config.data.std)
+            or measure_normalization(train.images, config.data.normalize),
+        )
+
+    @functools.cached_property
+    def pretrained(self) -> Pretrained | None:
+        """The weights that a new run begins with, if it doesn't draw all; read when asked for.
+
+        Raises:
+            ConfigError: they don't go with the config.
+            DataError: they can't be read, or don't fit.
+        """
+        if not self.config.init_from:
+            return None
+        assert isinstance(self.model, ResNet)  # else it would have been refused
+        return read_pretrained(
+            self.config,
+            self.model,
+            image_shape=self.image_shape,
+            class_names=self.dataset.class_names,
         )
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, laid out on the mesh."""
-        state = self._initial_state(self.normalization)
+        """The state before the first step, laid out on the mesh; raises as `pretrained`."""
+        normalization, weights = self.normalization, self.pretrained
+        if weights and not self.config.data.mean:
+            normalization = given_normalization(weights.mean, weights.std) or normalization
+        state = self._initial_state(normalization, weights.variables if weights else None)
         return place(state, state_shardings(state, self.mesh))
 
     def stream(self) -> ExampleStream:

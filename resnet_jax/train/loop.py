@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Callable
 
+import jax
 import ml_collections
 from etils import epath
 
 from resnet_jax.buckets import as_path
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.damage import first_line
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.shared import check_shared
 from resnet_jax.checkpoint.stop import StopRequest
@@ -18,7 +20,7 @@ from resnet_jax.checkpoint.workdir import (
     prepare_workdir,
     write_atomically,
 )
-from resnet_jax.errors import UsageError, WriteError
+from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.parallel.process import failing_together, is_main
 from resnet_jax.train.common import common_ground
 from resnet_jax.train.config import describe_differences, to_json, validate
@@ -52,7 +54,7 @@ def fit(
     Raises:
         UsageError: `stop_at_step` is less than 1.
         ConfigError: an impossible config, or not the one that the run in `workdir` began with, or
-            not that of the other processes.
+            not that of the other processes, or one that takes more memory than there is.
         PeerError: another process has failed before the first step.
         DataError: data or checkpoints are missing or damaged, or data have changed.
         WriteError: `workdir` can't be written.
@@ -70,6 +72,19 @@ def fit(
             return _fit(config, workdir, held, request, stop_at_step=stop_at_step, on_hang=on_hang)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise _out_of_memory(error) from error
+        raise
+
+
+def _out_of_memory(error: Exception) -> ConfigError:
+    reason = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
+    return ConfigError(
+        f"This host or its devices have too little memory for this run ({reason}). What was saved"
+        " before is intact. A smaller batch_size or eval_batch_size, a larger accumulate,"
+        " model.remat, mesh.fsdp and data.resident=False each take less."
+    )
 
 
 def _fit(
@@ -91,6 +106,8 @@ def _fit(
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
         common["the data's fingerprint"] = experiment.dataset.fingerprint
+        if new and experiment.pretrained:
+            common["the weights to begin with"] = experiment.pretrained.sha256
     check_shared(workdir)
     if new and is_main():
         write_atomically(workdir / CONFIG, to_json(config))

@@ -1,6 +1,5 @@
 """Learning-rate schedules counted in examples, weight decay by group, SGD with momentum."""
 
-import re
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,34 +9,15 @@ import numpy as np
 import optax
 
 from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.train.groups import (
+    PARAMETER_GROUPS,
+    distances_from_head,
+    in_head,
+    parameter_groups,
+)
 
 ScheduleName = Literal["constant", "step", "cosine"]
 Decay = Literal["l2", "decoupled"]
-
-_WEIGHTS = r"(conv\w*|\w+_conv|fc\d?|\w+_fc\d?|gate|carry_gate)"
-PARAMETER_GROUPS: dict[str, str] = {
-    "kernel": rf"(.*/)?{_WEIGHTS}/kernel",
-    "bias": rf"(.*/)?{_WEIGHTS}/bias",
-    "norm": r"(.*/)?(bn\w*|\w+_bn|shift\d|fc_shift|skip_gain)/(scale|bias)",
-}
-"""Name → regular expression over whole parameter paths. Each parameter is in exactly one group."""
-
-
-def parameter_groups(params: Any) -> Any:
-    """Replace each parameter by the name of its group.
-
-    Raises:
-        ValueError: a parameter is in no group or in several: its weight decay would be a guess.
-    """
-
-    def group(path: tuple[Any, ...], _: Any) -> str:
-        name = "/".join(key.key for key in path)
-        found = [g for g, pattern in PARAMETER_GROUPS.items() if re.fullmatch(pattern, name)]
-        if len(found) != 1:
-            raise ValueError(f"parameter {name} is in {len(found)} groups {found}, not in one")
-        return found[0]
-
-    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def make_schedule(
@@ -109,6 +89,11 @@ def make_optimizer(
     momentum and so scales with the learning rate only (Loshchilov & Hutter 2017, 1711.05101).
     `decay_exempt` names parameter groups that don't decay.
 
+    For fine-tuning a `ResNet`: with `layer_decay` below 1 the learning rate of parameters at
+    distance d from the classifier, see `distances_from_head`, is multiplied by its d-th power
+    (Howard & Ruder 2018, 1801.06146, section 3.2; there by layer, here by stage). With `trainable`
+    "head" all but the classifier is left alone, has no state here, and doesn't count for clipping.
+
     Args:
         config: `config.optimizer`.
         schedule: learning rate by step.
@@ -133,4 +118,17 @@ def make_optimizer(
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     momentum = optax.trace(decay=config.momentum, nesterov=config.nesterov)
     order = [decay, momentum] if config.decay == "l2" else [momentum, decay]
-    return optax.chain(clip, *order, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(clip, *order, optax.scale_by_learning_rate(schedule))
+    if config.layer_decay < 1:
+        optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
+    if config.trainable == "head":
+        rules = {True: optimizer, False: optax.set_to_zero()}
+        optimizer = optax.partition(rules, in_head)
+    return optimizer
+
+
+def _scale_by_distance(decay: float) -> optax.GradientTransformation:
+    def scale(updates: Any, _: Any) -> Any:
+        return jax.tree.map(lambda u, d: u * decay**d, updates, distances_from_head(updates))
+
+    return optax.stateless(scale)

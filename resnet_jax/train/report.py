@@ -1,5 +1,6 @@
 """What a run leaves behind: summary.json and curves.png."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -8,6 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from jaxtyping import Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CURVES, SUMMARY, write_atomically
-from resnet_jax.errors import WriteError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 
@@ -99,6 +102,7 @@ def run_summary(
     *,
     evaluation: dict[str, Evaluation],
     best: dict[str, Any] | None,
+    init_from: dict[str, str] | None,
     history: list[dict[str, Any]],
     wall_s: float,
 ) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def run_summary(
             "examples": {split: len(data) for split, data in dataset.splits.items()},
             "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
         },
+        "init_from": init_from,
         "seed": config.seed,
         "steps": plan.total_steps,
         "epochs": round(plan.epoch(plan.total_steps), 4),
@@ -132,6 +137,27 @@ def run_summary(
 def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
     write_atomically(workdir / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def recorded_summary(workdir: epath.Path) -> Iterator[dict[str, Any]]:
+    """The content of summary.json; what it can't be used for inside shows that it is damaged.
+
+    Raises:
+        DataError: it is, or can't be read.
+    """
+    path = workdir / SUMMARY
+    try:
+        with bucket_errors(path):
+            content = path.read_bytes()
+        yield json.loads(content)
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise DataError(
+            f"{path} is damaged. Checkpoints don't depend on it: remove it and start the run again,"
+            " which scores the last one anew."
+        ) from None
 
 
 def draw_confusion(

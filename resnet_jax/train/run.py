@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -13,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.buckets import bucket_errors
-from resnet_jax.checkpoint.checkpointer import Checkpointer, merit
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.retention import merit
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY
 from resnet_jax.data.sources import Dataset
@@ -26,7 +26,8 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
-from resnet_jax.train.report import draw_curves, run_summary, write_summary
+from resnet_jax.train.pretrained import check_unchanged
+from resnet_jax.train.report import draw_curves, recorded_summary, run_summary, write_summary
 from resnet_jax.train.state import Meter, TrainState
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
@@ -110,10 +111,14 @@ class Run:
         if restored:
             self._step, self._state, progress = restored
             _check_same_data(progress, self._dataset, self._workdir)
+            self._began_with = progress.get("init_from")  # runs of older versions drew all weights
+            check_unchanged(self._config.init_from, self._began_with)
             self._best, gone_on = progress["best"], progress["nonfinite"]
             self._clock.earlier_s = progress["wall_s"]
         else:
             self._state = self._experiment.initial_state()
+            weights = self._experiment.pretrained
+            self._began_with = weights.record() if weights else None
         self._best_on_disk = self._best_being_saved = self._best
         self._nonfinite = NonfiniteRecord(
             self._workdir,
@@ -131,9 +136,8 @@ class Run:
         evaluation = self._final_scores()
         with TrainingConsole(total_steps=self._plan.total_steps, start_step=self._step) as console:
             console.opening(self._experiment, self._workdir)
-            with bucket_errors(self._workdir):
-                summary = (self._workdir / SUMMARY).read_text()
-            console.closing(json.loads(summary), self._workdir)
+            with recorded_summary(self._workdir) as summary:
+                console.closing(summary, self._workdir)
         history = read_metrics(self._workdir / METRICS)
         return FitResult(self._state, history, evaluation, self._best, stopped_early=False)
 
@@ -274,6 +278,7 @@ class Run:
                 "class_names": self._dataset.class_names,
                 "image_shape": self._dataset.image_shape,
                 "fingerprint": self._dataset.fingerprint,
+                "init_from": self._began_with,
             },
             metrics=scores["validation"].scalars() if scores else None,
         )
@@ -368,6 +373,7 @@ class Run:
             self._experiment,
             evaluation=evaluation,
             best=self._best,
+            init_from=self._began_with,
             history=self._log.history,
             wall_s=self._clock.wall_s(),
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
+from flax import struct, traverse_util
 
 from resnet_jax.models.presets import Network, init_variables
 from resnet_jax.parallel.mesh import place
@@ -114,8 +114,9 @@ def init_state(
     image_shape: tuple[int, int, int],
     normalization: dict[str, Any],
     with_ema: bool,
+    pretrained: dict[str, Any] | None = None,
 ) -> TrainState:
-    """Make the state before the first step; a pure function of the seed.
+    """Make the state before the first step; a pure function of the seed and of `pretrained`.
 
     Args:
         model: a linen module.
@@ -124,9 +125,14 @@ def init_state(
         image_shape: (h, w, c).
         normalization: {"mean", "std"} of the training images.
         with_ema: keep moving averages, beginning at the initial values.
+        pretrained: variables that take the place of those drawn; not necessarily of all.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = init_variables(model, init_key, image_shape)
+    if pretrained:
+        drawn, given = (traverse_util.flatten_dict(tree) for tree in (variables, pretrained))
+        replaced = {path: jnp.asarray(leaf) for path, leaf in given.items()}
+        variables = traverse_util.unflatten_dict(drawn | replaced)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

@@ -14,6 +14,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
+from resnet_jax.train.groups import in_head
 from resnet_jax.train.state import TrainState, counts
 
 
@@ -26,6 +27,8 @@ class Recipe:
         flip: mirror half of the images.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
         ema_decay: of the moving averages; 0 for none.
+        head_only: train the classifier alone; the others have no gradient, and the backward pass
+            ends before them.
         skip_nonfinite: leave parameters, statistics and averages as they were where the loss, the
             gradient or one of them stops being finite. The step counts all the same.
     """
@@ -34,6 +37,7 @@ class Recipe:
     flip: bool
     label_smoothing: float
     ema_decay: float
+    head_only: bool = False
     skip_nonfinite: bool = False
 
 
@@ -75,6 +79,12 @@ def _gradients(
     inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
 
     def apply(params: Any) -> tuple[jax.Array, Any]:
+        if recipe.head_only:
+            params = jax.tree.map(
+                lambda head, leaf: leaf if head else jax.lax.stop_gradient(leaf),
+                in_head(params),
+                params,
+            )
         return model.apply(
             {"params": gather(params, mesh), "batch_stats": state.batch_stats},
             inputs,

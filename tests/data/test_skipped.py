@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data import tfds_reader
+from resnet_jax.data import decoding
 from resnet_jax.data.skipped import most_skipped
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
@@ -87,7 +87,7 @@ def test_a_damaged_image_in_a_sound_record_is_left_out_too(tmp_path):
 @pytest.mark.parametrize("blocks", [3, 256])
 def test_split_expressions_count_what_is_skipped(tiny, allow, monkeypatch, blocks):
     """No example changes its role because another one is damaged."""
-    monkeypatch.setattr(tfds_reader, "_BLOCK_EXAMPLES", blocks)
+    monkeypatch.setattr(decoding, "_BLOCK_EXAMPLES", blocks)
     allow(5)
     roles = {"train": "train[:10]", "validation": "train[10:15]", "test": "train[15:]"}
     whole = load(tiny, "stop", **roles)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from resnet_jax.data import array_cache, sources, tfds_reader
+from resnet_jax.data import array_cache, decoding, sources, tfds_reader
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
 
@@ -117,7 +117,7 @@ def pairs(one):
 
 def test_blocks_join_in_order(tiny, monkeypatch):
     whole = load(tiny).splits["train"]
-    monkeypatch.setattr(tfds_reader, "_BLOCK_EXAMPLES", 3)
+    monkeypatch.setattr(decoding, "_BLOCK_EXAMPLES", 3)
     shutil.rmtree(os.environ["XDG_CACHE_HOME"])
     again = load(tiny).splits["train"]
     np.testing.assert_array_equal(whole.images, again.images)
@@ -347,10 +347,39 @@ def test_damaged_dataset_info_is_explained(tiny, content):
         load(tiny)
 
 
-def test_images_of_varying_size_are_refused(tmp_path):
-    write_tfds(tmp_path / "tfds", shape=(None, None, 3))
-    with pytest.raises(DataError, match=r"\(None, None, 3\).*fixed size"):
+def test_images_of_varying_size_are_refused_unless_they_are_made_to_fit(tmp_path):
+    def wide(split, index, example):
+        example["image"] = encode(np.full((6, 9 + index, 3), 7 * index, np.uint8))
+        return example
+
+    write_tfds(tmp_path / "tfds", shape=(None, None, 3), edit=wide)
+    with pytest.raises(ConfigError, match=r"\(None, None, 3\); set data.image_size"):
         load(tmp_path / "tfds")
+    data = load_dataset(
+        "tiny", splits={"train": "train"}, data_dir=str(tmp_path / "tfds"), image_size=4
+    )
+    assert data.image_shape == (4, 4, 3)
+    brightness = data.splits["train"].images[:, 0, 0, 0]
+    assert sorted(brightness.tolist()) == [7 * index for index in range(20)]
+
+
+def test_images_are_scaled_and_cropped_to_another_size(tiny, caplog):
+    for size in (3, None, 2, 3):
+        data = load_dataset("tiny", splits={"train": "train"}, data_dir=str(tiny), image_size=size)
+        assert data.image_shape == ((size, size, 3) if size else (4, 5, 3))
+    assert not caplog.records  # the cache keeps the sizes apart
+    original = load(tiny).splits["train"]
+    for image, label, stored in zip(
+        data.splits["train"].images, data.splits["train"].labels, original.images, strict=True
+    ):
+        fitted = ImageOps.fit(Image.fromarray(stored), (3, 3), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image, np.asarray(fitted))
+        assert 0 <= label < 3
+
+
+def test_digits_keep_their_size():
+    with pytest.raises(ConfigError, match="digits come as they are"):
+        load_dataset("digits", splits={"train": "train"}, image_size=16)
 
 
 def test_sets_that_are_not_image_classification_are_refused(tmp_path):

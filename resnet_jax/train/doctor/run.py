@@ -17,7 +17,7 @@ from resnet_jax.buckets import is_remote
 from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
-from resnet_jax.data.sources import Digits, Source, parse_split
+from resnet_jax.data.sources import open_source, parse_split
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.train.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.train.doctor.host import nearest_existing
@@ -51,7 +51,11 @@ def check_config(
     roles = ("train", "validation", "test")
     splits = {role: config.data[role] for role in roles if config.data[role]}
     data = functools.partial(
-        check_data, config.data.name, data_dir=data_dir or config.data.dir, splits=splits
+        check_data,
+        config.data.name,
+        data_dir=data_dir or config.data.dir,
+        image_size=config.data.image_size,
+        splits=splits,
     )
     yield from diagnose({"data": data})
     if workdir:
@@ -62,6 +66,7 @@ def check_data(
     name: str,
     *,
     data_dir: str | None = None,
+    image_size: int | None = None,
     splits: Mapping[str, str] | None = None,
     label: str = "data",
 ) -> Iterator[Finding]:
@@ -70,6 +75,7 @@ def check_data(
     Args:
         name: of the data set.
         data_dir: folder of prepared sets; None for the default.
+        image_size: to which images are scaled and cropped; None for those that have one size.
         splits: role → split expression, as in a config; None if no config is known.
         label: name of the finding.
 
@@ -77,7 +83,7 @@ def check_data(
         ConfigError: an unknown data set or split.
         DataError: data that are missing or damaged.
     """
-    folder = None if name == "digits" else _bucket(name, data_dir)
+    folder = None if name in ("digits", "folder") else _bucket(name, data_dir)
     if folder:
         yield (
             ok("data", f"{folder} is there; the first run copies it to this host")
@@ -90,7 +96,7 @@ def check_data(
     if name in ("cifar10", "cifar100") and not _is_prepared(name, data_dir):
         yield _cifar_to_come(name, data_dir)
         return
-    source = _open(name, data_dir)
+    source = open_source(name, data_dir, image_size=image_size)
     if splits is None:
         sizes = dict(source.lengths)
     else:
@@ -106,14 +112,6 @@ def check_data(
         f" {'×'.join(map(str, source.image_shape))}, {len(source.class_names)} classes;"
         f" decoded, the whole set takes {mebibytes:,.1f} MiB",
     )
-
-
-def _open(name: str, data_dir: str | None) -> Source:
-    if name == "digits":
-        return Digits()
-    from resnet_jax.data.tfds_reader import open_prepared
-
-    return open_prepared(name, data_dir)
 
 
 def _bucket(name: str, data_dir: str | None) -> epath.Path | None:

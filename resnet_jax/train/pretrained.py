@@ -1,0 +1,172 @@
+"""Weights that a run begins with instead of random ones: `config.init_from`."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+from flax import traverse_util
+
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.presets import init_variables
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.load import load_weights
+from resnet_jax.weights.preprocessing import read_preprocessing
+
+_CHUNK = 2**20  # bytes
+_SHOWN = 16  # digits of a digest, in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """The content of a weight file, as far as a run takes it.
+
+    Attributes:
+        path: of the file.
+        sha256: of the file.
+        variables: {"params", "batch_stats"}; without the classifier if the run begins a new one.
+        mean, std: per channel in 0…1, that the file says its network was trained with; () if it
+            says nothing.
+    """
+
+    path: str
+    sha256: str
+    variables: dict[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def record(self) -> dict[str, str]:
+        """What summary.json says of it."""
+        return {"file": os.path.basename(self.path), "sha256": self.sha256}
+
+    def announce(self, config: ml_collections.ConfigDict, num_classes: int) -> str:
+        """Say what of it a run begins with, in a line."""
+        head = f"a new classifier of {num_classes} classes" if config.new_head else "its classifier"
+        if config.data.mean:
+            normalised = "as data.mean and data.std say"
+        elif len(self.mean):
+            normalised = "as it says"
+        else:
+            normalised = "by their own mean and deviation, as it names none"
+        return (
+            f"begins with {self.path} (SHA-256 {self.sha256[:_SHOWN]}…) and {head}; images are"
+            f" normalised {normalised}"
+        )
+
+
+def read_pretrained(
+    config: ml_collections.ConfigDict,
+    model: ResNet,
+    *,
+    image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+) -> Pretrained:
+    """Read the weights that `config.init_from` names.
+
+    Args:
+        config: of the run. With `new_head` the file's classifier is left out.
+        model: the network, whose classifier has the data's classes.
+        image_shape: (h, w, c) of the data's images.
+        class_names: the data's.
+
+    Raises:
+        ConfigError: normalisation or classes of the file aren't those of the config.
+        DataError: the file can't be read, or doesn't fit the model.
+    """
+    path = config.init_from
+    variables = _load(path, model, new_head=config.new_head)
+    _check_shapes(path, variables, model, image_shape)
+    notes = read_preprocessing(path)
+    mean, std = (notes.mean, notes.std) if notes else ((), ())
+    if len(mean) and config.data.normalize != "channel":
+        raise ConfigError(
+            f"data.normalize is {config.data.normalize!r}, but {path} names the mean and deviation"
+            " that its network was trained with; take them with 'channel'."
+        )
+    theirs = tuple(notes.class_names or ()) if notes else ()
+    if theirs and not config.new_head and theirs != tuple(class_names):
+        raise ConfigError(
+            f"the classes of {path} aren't the data's ({_first_difference(theirs, class_names)});"
+            " set new_head=True to begin with a new classifier."
+        )
+    return Pretrained(path, file_sha256(path), variables, mean, std)
+
+
+def file_sha256(path: str) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}.") from None
+    return digest.hexdigest()
+
+
+def check_unchanged(path: str, began_with: Mapping[str, str] | None) -> None:
+    """Check that a file, if it is still there, is the one that a run began with.
+
+    The run has no more need of it; but the same config with another file is another run.
+
+    Args:
+        path: of the file; "" if the run had none.
+        began_with: what `Pretrained.record` gave then.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    if not path or not began_with or not os.path.isfile(path):
+        return
+    if (found := file_sha256(path)) != began_with["sha256"]:
+        raise ConfigError(
+            f"{path} isn't the file that the run began with (SHA-256 {found[:_SHOWN]}…, was"
+            f" {began_with['sha256'][:_SHOWN]}…). Nothing was touched; put the old one back or move"
+            " this one away to go on, or choose another --workdir to begin anew."
+        )
+
+
+def _load(path: str, model: ResNet, *, new_head: bool) -> dict[str, Any]:
+    body = model.copy(num_classes=0)
+    if new_head:
+        return load_weights(body, path)
+    try:
+        return load_weights(model, path)
+    except DataError as error:
+        try:
+            load_weights(body, path)
+        except DataError:
+            raise error from None
+    raise DataError(
+        f"the classifier of {path} isn't one of {model.num_classes} classes, as the data have; set"
+        " new_head=True to begin with a new one."
+    )
+
+
+def _check_shapes(
+    path: str, variables: Any, model: ResNet, image_shape: tuple[int, int, int]
+) -> None:
+    """Compare with what is drawn otherwise, but for a classifier that is left out."""
+    drawn = jax.eval_shape(lambda key: init_variables(model, key, image_shape), jax.random.key(0))
+    wanted, found = (traverse_util.flatten_dict(tree, sep="/") for tree in (drawn, variables))
+    for name, leaf in found.items():
+        if name not in wanted or leaf.shape != wanted[name].shape:
+            shape = wanted[name].shape if name in wanted else "nothing"
+            raise DataError(
+                f"{path} doesn't fit the model on {'×'.join(map(str, image_shape))} images: {name}"
+                f" is {leaf.shape} in the file, {shape} in the model."
+            )
+
+
+def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} and {len(ours)}"
+    one, other = next(pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1])
+    return f"{one!r} and {other!r}"
