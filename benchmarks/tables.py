@@ -20,7 +20,10 @@ from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.published import PUBLISHED
 
 sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
+sys.path.insert(0, str(Path(__file__).parents[1]))
 import scaling
+
+from tests.faults.catalogue import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -103,6 +106,48 @@ def depth_table() -> str:
     return "\n".join(lines)
 
 
+def faults_table() -> str:
+    """Every fault of the catalogue: how often tried and survived, and what others do."""
+    ours = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))["faults"]
+    soak = json.loads((RESULTS / "soak.json").read_text(encoding="utf-8"))
+    plain = json.loads((RESULTS / "faults_plain.json").read_text(encoding="utf-8"))["experiments"]
+    lines = [
+        "| fault | brought about by | tried | survived | what happens | the same, elsewhere |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in FAULTS:
+        row = dict(ours[fault.fault])
+        if fault is FAULTS[0]:  # kills at random times, of which the soak has more
+            row["tried"] += soak["kills"]
+            row["survived"] += soak["kills"] - len(soak["losses"])
+        saw = f": “{row['saw']}”" if row["saw"] else ""
+        others = _elsewhere(plain[fault.plain]) if fault.plain else ""
+        lines.append(
+            f"| {fault.fault} | {fault.how} | {row['tried']:,} | {row['survived']:,}"
+            f" | {fault.survives}{saw} | {others} |"
+        )
+    return "\n".join(lines)
+
+
+def _elsewhere(systems: dict[str, dict[str, Any]]) -> str:
+    """What an experiment of plain_checkpoints.py found, by system."""
+    said = []
+    for system, counts in systems.items():
+        shown = {
+            name: value
+            for name, value in counts.items()
+            if name not in ("saw", "checkpoints left") and value != 0 and not isinstance(value, str)
+        }
+        said.append(f"{system}: " + ", ".join(f"{n} {_short(v)}" for n, v in shown.items()))
+    return "; ".join(said)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value)
+    return json.dumps(value).replace("null", "hangs") if isinstance(value, list) else str(value)
+
+
 def published(name: str) -> str:
     """The last three cells of a model's row."""
     if name not in PUBLISHED:
@@ -120,6 +165,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     "models": ("docs/models.md", models_table),
     "depth": ("docs/models.md", depth_table),
+    "faults": ("docs/reliability.md", faults_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
 

@@ -13,6 +13,7 @@ import pytest
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.models.presets import PRESETS
+from tests.faults.catalogue import FAULTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -89,7 +90,8 @@ def test_the_promised_results_were_reached():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling"))]
+    "page",
+    ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling", "reliability"))],
 )
 def test_links_and_named_tests_exist(page):
     text = (ROOT / page).read_text()
@@ -98,6 +100,14 @@ def test_links_and_named_tests_exist(page):
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
         assert (ROOT / file).exists(), file
         assert not test or f"def {test}(" in (ROOT / file).read_text(), test
+
+
+def test_the_tests_of_every_fault_exist():
+    for fault in FAULTS:
+        for test in fault.tests:
+            file, _, function = test.partition("::")
+            text = (ROOT / "tests" / file).read_text()
+            assert f"def {function or 'test_'}" in text, test
 
 
 def test_the_python_of_the_readme_runs():

@@ -75,6 +75,7 @@ class _Network:
     image_shape: tuple[int, int, int]
     normalization: dict[str, Any] | None
     notes: dict[str, Any]
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of a weight file
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     network = _from_weights(args) if args.weights else _from_run(args)
     document: dict[str, Any] = {"output": str(args.output), "format": args.format}
     if args.format == "safetensors":
-        save_weights(args.output, network.model, network.variables)
+        save_weights(args.output, network.model, network.variables, metadata=network.metadata)
         return {**document, **network.notes, "bytes": args.output.stat().st_size}
     options = {"platforms": args.platforms} if args.platforms else {}
     program = export_program(
@@ -184,11 +185,13 @@ def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.data.augment import given_normalization
     from resnet_jax.models.presets import create_model, find_preset
     from resnet_jax.weights.load import load_weights
+    from resnet_jax.weights.preprocessing import read_preprocessing
 
     fields = {"num_classes": args.num_classes} if args.num_classes else {}
     model: Any = create_model(args.model, **fields)
     height, width, channels = find_preset(args.model).image_shape
     variables = load_weights(model, args.weights)
+    prepared = read_preprocessing(args.weights)
     with open(args.weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
@@ -197,4 +200,5 @@ def _from_weights(args: argparse.Namespace) -> _Network:
         image_shape=(args.image_size or height, args.image_size or width, channels),
         normalization=given_normalization(args.mean or (), args.std or ()) or None,
         notes={"model": args.model, "weights": args.weights.name, "weights_sha256": digest},
+        metadata=prepared.metadata() if prepared else {},
     )

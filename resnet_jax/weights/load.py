@@ -49,9 +49,9 @@ def load_weights(model: ResNet, path: str | os.PathLike[str]) -> dict[str, Any]:
     return stack_units(tree) if model.scan else tree
 
 
-def expected_leaves(model: ResNet) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the variables of a network with three input channels, by path, not scanned."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the variables of a network for images of that many channels, by path, unrolled."""
+    image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
     tree = jax.eval_shape(model.copy(scan=False, remat=False).init, jax.random.key(0), image)
     return traverse_util.flatten_dict(tree, sep="/")
 
@@ -83,6 +83,10 @@ def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str
         module, _, name = leaf.partition("/")[2].rpartition("/")
         wanted.setdefault(module, set()).add(name)
     found, unexpected = find_modules(arrays, wanted)
+    first = found.get("conv1_1" if "conv1_1" in wanted else "conv1")
+    if first and first.kind == "conv":  # images of how many channels, the file says
+        channels = arrays[first.tensors["weight"]].shape[2 if first.channels_last else 1]
+        leaves = expected_leaves(model, channels)
     modules: Modules = {}
     biases: dict[str, np.ndarray] = {}
     for module, of_file in found.items():

@@ -30,6 +30,7 @@ FAULTS = (
         "a signal from outside, again and again",
         "resumed run has the same bits",
         ("faults/test_kills.py::test_kills_at_random_times_lose_nothing",),
+        plain="kill -9",
     ),
     Fault(
         "kill -9 at a change of a file",
@@ -56,6 +57,7 @@ FAULTS = (
             "checkpoint/test_integrity.py::test_any_flipped_bit_is_seen",
             "train/test_resume.py::test_a_damaged_checkpoint_is_stepped_over",
         ),
+        plain="one bit flips",
     ),
     Fault(
         "a checkpoint lacks a file or a part of one",
@@ -65,7 +67,10 @@ FAULTS = (
             "checkpoint/test_checkpointer.py::test_a_missing_file_is_reported_with_the_step",
             "train/test_jobs.py::"
             "test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all",
+            "faults/test_storage.py::test_any_file_of_a_checkpoint_may_be_lost",
+            "faults/test_storage.py::test_damaged_scores_cost_no_checkpoint_but_their_own",
         ),
+        plain="a file is cut",
     ),
     Fault(
         "all newer checkpoints are bad",
@@ -86,6 +91,7 @@ FAULTS = (
             "faults/test_signals.py::test_a_signal_loses_nothing",
             "faults/test_signals.py::test_a_second_signal_changes_nothing",
         ),
+        plain="SIGTERM",
     ),
     Fault(
         "SIGINT, SIGHUP, SIGTERM",
@@ -124,6 +130,7 @@ FAULTS = (
             "train/test_refusals.py::test_a_checkpoint_that_fails_names_what_is_intact",
             "faults/test_writes.py::test_what_couldnt_be_saved_isnt_success",
         ),
+        plain="a save fails in the background",
     ),
     Fault(
         "work directory can't be written",
@@ -139,6 +146,7 @@ FAULTS = (
         "processes at once; dead, hung and remote holders",
         "one has it, the other ends with 73",
         ("checkpoint/test_lock.py", "train/test_refusals.py::test_a_directory_in_use_is_refused"),
+        plain="two processes, one folder",
     ),
     Fault(
         "loss or gradient isn't a number",
@@ -148,6 +156,7 @@ FAULTS = (
             "faults/test_nonfinite.py",
             "train/test_refusals.py::test_what_is_not_finite_ends_the_run_and_is_never_saved",
         ),
+        plain="a state with a NaN",
     ),
     Fault(
         "resumed with another config",
@@ -158,6 +167,7 @@ FAULTS = (
             "train/test_refusals.py::test_every_field_may_change_or_may_not_and_all_names_exist",
             "checkpoint/test_checkpointer.py::test_another_shape_is_refused",
         ),
+        plain="other shapes are asked for",
     ),
     Fault(
         "wrong command line or config",
@@ -222,6 +232,10 @@ FAULTS = (
         (
             "train/test_watchdog.py",
             "faults/test_terminal.py::test_a_stuck_run_is_ended",
+            "train/test_jobs.py::test_a_stopped_process_ends_the_others_in_time",
+            "train/test_jobs.py::test_a_process_that_sleeps_for_ever_ends_all_in_time",
+            "train/test_jobs.py::test_a_process_that_stands_still_for_two_minutes_costs_nothing",
+            "faults/test_storage.py::test_storage_that_never_answers_ends_the_run_in_time",
         ),
     ),
     Fault(
@@ -286,7 +300,11 @@ FAULTS = (
         "the record of a run is torn",
         "cut lines, other text",
         "mended, or named with its line",
-        ("train/test_refusals.py::test_a_damaged_record_is_named_with_its_line",),
+        (
+            "train/test_refusals.py::test_a_damaged_record_is_named_with_its_line",
+            "faults/test_storage.py::test_a_damaged_summary_is_one_line",
+            "faults/test_storage.py::test_a_damaged_summary_can_be_made_anew",
+        ),
     ),
     Fault(
         "a bucket fails",
@@ -298,5 +316,41 @@ FAULTS = (
             "checkpoint/test_checkpointer.py::"
             "test_a_checkpoint_that_cannot_be_reached_is_left_alone",
         ),
+    ),
+    Fault(
+        "storage is slow",
+        "writes that sleep",
+        "one save at a time, same bits",
+        ("faults/test_storage.py::test_slow_storage_loses_and_reorders_nothing",),
+    ),
+    Fault(
+        "the clock jumps",
+        "a day back, ten years ahead",
+        "order, lock and rates stay right",
+        ("faults/test_clock.py",),
+    ),
+    Fault(
+        "memory runs out",
+        "a network of terabytes; RLIMIT_AS in mid-run",
+        "one line, exit code 78, nothing lost",
+        ("faults/test_memory.py",),
+    ),
+    Fault(
+        "the compilation cache is damaged, closed or shared",
+        "cut, flipped, read-only, two runs at once",
+        "compiled again, same bits",
+        ("faults/test_compile_cache.py",),
+    ),
+    Fault(
+        "something is left behind",
+        "after exit codes 70 and 75, and kill -9",
+        "no process, lock, shared memory or temporary file",
+        ("faults/test_orphans.py",),
+    ),
+    Fault(
+        "odd sizes",
+        "batches of one, classes without examples",
+        "every image counts once",
+        ("faults/test_sizes.py",),
     ),
 )

@@ -7,8 +7,9 @@ from resnet_jax.train.metrics_log import read_metrics
 from tests.faults.fuzz import outcome
 
 
-def test_two_thousand_mutated_documents(tmp_path):
+def test_two_thousand_mutated_documents(tmp_path, record_property):
     result = outcome("checkpoints", tmp_path)
+    record_property("tries", result["accepted"] + result["refused"])
     assert result["accepted"] > 100
     assert result["kinds_of_refusal"] > 50
     assert result["forged"] == 0

@@ -7,8 +7,9 @@ from resnet_jax.train.config import default_config, flatten, from_json, set_fiel
 from tests.faults.fuzz import outcome
 
 
-def test_two_thousand_mutated_configs(tmp_path):
+def test_two_thousand_mutated_configs(tmp_path, record_property):
     result = outcome("configs", tmp_path)
+    record_property("tries", result["accepted"] + result["refused"])
     assert result["accepted"] > 100
     assert result["kinds_of_refusal"] > 100
 

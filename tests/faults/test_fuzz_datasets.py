@@ -10,8 +10,9 @@ from tests.data.test_sources import write_tfds
 from tests.faults.fuzz import outcome
 
 
-def test_two_thousand_mutated_data_sets(tmp_path):
+def test_two_thousand_mutated_data_sets(tmp_path, record_property):
     result = outcome("datasets", tmp_path)
+    record_property("tries", result["accepted"] + result["refused"])
     assert result["accepted"] > 300
     assert result["strangers"] == 0
     assert result["kinds_of_refusal"] > 50

@@ -3,8 +3,9 @@
 from tests.faults.fuzz import outcome
 
 
-def test_two_thousand_mutated_images(tmp_path):
+def test_two_thousand_mutated_images(tmp_path, record_property):
     result = outcome("images", tmp_path)
+    record_property("tries", result["accepted"] + result["refused"])
     assert result["accepted"] > 200
     assert result["compared"] > 150
     assert result["kinds_of_refusal"] > 15

@@ -23,6 +23,8 @@ WIDE = BASIC | {"order": "preact", "width": 16, "stem_width": 8}
 BIT = BOTTLENECK | {"width": 32, "order": "preact", "norm": "group", "stem_norm": False}
 BIT |= {"weight_standardized": True}
 
+IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+
 
 def _random(model, seed=0):
     """Values of all variables by path, none like another."""
@@ -119,6 +121,14 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, fields):
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
+def test_a_network_for_grey_images_is_saved_and_loaded(tmp_path):
+    model = resnet_jax.ResNet(**BASIC)
+    variables = model.init(jax.random.key(0), IMAGES[..., :1])
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    loaded = resnet_jax.load_weights(model, tmp_path / "w.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
 def test_names_of_a_saved_file_are_torchvisions(tmp_path):
     model = resnet_jax.create_model("resnet18")
     values = _random(model)
@@ -129,9 +139,6 @@ def test_names_of_a_saved_file_are_torchvisions(tmp_path):
     assert set(saved) == set(expected)
     for name, array in saved.items():
         np.testing.assert_array_equal(array, expected[name])
-
-
-IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 
 def _logits_with_biases(model, variables, biases):
