@@ -91,7 +91,7 @@ def test_the_promised_results_were_reached():
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling", "reliability"))],
+    ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling", "reliability", "use_pretrained"))],
 )
 def test_links_and_named_tests_exist(page):
     text = (ROOT / page).read_text()
