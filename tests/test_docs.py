@@ -89,10 +89,10 @@ def test_the_promised_results_were_reached():
     assert cifar["wall_s"] <= 45 * 60
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", *(f"docs/{n}.md" for n in ("runs", "data", "papers", "scaling", "reliability", "use_pretrained"))],
-)
+_PAGES = ("runs", "data", "papers", "scaling", "reliability", "use_pretrained")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in _PAGES)])
 def test_links_and_named_tests_exist(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
