@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def faults_table() -> str:
         if fault is FAULTS[0]:  # kills at random times, of which the soak has more
             row["tried"] += soak["kills"]
             row["survived"] += soak["kills"] - len(soak["losses"])
-        saw = f": “{row['saw']}”" if row["saw"] else ""
+        line = textwrap.shorten(row["saw"], 110, placeholder=" …").replace("|", "\\|")
+        saw = f": “{line}”" if line else ""
         others = _elsewhere(plain[fault.plain]) if fault.plain else ""
         lines.append(
             f"| {fault.fault} | {fault.how} | {row['tried']:,} | {row['survived']:,}"
