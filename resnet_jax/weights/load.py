@@ -84,7 +84,9 @@ def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str
         wanted.setdefault(module, set()).add(name)
     found, unexpected = find_modules(arrays, wanted)
     first = found.get("conv1_1" if "conv1_1" in wanted else "conv1")
-    if first and first.kind == "conv":  # images of how many channels, the file says
+    if (
+        first and first.kind == "conv" and "weight" in first.tensors
+    ):  # images of how many channels, the file says
         channels = arrays[first.tensors["weight"]].shape[2 if first.channels_last else 1]
         leaves = expected_leaves(model, channels)
     modules: Modules = {}
@@ -105,6 +107,11 @@ def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str
         f"{leaf} is {array.shape} in the file, {leaves[leaf].shape} in the model"
         for leaf in leaves
         if (array := _array(modules, leaf)) is not None and array.shape != leaves[leaf].shape
+    ]
+    shapes += [
+        f"the bias of {conv} is {bias.shape} in the file"
+        for conv, bias in biases.items()
+        if (kernel := modules[conv].get("kernel")) is not None and bias.shape != kernel.shape[-1:]
     ]
     differences = _Differences(missing, unexpected, shapes)
     if any(differences):

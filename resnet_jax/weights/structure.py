@@ -23,11 +23,12 @@ _KINDS = {
     **dict.fromkeys(("running_mean", "moving_mean", "mean"), "mean"),
     **dict.fromkeys(("running_var", "moving_variance", "var"), "var"),
 }
+_NUMBER = re.compile(r"([0-9]+)")
 # Counters that aren't weights: PyTorch's batch normalisation, and a profiler that leaves traces.
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
-_STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>\d+)(?:_x)?"
-_UNIT = r"(?:(?:layers?|blocks?|units?)[._]?)?(?P<unit>\d+)"
+_STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>[0-9]{1,4})(?:_x)?"
+_UNIT = r"(?:(?:layers?|blocks?|units?)[._]?)?(?P<unit>[0-9]{1,4})"
 _IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)")
 # Keras calls a unit's shortcut "0": conv2_block1_0_conv.
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|conv_?dim|identity|^0_(conv|bn)$", re.I)
@@ -111,7 +112,9 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
             unknown.append(name)
             continue
         head = re.sub(r"^(params|batch_stats)\.", "", head)  # Flax keeps statistics apart
-        head = re.sub(r"(^|\.)([^.]+)\.\2$", r"\1\2", head)  # Keras: conv1_conv/conv1_conv/kernel:0
+        rest, _, layer = head.rpartition(".")
+        if rest.rpartition(".")[2] == layer:  # Keras: conv1_conv/conv1_conv/kernel:0
+            head = rest
         module = modules.setdefault(head, Module(head, {}))
         module.tensors[_KINDS[last]] = name
         module.channels_last |= last in _CHANNELS_LAST
@@ -126,8 +129,9 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts "unit10" after "unit2"."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """A key that sorts "unit10" after "unit2"; numbers in a file's names may be of any length."""
+    parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(_NUMBER.split(name))]
+    return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def _ranks(numbers: Iterable[int]) -> dict[int, int]:

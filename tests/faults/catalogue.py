@@ -34,7 +34,7 @@ FAULTS = (
     ),
     Fault(
         "kill -9 at a change of a file",
-        "audit hook, at 52 places of a run",
+        "an audit hook",
         "resumed run has the same bits, no remains",
         (
             "faults/test_kills.py::test_a_kill_at_a_change_of_a_file_loses_nothing",

@@ -251,6 +251,10 @@ ONES = np.ones(8, np.float32)
         (_changed(layer1__0__bn2__running_var=None), "it lacks batch_stats/layer1_0/bn2/var"),
         (_changed(layer3__0__conv1__weight=np.ones((8, 8, 3, 3))), "it also has layer3.0.conv1"),
         (_changed(auxiliary=ONES), "it also has auxiliary"),
+        (_changed(layer1__0__conv1__bias=np.ones(3)), r"bias of layer1_0/conv1 is \(3,\)"),
+        (_changed(conv1__weight=None, conv1__bias=np.ones((1, 2, 3, 4))), "lacks params/conv1/ker"),
+        (_changed(**{"layer²__0__conv1__weight": ONES}), "it also has"),
+        (_changed(**{f"layer{'9' * 200}__0__conv1__weight": ONES}), "it also has"),
         (
             _changed(fc__weight=np.ones((10, 16)), fc__bias=np.ones(10)),
             r"fc/kernel is \(16, 10\) in the file, \(16, 5\) in the model. It has 10 classes",
