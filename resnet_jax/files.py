@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+DRAFT = ".draft"  # ends the hidden name of a file that isn't complete yet
+
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
@@ -16,7 +18,7 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises:
         OSError: it can't be written; the old file is intact.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=DRAFT)
     try:
         with os.fdopen(handle, "wb") as file:
             for piece in pieces:

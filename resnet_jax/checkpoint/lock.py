@@ -28,6 +28,7 @@ from etils import epath
 from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
+from resnet_jax.files import DRAFT
 
 LOCK = ".lock"
 
@@ -231,7 +232,7 @@ def _create(path: epath.Path, mine: _Holder) -> bool:
             return False
         write_atomically(path, text)
         return _is_of(path, mine)
-    draft = Path(f"{os.fspath(path)}.{secrets.token_hex(8)}")
+    draft = Path(f"{os.fspath(path)}.{secrets.token_hex(8)}{DRAFT}")
     try:
         draft.write_text(text, encoding="utf-8")
         try:

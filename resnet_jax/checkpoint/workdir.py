@@ -12,7 +12,7 @@ from etils import epath
 
 from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.files import replace_file
+from resnet_jax.files import DRAFT, replace_file
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -52,7 +52,7 @@ def prepare_workdir(workdir: epath.Path) -> None:
         with bucket_errors(workdir):
             if not is_remote(workdir):  # there a client would make a mistyped bucket
                 workdir.mkdir(parents=True, exist_ok=True)
-            probe = workdir / f".write-probe-{secrets.token_hex(8)}"
+            probe = workdir / f".write-probe-{secrets.token_hex(8)}{DRAFT}"
             write_atomically(probe, "probe")
             probe.unlink()
     except ImportError:
@@ -61,6 +61,26 @@ def prepare_workdir(workdir: epath.Path) -> None:
         raise WriteError(
             f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
             " started. Choose another --workdir."
+        ) from None
+
+
+def sweep_drafts(workdir: epath.Path) -> None:
+    """Remove what killed processes left half-written, for the holder of the lock.
+
+    Another run that begins in this very moment may miss its draft and end with a line about that,
+    instead of one about the lock.
+
+    Raises:
+        WriteError: it can't be seen what the directory holds, or a draft can't be removed.
+    """
+    try:
+        with bucket_errors(workdir):
+            for draft in workdir.glob(f".*{DRAFT}"):
+                draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"Remains of a killed run in {workdir} can't be removed ({error.strerror or error})."
+            f" What was saved is intact; remove the files .*{DRAFT} there."
         ) from None
 
 

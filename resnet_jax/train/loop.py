@@ -18,6 +18,7 @@ from resnet_jax.checkpoint.workdir import (
     CONFIG,
     check_config,
     prepare_workdir,
+    sweep_drafts,
     write_atomically,
 )
 from resnet_jax.errors import ConfigError, UsageError, WriteError
@@ -109,8 +110,10 @@ def _fit(
         if new and experiment.pretrained:
             common["the weights to begin with"] = experiment.pretrained.sha256
     check_shared(workdir)
-    if new and is_main():
-        write_atomically(workdir / CONFIG, to_json(config))
+    if is_main():  # all processes have made their probes by now
+        sweep_drafts(workdir)
+        if new:
+            write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())

@@ -11,6 +11,7 @@ from resnet_jax.checkpoint.workdir import (
     check_config,
     prepare_workdir,
     read_config,
+    sweep_drafts,
     write_atomically,
 )
 from resnet_jax.errors import ConfigError, WriteError
@@ -124,3 +125,11 @@ def test_a_directory_that_cannot_be_read_is_refused(bucket, monkeypatch, broken)
     monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
     with pytest.raises((ConfigError, WriteError), match="Forbidden, 403"):
         check_config(workdir, "{}", never_asked)
+
+
+def test_drafts_of_killed_processes_are_swept_and_nothing_else_is(bucket):
+    workdir = epath.Path("gs://bucket/swept")
+    for name in (".write-probe-1.draft", ".mine", "draft"):
+        write_atomically(workdir / name, "")
+    sweep_drafts(workdir)
+    assert {path.name for path in workdir.iterdir()} == {".mine", "draft"}
