@@ -27,6 +27,7 @@ from resnet_jax.checkpoint.damage import (
     reading_together,
 )
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
+from resnet_jax.checkpoint.memory import give_back_freed_memory
 from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.process import MAIN, exchange, is_main
@@ -166,10 +167,12 @@ class Checkpointer:
         except OSError:
             return None
         try:
-            arrays = read_back(folder / "state", sums)
+            found = checksums(read_back(folder / "state", sums))
         except DataError as error:
             return str(error) if is_damage(error.__cause__ or error) else None
-        return describe(different(checksums(arrays), sums))
+        finally:
+            give_back_freed_memory()
+        return describe(different(found, sums))
 
     def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
         """Read the newest checkpoint that is good; set aside those that aren't.

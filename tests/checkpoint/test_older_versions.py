@@ -2,7 +2,7 @@
 
 An archive of tests/golden/runs/ holds `run`, stopped after six steps of `TINY` (tests/runs.py), and
 what that version made of it: probabilities of the first test images, and the record of all twelve
-steps of a run that wasn't stopped. A version that changes what is written adds one; none is removed.
+steps of a run that nobody stopped. A version that changes what is written adds one; all stay.
 """
 
 import json
