@@ -15,12 +15,13 @@ from resnet_jax.models.surgery import stack_units
 from resnet_jax.weights.behaviour import check_behaviour
 from resnet_jax.weights.files import read_metadata, read_weights
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
+from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.structure import Module, find_modules
 
 _SHOWN = 3  # entries of a list, in a message
 
 
-def load_weights(model: ResNet, path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, Any]:
     """Read variables for a network from a weight file of this package or of another one.
 
     Names and layouts are recognised as structure.py describes. Biases of convolutions and merged
@@ -31,7 +32,8 @@ def load_weights(model: ResNet, path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         model: for which network. With `num_classes=0` the file's classifier is left out.
-        path: of a .safetensors or .npz file; see `read_weights`.
+        weights: a .safetensors or .npz file (see `read_weights`); or a model on the Hugging Face
+            Hub, "timm/resnet50.a1_in1k" or "timm/resnet50.a1_in1k@COMMIT" (see `local_file`).
 
     Returns:
         {"params": …, "batch_stats": …}, float32, for `model.apply`; scanned if `model.scan`.
@@ -39,12 +41,13 @@ def load_weights(model: ResNet, path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         DataError: the file can't be read, isn't sound, or doesn't fit the model. The message lists
             what is missing, unexpected or of another shape.
-        ConfigError: the model is no `ResNet`.
+        ConfigError: the model is no `ResNet`, or the extra [hub] is missing.
     """
     if not isinstance(model, ResNet):
         raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
-    check_behaviour(model, read_metadata(path), os.fspath(path))
-    flat = _fit(model, read_weights(path), os.fspath(path))
+    path = local_file(weights)
+    check_behaviour(model, read_metadata(path), path)
+    flat = _fit(model, read_weights(path), path)
     tree = traverse_util.unflatten_dict(flat, sep="/")
     return stack_units(tree) if model.scan else tree
 

@@ -14,11 +14,9 @@ from typing import Any
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.weights.files import read_metadata
+from resnet_jax.weights.hub import CONFIG, PROCESSOR, local_file
 
 _log = logging.getLogger(__name__)
-
-CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
 
 _MAX_BYTES = 2**24  # names of 21,841 classes take 2 MB
 _MOST_PIXELS = 2**16  # per side; Python has integers that it can't divide
@@ -35,7 +33,7 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
     config.json names the classes. What they leave open isn't guessed.
 
     Args:
-        path: of a file as `read_weights` takes it.
+        path: of a file as `read_weights` takes it, or a model on the Hub (`local_file`).
 
     Returns:
         None if none of them says anything.
@@ -44,6 +42,7 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
         DataError: the file can't be read; or what is said is damaged, incomplete, or another thing
             than `Preprocessing` does.
     """
+    path = local_file(path)
     metadata, folder = read_metadata(path), Path(path).parent
     if found := _told_by(path, lambda: Preprocessing.from_metadata(metadata)):
         return found

@@ -1,0 +1,136 @@
+"""Weight files on the Hugging Face Hub, kept in its client's cache and verified.
+
+A reference is OWNER/NAME of a model, or OWNER/NAME@REVISION: a branch, a tag, or the hash of a
+commit, which pins every byte. The files of a commit lie in one folder, so that a config beside the
+weights is found as beside any other file.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+
+from resnet_jax.errors import ConfigError, DataError
+
+_log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+
+_REFERENCE = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_FILES = (".bin", ".ckpt", ".gz", ".h5", ".npy", ".npz", ".pkl", ".pt", ".pth", ".safetensors")
+_CONNECT_S = 10.0
+_RENAMED = "It may be misspelt, renamed, or private: `hf auth login` shows who you are."
+
+
+def local_file(reference: str | os.PathLike[str]) -> str:
+    """The path of a weight file, downloaded if it is a reference to the Hub and isn't a file here.
+
+    Args:
+        reference: the path of a file, or OWNER/NAME[@REVISION] of a model on the Hub.
+
+    Returns:
+        The path; of what isn't a reference as it is, whether there is a file or not.
+
+    Raises:
+        ConfigError: the extra [hub] isn't installed.
+        DataError: there is no such model or revision, it has no weights in safetensors, it can't be
+            reached and isn't in the cache, or what the cache holds isn't what was published.
+    """
+    name = os.fspath(reference)
+    parts = _REFERENCE.fullmatch(name)
+    if not parts or name.lower().endswith(_FILES) or os.path.lexists(name):
+        return name
+    return _download(name, parts[1], parts[2] or "main")
+
+
+def _download(reference: str, model: str, revision: str) -> str:
+    try:
+        import huggingface_hub  # noqa: PLC0415 - an extra
+        from huggingface_hub import errors  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError(
+            f"{reference} isn't a file here, and to take it from the Hub needs its client: pip"
+            " install 'resnet-jax[hub]'."
+        ) from None
+
+    def fetch(file: str, commit: str) -> Path:
+        path = huggingface_hub.hf_hub_download(
+            *(model, file), revision=commit, etag_timeout=_CONNECT_S, library_name="resnet_jax"
+        )
+        return Path(path)
+
+    def fetch_if_there(file: str, commit: str) -> Path | None:
+        known = huggingface_hub.try_to_load_from_cache(model, file, revision=commit)
+        if known is huggingface_hub.file_download._CACHED_NO_EXIST:
+            return None
+        try:
+            return fetch(file, commit)
+        except errors.LocalEntryNotFoundError:
+            raise  # it isn't known whether there is one
+        except errors.EntryNotFoundError:
+            return None
+
+    try:
+        weights = fetch(WEIGHTS, revision)
+        commit = weights.parent.name
+        files = [weights, config := fetch_if_there(CONFIG, commit)]
+        if not (config and b'"pretrained_cfg"' in config.read_bytes()):  # timm's says it all
+            files.append(fetch_if_there(PROCESSOR, commit))
+    except Exception as error:  # kinds of the client, of HTTP, of the system
+        raise DataError(_explain(error, reference, model, revision)) from error
+    for path in filter(None, files):
+        _verify(path, reference)
+    if revision != commit:
+        _log.info("%s is at commit %s; %s@%s pins it", reference, commit, model, commit)
+    return str(weights)
+
+
+def _verify(path: Path, reference: str) -> None:
+    """Compare a file with its published digest, which the client keeps as the name of its blob.
+
+    Large files have a SHA-256, others Git's SHA-1 of a blob. Where links aren't possible, the
+    client keeps none.
+    """
+    if not path.is_symlink():
+        return
+    published, found = Path(os.readlink(path)).name, ""
+    if len(published) == 64:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    elif len(published) == 40:
+        data = path.read_bytes()
+        found = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    if found and found != published:
+        raise DataError(
+            f"{path} isn't what {reference} has on the Hub (SHA {found[:16]}…, not"
+            f" {published[:16]}…). Remove {path.resolve()}, and it is downloaded again."
+        )
+
+
+def _explain(error: Exception, reference: str, model: str, revision: str) -> str:
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{reference} is for those who have accepted its terms on the Hub's page; do so, then"
+            " `hf auth login`."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"There is no file {reference} here, and no such model on the Hub. {_RENAMED}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{model} has no revision {revision!r} on the Hub."
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return (
+            f"{reference} isn't in the cache, and the Hub can't be reached. Connect once, or fetch"
+            f" {WEIGHTS} and {CONFIG} elsewhere, put them into a folder and name the file there."
+        )
+    if isinstance(error, errors.EntryNotFoundError):
+        return (
+            f"{reference} has no {WEIGHTS} on the Hub. Download the file that it has; one of"
+            " PyTorch is made into safetensors by `resnet-jax convert`."
+        )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{reference} can't be taken from the Hub ({reason[:300]})."
