@@ -8,6 +8,7 @@ neighbours.
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -19,7 +20,9 @@ import numpy as np
 
 from resnet_jax.data import array_cache
 from resnet_jax.data.decoding import EncodedSplit, Example
+from resnet_jax.data.fit import Fit
 from resnet_jax.data.image_files import fit_image, image_size, read_file
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.errors import ConfigError, DataError
 
@@ -48,7 +51,7 @@ class ImageFolder:
     files: Mapping[str, Sequence[ImageFile]]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    scaled: bool
+    fit: Fit
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -67,13 +70,12 @@ class ImageFolder:
         files = self.files[split]
         content = repr([(file.label, file.digest) for file in files])
         digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        size = f"-{self.image_shape[0]}" if self.scaled else ""
         return EncodedSplit(
             name=split,
             where=f"split {split!r} of {str(self.folder)!r}",
             remedy="repair or remove that file",
             shape=(len(files), *self.image_shape),
-            cache=array_cache.cache_folder("folder", f"{digest}{size}"),
+            cache=array_cache.cache_folder("folder", f"{digest}{self.fit.name}"),
             open=lambda: _Images(self, files),
         )
 
@@ -92,7 +94,7 @@ class _Images:
             file = self._files[index]
             try:
                 data = read_file(self._source.folder / file.path)
-                image = fit_image(data, self._source.image_shape, scale=self._source.scaled)
+                image = self._source.fit.decode(data, self._source.image_shape)
             except DataError as error:
                 yield DataError(f"{file.path!r}: {error}")
             except ConfigError as error:
@@ -106,7 +108,9 @@ class _Images:
                 yield image, file.label
 
 
-def open_folder(data_dir: str | None, *, size: int | None) -> ImageFolder:
+def open_folder(
+    data_dir: str | None, *, size: int | None, prepare: Preprocessing | None = None
+) -> ImageFolder:
     """Find the images in a folder and check everything that can be checked without decoding.
 
     Hidden files and folders, and files that aren't images beside the folders of classes, don't
@@ -115,6 +119,7 @@ def open_folder(data_dir: str | None, *, size: int | None) -> ImageFolder:
     Args:
         data_dir: the folder.
         size: height and width to which images are scaled and cropped; None if all are alike.
+        prepare: by which they are scaled and cropped instead.
 
     Raises:
         ConfigError: no folder was named, or it is in a bucket.
@@ -144,8 +149,11 @@ def open_folder(data_dir: str | None, *, size: int | None) -> ImageFolder:
         files[split].append(ImageFile(path, label, digest))
     _warn_of_copies(folder, files)
     ordered = {split: in_fair_order(some) for split, some in files.items()}
-    height, width = (size, size) if size else _first_size(folder, ordered)
-    return ImageFolder(folder, ordered, class_names, (height, width, 3), scaled=size is not None)
+    side = prepare.size if prepare else size
+    height, width = (side, side) if side else _first_size(folder, ordered)
+    as_they_are = functools.partial(fit_image, scale=False)
+    fit = Fit.make(as_they_are, size=size, prepare=prepare)
+    return ImageFolder(folder, ordered, class_names, (height, width, 3), fit)
 
 
 def in_fair_order(files: Iterable[ImageFile]) -> list[ImageFile]:

@@ -65,10 +65,20 @@ def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
         DataError: not an image, a damaged, an animated or an oversized one.
     """
     try:
-        still = cut_down(read_file(path), max_pixels=_MAX_PIXELS)
-        return _fit(still, (*_upright(still), 3), resize=True)
+        return decode_upright(read_file(path))
     except DataError as error:
         raise DataError(f"{path} can't be read: {error}.") from error.__cause__
+
+
+def decode_upright(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a PNG or JPEG at its own size, as RGB, upright as its Exif data say.
+
+    Raises:
+        DataError: damaged, animated or oversized. The message begins with "it", for the caller to
+            say what.
+    """
+    still = cut_down(data, max_pixels=_MAX_PIXELS)
+    return _fit(still, (*_upright(still), 3), resize=True)
 
 
 def fit_image(

@@ -17,13 +17,16 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
 
 import numpy as np
 
 from resnet_jax.data.known import find_known
 from resnet_jax.data.skipped import CorruptPolicy, SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from resnet_jax.data.preprocessing import Preprocessing
 
 MEMORY_LIMIT_BYTES = 8 * 2**30
 """Largest total of decoded images that `load_dataset` takes into host memory."""
@@ -107,6 +110,7 @@ def load_dataset(
     splits: Mapping[str, str],
     data_dir: str | None = None,
     image_size: int | None = None,
+    prepare: "Preprocessing | None" = None,
     corrupt: CorruptPolicy = "stop",
 ) -> Dataset:
     """Read the splits of the data set `name` into host memory.
@@ -117,7 +121,8 @@ def load_dataset(
     in `data_dir` (see `resnet_jax.data.folders`).
 
     With `image_size` every image is scaled so that its shorter side has that many pixels, smoothed
-    where it shrinks, and the square at its centre cut out. Without, all must have one size.
+    where it shrinks, and the square at its centre cut out. `prepare` does so as a network's
+    publisher says (but for normalisation). Without either, all must have one size.
 
     No example may be in two roles, so that no model is selected on what it was trained on, or
     tested on what it was trained or selected on.
@@ -133,7 +138,7 @@ def load_dataset(
         raise ConfigError(f"data.corrupt is {corrupt!r}; it can be {known}.")
     if not splits:
         raise ConfigError(f"no split of {name!r} was asked for; give at least one, e.g. train")
-    source = open_source(name, data_dir, image_size=image_size)
+    source = open_source(name, data_dir, image_size=image_size, prepare=prepare)
     spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
     _refuse_overlap(name, splits, spans)
     needed = sorted({span.split for parts in spans.values() for span in parts})
@@ -306,28 +311,34 @@ def _take(whole: Mapping[str, tuple[np.ndarray, np.ndarray]], spans: Sequence[Sp
     return result
 
 
-def open_source(name: str, data_dir: str | None, *, image_size: int | None = None) -> Source:
+def open_source(
+    name: str,
+    data_dir: str | None,
+    *,
+    image_size: int | None = None,
+    prepare: "Preprocessing | None" = None,
+) -> Source:
     """Find the data set; nothing is decoded yet.
 
     The arguments are those of `load_dataset`, and what is raised.
     """
     if name == "digits":
-        if image_size:
-            raise ConfigError("data.image_size is set, but digits come as they are, 8×8 pixels.")
+        if image_size or prepare:
+            raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
         return Digits()
     if name == "folder":
         from resnet_jax.data.folders import open_folder
 
-        return open_folder(data_dir, size=image_size)
+        return open_folder(data_dir, size=image_size, prepare=prepare)
     known = find_known(name)
-    if known and not known.one_size and not image_size:
+    if known and not known.one_size and not (image_size or prepare):
         raise ConfigError(
             f"the images of {name!r} differ in size; set data.image_size, to which they are scaled"
             " and cropped (`resnet-jax compile` and `summary` work without reading any)"
         )
     from resnet_jax.data.tfds_reader import open_prepared
 
-    return open_prepared(name, data_dir, image_size=image_size)
+    return open_prepared(name, data_dir, image_size=image_size, prepare=prepare)
 
 
 class Digits:

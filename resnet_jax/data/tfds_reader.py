@@ -18,7 +18,9 @@ from etils import epath
 
 from resnet_jax.data import array_cache, mirror
 from resnet_jax.data.decoding import EncodedSplit, Example, first_line
-from resnet_jax.data.image_files import MODES, decode_image, fit_image
+from resnet_jax.data.fit import Fit
+from resnet_jax.data.image_files import MODES, decode_image
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
@@ -27,7 +29,7 @@ from resnet_jax.errors import ConfigError, DataError, did_you_mean
 class Prepared:
     """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`.
 
-    With `scaled`, `image_shape` isn't that of the stored images, which are made to fit.
+    `image_shape` is that of the images as `fit` gives them.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Prepared:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     files_digest: str
-    scaled: bool
+    fit: Fit
 
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images and labels of one split; see `EncodedSplit.read`."""
@@ -47,13 +49,12 @@ class Prepared:
         return self._encoded(split).read_intact()
 
     def _encoded(self, split: str) -> EncodedSplit:
-        size = f"-{self.image_shape[0]}" if self.scaled else ""
         return EncodedSplit(
             name=split,
             where=f"split {split!r} of {self.name!r} in {self.builder.data_dir}",
             remedy="prepare the data set again",
             shape=(self.lengths[split], *self.image_shape),
-            cache=array_cache.cache_folder(self.name, f"{self.files_digest}{size}"),
+            cache=array_cache.cache_folder(self.name, f"{self.files_digest}{self.fit.name}"),
             open=lambda: _Records(self, split),
         )
 
@@ -64,7 +65,7 @@ class _Records:
     def __init__(self, prepared: Prepared, split: str) -> None:
         import tensorflow_datasets as tfds
 
-        self._shape, self._scaled = prepared.image_shape, prepared.scaled
+        self._shape, self._fit = prepared.image_shape, prepared.fit
         features = prepared.builder.info.features
         raw = [key for key in features if isinstance(features[key], tfds.features.Image)]
         self._records = prepared.builder.as_data_source(
@@ -79,9 +80,8 @@ class _Records:
             if isinstance(record, Exception):
                 yield record
                 continue
-            decode = fit_image if self._scaled else decode_image
             try:
-                image, label = decode(record["image"], self._shape), record["label"]
+                image, label = self._fit.decode(record["image"], self._shape), record["label"]
             except Exception as error:
                 yield error
             else:
@@ -104,10 +104,17 @@ class _Records:
             yield from records
 
 
-def open_prepared(name: str, data_dir: str | None, *, image_size: int | None = None) -> Prepared:
+def open_prepared(
+    name: str,
+    data_dir: str | None,
+    *,
+    image_size: int | None = None,
+    prepare: Preprocessing | None = None,
+) -> Prepared:
     """Find the prepared set and check everything that can be checked without decoding.
 
-    With `image_size` images of any sizes are scaled and cropped to that height and width.
+    With `image_size` images of any sizes are scaled and cropped to that height and width; with
+    `prepare` as it says, in RGB.
 
     Raises ConfigError for a name that nobody knows, DataError for a set that isn't prepared, isn't
     image classification with one image size, isn't ArrayRecord, or lacks part of its files.
@@ -135,7 +142,7 @@ def open_prepared(name: str, data_dir: str | None, *, image_size: int | None = N
     except Exception as error:
         raise _not_sound(name, folder, error) from error
     try:
-        return _check(name, builder, image_size)
+        return _check(name, builder, image_size, prepare)
     except (ConfigError, DataError):
         raise
     except Exception as error:  # TFDS believes what its files say of each other
@@ -176,7 +183,9 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
     return copy.parent
 
 
-def _check(name: str, builder: Any, image_size: int | None) -> Prepared:
+def _check(
+    name: str, builder: Any, image_size: int | None, prepare: Preprocessing | None
+) -> Prepared:
     import tensorflow_datasets as tfds
 
     info, features = builder.info, builder.info.features
@@ -193,7 +202,9 @@ def _check(name: str, builder: Any, image_size: int | None) -> Prepared:
             f"the images of {name!r} have shape {shape} and type {image.np_dtype}; only uint8 "
             "images with 1, 3 or 4 channels can be held in memory"
         )
-    if image_size:
+    if prepare:
+        shape = (prepare.size, prepare.size, 3)
+    elif image_size:
         shape = (image_size, image_size, shape[-1])
     elif None in shape:
         raise ConfigError(
@@ -213,7 +224,7 @@ def _check(name: str, builder: Any, image_size: int | None) -> Prepared:
         image_shape=shape,
         class_names=tuple(label.names),
         files_digest=_files_digest(Path(builder.data_dir), files),
-        scaled=image_size is not None,
+        fit=Fit.make(decode_image, size=image_size, prepare=prepare),
     )
 
 

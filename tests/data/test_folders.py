@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import resnet_jax
-from resnet_jax.data import decoding, folders, sources
+from resnet_jax.data import decoding, fit, sources
 from resnet_jax.data.folders import ImageFile, in_fair_order
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
@@ -208,7 +208,7 @@ def test_nothing_is_decoded_twice_nor_when_it_has_changed_taken_from_the_cache(
 ):
     first = load(animals, image_size=4)
     load(animals, image_size=5)
-    monkeypatch.setattr(folders, "fit_image", None)  # calling it would fail
+    monkeypatch.setattr(fit, "fit_image", None)  # calling it would fail
     assert load(animals, image_size=4).fingerprint == first.fingerprint
     path = animals / "cat" / "3.png"
     before = path.stat()
