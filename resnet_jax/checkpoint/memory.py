@@ -2,7 +2,6 @@
 
 import ctypes
 
-
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 _ARENAS = 2
 
