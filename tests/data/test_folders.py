@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 import resnet_jax
 from resnet_jax.data import decoding, fit, sources
 from resnet_jax.data.folders import ImageFile, in_fair_order
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.doctor.run import check_data
@@ -179,6 +180,19 @@ def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
         difference = np.abs(found[number].astype(int) - np.asarray(expected, int))
         assert difference.max() <= 12, list(kinds)[number]
         assert difference.mean() <= 2, list(kinds)[number]
+
+
+def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
+    image = pixels(40, 60)
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(save(image))
+    prepare = Preprocessing((0.5,) * 3, (0.5,) * 3, size=8, resize=12, interpolation="bicubic")
+    splits = {"test": "train"}
+    data = load_dataset("folder", splits=splits, data_dir=str(tmp_path), prepare=prepare)
+    np.testing.assert_array_equal(data.splits["test"].images, [prepare.apply(image)] * 2)
+    other = load_dataset("folder", splits=splits, data_dir=str(tmp_path), image_size=8)
+    assert other.fingerprint != data.fingerprint
 
 
 def test_other_sizes_are_named_unless_there_is_one_to_fit(animals):
