@@ -184,14 +184,15 @@ def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
 
 def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
     image = pixels(40, 60)
+    folder = tmp_path / "animals"
     for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_bytes(save(image))
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.png").write_bytes(save(image))
     prepare = Preprocessing((0.5,) * 3, (0.5,) * 3, size=8, resize=12, interpolation="bicubic")
     splits = {"test": "train"}
-    data = load_dataset("folder", splits=splits, data_dir=str(tmp_path), prepare=prepare)
+    data = load_dataset("folder", splits=splits, data_dir=str(folder), prepare=prepare)
     np.testing.assert_array_equal(data.splits["test"].images, [prepare.apply(image)] * 2)
-    other = load_dataset("folder", splits=splits, data_dir=str(tmp_path), image_size=8)
+    other = load_dataset("folder", splits=splits, data_dir=str(folder), image_size=8)
     assert other.fingerprint != data.fingerprint
 
 
