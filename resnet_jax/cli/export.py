@@ -184,15 +184,17 @@ def _from_run(args: argparse.Namespace) -> _Network:
 def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.data.augment import given_normalization
     from resnet_jax.models.presets import create_model, find_preset
+    from resnet_jax.weights.hub import local_file
     from resnet_jax.weights.load import load_weights
     from resnet_jax.weights.preprocessing import read_preprocessing
 
     fields = {"num_classes": args.num_classes} if args.num_classes else {}
     model: Any = create_model(args.model, **fields)
     height, width, channels = find_preset(args.model).image_shape
-    variables = load_weights(model, args.weights)
-    prepared = read_preprocessing(args.weights)
-    with open(args.weights, "rb") as file:
+    path = local_file(args.weights)
+    variables = load_weights(model, path)
+    prepared = read_preprocessing(path)
+    with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
         model=model,

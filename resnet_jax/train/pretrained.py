@@ -13,6 +13,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import init_variables
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.load import load_weights
 from resnet_jax.weights.preprocessing import read_preprocessing
 
@@ -76,7 +77,7 @@ def read_pretrained(
         ConfigError: normalisation or classes of the file aren't those of the config.
         DataError: the file can't be read, or doesn't fit the model.
     """
-    path = config.init_from
+    path = local_file(config.init_from)
     variables = _load(path, model, new_head=config.new_head)
     _check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
