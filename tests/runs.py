@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ class Running:
 
     Args:
         arguments: of train.py.
-        workdir: of the run, beside which its output is kept.
+        workdir: of the run.
         fault: see tests/faults/inject.py.
         devices: of the process.
         environment: variables that it has beside, or instead of, those of this process.
@@ -81,7 +82,9 @@ class Running:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.workdir = workdir
-        self._output = workdir.parent / f"{workdir.name}-{time.monotonic_ns()}.out"
+        # Not beside the run, whose disk may be full.
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name) / "output"
         self._process = _server().Process(
             target=_main,
             args=(arguments, workdir, self._output, fault, devices, dict(environment or {})),

@@ -159,6 +159,12 @@ FAULTS = (
         plain="a state with a NaN",
     ),
     Fault(
+        "the run is of an older version",
+        "runs that it stopped, kept in the repository",
+        "read and gone on with, same logits",
+        ("checkpoint/test_older_versions.py",),
+    ),
+    Fault(
         "resumed with another config",
         "model, optimiser, schedule, data",
         "refused with a diff, exit code 78",
