@@ -6,6 +6,7 @@ Any field of the config can be overridden: --config.model.name=resnet56 --config
 from absl import app, flags
 from ml_collections import config_flags
 
+from resnet_jax.checkpoint.memory import keep_memory_together
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
@@ -31,6 +32,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
+    keep_memory_together()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.process import find_job, member_of  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md, docs/models.md and docs/scaling.md from results and the code.
+"""Writes the tables of README.md and docs/ from results and the code.
 
 No figure is typed by hand.
 
@@ -131,6 +131,39 @@ def faults_table() -> str:
     return "\n".join(lines)
 
 
+def tiers_table() -> str:
+    """How long the tests of each tier take."""
+    ours = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))
+    soak = json.loads((RESULTS / "soak.json").read_text(encoding="utf-8"))
+    lines = ["| tier | command | time | results |", "|---|---|---|---|"]
+    rows = (
+        ("all tests, at every commit", "make test", ours["seconds"]["every commit"], "faults"),
+        ("thorough ones, beside those", "make faults", ours["seconds"]["thorough"], "faults"),
+        (f"{soak['kills']} kills at random", "make soak", None, "soak"),
+    )
+    for tier, command, seconds, result in rows:
+        took = "" if seconds is None else f"{_minutes(seconds)} on {ours['cores']} cores"
+        file = f"[{result}.json](../benchmarks/results/{result}.json)"
+        lines.append(f"| {tier} | `{command}` | {took} | {file} |")
+    return "\n".join(lines)
+
+
+def imported_table() -> str:
+    """Logits of imported networks against PyTorch's."""
+    result = json.loads((RESULTS / "imported_weights.json").read_text(encoding="utf-8"))
+    lines = [
+        "| network | published by | here | parameters | logits differ by | PyTorch's float32 by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["networks"]:
+        fields = "".join(f", {name}={value!r}" for name, value in row["fields"].items())
+        lines.append(
+            f"| {row['name']} | {row['library']} | `{row['model']}{fields}`"
+            f" | {row['parameters']:,} | {row['error']:.1e} | {row['error_of_torch_float32']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
 def _elsewhere(systems: dict[str, dict[str, Any]]) -> str:
     """What an experiment of plain_checkpoints.py found, by system."""
     said = []
@@ -167,7 +200,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     "models": ("docs/models.md", models_table),
     "depth": ("docs/models.md", depth_table),
+    "tiers": ("docs/reliability.md", tiers_table),
     "faults": ("docs/reliability.md", faults_table),
+    "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
 

@@ -1,62 +1,179 @@
-"""resnet-jax eval WORKDIR: score a checkpoint of a run on a split."""
+"""resnet-jax eval WORKDIR: score a checkpoint of a run, or a weight file, on a split."""
+
+# ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
+import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax.errors import UsageError, WriteError
+from resnet_jax.cli.preprocessing_flags import (
+    add_preprocessing_flags,
+    preprocessing_of,
+    resize_value,
+)
+from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from resnet_jax.data.sources import Dataset
+    from resnet_jax.train.evaluate import Evaluation
+
 _PICTURES = (".png", ".pdf", ".svg")
-HELP = "Score a checkpoint of a run: top-1, top-5, loss, and on request each class."
-EXAMPLE = "resnet-jax eval runs/digits --checkpoint best --per-class --confusion confusion.png"
+_OF_RUNS = ("checkpoint", "ema")
+_OF_WEIGHTS = ("model", "field", "data", "mean", "std", "size", "resize", "interpolation")
+_ROLES = ("train", "validation", "test")
+_BATCH = 1000  # images
+_BATCH_PIXELS = 2**24  # no more of them than this, if the images are large
+
+HELP = "Score a checkpoint of a run or a weight file: top-1, top-5, loss, on request each class."
+EXAMPLE = (
+    "resnet-jax eval runs/digits --checkpoint best --per-class --confusion confusion.png, or"
+    " resnet-jax eval --weights timm/resnet50.a1_in1k --model resnet50 --data imagenet2012"
+    " --split validation"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("workdir", help="directory of the run")
+    parser.add_argument("workdir", nargs="?", help="directory of a run")
     parser.add_argument(
-        "--split", default="test", choices=["train", "validation", "test"], help="default: test"
+        "--split",
+        default="test",
+        help="of a run train, validation or test; with --weights as the data set names it, or a"
+        " part such as test[:100] (default: test)",
     )
-    parser.add_argument(
-        "--checkpoint", default="last", help="last, best (on validation), or a step (default: last)"
-    )
-    parser.add_argument("--ema", action="store_true", help="score the moving averages")
     parser.add_argument("--per-class", action="store_true", help="add a table of the classes")
     parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix")
-    parser.add_argument("--data-dir", help="where the prepared data lie, if not where they did")
+    parser.add_argument(
+        "--data-dir", help="where the prepared data lie, or a folder of images by class"
+    )
+    run = parser.add_argument_group("a network of a run")
+    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
+    run.add_argument("--ema", action="store_true", help="score the moving averages")
+    weights = parser.add_argument_group(
+        "a network of a weight file",
+        "How images are prepared is said in the file or beside it, or else by flags.",
+    )
+    add_weights_flags(weights)
+    weights.add_argument("--data", metavar="NAME", help="a data set of TFDS, or folder")
+    weights.add_argument(
+        "--resize",
+        type=resize_value,
+        metavar="N",
+        help="pixels of the shorter side before the crop, or none",
+    )
+    add_preprocessing_flags(weights)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Restore, score, and draw what was asked for."""
-    from resnet_jax.train.restore import restore_run  # noqa: PLC0415 - imports JAX
-
+    """Restore or load the network, score it, and draw what was asked for."""
+    if bool(args.workdir) == bool(args.weights):
+        raise UsageError("give either a run's directory or --weights (resnet-jax eval --help).")
+    others, why = (_OF_RUNS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
+    refuse(args, others, f"is for a network of {why}")
     if args.confusion and not args.confusion.parent.is_dir():
         raise WriteError(f"--confusion: there is no folder {args.confusion.parent}.")
     if args.confusion and args.confusion.suffix not in _PICTURES:
         raise UsageError(f"--confusion {args.confusion} must end in {', '.join(_PICTURES)}.")
-    run = restore_run(args.workdir, checkpoint=args.checkpoint, ema=args.ema)
-    scores = run.evaluate(args.split, data_dir=args.data_dir)
-    document: dict[str, Any] = {
+    document, scores, class_names = _of_weights(args) if args.weights else _of_run(args)
+    if not math.isfinite(scores.loss):
+        raise NumericalError(
+            f"The network's logits aren't finite on {args.split}; with --weights, its fields or the"
+            " normalisation of the images may be others than its publisher's."
+        )
+    document |= scores.scalars()
+    if args.per_class:
+        document["classes"] = _per_class(scores.confusion, class_names)
+    if args.confusion:
+        from resnet_jax.train.report import draw_confusion
+
+        draw_confusion(args.confusion, scores.confusion, class_names)
+        document["confusion"] = str(args.confusion)
+    return document
+
+
+def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
+    """What the document says of the network, its scores, and the names of its classes."""
+    from resnet_jax.train.restore import restore_run
+
+    if args.split not in _ROLES:
+        raise UsageError(f"--split is {args.split!r}; of a run it can be {', '.join(_ROLES)}.")
+    run = restore_run(args.workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    document = {
         "workdir": args.workdir,
         "step": run.step,
         "split": args.split,
         "weights": "ema" if args.ema else "raw",
-        **scores.scalars(),
     }
-    if args.per_class:
-        document["classes"] = _per_class(scores.confusion, run.class_names)
-    if args.confusion:
-        from resnet_jax.train.report import draw_confusion  # noqa: PLC0415 - imports matplotlib
+    return document, run.evaluate(args.split, data_dir=args.data_dir), run.class_names
 
-        draw_confusion(args.confusion, scores.confusion, run.class_names)
-        document["confusion"] = str(args.confusion)
-    return document
+
+def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
+    """The same of a weight file."""
+    from resnet_jax.data.sources import load_dataset
+    from resnet_jax.parallel.mesh import make_mesh, place, replicated
+    from resnet_jax.train.evaluate import Evaluator
+
+    if not args.data:
+        raise UsageError("--data is missing: the data set to score the network on, or folder.")
+    model, variables, path = load_network(args)
+    preprocessing = preprocessing_of(args, path, model.num_classes)
+    dataset = load_dataset(
+        args.data, splits={"scored": args.split}, data_dir=args.data_dir, prepare=preprocessing
+    )
+    _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
+    mesh = make_mesh()
+    evaluator = Evaluator(
+        model,
+        dataset.splits["scored"],
+        batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
+        mesh=mesh,
+    )
+    scores = evaluator(*place((variables, preprocessing.normalization), replicated(mesh)))
+    fields = dataclasses.asdict(preprocessing)
+    del fields["class_names"]
+    document = {
+        "weights": str(args.weights),
+        "model": args.model,
+        "data": args.data,
+        "split": args.split,
+        "preprocessing": fields,
+    }
+    return document, scores, dataset.class_names
+
+
+def _check_classes(
+    args: argparse.Namespace,
+    num_classes: int,
+    names: tuple[str, ...] | None,
+    dataset: "Dataset",
+) -> None:
+    """Refuse a network whose logits can't be of the classes of the data.
+
+    Names may be written differently in both; but the same names in another order, which others'
+    tables of ImageNet do have, would silently score a good network as bad as chance.
+
+    Raises:
+        DataError: there are more or fewer of them, or the same in another order.
+    """
+    if dataset.num_classes != num_classes:
+        raise DataError(
+            f"{args.data} has {dataset.num_classes} classes, but the network of {args.weights} has"
+            f" {num_classes}."
+        )
+    if names and names != dataset.class_names and set(names) == set(dataset.class_names):
+        first = next(i for i, name in enumerate(names) if name != dataset.class_names[i])
+        raise DataError(
+            f"{args.data} has the classes of {args.weights} in another order: number {first} is"
+            f" {dataset.class_names[first]!r} there and {names[first]!r} here."
+        )
 
 
 def _per_class(confusion: "np.ndarray", class_names: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -86,11 +203,16 @@ def show(document: dict[str, Any], console: Console) -> None:
             shares = ["–" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision")]
             table.add_row(row["class"], str(row["examples"]), str(row["correct"]), *shares)
         console.print(table)
-    ema = ", moving averages" if document["weights"] == "ema" else ""
+    what = document["split"]
+    if "workdir" in document:
+        ema = ", moving averages" if document["weights"] == "ema" else ""
+        what += f", step {document['step']:,}{ema}"
+    else:
+        what = f"{document['weights']} on {document['data']}, {what}"
     console.print(
-        f"{document['split']}, step {document['step']:,}{ema}: top-1 {document['top1']:.2%}"
-        f"  top-5 {document['top5']:.2%}  loss {document['loss']:.4f}"
-        f"  ({document['examples']:,} images)"
+        f"{what}: top-1 {document['top1']:.2%}  top-5 {document['top5']:.2%}"
+        f"  loss {document['loss']:.4f}  ({document['examples']:,} images)",
+        markup=False,
     )
     if "confusion" in document:
-        console.print(f"confusion matrix: {document['confusion']}")
+        console.print(f"confusion matrix: {document['confusion']}", markup=False)

@@ -6,9 +6,14 @@ import argparse
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
+
+if TYPE_CHECKING:
+    from resnet_jax.data.preprocessing import Preprocessing
 
 HELP = "Write a network as a program that needs JAX only, or its weights under PyTorch's names."
 EXAMPLE = (
@@ -17,7 +22,7 @@ EXAMPLE = (
 )
 
 _OF_RUNS = ("checkpoint", "ema")
-_OF_WEIGHTS = ("model", "num_classes", "image_size", "mean", "std")
+_OF_WEIGHTS = ("model", "field", "image_size", "mean", "std")
 _OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
 
 
@@ -35,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
     run.add_argument("--ema", action="store_true", help="use the moving averages")
     weights = parser.add_argument_group("a network of a weight file")
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or npz")
-    weights.add_argument("--model", help="name of its preset, such as resnet50")
-    weights.add_argument("--num-classes", type=int, help="default: the paper's")
+    add_weights_flags(weights)
     weights.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
     for name, of in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
         weights.add_argument(
@@ -75,7 +78,7 @@ class _Network:
     image_shape: tuple[int, int, int]
     normalization: dict[str, Any] | None
     notes: dict[str, Any]
-    metadata: dict[str, str] = dataclasses.field(default_factory=dict)  # of a weight file
+    preprocessing: "Preprocessing | None"
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -87,8 +90,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     network = _from_weights(args) if args.weights else _from_run(args)
     document: dict[str, Any] = {"output": str(args.output), "format": args.format}
     if args.format == "safetensors":
-        save_weights(args.output, network.model, network.variables, metadata=network.metadata)
-        return {**document, **network.notes, "bytes": args.output.stat().st_size}
+        prepared = network.preprocessing
+        metadata = prepared.metadata() if prepared else {}
+        save_weights(args.output, network.model, network.variables, metadata=metadata)
+        document |= network.notes | {"says_preprocessing": bool(prepared)}
+        return document | {"bytes": args.output.stat().st_size}
     options = {"platforms": args.platforms} if args.platforms else {}
     program = export_program(
         network.model,
@@ -106,7 +112,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     output = document["output"]
     first = f"{output}: {document['model']}, {document['bytes']:,} bytes"
     if document["format"] == "safetensors":
-        lines = [f"{first}, under PyTorch's names"]
+        told = "with" if document["says_preprocessing"] else "without a word on"
+        lines = [f"{first}, under PyTorch's names, {told} how images are prepared"]
     else:
         images, logits = (
             f"{document[name]['dtype']} {name} of {'×'.join(map(str, document[name]['shape']))}"
@@ -130,12 +137,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "give either a run's directory or --weights, and then OUT (resnet-jax export --help)."
         )
-    if args.weights and not args.model:
-        raise UsageError("--model is missing: a weight file doesn't say which network it's of.")
     others, why = (_OF_RUNS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
-    _refuse(args, others, f"is for a network of {why}")
+    refuse(args, others, f"is for a network of {why}")
     if args.format != "stablehlo":
-        _refuse(args, _OF_PROGRAMS, f"is for programs, not for --format={args.format}")
+        refuse(args, _OF_PROGRAMS, f"is for programs, not for --format={args.format}")
     if (args.output.suffix == ".safetensors") != (args.format == "safetensors"):
         raise UsageError(
             f"{args.output} and --format={args.format} don't go together: a name in .safetensors is"
@@ -145,7 +150,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--mean and --std go together.")
     if args.std and min(args.std) == 0:
         raise UsageError("--std has a 0, by which nothing can be divided.")
-    for name in ("batch", "num_classes", "image_size"):
+    for name in ("batch", "image_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
@@ -153,14 +158,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output} is what is to be exported; choose another OUT.")
     if not args.output.absolute().parent.is_dir():
         raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")
-
-
-def _refuse(args: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
-    from resnet_jax.errors import UsageError
-
-    for name in names:
-        if getattr(args, name):
-            raise UsageError(f"--{name.replace('_', '-')} {why}.")
 
 
 def _from_run(args: argparse.Namespace) -> _Network:
@@ -178,22 +175,17 @@ def _from_run(args: argparse.Namespace) -> _Network:
             "ema": args.ema,
             "class_names": list(network.class_names),
         },
+        preprocessing=network.preprocessing(),
     )
 
 
 def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.data.augment import given_normalization
-    from resnet_jax.models.presets import create_model, find_preset
-    from resnet_jax.weights.hub import local_file
-    from resnet_jax.weights.load import load_weights
+    from resnet_jax.models.presets import find_preset
     from resnet_jax.weights.preprocessing import read_preprocessing
 
-    fields = {"num_classes": args.num_classes} if args.num_classes else {}
-    model: Any = create_model(args.model, **fields)
+    model, variables, path = load_network(args)
     height, width, channels = find_preset(args.model).image_shape
-    path = local_file(args.weights)
-    variables = load_weights(model, path)
-    prepared = read_preprocessing(path)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
@@ -202,5 +194,5 @@ def _from_weights(args: argparse.Namespace) -> _Network:
         image_shape=(args.image_size or height, args.image_size or width, channels),
         normalization=given_normalization(args.mean or (), args.std or ()) or None,
         notes={"model": args.model, "weights": args.weights.name, "weights_sha256": digest},
-        metadata=prepared.metadata() if prepared else {},
+        preprocessing=read_preprocessing(path),
     )

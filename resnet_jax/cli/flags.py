@@ -124,7 +124,7 @@ def show_progress() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     ours = logging.getLogger("resnet_jax")
-    ours.addHandler(handler)
+    ours.handlers = [handler]  # not beside that of an earlier command in this process
     ours.setLevel(logging.INFO)
     ours.propagate = False
     # JAX and Orbax explain themselves at length; what matters to a user comes as an exception.

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - JAX and Pillow take a second to import, which --help needn't wait for
 
 import argparse
-import ast
 import dataclasses
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from resnet_jax.cli.preprocessing_flags import (
     preprocessing_of,
     resize_value,
 )
+from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.output import LossyStream
 
 if TYPE_CHECKING:
@@ -63,27 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a network of a weight file",
         "How images are prepared is said in the file or beside it, or else by flags.",
     )
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or npz")
-    weights.add_argument("--model", help="name of its preset, such as resnet50")
-    weights.add_argument(
-        "--field",
-        type=_field,
-        action="append",
-        metavar="NAME=VALUE",
-        help="of the model, where it isn't the preset's, such as shortcut=B or num_classes=7",
-    )
+    add_weights_flags(weights)
     add_preprocessing_flags(weights)
-
-
-def _field(text: str) -> tuple[str, Any]:
-    """Name and value of "shortcut=B" or "stage_sizes=(3,4,6,3)"; what isn't a literal is a text."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=VALUE, such as shortcut=B")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return name, value
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -94,11 +75,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.top < 1:
         raise UsageError(f"--top is {args.top}; it must be at least 1.")
     if args.weights:
-        _refuse(args, _OF_RUNS, "a run")
+        refuse(args, _OF_RUNS, "is for a network of a run")
         images = find_images(args.paths)
         classifier, document = _of_weights(args)
     else:
-        _refuse(args, _OF_WEIGHTS, "a weight file")
+        refuse(args, _OF_WEIGHTS, "is for a network of a weight file")
         if len(args.paths) < 2:
             raise UsageError("give a run's directory and images, or --weights and images.")
         images = find_images(args.paths[1:])
@@ -124,30 +105,30 @@ def show(document: dict[str, Any], console: Console) -> None:
         errors.print(f"error: {printable(image['error'], longest=_LINE)}", markup=False)
 
 
-def _refuse(args: argparse.Namespace, names: tuple[str, ...], owner: str) -> None:
-    from resnet_jax.errors import UsageError
-
-    for name in names:
-        if getattr(args, name):
-            raise UsageError(f"--{name} is for a network of {owner}.")
-
-
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a run, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
     from resnet_jax.data.augment import normalize
     from resnet_jax.data.image_files import read_image
     from resnet_jax.errors import UsageError
+    from resnet_jax.train.config import streams
     from resnet_jax.train.restore import restore_run
 
     if args.resize not in (None, ALONE):
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
     workdir = str(args.paths[0])
     network = restore_run(workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+
+    def read(path: Path) -> "np.ndarray":
+        if streams(network.config):
+            return _read(path, prepared)
+        return read_image(path, network.image_shape, resize=bool(args.resize))
+
+    prepared: Any = network.preprocessing() if streams(network.config) else None
     classifier = Classifier(
         model=network.model,
         variables=network.variables,
-        read=lambda path: read_image(path, network.image_shape, resize=bool(args.resize)),
+        read=read,
         normalize=lambda images: normalize(images, network.normalization),
         image_shape=network.image_shape,
         class_names=network.class_names,
@@ -158,30 +139,16 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a weight file, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.errors import ConfigError, UsageError
-    from resnet_jax.models.presets import create_model
-    from resnet_jax.weights.load import load_weights
 
-    if not args.model:
-        raise UsageError("--model is missing: a weight file doesn't say which network it's of.")
-    model: Any = create_model(args.model, **dict(args.field or ()))
-    variables = load_weights(model, args.weights)
-    if not model.num_classes:
-        raise ConfigError("The model has no classifier; --field num_classes=N gives it one.")
-    preprocessing = preprocessing_of(args)
-    names = preprocessing.class_names
-    if names and len(names) != model.num_classes:
-        source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
-        raise ConfigError(
-            f"The model has {model.num_classes} classes, but {source} are of {len(names)}."
-        )
+    model, variables, path = load_network(args)
+    preprocessing = preprocessing_of(args, path, model.num_classes)
     classifier = Classifier(
         model=model,
         variables=variables,
         read=lambda path: _read(path, preprocessing),
         normalize=preprocessing.normalize,
         image_shape=(preprocessing.size, preprocessing.size, 3),
-        class_names=names,
+        class_names=preprocessing.class_names,
     )
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]

@@ -52,12 +52,18 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} isn't numbers, such as 0.5,0.5,0.5") from None
 
 
-def preprocessing_of(args: argparse.Namespace) -> "Preprocessing":
-    """What the flags say, and what they don't, as the file of `args.weights` says.
+def preprocessing_of(args: argparse.Namespace, path: str, num_classes: int) -> "Preprocessing":
+    """What the flags say, and what they don't, as a weight file or one beside it says.
+
+    Args:
+        args: with the flags.
+        path: of the weight file on this machine.
+        num_classes: of its network; names of classes must be as many.
 
     Raises:
         UsageError: something that is needed is unknown, or a value can't be.
         DataError: what the file says, or the text of --classes, can't be used.
+        ConfigError: the names of classes aren't as many as the network's.
     """
     from resnet_jax.data.preprocessing import Preprocessing
     from resnet_jax.errors import ConfigError, DataError, UsageError
@@ -76,7 +82,7 @@ def preprocessing_of(args: argparse.Namespace) -> "Preprocessing":
     known: dict[str, Any] = {}
     if missing or not args.classes:
         try:
-            found = read_preprocessing(args.weights)
+            found = read_preprocessing(path)
         except DataError as error:
             flags = ", ".join(f"--{name}" for name in (*_NEEDED, "classes"))
             raise DataError(f"{error} If all of {flags} are given, it isn't looked at.") from None
@@ -88,9 +94,14 @@ def preprocessing_of(args: argparse.Namespace) -> "Preprocessing":
             f" network; give {', '.join(missing)}, as its publisher has them."
         )
     try:
-        return Preprocessing(**known | given)
+        preprocessing = Preprocessing(**known | given)
     except ConfigError as error:
         raise UsageError(f"{error}.") from None
+    names = preprocessing.class_names
+    if names and len(names) != num_classes:
+        source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
+        raise ConfigError(f"The model has {num_classes} classes, but {source} are of {len(names)}.")
+    return preprocessing
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

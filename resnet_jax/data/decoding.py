@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from resnet_jax.data import array_cache
+from resnet_jax.data.encoded import Record, Records
+from resnet_jax.data.fit import Fit
 from resnet_jax.data.skipped import SkippedExample, check_few
 from resnet_jax.errors import ConfigError, DataError
 
@@ -18,19 +19,6 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 2**22
 _BLOCK_EXAMPLES = 256
 _NAMED = 3  # damaged examples in a warning; all are in the log
-
-Example = tuple[np.ndarray, int]
-"""An image, uint8 [h, w, c], and its label."""
-
-
-class Examples(Protocol):
-    """The examples of a split by their numbers."""
-
-    def __len__(self) -> int:
-        """How many there are, damaged ones included."""
-
-    def decode(self, indices: Sequence[int]) -> Iterator[Example | Exception]:
-        """The examples with these numbers, in order; in place of a damaged one, what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +30,7 @@ class EncodedSplit:
         where: the split, in messages: "split 'train' of 'cifar10' in DIRECTORY".
         remedy: what to do about a damaged example, in messages: "prepare the data set again".
         shape: (n, h, w, c) of its images.
+        fit: how they get that shape.
         cache: folder of its decoded arrays.
         open: called when they aren't there.
     """
@@ -50,8 +39,9 @@ class EncodedSplit:
     where: str
     remedy: str
     shape: tuple[int, int, int, int]
+    fit: Fit
     cache: Path
-    open: Callable[[], Examples]
+    open: Callable[[], Records]
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
@@ -120,33 +110,42 @@ class _Blocks:
 
     def __init__(self, split: EncodedSplit, *, skip: bool) -> None:
         self._split, self._skip = split, skip
-        self._examples = split.open()
+        self._records = split.open()
         size = int(np.prod(split.shape[1:]))
         self._length = max(1, min(_BLOCK_EXAMPLES, _BLOCK_BYTES // size))
 
     def __len__(self) -> int:
-        return (len(self._examples) + self._length - 1) // self._length
+        return (len(self._records) + self._length - 1) // self._length
 
     def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray, list[SkippedExample]]:
         start = block * self._length
-        indices = range(start, min(start + self._length, len(self._examples)))
+        indices = range(start, min(start + self._length, len(self._records)))
         images = np.empty((len(indices), *self._split.shape[1:]), np.uint8)
         labels = np.empty(len(indices), np.int32)
         skipped: list[SkippedExample] = []
-        for index, example in zip(indices, self._examples.decode(indices), strict=True):
+        for index, record in zip(indices, self._records.fetch(indices), strict=True):
             row = index - start - len(skipped)
-            try:
-                if isinstance(example, Exception):
-                    raise example
+            example = self._decode(record)
+            if isinstance(example, MemoryError | ConfigError):
+                raise example
+            if not isinstance(example, Exception):
                 images[row], labels[row] = example
-            except (MemoryError, ConfigError):
-                raise
-            except Exception as error:
-                if not self._skip:
-                    raise self._damaged(index, error) from error
-                skipped.append(SkippedExample(self._split.name, index, first_line(error)))
+            elif self._skip:
+                skipped.append(SkippedExample(self._split.name, index, first_line(example)))
+            else:
+                raise self._damaged(index, example) from example
         rows = len(indices) - len(skipped)
         return images[:rows], labels[:rows], skipped
+
+    def _decode(self, record: Record | Exception) -> tuple[np.ndarray, int] | Exception:
+        if isinstance(record, Exception):
+            return record
+        if not -(2**31) <= record.label < 2**31:
+            return DataError(f"{record.where}its label, {record.label}, is out of bounds")
+        try:
+            return self._split.fit.decode(record.image, self._split.shape[1:]), record.label
+        except (DataError, ConfigError) as error:
+            return type(error)(f"{record.where}{error}")
 
     def _damaged(self, index: int, error: Exception) -> DataError:
         return DataError(

@@ -8,7 +8,6 @@ neighbours.
 
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import logging
 import os
@@ -19,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.data import array_cache
-from resnet_jax.data.decoding import EncodedSplit, Example
+from resnet_jax.data.decoding import EncodedSplit
+from resnet_jax.data.encoded import Record
 from resnet_jax.data.fit import Fit
 from resnet_jax.data.image_files import fit_image, image_size, read_file
 from resnet_jax.data.preprocessing import Preprocessing
@@ -67,45 +67,57 @@ class ImageFolder:
         return self._encoded(split).read_intact()
 
     def _encoded(self, split: str) -> EncodedSplit:
-        files = self.files[split]
-        content = repr([(file.label, file.digest) for file in files])
-        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         return EncodedSplit(
             name=split,
             where=f"split {split!r} of {str(self.folder)!r}",
             remedy="repair or remove that file",
-            shape=(len(files), *self.image_shape),
-            cache=array_cache.cache_folder("folder", f"{digest}{self.fit.name}"),
-            open=lambda: _Images(self, files),
+            shape=(len(self.files[split]), *self.image_shape),
+            fit=self.fit,
+            cache=array_cache.cache_folder("folder", f"{self.fingerprint(split)}{self.fit.name}"),
+            open=lambda: self.records(split),
         )
 
+    def records(self, split: str) -> "ImageRecords":
+        """The files of one split."""
+        return ImageRecords(self.folder, self.files[split])
 
-class _Images:
-    """The images of a split; see `resnet_jax.data.decoding.Examples`."""
+    def fingerprint(self, split: str) -> str:
+        """Changes with any byte of the images, their labels and their order."""
+        content = repr([(file.label, file.digest) for file in self.files[split]])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
-    def __init__(self, source: ImageFolder, files: Sequence[ImageFile]) -> None:
-        self._source, self._files = source, files
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecords:
+    """The files of a split; see `resnet_jax.data.encoded.Records`."""
+
+    folder: Path
+    files: Sequence[ImageFile]
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
-    def decode(self, indices: Sequence[int]) -> Iterator[Example | Exception]:
+    def fetch(self, indices: Sequence[int]) -> Iterator[Record | Exception]:
+        """The content of files, or why they can't be read."""
         for index in indices:
-            file = self._files[index]
+            file = self.files[index]
+            where = f"{file.path!r}: "
             try:
-                data = read_file(self._source.folder / file.path)
-                image = self._source.fit.decode(data, self._source.image_shape)
+                yield Record(read_file(self.folder / file.path), file.label, where)
             except DataError as error:
-                yield DataError(f"{file.path!r}: {error}")
-            except ConfigError as error:
-                yield ConfigError(
-                    f"{str(self._source.folder / file.path)!r}: {error} as the first image; set"
-                    " data.image_size, to which images are scaled and cropped"
-                )
+                yield DataError(f"{where}{error}")
             except MemoryError as error:
                 yield error
-            else:
-                yield image, file.label
+
+
+def _as_they_are(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+    try:
+        return fit_image(data, shape, scale=False)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} as the first image; set data.image_size, to which images are scaled and"
+            " cropped"
+        ) from None
 
 
 def open_folder(
@@ -151,8 +163,7 @@ def open_folder(
     ordered = {split: in_fair_order(some) for split, some in files.items()}
     side = prepare.size if prepare else size
     height, width = (side, side) if side else _first_size(folder, ordered)
-    as_they_are = functools.partial(fit_image, scale=False)
-    fit = Fit.make(as_they_are, size=size, prepare=prepare)
+    fit = Fit.make(_as_they_are, size=size, prepare=prepare)
     return ImageFolder(folder, ordered, class_names, (height, width, 3), fit)
 
 

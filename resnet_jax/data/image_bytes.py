@@ -98,7 +98,7 @@ def _png(data: bytes, max_pixels: int) -> Still:
     width, height, depth = struct.unpack_from(">LLB", header)
     _check_size(width, height, max_pixels)
     _check_complete(packed, header)
-    return Still("PNG", width, height, depth, _orientation(exif), b"".join(kept))
+    return Still("PNG", width, height, depth, exif_orientation(exif), b"".join(kept))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
@@ -173,7 +173,7 @@ def _jpeg(data: bytes, max_pixels: int) -> Still:
     if data.count(b"\xff\xda", at) * width * height > _MAX_SCANNED_PIXELS:
         raise DataError("it has more scans than an image needs")
     kept.append(memoryview(data)[at:])
-    return Still("JPEG", width, height, depth, _orientation(exif), b"".join(kept))
+    return Still("JPEG", width, height, depth, exif_orientation(exif), b"".join(kept))
 
 
 def _describes_pixels(marker: int, body: bytes) -> bool:
@@ -188,7 +188,7 @@ def _describes_pixels(marker: int, body: bytes) -> bool:
     return marker != _COMMENT
 
 
-def _orientation(exif: bytes) -> int:
+def exif_orientation(exif: bytes) -> int:
     """The orientation in a block of Exif, a small TIFF; 1, upright, if it can't be read."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:

@@ -19,7 +19,8 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CONVERTIBLE = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
 """Bytes that Pillow takes for a pixel of each mode."""
 
-_MAX_PIXELS = 25_000_000
+MAX_PIXELS = 25_000_000
+"""Of an image of a stranger."""
 _MAX_DECODED_BYTES = 150_000_000
 _MAX_FILE_BYTES = 32 * 2**20
 _DRAFT = 4  # times the size that is wanted
@@ -53,7 +54,7 @@ def read_image(
             fit.
     """
     try:
-        return _fit(cut_down(read_file(path), max_pixels=_MAX_PIXELS), shape, resize=resize)
+        return _fit(cut_down(read_file(path), max_pixels=MAX_PIXELS), shape, resize=resize)
     except DataError as error:
         raise DataError(f"{path} can't be read: {error}.") from error.__cause__
 
@@ -77,7 +78,7 @@ def decode_upright(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
         DataError: damaged, animated or oversized. The message begins with "it", for the caller to
             say what.
     """
-    still = cut_down(data, max_pixels=_MAX_PIXELS)
+    still = cut_down(data, max_pixels=MAX_PIXELS)
     return _fit(still, (*_upright(still), 3), resize=True)
 
 
@@ -93,7 +94,7 @@ def fit_image(
             say what.
         ConfigError: without `scale` it must have that height and width, and hasn't; likewise.
     """
-    still = cut_down(data, max_pixels=_MAX_PIXELS)
+    still = cut_down(data, max_pixels=MAX_PIXELS)
     if not scale and (height_and_width := _upright(still)) != shape[:2]:
         found, wanted = ("{}×{}".format(*size) for size in (height_and_width, shape))
         raise ConfigError(f"it is {found} (height×width), not {wanted}")
@@ -102,7 +103,7 @@ def fit_image(
 
 def image_size(data: bytes) -> tuple[int, int]:
     """Height and width of a PNG or JPEG, set upright; raises as `fit_image`."""
-    return _upright(cut_down(data, max_pixels=_MAX_PIXELS))
+    return _upright(cut_down(data, max_pixels=MAX_PIXELS))
 
 
 def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
@@ -115,7 +116,7 @@ def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, 
             message begins with "it", for the caller to say what.
     """
     height, width, channels = shape
-    still = cut_down(data, max_pixels=max(_MAX_PIXELS, height * width))
+    still = cut_down(data, max_pixels=max(MAX_PIXELS, height * width))
     image = _open(still)
     if (image.mode, image.size, still.depth) != (MODES[channels], (width, height), 8):
         raise DataError(

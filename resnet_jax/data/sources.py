@@ -17,10 +17,11 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, NoReturn, Protocol, get_args
 
 import numpy as np
 
+from resnet_jax.data.encoded import EncodedSet, Records, Span
 from resnet_jax.data.known import find_known
 from resnet_jax.data.skipped import CorruptPolicy, SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
@@ -28,7 +29,7 @@ from resnet_jax.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     from resnet_jax.data.preprocessing import Preprocessing
 
-MEMORY_LIMIT_BYTES = 8 * 2**30
+MEMORY_LIMIT_BYTES = 16 * 2**30
 """Largest total of decoded images that `load_dataset` takes into host memory."""
 
 DIGITS_SPLIT_SEED = 2015
@@ -50,10 +51,12 @@ class ImageSet:
 class Dataset:
     """The splits that were asked for, by role, and what they have in common.
 
-    `fingerprint` is a digest of the decoded splits that were read, whole and in order, and of the
+    `streamed` are those that stay on disk and are decoded each time. `fingerprint` is a digest of
+    the decoded splits that were read, whole and in order, and of the
     class names. It changes with any pixel, label, name or position, but not with the slices taken
     nor from one preparation of the same data to the next (whose files do differ). Where examples
-    were skipped, it covers what is left and the places of what isn't.
+    were skipped, it covers what is left and the places of what isn't. Of streamed splits it covers
+    the files (`Source.fingerprint`).
     """
 
     name: str
@@ -61,6 +64,7 @@ class Dataset:
     class_names: tuple[str, ...]
     fingerprint: str
     skipped: tuple[SkippedExample, ...] = ()
+    streamed: Mapping[str, EncodedSet] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -69,17 +73,9 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of every image."""
+        """(h, w, c) of every image in `splits`."""
         height, width, channels = next(iter(self.splits.values())).images.shape[1:]
         return height, width, channels
-
-
-class Span(NamedTuple):
-    """The examples `start` ≤ i < `stop` of one split of a data set."""
-
-    split: str
-    start: int
-    stop: int
 
 
 class Source(Protocol):
@@ -103,6 +99,12 @@ class Source(Protocol):
     def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
         """The same without damaged examples, and what these are, in order."""
 
+    def records(self, split: str) -> Records:
+        """The examples of a split as they lie on disk."""
+
+    def fingerprint(self, split: str) -> str:
+        """A text that changes with the files of a split."""
+
 
 def load_dataset(
     name: str,
@@ -112,6 +114,7 @@ def load_dataset(
     image_size: int | None = None,
     prepare: "Preprocessing | None" = None,
     corrupt: CorruptPolicy = "stop",
+    streamed: Sequence[str] = (),
 ) -> Dataset:
     """Read the splits of the data set `name` into host memory.
 
@@ -130,6 +133,9 @@ def load_dataset(
     With `corrupt="skip"` damaged examples are left out, if they are few. Expressions count them all
     the same: "train[:45000]" then has fewer than 45,000 examples, and no example of another role.
 
+    Roles that are `streamed` are found but not read: their images may have any sizes, and damaged
+    ones raise an error when they are fetched.
+
     Raises ConfigError for an unknown data set, split or expression, for overlapping roles and for
     sets that don't fit in memory; DataError for data that are missing, damaged or wrongly labelled.
     """
@@ -141,7 +147,8 @@ def load_dataset(
     source = open_source(name, data_dir, image_size=image_size, prepare=prepare)
     spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
     _refuse_overlap(name, splits, spans)
-    needed = sorted({span.split for parts in spans.values() for span in parts})
+    read = {role: parts for role, parts in spans.items() if role not in streamed}
+    needed = sorted({span.split for parts in read.values() for span in parts})
     _refuse_too_large(name, source, needed)
     whole: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     skipped: tuple[SkippedExample, ...] = ()
@@ -153,7 +160,7 @@ def load_dataset(
             whole[split] = source.read(split)
     gone = {split: [one.index for one in skipped if one.split == split] for split in needed}
     sets = {}
-    for role, parts in spans.items():
+    for role, parts in read.items():
         left = [_without(span, gone[span.split]) for span in parts]
         for span in left:
             _check_labels(name, span, whole[span.split][1], len(source.class_names), gone)
@@ -161,7 +168,18 @@ def load_dataset(
         if not len(sets[role]):
             raise DataError(f"all examples of {splits[role]!r} of {name!r} are damaged")
     fingerprint = _fingerprint(source.class_names, whole, gone if skipped else {})
-    return Dataset(name, sets, source.class_names, fingerprint, skipped)
+    encoded = {role: _encoded(name, source, spans[role]) for role in streamed}
+    if encoded:
+        files = {span.split: source.fingerprint(span.split) for s in streamed for span in spans[s]}
+        both = json.dumps([fingerprint, files], sort_keys=True).encode()
+        fingerprint = hashlib.blake2b(both, digest_size=16).hexdigest()
+    return Dataset(name, sets, source.class_names, fingerprint, skipped, encoded)
+
+
+def _encoded(name: str, source: Source, spans: Sequence[Span]) -> EncodedSet:
+    parts = [(span, source.records(span.split)) for span in spans]
+    remedy = "repair or remove it, or `resnet-jax prepare` the data anew without what is damaged"
+    return EncodedSet(name, parts, len(source.class_names), remedy)
 
 
 def parse_split(spec: str, lengths: Mapping[str, int], name: str) -> list[Span]:
@@ -376,3 +394,11 @@ class Digits:
     def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
         """The same: they come with a package, whose installer has checked them."""
         return *self._splits[split], ()
+
+    def records(self, split: str) -> NoReturn:
+        """They aren't encoded."""
+        raise ConfigError("digits are arrays in memory; data.random_crop_area isn't for them.")
+
+    def fingerprint(self, split: str) -> NoReturn:
+        """As `records`."""
+        self.records(split)

@@ -17,12 +17,16 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.data import array_cache, mirror
-from resnet_jax.data.decoding import EncodedSplit, Example, first_line
+from resnet_jax.data.decoding import EncodedSplit, first_line
+from resnet_jax.data.encoded import Record
 from resnet_jax.data.fit import Fit
 from resnet_jax.data.image_files import MODES, decode_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
+
+_CHUNK = 2**20  # bytes
+_WHOLLY_DIGESTED_BYTES = 4 * 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,54 +58,51 @@ class Prepared:
             where=f"split {split!r} of {self.name!r} in {self.builder.data_dir}",
             remedy="prepare the data set again",
             shape=(self.lengths[split], *self.image_shape),
+            fit=self.fit,
             cache=array_cache.cache_folder(self.name, f"{self.files_digest}{self.fit.name}"),
-            open=lambda: _Records(self, split),
+            open=lambda: self.records(split),
         )
 
-
-class _Records:
-    """The records of a split; see `resnet_jax.data.decoding.Examples`."""
-
-    def __init__(self, prepared: Prepared, split: str) -> None:
+    def records(self, split: str) -> "PreparedRecords":
+        """The records of one split."""
         import tensorflow_datasets as tfds
 
-        self._shape, self._fit = prepared.image_shape, prepared.fit
-        features = prepared.builder.info.features
+        features = self.builder.info.features
         raw = [key for key in features if isinstance(features[key], tfds.features.Image)]
-        self._records = prepared.builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in raw}
-        )
+        skip = {key: tfds.decode.SkipDecoding() for key in raw}
+        return PreparedRecords(self.builder.as_data_source(split, decoders=skip))
+
+    def fingerprint(self, split: str) -> str:
+        """Changes with the files of the set."""
+        return f"{split}-{self.files_digest}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRecords:
+    """The records of a split; see `resnet_jax.data.encoded.Records`."""
+
+    source: Any  # of TFDS, with images not decoded
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.source)
 
-    def decode(self, indices: Sequence[int]) -> Iterator[Example | Exception]:
-        for record in self._fetch(indices):
-            if isinstance(record, Exception):
-                yield record
-                continue
-            try:
-                image, label = self._fit.decode(record["image"], self._shape), record["label"]
-            except Exception as error:
-                yield error
-            else:
-                yield image, label
-
-    def _fetch(self, indices: Sequence[int]) -> Iterator[Mapping[str, Any] | Exception]:
-        """The records; in place of a damaged one the error."""
+    def fetch(self, indices: Sequence[int]) -> Iterator[Record | Exception]:
+        """Records; in place of a damaged one the error."""
         try:
-            records = self._records.__getitems__(list(indices))
+            found = self.source.__getitems__(list(indices))
         except MemoryError:
             raise
         except Exception:  # one of them is damaged: go through them singly to say which
             for index in indices:
                 try:
-                    record = self._records[index]
+                    one = self.source[index]
+                    record: Record | Exception = Record(one["image"], int(one["label"]))
                 except Exception as error:
                     record = error
                 yield record
         else:
-            yield from records
+            for one in found:
+                yield Record(one["image"], int(one["label"]))
 
 
 def open_prepared(
@@ -254,14 +255,21 @@ def _check_shards(name: str, info: Any) -> list[Path]:
 
 
 def _files_digest(folder: Path, records: Sequence[Path]) -> str:
-    """Digest of the records and of the files that give them their meaning (0.2 s for 140 MB)."""
+    """Digest of the records and of the files that give them their meaning (0.2 s for 140 MB).
+
+    Of sets that would take minutes to read, it is of the sizes, beginnings and ends of the records.
+    """
     digest = hashlib.blake2b(digest_size=16)
     meaning = [folder / "dataset_info.json", folder / "features.json", *folder.glob("*.labels.txt")]
+    large = sum(path.stat().st_size for path in records) > _WHOLLY_DIGESTED_BYTES
     for path in sorted([*meaning, *records]):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
         with path.open("rb") as file:
-            while chunk := file.read(2**20):
+            while chunk := file.read(_CHUNK):
                 digest.update(chunk)
+                if large and path in records:
+                    file.seek(max(file.tell(), size - _CHUNK))
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ from resnet_jax.models.norms import BatchNorm, GroupNorm, Scalars
 
 Branch = Literal["single", "basic", "bottleneck"]
 Order = Literal["original", "bn_after_add", "relu_before_add", "relu_preact", "preact"]
-Shortcut = Literal["none", "A", "A_pool", "B", "C", "D"]
+Shortcut = Literal["none", "A", "A_middle", "A_pool", "B", "C", "D"]
 Merge = Literal["add", "shortcut_gate", "coupled_gates", "independent_gates"]
 StrideOn = Literal["1x1", "3x3"]
 NormKind = Literal["batch", "group", "layer", "none", "fixup", "skipinit"]
@@ -83,9 +83,11 @@ def branch_layers(
     ]
 
 
-def pad_channels(x: Float[Array, "n h w c"], features: int) -> Float[Array, "n h w f"]:
-    """Append channels of zeros."""
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[-1])))
+def pad_channels(
+    x: Float[Array, "n h w c"], features: int, *, before: int = 0
+) -> Float[Array, "n h w f"]:
+    """Put `before` channels of zeros before those of `x`, and append the rest."""
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, features - x.shape[-1] - before)))
 
 
 class Grammar(nn.Module):
@@ -96,9 +98,10 @@ class Grammar(nn.Module):
             the width).
         order: where normalisation and activation stand: `ORDERS`.
         shortcut: "none" (a plain network); where the shape changes, "A" subsamples and appends
-            zeros, "A_pool" averages and appends zeros (Huang et al. 2016, 1603.09382), "B"
-            projects by a 1×1 convolution, "D" averages, then projects (He et al. 2018,
-            1812.01187); "C" projects in every unit.
+            zeros, "A_middle" puts half of them before (akamaster/pytorch_resnet_cifar10), "A_pool"
+            averages and appends zeros (Huang et al. 2016, 1603.09382), "B" projects by a 1×1
+            convolution, "D" averages, then projects (He et al. 2018, 1812.01187); "C" projects in
+            every unit.
         merge: how the shortcut s and the branch f meet, with gates T and C that see the unit's
             input: "add" s + f, "shortcut_gate" (1-T)·s + f, "coupled_gates" (1-T)·s + T·f (a
             highway network, 1505.00387; "exclusive gating" of He et al. 2016),
@@ -353,7 +356,8 @@ class ResidualUnit(Grammar):
             return x
         if self.shortcut == "A_pool":
             return pad_channels(average_pool(x, self.stride), features)
-        return pad_channels(x[:, :: self.stride, :: self.stride, :], features)
+        before = (features - x.shape[-1]) // 2 if self.shortcut == "A_middle" else 0
+        return pad_channels(x[:, :: self.stride, :: self.stride, :], features, before=before)
 
     def _merge(self, x: Array, s: Array, f: Array) -> Array:
         if self.merge == "add":

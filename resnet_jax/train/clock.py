@@ -28,12 +28,12 @@ class Clock:
         """Leave what went before, such as compilation, out of the speed of training."""
         self._lap_started, self._lap_step = time.monotonic(), step
 
-    def lap(self, step: int, batch_size: int) -> float:
-        """Training images per second since the last lap, and begin another."""
-        elapsed = time.monotonic() - self._lap_started
-        speed = (step - self._lap_step) * batch_size / max(elapsed, 1e-9)
+    def lap(self, step: int, batch_size: int) -> tuple[float, float]:
+        """Training images per second since the last lap, and its seconds; begins another."""
+        elapsed = max(time.monotonic() - self._lap_started, 1e-9)
+        speed = (step - self._lap_step) * batch_size / elapsed
         self.start_lap(step)
-        return speed
+        return speed, elapsed
 
     @contextlib.contextmanager
     def paused(self, pending: Any) -> Iterator[None]:

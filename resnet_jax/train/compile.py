@@ -25,7 +25,7 @@ from resnet_jax.parallel.roofline import StepTime, step_time
 from resnet_jax.parallel.tpu import GIB, Slice, out_of_memory
 from resnet_jax.parallel.traffic import main_memory_bytes
 from resnet_jax.train.config import validate
-from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
+from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
 from resnet_jax.train.experiment import Blueprint, check_batch
 
 
@@ -141,16 +141,16 @@ def compile_training(blueprint: Blueprint) -> Program | TooLarge:
 
 
 def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
-    """Compile the scoring of the validation split, or else the test split; None without either.
-
-    A split of images that needn't be resident would come batch by batch, so it's one batch then.
-    """
+    """Compile the scoring of the validation split, or else the test split; None without either."""
     config = blueprint.config
     spec = config.data.validation or config.data.test
     if not spec:
         return None
     examples = _split_length(config, _known_set(config), spec)
-    batches, size = batches_of(examples, batch_size=config.eval_batch_size, mesh=blueprint.mesh)
+    image_shape = blueprint.evaluation_shape()
+    _, batches, size = chunks_of(
+        examples, image_shape, batch_size=config.eval_batch_size, mesh=blueprint.mesh
+    )
     state = blueprint.abstract_state
     whole = replicated(blueprint.mesh)
     variables, normalization = jax.tree.map(
@@ -161,9 +161,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
         make_score(blueprint.model, blueprint.mesh),
         variables,
         normalization,
-        abstract_batches(
-            batches if config.data.resident else 1, size, blueprint.image_shape, blueprint.mesh
-        ),
+        abstract_batches(batches, size, image_shape, blueprint.mesh),
         devices=blueprint.mesh.size,
     )
 

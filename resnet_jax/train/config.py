@@ -21,6 +21,7 @@ MAY_CHANGE = (
     "data.dir",
     "data.corrupt",  # what is left out is part of the data's fingerprint
     "data.resident",
+    "data.workers",
     "mesh.data",
     "mesh.fsdp",
     "log_every",
@@ -67,6 +68,16 @@ def default_config() -> ConfigDict:
     # training images.
     config.data.mean = ()
     config.data.std = ()
+    # Smallest and largest share of an image's area that a random-resized crop takes, scaled to
+    # image_size. Training images are then decoded each time they are needed, and all are RGB.
+    config.data.random_crop_area = ()
+    # How the others are prepared then: the shorter side scaled to eval_resize, and the square of
+    # eval_size at the centre cut out. None is image_size.
+    config.data.eval_size = config_dict.placeholder(int)
+    config.data.eval_resize = config_dict.placeholder(int)
+    config.data.interpolation = "bilinear"  # or "bicubic"
+    config.data.workers = -1  # processes that decode; -1: one per core, 0: threads of this one
+    config.data.repeats = 1  # times that an image is in a batch, each time augmented otherwise
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
     # What a damaged image or record does: "stop" ends the run; "skip" leaves the example out, up to
@@ -191,6 +202,7 @@ def validate(config: ConfigDict) -> None:
     if config.data.image_size is not None and config.data.image_size < 1:
         raise ConfigError(f"data.image_size is {config.data.image_size}; it must be at least 1.")
     _check_normalization(config)
+    _check_streaming(config)
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be less than 2**32.")
     positive = (
@@ -205,6 +217,7 @@ def validate(config: ConfigDict) -> None:
         "log_every",
         "steps_per_dispatch",
         "schedule.reference_batch",
+        "data.repeats",
     )
     for name in positive:
         if flat[name] <= 0:
@@ -250,6 +263,45 @@ def _check_normalization(config: ConfigDict) -> None:
         raise ConfigError(
             f"data.mean is {mean} and data.std {std}; they are of values in 0…1, and no deviation"
             " is 0."
+        )
+
+
+def streams(config: ConfigDict) -> bool:
+    """Whether training images are decoded each time they are needed."""
+    return bool(config.data.random_crop_area)
+
+
+def _check_streaming(config: ConfigDict) -> None:
+    data, area = config.data, config.data.random_crop_area
+    if config.batch_size % data.repeats:
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, which isn't a multiple of data.repeats ="
+            f" {data.repeats}."
+        )
+    if not streams(config):
+        for name in ("eval_size", "eval_resize"):
+            if data[name] is not None:
+                raise ConfigError(
+                    f"data.{name} is {data[name]}; it goes with data.random_crop_area."
+                )
+        return
+    numbers = all(isinstance(share, int | float) for share in area)
+    if len(area) != 2 or not numbers or not 0 < area[0] <= area[1] <= 1:
+        raise ConfigError(
+            f"data.random_crop_area is {area}; it is a smallest and a largest share, such as"
+            " (0.08, 1.0), or () for none."
+        )
+    if data.image_size is None or not data.mean:
+        raise ConfigError(
+            "data.random_crop_area needs data.image_size, and data.mean and data.std: images that"
+            " are decoded as they are needed aren't measured."
+        )
+    if data.workers < -1:
+        raise ConfigError(f"data.workers is {data.workers}; it can be -1, 0 or more.")
+    if data.corrupt != "stop":
+        raise ConfigError(
+            "data.corrupt is 'skip', which would change what a batch holds;"
+            " `resnet-jax prepare` leaves out what is damaged."
         )
 
 

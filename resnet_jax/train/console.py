@@ -21,6 +21,7 @@ from resnet_jax.parallel.process import is_main
 from resnet_jax.train.experiment import Experiment
 
 _SECONDS_BETWEEN_LINES = 10.0
+_MUCH_WAITING = 0.05  # of the time; it is shown
 
 
 class TrainingConsole:
@@ -121,6 +122,8 @@ class TrainingConsole:
             f"loss {record['loss']:.3f}  top-1 {record['top1']:.1%}"
             f"  {record['img_per_s']:,.0f} img/s"
         )
+        if record.get("data_wait", 0) >= _MUCH_WAITING:
+            numbers += f" ({record['data_wait']:.0%} of the time awaiting images)"
         self._bar.update(
             self._task,
             description=f"epoch {record['epoch']:.1f}",

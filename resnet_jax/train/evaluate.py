@@ -1,6 +1,8 @@
 """Exact evaluation: every example of a split counts once, and the count is asserted."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,6 +16,11 @@ from resnet_jax.data.sources import ImageSet
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import place, replicated, split
 from resnet_jax.train.step import cross_entropy
+
+_RESIDENT_BYTES = 2**30
+"""Of images of a split, that each device keeps."""
+
+_CHUNK_BYTES = 2**28  # of images, that are sent to each device at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,25 +53,20 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores variables on a split that is kept on the devices, in one dispatch per call."""
+    """Scores variables on a split, which is kept on the devices if it isn't too large for that."""
 
     def __init__(self, model: Network, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
-        """Pad the split to whole batches, with a mask, and place it on the mesh.
+        """Lay the split out in whole batches, with a mask.
 
         The scores don't depend on the size of the batch, which is rounded up to one that the
         mesh can share, and down to the size of the split.
         """
-        self._examples = len(data)
-        batches, batch_size = batches_of(len(data), batch_size=batch_size, mesh=mesh)
-        padding = batches * batch_size - len(data)
-
-        def padded(array: np.ndarray) -> np.ndarray:
-            array = np.concatenate([array, np.zeros((padding, *array.shape[1:]), array.dtype)])
-            return array.reshape(batches, batch_size, *array.shape[1:])
-
-        arrays = padded(data.images), padded(data.labels), padded(np.ones(len(data), bool))
-        self._batches = place(arrays, split(mesh, axis=1))
+        self._data, self._mesh = data, mesh
+        shape = data.images.shape[1:]
+        self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
+        self._resident = self._chunk(0) if self._chunks[0] == 1 else None
         self._score = make_score(model, mesh)
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def __call__(self, variables: Any, normalization: Any) -> Evaluation:
         """Score `variables` on the whole split.
@@ -72,10 +74,14 @@ class Evaluator:
         Raises:
             AssertionError: not every example was counted exactly once.
         """
-        sums = jax.device_get(self._score(variables, normalization, self._batches))
+        if self._resident:
+            sums = self._score(variables, normalization, self._resident)
+        else:
+            sums = self._sums_of_chunks(variables, normalization)
+        sums = jax.device_get(sums)
         counted = int(sums["examples"])
-        if counted != self._examples:
-            raise AssertionError(f"scored {counted} examples of a split of {self._examples}")
+        if counted != len(self._data):
+            raise AssertionError(f"scored {counted} examples of a split of {len(self._data)}")
         return Evaluation(
             examples=counted,
             loss=float(sums["loss"]) / counted,
@@ -83,6 +89,52 @@ class Evaluator:
             top5=int(sums["top5"]) / counted,
             confusion=sums["confusion"].astype(np.int64),
         )
+
+    def _sums_of_chunks(self, variables: Any, normalization: Any) -> dict[str, jax.Array]:
+        """The sums of chunk after chunk; the next one is sent while one is scored."""
+        sums, chunk = None, self._chunk(0)
+        for number in range(self._chunks[0]):
+            done = self._score(variables, normalization, chunk)
+            before, sums = sums, self._add(sums, done) if sums else done
+            if number + 1 < self._chunks[0]:
+                chunk = self._chunk(number + 1)
+            # No more than two of them lie on the devices.
+            jax.block_until_ready(before)
+        assert sums
+        return sums
+
+    def _chunk(self, number: int) -> Any:
+        """Images, labels and mask of a chunk, [batches, examples of each, …], on the mesh."""
+        _, batches, size = self._chunks
+        start = number * batches * size
+        stop = min(start + batches * size, len(self._data))
+        padding = batches * size - (stop - start)
+
+        def padded(array: np.ndarray) -> np.ndarray:
+            if padding:
+                zeros = np.zeros((padding, *array.shape[1:]), array.dtype)
+                array = np.concatenate([array, zeros])
+            return array.reshape(batches, size, *array.shape[1:])
+
+        images, labels = self._data.images[start:stop], self._data.labels[start:stop]
+        arrays = padded(images), padded(labels), padded(np.ones(stop - start, bool))
+        return place(arrays, split(self._mesh, axis=1))
+
+
+def chunks_of(
+    examples: int, image_shape: Sequence[int], *, batch_size: int, mesh: Mesh
+) -> tuple[int, int, int]:
+    """In how many chunks, of how many batches, of how many examples a split is scored.
+
+    A split of which each device has little is one chunk.
+    """
+    batches, batch_size = batches_of(examples, batch_size=batch_size, mesh=mesh)
+    bytes_of_batch = batch_size // mesh.size * math.prod(image_shape)
+    if batches * bytes_of_batch <= _RESIDENT_BYTES:
+        return 1, batches, batch_size
+    per_chunk = max(1, _CHUNK_BYTES // bytes_of_batch)
+    chunks = -(-batches // per_chunk)
+    return chunks, -(-batches // chunks), batch_size
 
 
 def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,22 @@ from resnet_jax.data.augment import (
     normalization_shapes,
 )
 from resnet_jax.data.loader import Batches, ExampleStream
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import Network, create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
 from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.train.config import model_overrides
+from resnet_jax.train.config import model_overrides, streams
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer, make_schedule
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.state import TrainState, init_state
 from resnet_jax.train.step import Recipe, make_train_steps
+
+if TYPE_CHECKING:
+    from resnet_jax.data.stream import StreamedBatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +74,8 @@ class Plan:
             train_examples=train_examples,
             total_steps=total_steps,
             log_every=config.log_every,
-            steps_per_dispatch=config.steps_per_dispatch,
+            # Images that are decoded as they're needed come a step at a time.
+            steps_per_dispatch=1 if streams(config) else config.steps_per_dispatch,
             eval_every=max(1, round(config.eval_every * unit)),
             checkpoint_every=max(1, round(config.checkpoint_every * unit)),
         )
@@ -137,6 +142,22 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
         )
 
 
+def evaluation_preprocessing(config: ml_collections.ConfigDict) -> Preprocessing:
+    """How images that aren't trained on are prepared, if those that are are decoded as needed.
+
+    Raises:
+        ConfigError: a size can't be.
+    """
+    data = config.data
+    return Preprocessing(
+        mean=tuple(map(float, data.mean)),  # type: ignore[arg-type]
+        std=tuple(map(float, data.std)),  # type: ignore[arg-type]
+        size=data.eval_size or data.image_size,
+        resize=data.eval_resize or data.eval_size or data.image_size,
+        interpolation=data.interpolation,
+    )
+
+
 def load_data(config: ml_collections.ConfigDict) -> Dataset:
     """Read the splits that `config.data` names: "train", "validation", "test".
 
@@ -145,12 +166,15 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
         DataError: data that are missing or damaged.
     """
     splits = {role: config.data[role] for role in ("train", "validation", "test")}
+    reading: dict[str, Any] = {"image_size": config.data.image_size}
+    if streams(config):
+        reading = {"prepare": evaluation_preprocessing(config), "streamed": ("train",)}
     return load_dataset(
         config.data.name,
         splits={role: spec for role, spec in splits.items() if spec},
         data_dir=config.data.dir,
-        image_size=config.data.image_size,
         corrupt=config.data.corrupt,
+        **reading,
     )
 
 
@@ -277,7 +301,7 @@ class Blueprint:
             recipe=recipe,
             mesh=self.mesh,
             state=self.abstract_state,
-            resident=self.config.data.resident,
+            resident=self.resident,
         )
 
     def batch_shape(self) -> tuple[int, int, int]:
@@ -286,13 +310,25 @@ class Blueprint:
         examples = self.config.batch_size // micro_batches
         return self.plan.steps_per_dispatch, micro_batches, examples
 
+    def evaluation_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images that are scored."""
+        if not streams(self.config):
+            return self.image_shape
+        size = evaluation_preprocessing(self.config).size
+        return size, size, 3
+
+    @property
+    def resident(self) -> bool:
+        """Whether the training split lies on every device."""
+        return self.config.data.resident and not streams(self.config)
+
     def abstract_batches(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What `train_steps` takes beside the state and the number of steps."""
         examples, whole = split(self.mesh, axis=2), replicated(self.mesh)
         shape: tuple[int, ...] = self.batch_shape()
         data = examples
         ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=examples)
-        if self.config.data.resident:
+        if self.resident:
             shape, data = (self.plan.train_examples,), whole
         images = jax.ShapeDtypeStruct((*shape, *self.image_shape), jnp.uint8, sharding=data)
         labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
@@ -318,20 +354,24 @@ class Experiment(Blueprint):
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
         check_batch(config, mesh)
         dataset = load_data(config)
-        train = dataset.splits["train"]
+        normalization = given_normalization(config.data.mean, config.data.std)
+        if streams(config):
+            train_examples = len(dataset.streamed["train"])
+            image_shape = (config.data.image_size, config.data.image_size, 3)
+        else:
+            train = dataset.splits["train"]
+            train_examples, image_shape = len(train), dataset.image_shape
+            normalization = normalization or measure_normalization(
+                train.images, config.data.normalize
+            )
         parts = cls.parts(
             config,
             mesh=mesh,
-            image_shape=dataset.image_shape,
+            image_shape=image_shape,
             num_classes=dataset.num_classes,
-            train_examples=len(train),
+            train_examples=train_examples,
         )
-        return cls(
-            **parts,
-            dataset=dataset,
-            normalization=given_normalization(config.data.mean, config.data.std)
-            or measure_normalization(train.images, config.data.normalize),
-        )
+        return cls(**parts, dataset=dataset, normalization=normalization)
 
     @functools.cached_property
     def pretrained(self) -> Pretrained | None:
@@ -361,17 +401,31 @@ class Experiment(Blueprint):
 
     def stream(self) -> ExampleStream:
         """Which training examples come when."""
-        return ExampleStream(self.config.seed, self.plan.train_examples, self.config.batch_size)
-
-    def batches(self) -> Batches:
-        """Where the training batches come from."""
-        return Batches(
-            self.dataset.splits["train"],
-            self.stream(),
-            shape=self.batch_shape(),
-            mesh=self.mesh,
-            resident=self.config.data.resident,
+        return ExampleStream(
+            self.config.seed,
+            self.plan.train_examples,
+            self.config.batch_size,
+            repeats=self.config.data.repeats,
         )
+
+    def batches(self) -> "Batches | StreamedBatches":
+        """Where the training batches come from."""
+        where: dict[str, Any] = {"shape": self.batch_shape(), "mesh": self.mesh}
+        if streams(self.config):
+            # It needs libraries for which others needn't wait.
+            from resnet_jax.data.stream import StreamedBatches  # noqa: PLC0415
+
+            return StreamedBatches(
+                self.dataset.streamed["train"],
+                self.stream(),
+                **where,
+                area=tuple(self.config.data.random_crop_area),
+                size=self.config.data.image_size,
+                total_steps=self.plan.total_steps,
+                workers=self.config.data.workers,
+            )
+        train, resident = self.dataset.splits["train"], self.resident
+        return Batches(train, self.stream(), **where, resident=resident)
 
     def evaluators(self) -> dict[str, Evaluator]:
         """An evaluator of each held-out split, its images on the devices."""

@@ -14,12 +14,13 @@ from resnet_jax.buckets import as_path
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
+from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
-from resnet_jax.train.config import from_json, model_overrides
+from resnet_jax.train.config import from_json, model_overrides, streams
 from resnet_jax.train.evaluate import Evaluation, Evaluator
-from resnet_jax.train.experiment import load_data
+from resnet_jax.train.experiment import evaluation_preprocessing, load_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class TrainedNetwork:
         variables: for `model.apply`.
         normalization: {"mean", "std"} of the training images, in grey levels.
         class_names: one per logit.
-        image_shape: (h, w, c) of the training images.
+        image_shape: (h, w, c) of the images it was scored on, and takes.
     """
 
     config: ConfigDict
@@ -43,6 +44,29 @@ class TrainedNetwork:
     normalization: dict[str, jax.Array]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for the network, as a weight file says it.
+
+        None if it can't be said so: of a mean image, of grey images, or of others than squares.
+
+        Raises:
+            ConfigError: the name of a class isn't a line of text.
+        """
+        if streams(self.config):
+            prepared = evaluation_preprocessing(self.config)
+            return dataclasses.replace(prepared, class_names=self.class_names)
+        height, width, channels = self.image_shape
+        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
+        if (height, channels) != (width, 3) or mean.shape != (3,):
+            return None
+        return Preprocessing(
+            mean=tuple((mean / 255).tolist()),
+            std=tuple((std / 255).tolist()),
+            size=height,
+            resize=self.config.data.image_size or None,
+            class_names=self.class_names,
+        )
 
     def predict(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "n k"]:
         """Probabilities of the classes for images of `image_shape`."""
@@ -66,6 +90,8 @@ class TrainedNetwork:
             config.data.dir = data_dir
         if not config.data[split]:
             raise ConfigError(f"The run's config names no {split} split.")
+        if split == "train" and streams(config):
+            raise ConfigError("The training images of this run are decoded as needed, not scored.")
         dataset = load_data(config)
         if dataset.class_names != self.class_names:
             raise DataError(

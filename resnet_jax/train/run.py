@@ -21,6 +21,7 @@ from resnet_jax.errors import DataError, NumericalError, WriteError
 from resnet_jax.parallel.mesh import place, replicated
 from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
+from resnet_jax.train.config import streams
 from resnet_jax.train.console import TrainingConsole
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
@@ -84,6 +85,7 @@ class Run:
         self._workdir, self._checkpoints = workdir, checkpoints
         self._stop, self._watchdog, self._stop_at_step = stop, watchdog, stop_at_step
         self._clock = Clock()
+        self._waited_s = 0.0  # for images, up to the last log point
         self._failed_saves = 0  # in a row
         self._retry_at: int | None = None  # the step after which the next save is tried
 
@@ -143,11 +145,16 @@ class Run:
 
     def _train(self) -> None:
         """Take steps until the last one, or until a process is told to stop."""
-        with nothing_to_lose(self._stop):
-            self._watchdog.now("compiling the training step")
-            batches = self._experiment.batches()
-            jitted = self._experiment.train_steps()
-            train_steps = jitted.lower(self._state, *batches.take(self._step), 1).compile()
+        with contextlib.closing(self._experiment.batches()) as self._batches:
+            with nothing_to_lose(self._stop):
+                self._watchdog.now("compiling the training step")
+                self._batches.start(self._step)  # images are read while this compiles
+                jitted = self._experiment.train_steps()
+                shapes = self._experiment.abstract_batches()
+                train_steps = jitted.lower(self._state, *shapes, 1).compile()
+            self._take_steps(train_steps)
+
+    def _take_steps(self, train_steps: jax.stages.Compiled) -> None:
         self._clock.start_lap(self._step)
         vote = Vote(self._experiment.mesh)
         stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
@@ -156,7 +163,7 @@ class Run:
             self._step = self._plan.next_pause(first, stop_at_step=self._stop_at_step)
             self._watchdog.now(f"training steps {first + 1} to {self._step}")
             steps = np.int32(self._step - first)
-            self._state = train_steps(self._state, *batches.take(first), steps)
+            self._state = train_steps(self._state, *self._batches.take(first), steps)
             stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
             stopping = stopping or self._is_told_to_stop_here()
             try:
@@ -193,7 +200,9 @@ class Run:
             self._nonfinite.write(sums.numbered(), "skipped")
             what = f"{sums.nonfinite} of the steps before {self._step} weren't finite"
             self._nonfinite.go_on(int(sums.nonfinite), f"{what}, and were skipped")
-        speed = self._clock.lap(self._step, self._plan.batch_size)
+        waited = self._batches.waited_s - self._waited_s
+        self._waited_s = self._batches.waited_s
+        speed, elapsed = self._clock.lap(self._step, self._plan.batch_size)
         if sums.steps:
             record = {
                 "step": self._step,
@@ -206,6 +215,8 @@ class Run:
                 "lr": float(self._experiment.schedule(self._step - 1)),
                 "img_per_s": round(speed, 1),
             }
+            if streams(self._config):
+                record["data_wait"] = round(min(1.0, waited / elapsed), 4)
             self._log.write(record)
             self._console.train(record)
         self._state = self._state.replace(meter=self._empty_meter())
@@ -276,7 +287,7 @@ class Run:
                 "wall_s": self._clock.wall_s(),
                 "nonfinite": self._nonfinite.count,
                 "class_names": self._dataset.class_names,
-                "image_shape": self._dataset.image_shape,
+                "image_shape": self._experiment.evaluation_shape(),
                 "fingerprint": self._dataset.fingerprint,
                 "init_from": self._began_with,
             },

@@ -1,5 +1,6 @@
 """Variables of a network from a weight file: all of them, or none and a list of what differs."""
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from resnet_jax.weights.files import read_metadata, read_weights
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
 from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.structure import Module, find_modules
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = 3  # entries of a list, in a message
 
@@ -47,7 +50,14 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
         raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
     path = local_file(weights)
     check_behaviour(model, read_metadata(path), path)
-    flat = _fit(model, read_weights(path), path)
+    arrays = read_weights(path)
+    flat = _fit(model, arrays, path)
+    if model.shortcut == "A" and any(name.endswith("linear.weight") for name in arrays):
+        _log.warning(
+            "%s has names as akamaster/pytorch_resnet_cifar10 writes them, whose shortcuts have"
+            " zeros on both sides: if it's of that code, the model's shortcut is 'A_middle'",
+            path,
+        )
     tree = traverse_util.unflatten_dict(flat, sep="/")
     return stack_units(tree) if model.scan else tree
 

@@ -57,7 +57,7 @@ def test_the_program_of_a_weight_file(tmp_path, capsys):
     variables = resnet_jax.init_variables(model, jax.random.key(0), (32, 32, 3))
     weights, out = tmp_path / "net.safetensors", tmp_path / "net.stablehlo"
     resnet_jax.save_weights(weights, model, variables)
-    source = ["--weights", weights, "--model", "resnet20", "--num-classes", "3"]
+    source = ["--weights", weights, "--model", "resnet20", "--field", "num_classes=3"]
     source += ["--image-size", "8"]
     ready = _export(capsys, *source, out, "--batch", "2", "--platforms", "cpu,tpu")
     assert ready["images"] == {"shape": [2, 8, 8, 3], "dtype": "float32"}

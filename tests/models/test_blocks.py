@@ -76,6 +76,7 @@ SHORTCUTS = {
     "C": lambda x, p, v: norm(conv(x, p["downsample_conv"], 2), v, "downsample_bn"),
     "D": lambda x, p, v: norm(conv(blocks_mean(x), p["downsample_conv"]), v, "downsample_bn"),
     "A": lambda x, p, v: np.concatenate([x[:, ::2, ::2], np.zeros((2, 2, 2, 4))], axis=-1),
+    "A_middle": lambda x, p, v: np.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2))),
     "A_pool": lambda x, p, v: np.concatenate([blocks_mean(x), np.zeros((2, 2, 2, 4))], axis=-1),
     "none": lambda x, p, v: 0.0,
 }

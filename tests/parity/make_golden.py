@@ -35,15 +35,34 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "activations"
 class OptionA(nn.Module):
     """Every second pixel, and as many channels of zeros."""
 
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.start, self.end = 0, after - before
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x[:, :, ::2, ::2]
-        return torch.cat([x, torch.zeros_like(x)], dim=1)
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.start, self.end))
+
+
+class OptionAMiddle(OptionA):
+    """The same with half of the zeros before."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__(before, after)
+        self.start = self.end = (after - before) // 2
+
+
+def projection(before: int, after: int) -> nn.Module:
+    """Option B."""
+    return nn.Sequential(nn.Conv2d(before, after, 1, 2, bias=False), nn.BatchNorm2d(after))
 
 
 class CifarNet(nn.Module):
-    """The 6n + 2 net of He et al. 2015 out of torchvision's basic blocks."""
+    """The 6n + 2 net of He et al. 2015 out of torchvision's basic blocks.
 
-    def __init__(self, units: int) -> None:
+    `shortcut` makes the module for where a stage begins, from the widths before and after.
+    """
+
+    def __init__(self, units: int, shortcut: Callable[[int, int], nn.Module] = OptionA) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -51,7 +70,7 @@ class CifarNet(nn.Module):
         for stage, width in enumerate((16, 32, 64), start=1):
             before = width if stage == 1 else width // 2
             blocks = [
-                BasicBlock(before, width, 2, OptionA())
+                BasicBlock(before, width, 2, shortcut(before, width))
                 if before != width and i == 0
                 else BasicBlock(width, width)
                 for i in range(units)

@@ -7,6 +7,7 @@ import pytest
 
 from resnet_jax.data.sources import ImageSet
 from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.train import evaluate
 from resnet_jax.train.evaluate import Evaluator
 
 
@@ -28,7 +29,12 @@ def _image_set(n: int) -> ImageSet:
 @pytest.mark.parametrize(
     ("n", "batch", "devices"), [(50, 8, 1), (50, 16, 8), (13, 64, 4), (8, 8, 8), (20, 3, 8)]
 )
-def test_scores_equal_those_of_numpy(n, batch, devices):
+@pytest.mark.parametrize("chunk", [None, 7 * 8, 7 * 4, 7])
+def test_scores_equal_those_of_numpy(n, batch, devices, chunk, monkeypatch):
+    """However much of the split lies on the devices at a time."""
+    if chunk:
+        monkeypatch.setattr(evaluate, "_RESIDENT_BYTES", 0)
+        monkeypatch.setattr(evaluate, "_CHUNK_BYTES", chunk)
     data = _image_set(n)
     evaluator = Evaluator(Brightness(), data, batch_size=batch, mesh=make_mesh(data=devices))
     scores = evaluator({"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)})
@@ -68,8 +74,8 @@ def test_a_network_of_nans_scores_nothing():
 def test_a_miscount_is_an_error(monkeypatch):
     data = _image_set(20)
     evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
-    images, labels, mask = evaluator._batches
-    monkeypatch.setattr(evaluator, "_batches", (images, labels, jnp.ones_like(mask)))
+    images, labels, mask = evaluator._resident
+    monkeypatch.setattr(evaluator, "_resident", (images, labels, jnp.ones_like(mask)))
     with pytest.raises(AssertionError, match="scored 24 examples of a split of 20"):
         evaluator({"gain": jnp.float32(1)}, {"mean": np.float32(0), "std": np.float32(1)})
 

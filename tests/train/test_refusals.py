@@ -41,7 +41,7 @@ def never_compile(monkeypatch):
     ("field", "value", "message"),
     [
         ("model.name", "resnet21", "no model 'resnet21'. Did you mean 'resnet"),
-        ("model.shortcut", "Z", "model.shortcut is 'Z'; it can be none, A, A_pool, B"),
+        ("model.shortcut", "Z", "model.shortcut is 'Z'; it can be none, A, A_middle, A_pool, B"),
         ("model.bn_group_size", 5, "doesn't split into groups of model.bn_group_size = 5"),
         ("batch_size", 30, "batch_size is 30, which 8 devices can't share evenly; use 24 or 32"),
         ("mesh.data", 9, "mesh.data is 9, but the number of devices is 8"),

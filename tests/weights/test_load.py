@@ -90,6 +90,20 @@ def test_names_of_publishers_are_recognised(rename, fields, tmp_path):
     _assert_equal(_load(model, arrays, tmp_path), values)
 
 
+def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplog):
+    """The parameters are alike with zeros on one side, and the logits aren't."""
+    for shortcut, rename, warns in (
+        ("A", publishers.parallel_cifar, True),
+        ("A", publishers.torchvision, False),
+        ("A_middle", publishers.parallel_cifar, False),
+        ("B", publishers.parallel_cifar, False),
+    ):
+        caplog.clear()
+        model = resnet_jax.ResNet(**BASIC | {"shortcut": shortcut})
+        _load(model, _published(_random(model), rename), tmp_path)
+        assert ("the model's shortcut is 'A_middle'" in caplog.text) == warns
+
+
 @settings(max_examples=12, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(

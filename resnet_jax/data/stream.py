@@ -1,0 +1,263 @@
+"""Batches of images that are read and decoded as they are needed, ahead of the training step.
+
+Processes decode pieces of batches, each a pure function of its number: the order of examples, and
+their crops, are the same for any number of processes, and training goes on from any step.
+"""
+
+import concurrent.futures
+import ctypes
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from resnet_jax.data.crops import crop_draws, decode_crop
+from resnet_jax.data.encoded import EncodedSet
+from resnet_jax.data.loader import DeviceBatches, ExampleStream
+from resnet_jax.errors import DataError, PeerError
+from resnet_jax.parallel.mesh import place, split
+
+_log = logging.getLogger(__name__)
+
+_PIECE = 128  # examples, at most, that a process decodes at a time
+_AHEAD = 2  # batches on the devices that wait for the step
+_PIECES_AHEAD = 2  # of each process
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_SLOW_S = 30.0
+_CLOSING_S = 5.0
+
+
+class Piece(NamedTuple):
+    """Decoded examples, uint8 [n, h, w, 3] and int32 [n]; without any, what is wrong with one."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    error: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Random access to the pieces of batches that this process's devices hold.
+
+    Attributes:
+        examples: of the training split.
+        stream: their order.
+        rows: which positions within a batch are decoded here, in order.
+        length: examples of a piece; it divides the number of `rows`.
+        area, size: of the crop; see `crop_box` and `decode_crop`.
+        first, stop: steps, of which the first has pieces from number 0 on.
+    """
+
+    examples: EncodedSet
+    stream: ExampleStream
+    rows: np.ndarray
+    length: int
+    area: tuple[float, float]
+    size: int
+    first: int
+    stop: int
+
+    @property
+    def per_step(self) -> int:
+        """How many pieces make up the rows of a step."""
+        return len(self.rows) // self.length
+
+    def __len__(self) -> int:
+        return (self.stop - self.first) * self.per_step
+
+    def __getitem__(self, number: int) -> Piece:
+        try:
+            return self._decode(number)
+        except DataError as error:  # an error that is raised loses its type between processes
+            return Piece(np.empty(0, np.uint8), np.empty(0, np.int32), str(error))
+
+    def _decode(self, number: int) -> Piece:
+        step, piece = divmod(number, self.per_step)
+        ids, epochs = (array[0] for array in self.stream.take(self.first + step, 1))
+        rows = self.rows[piece * self.length : (piece + 1) * self.length]
+        images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        labels = np.empty(len(rows), np.int32)
+        for at, record in self.examples.fetch(ids[rows].tolist()):
+            index, epoch = int(ids[rows[at]]), int(epochs[rows[at]])
+            draws = crop_draws(self.stream.seed, epoch, index)
+            try:
+                images[at] = decode_crop(record.image, draws, area=self.area, size=self.size)
+            except DataError as error:
+                raise self.examples.damaged(*self.examples.locate(index), str(error)) from error
+            labels[at] = record.label
+        return Piece(images, labels)
+
+
+def piece_length(rows: int) -> int:
+    """The largest divisor of the number of rows that isn't larger than a piece may be."""
+    return max(n for n in range(1, min(rows, _PIECE) + 1) if rows % n == 0)
+
+
+class StreamedBatches:
+    """Brings the batches of a run to the devices; has the interface of `Batches`."""
+
+    def __init__(
+        self,
+        examples: EncodedSet,
+        stream: ExampleStream,
+        *,
+        shape: tuple[int, int, int],
+        mesh: Mesh,
+        area: tuple[float, float],
+        size: int,
+        total_steps: int,
+        workers: int,
+    ) -> None:
+        """Find out which rows are decoded here; nothing is read yet.
+
+        Args:
+            examples: of the training split.
+            stream: their order.
+            shape: (1, micro-batches per step, examples of each).
+            mesh: of the devices.
+            area, size: of the crops.
+            total_steps: after which nothing is read.
+            workers: processes that decode; 0 does it in threads of this one, -1 takes as many as
+                it has cores.
+        """
+        self._stream, self._shape, self._mesh = stream, shape, mesh
+        self._workers = _cores() if workers < 0 else workers
+        self._layout = split(mesh, axis=2)
+        here = np.zeros(shape, bool)
+        for part in self._layout.addressable_devices_indices_map(shape).values():
+            here[part] = True
+        rows = np.flatnonzero(here.reshape(-1))
+        self._place_of = np.full(here.size, -1)
+        self._place_of[rows] = np.arange(len(rows))
+        self._place_of = self._place_of.reshape(shape)
+        self._pieces = Pieces(
+            examples,
+            stream,
+            rows,
+            piece_length(len(rows)),
+            area,
+            size,
+            first=0,
+            stop=total_steps,
+        )
+        self._reader = concurrent.futures.ThreadPoolExecutor(1, "reader")
+        self._waiting: deque[tuple[int, concurrent.futures.Future[DeviceBatches]]] = deque()
+        self._decoded: Iterator[Piece] = iter(())
+        self.waited_s = 0.0
+
+    def start(self, step: int) -> None:
+        """Begin to read for the batch of that step and those after it."""
+        self._waiting.clear()
+        pieces = dataclasses.replace(self._pieces, first=step)
+        self._reader.submit(self._restart, pieces)
+        for ahead in range(step, min(step + _AHEAD, self._pieces.stop)):
+            self._read(ahead)
+
+    def take(self, step: int) -> DeviceBatches:
+        """The batch of a step; those after it are read meanwhile.
+
+        Raises:
+            DataError: an example is damaged.
+            PeerError: a process that decodes has died.
+        """
+        if not self._waiting or self._waiting[0][0] != step:
+            self.start(step)
+        _, future = self._waiting.popleft()
+        if step + _AHEAD < self._pieces.stop:
+            self._read(step + _AHEAD)
+        began = time.monotonic()
+        while True:
+            try:
+                return future.result(timeout=_SLOW_S)
+            except concurrent.futures.TimeoutError:
+                _log.warning(
+                    "the images of step %d have been awaited for %.0f s",
+                    *(step, time.monotonic() - began),
+                )
+            finally:
+                self.waited_s += time.monotonic() - began
+
+    def close(self) -> None:
+        """End the processes."""
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+        done = self._reader.submit(self._restart, None)
+        self._reader.shutdown(wait=False)
+        # A process that hangs isn't waited for: it ends with this one.
+        concurrent.futures.wait([done], timeout=_CLOSING_S)
+
+    def _read(self, step: int) -> None:
+        self._waiting.append((step, self._reader.submit(self._assemble, step)))
+
+    def _restart(self, pieces: Pieces | None) -> None:
+        if hasattr(self._decoded, "close"):
+            self._decoded.close()
+        self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self._workers)
+
+    def _assemble(self, step: int) -> DeviceBatches:
+        pieces = self._pieces
+        images = np.empty((len(pieces.rows), pieces.size, pieces.size, 3), np.uint8)
+        labels = np.empty(len(pieces.rows), np.int32)
+        for number in range(pieces.per_step):
+            rows = slice(number * pieces.length, (number + 1) * pieces.length)
+            images[rows], labels[rows] = self._next_piece()
+        ids, epochs = (array.reshape(self._shape) for array in self._stream.take(step, 1))
+        return DeviceBatches(
+            self._on_devices(images),
+            self._on_devices(labels),
+            *place((ids, epochs), self._layout),
+        )
+
+    def _next_piece(self) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            piece = next(self._decoded)
+        except RuntimeError as error:  # Grain's, of a process that has ended
+            raise PeerError(f"A process that decodes images has died ({error}).") from error
+        if piece.error:
+            raise DataError(piece.error)
+        return piece.images, piece.labels
+
+    def _on_devices(self, local: np.ndarray) -> jax.Array:
+        shape = (*self._shape, *local.shape[1:])
+        return jax.make_array_from_callback(
+            shape,
+            self._layout,
+            lambda part: local[self._place_of[part[:3]]],  # type: ignore[index]
+        )
+
+
+def _decoded(pieces: Pieces, *, workers: int) -> Any:
+    """An iterator of all pieces, in order."""
+    threads = _cores() if workers == 0 else 1
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+    data = grain.MapDataset.source(pieces).to_iter_dataset(ahead)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's processes are started with them
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=_PIECES_AHEAD
+        )
+        data = data.mp_prefetch(options, worker_init_fn=_die_with_parent)
+    return iter(data)
+
+
+def _die_with_parent(*_: int) -> None:
+    """Let Linux end this process with the one that started it, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,129 @@
+"""resnet-jax eval --weights: the network of a weight file scored on a data set."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import resnet_jax
+from resnet_jax.cli.main import main
+from resnet_jax.data.preprocessing import Preprocessing
+from tests.cli import mistakes
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
+NAMES = ("cat", "dog", "owl")
+PREPROCESSING = Preprocessing(MEAN, STD, 16, 20, "bicubic", NAMES)
+FIELDS = ["--field", "stage_sizes=(1, 1)", "--field", "width=4", "--field", "num_classes=3"]
+COUNTS = (14, 9, 6)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Photographs of three animals, weight files, and the logits of every photograph by class."""
+    root = tmp_path_factory.mktemp("eval")
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=4, num_classes=3)
+    variables = resnet_jax.init_variables(model, jax.random.key(2), (16, 16, 3))
+    for name, metadata in (
+        ("told", PREPROCESSING.metadata()),
+        ("silent", None),
+        ("turned", Preprocessing(MEAN, STD, 16, 20, "bicubic", NAMES[::-1]).metadata()),
+    ):
+        resnet_jax.save_weights(root / f"{name}.safetensors", model, variables, metadata=metadata)
+    huge = jax.tree.map(lambda leaf: leaf * 1e38, variables)
+    resnet_jax.save_weights(root / "huge.safetensors", model, huge)
+    rng = np.random.default_rng(0)
+    logits = []
+    for name, count in zip(NAMES, COUNTS, strict=True):
+        (root / "animals" / name).mkdir(parents=True)
+        crops = []
+        for number in range(count):
+            shape = rng.integers(18, 40, 2)
+            image = rng.integers(0, rng.integers(2, 256), (*shape, 3), np.uint8)
+            Image.fromarray(image).save(root / "animals" / name / f"{number}.png")
+            crops.append((PREPROCESSING.apply(image) / 255 - MEAN) / STD)
+        logits.append(np.asarray(model.apply(variables, np.float32(crops))))
+    return root, logits
+
+
+def _arguments(root, file, *more):
+    arguments = ["eval", "--weights", str(root / file), "--model", "resnet20", *FIELDS]
+    return [*arguments, "--data=folder", f"--data-dir={root / 'animals'}", *more]
+
+
+def _assert_refused(arguments, code, message, capsys):
+    """One line of error, perhaps after a line on what is being done."""
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err.splitlines()[-1]
+    assert captured.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def _run(capsys, *arguments):
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.3,0.2,0.1", "--size=16"]
+FLAGS += ["--resize=20", "--interpolation=bicubic"]
+
+
+@pytest.mark.parametrize(("file", "flags"), [("told", []), ("silent", FLAGS)])
+def test_scores_are_those_of_the_same_logits_without_the_command(file, flags, place, capsys):
+    root, logits = place
+    arguments = _arguments(root, f"{file}.safetensors", "--split=train", "--per-class", *flags)
+    document = _run(capsys, *arguments)
+    assert document["examples"] == sum(COUNTS)
+    right = [int((one.argmax(axis=1) == label).sum()) for label, one in enumerate(logits)]
+    assert 0 < sum(right) < sum(COUNTS)
+    assert document["top1"] == pytest.approx(sum(right) / sum(COUNTS))
+    assert [row["correct"] for row in document["classes"]] == right
+    assert [row["class"] for row in document["classes"]] == list(NAMES)
+    losses = [np.log(np.exp(one - one[:, [label]]).sum(axis=1)) for label, one in enumerate(logits)]
+    assert document["loss"] == pytest.approx(np.concatenate(losses).mean(), rel=1e-4)
+    assert document["preprocessing"]["resize"] == 20
+
+
+def test_a_part_of_a_split_is_scored_and_told_to_people(place, capsys):
+    root, _ = place
+    assert main(_arguments(root, "told.safetensors", "--split=train[:10]")) == 0
+    out = capsys.readouterr().out
+    assert "told.safetensors on folder, train[:10]: top-1 " in out
+    assert "(10 images)" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "code", "message"),
+    [
+        ("told", ["--split=tset"], 78, "there is no split 'tset'; the splits are train"),
+        ("told", ["--data=digits"], 78, "digits come as they are"),
+        ("told", ["--data="], 64, "--data is missing"),
+        ("told", ["--ema"], 64, "--ema is for a network of a run"),
+        ("told", ["runs/digits"], 64, "give either a run's directory or --weights"),
+        ("silent", [], 64, "give --mean, --std, --size, --resize, --interpolation"),
+        ("turned", ["--split=train"], 65, "in another order: number 0 is 'cat' there and 'owl'"),
+        ("silent", [*FLAGS, "--split=train", "--data=cifar10", "--data-dir=none"], 65, "none"),
+        ("huge", [*FLAGS, "--split=train"], 70, "logits aren't finite on train"),
+    ],
+)
+def test_mistakes_are_one_line(file, more, code, message, place, capsys):
+    root, _ = place
+    _assert_refused(_arguments(root, f"{file}.safetensors", *more), code, message, capsys)
+
+
+def test_another_number_of_classes_is_one_line(place, capsys):
+    root, _ = place
+    for name in ("cat", "dog"):
+        (root / "fewer" / name).mkdir(parents=True)
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(root / "fewer" / name / "a.png")
+    arguments = _arguments(root, "told.safetensors", f"--data-dir={root / 'fewer'}")
+    _assert_refused([*arguments, "--split=train"], 65, "2 classes, but the network", capsys)
+
+
+def test_flags_of_weight_files_are_refused_for_runs(capsys):
+    for flag in ("--data=cifar10", "--resize=none", "--size=32"):
+        message = f"{flag.partition('=')[0]} is for a network of a weight file"
+        mistakes.assert_one_line(["eval", "runs/digits", flag], 64, message, capsys)
