@@ -93,7 +93,8 @@ class Pieces:
             try:
                 images[at] = decode_crop(record.image, draws, area=self.area, size=self.size)
             except DataError as error:
-                raise self.examples.damaged(*self.examples.locate(index), str(error)) from error
+                why = f"{record.where}{error}"
+                raise self.examples.damaged(*self.examples.locate(index), why) from error
             labels[at] = record.label
         return Piece(images, labels)
 

@@ -16,6 +16,7 @@ from resnet_jax.models.presets import NETWORKS
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
 Trainable = Literal["all", "head"]
+Loss = Literal["softmax", "bce"]
 
 MAY_CHANGE = (
     "data.dir",
@@ -111,28 +112,44 @@ def default_config() -> ConfigDict:
     config.nonfinite.limit = 10
 
     config.optimizer = ConfigDict()
-    config.optimizer.momentum = 0.9
+    config.optimizer.name = "sgd"  # or "lars", "lamb", "adamw", "muon"
+    config.optimizer.momentum = 0.9  # β₁ of "lamb" and "adamw"
     config.optimizer.nesterov = False
+    config.optimizer.beta2 = 0.999  # of "lamb", "adamw", and what isn't a convolution in "muon"
+    config.optimizer.epsilon = 1e-8  # of the same, added to the root of the second moment
+    config.optimizer.trust_coefficient = 0.001  # of "lars"
     config.optimizer.weight_decay = 1e-4
-    config.optimizer.decay = "l2"  # or "decoupled"
-    config.optimizer.decay_exempt = ()  # parameter groups: "norm", "bias"
+    config.optimizer.decay = "l2"  # or "decoupled": that of "lamb", "adamw" and "muon"
+    # Parameter groups: "norm", "bias". "lars" and "lamb" leave them at the schedule's rate, too.
+    config.optimizer.decay_exempt = ()
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0 for no clipping
     config.optimizer.trainable = "all"  # or "head": the classifier alone
     # The learning rate of what lies d stages before the classifier is multiplied by its d-th power.
     config.optimizer.layer_decay = 1.0
 
     config.schedule = ConfigDict()
-    config.schedule.name = "cosine"  # or "step", "constant"
+    config.schedule.name = "cosine"  # or "step", "constant", "linear", "poly"
     config.schedule.base_lr = 0.1
     config.schedule.reference_batch = 128  # peak = base_lr × batch_size / reference_batch
     config.schedule.warmup = 0.0
+    config.schedule.warmup_from = 0.0  # share of the peak
+    config.schedule.final = 0.0  # share of the peak, to which "cosine", "linear" and "poly" fall
+    config.schedule.power = 2.0  # of "poly"
     config.schedule.boundaries = ()  # of "step"
     config.schedule.scales = (1.0,)  # of "step": one more than boundaries
 
+    # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
+    config.loss = "softmax"
     config.label_smoothing = 0.0
     # Of moving averages of the parameters, which begin at the initial values; 0 for none. They are
     # scored beside the raw parameters, but don't choose the best checkpoint.
     config.ema_decay = 0.0
+    config.ema_every = 1  # steps
+    config.ema_warmup = False  # decay after t updates: at most (1 + t) / (10 + t)
+
+    # Gradients are taken where the loss is highest within this distance (SAM); 0 for where one is.
+    config.sam_radius = 0.0
+    config.sam_every = 1  # steps; those between have plain gradients
 
     config.mesh = ConfigDict()
     # Devices: a batch is split over data × fsdp of them, parameters and optimiser state over fsdp.
@@ -184,6 +201,7 @@ def validate(config: ConfigDict) -> None:
         ("nonfinite.policy", NonfinitePolicy),
         ("data.corrupt", CorruptPolicy),
         ("optimizer.trainable", Trainable),
+        ("loss", Loss),
     )
     for name, kind in choices:
         known = get_args(kind)
@@ -202,7 +220,6 @@ def validate(config: ConfigDict) -> None:
     if config.data.image_size is not None and config.data.image_size < 1:
         raise ConfigError(f"data.image_size is {config.data.image_size}; it must be at least 1.")
     _check_normalization(config)
-    _check_streaming(config)
     if config.seed >= 2**32:
         raise ConfigError(f"seed is {config.seed}; it must be less than 2**32.")
     positive = (
@@ -216,7 +233,12 @@ def validate(config: ConfigDict) -> None:
         "save_attempts",
         "log_every",
         "steps_per_dispatch",
+        "optimizer.epsilon",
+        "optimizer.trust_coefficient",
         "schedule.reference_batch",
+        "schedule.power",
+        "ema_every",
+        "sam_every",
         "data.repeats",
     )
     for name in positive:
@@ -231,10 +253,12 @@ def validate(config: ConfigDict) -> None:
         "optimizer.clip_norm",
         "schedule.base_lr",
         "schedule.warmup",
+        "sam_radius",
     )
     for name in not_negative:
         if flat[name] < 0:
             raise ConfigError(f"{name} is {flat[name]}; it can't be negative.")
+    _check_streaming(config)
     if not 0 < config.optimizer.layer_decay <= 1:
         raise ConfigError(
             f"optimizer.layer_decay is {config.optimizer.layer_decay}; it must be greater than 0"
@@ -245,7 +269,8 @@ def validate(config: ConfigDict) -> None:
             "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
             " set one of them."
         )
-    for name in ("optimizer.momentum", "label_smoothing", "ema_decay"):
+    shares = ("optimizer.momentum", "optimizer.beta2", "schedule.warmup_from", "schedule.final")
+    for name in (*shares, "label_smoothing", "ema_decay"):
         if not 0 <= flat[name] < 1:
             raise ConfigError(f"{name} is {flat[name]}; it must be at least 0 and less than 1.")
 

@@ -27,8 +27,9 @@ from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicat
 from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.config import model_overrides, streams
 from resnet_jax.train.evaluate import Evaluator
-from resnet_jax.train.optimizer import make_optimizer, make_schedule
+from resnet_jax.train.optimizer import make_optimizer
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
+from resnet_jax.train.schedule import make_schedule
 from resnet_jax.train.state import TrainState, init_state
 from resnet_jax.train.step import Recipe, make_train_steps
 
@@ -292,6 +293,11 @@ class Blueprint:
             flip=self.config.data.flip,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
+            loss=self.config.loss,
+            ema_every=self.config.ema_every,
+            ema_warmup=self.config.ema_warmup,
+            sam_radius=self.config.sam_radius,
+            sam_every=self.config.sam_every,
             head_only=self.config.optimizer.trainable == "head",
             skip_nonfinite=self.config.nonfinite.policy == "skip",
         )

@@ -1,12 +1,12 @@
-"""Learning-rate schedules counted in examples, weight decay by group, SGD with momentum."""
+"""Optimisers: what they do with gradients, to which parameters, and at which rates."""
 
+import math
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
+import optax.contrib
 
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.train.groups import (
@@ -15,79 +15,36 @@ from resnet_jax.train.groups import (
     in_head,
     parameter_groups,
 )
+from resnet_jax.train.trust import scale_by_lars, scale_by_trust_ratio
 
-ScheduleName = Literal["constant", "step", "cosine"]
+OptimizerName = Literal["sgd", "lars", "lamb", "adamw", "muon"]
 Decay = Literal["l2", "decoupled"]
 
-
-def make_schedule(
-    config: ml_collections.ConfigDict, *, batch_size: int, unit: float, total_steps: int
-) -> optax.Schedule:
-    """Make the learning rate as a function of the step.
-
-    The peak is `base_lr` × batch_size / `reference_batch` (linear scaling, Goyal et al. 2017,
-    1706.02677). It is reached from zero by a linear warm-up of length `warmup`; after that,
-    "constant" stays, "cosine" falls to zero at the end of the run (Loshchilov & Hutter 2016,
-    1608.03983), and "step" multiplies the peak by `scales[i]` up to `boundaries[i]`, and by the
-    last scale thereafter.
-
-    Args:
-        config: `config.schedule`; lengths are in the config's duration unit.
-        batch_size: examples per step.
-        unit: examples in one duration unit.
-        total_steps: length of the run in steps.
-
-    Raises:
-        ConfigError: unknown name, or boundaries that don't rise or don't fit the scales.
-    """
-    name, known = config.name, get_args(ScheduleName)
-    if name not in known:
-        hint = did_you_mean(name, known)
-        raise ConfigError(f"schedule.name is {name!r}; it can be {', '.join(known)}.{hint}")
-    peak = config.base_lr * batch_size / config.reference_batch
-    if peak > np.finfo(np.float32).max:
-        raise ConfigError(
-            f"schedule.base_lr is {config.base_lr}: a learning rate of {peak:.3g} isn't a float32."
-        )
-    warmup = config.warmup * unit / batch_size  # in steps, not necessarily a whole number
-    if warmup >= total_steps:
-        raise ConfigError(
-            f"schedule.warmup is {config.warmup}, as long as the whole run or longer: the learning"
-            " rate would never reach its peak."
-        )
-    edges = jnp.asarray([b * unit / batch_size for b in config.boundaries], jnp.float32)
-    if name == "step":
-        rising = all(a < b for a, b in zip(config.boundaries, config.boundaries[1:], strict=False))
-        if len(config.scales) != len(config.boundaries) + 1 or not rising:
-            raise ConfigError(
-                f"schedule.boundaries {tuple(config.boundaries)} must rise, and schedule.scales"
-                f" {tuple(config.scales)} must have one value more than there are boundaries."
-            )
-
-    def learning_rate(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
-        if name == "constant":
-            scale = jnp.ones(())
-        elif name == "cosine":
-            progress = (step - warmup) / max(total_steps - warmup, 1.0)
-            scale = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-        else:
-            scale = jnp.asarray(config.scales, jnp.float32)[jnp.searchsorted(edges, step, "right")]
-        ramp = jnp.minimum(1.0, (step + 1) / (warmup + 1)) if warmup else 1.0
-        return peak * scale * ramp
-
-    return learning_rate
+_DECAYS: dict[OptimizerName, tuple[Decay, ...]] = {
+    "sgd": ("l2", "decoupled"),
+    "lars": ("l2",),
+    "lamb": ("decoupled",),
+    "adamw": ("decoupled",),
+    "muon": ("decoupled",),
+}
 
 
 def make_optimizer(
     config: ml_collections.ConfigDict, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """SGD with momentum: velocity ← momentum · velocity + gradient; parameter −= lr · velocity.
+    """The optimiser that `name` says.
 
-    The learning rate multiplies the velocity, as in PyTorch; Caffe puts it inside the velocity.
+    - "sgd": velocity ← momentum · velocity + gradient; parameter −= lr · velocity. The learning
+      rate multiplies the velocity, as in PyTorch; Caffe puts it inside the velocity.
+    - "lars": SGD with a rate for each layer, which is inside the velocity, see `scale_by_lars`.
+    - "adamw": Adam (Kingma & Ba 2014, 1412.6980); `momentum` is its β₁.
+    - "lamb": AdamW whose steps are in proportion to each layer, see `scale_by_trust_ratio`.
+    - "muon": the momentum of each convolution orthogonalised, see `_muon`; AdamW for the rest.
+
     Weight decay "l2" is added to the gradient (the papers); "decoupled" is added after the
     momentum and so scales with the learning rate only (Loshchilov & Hutter 2017, 1711.05101).
-    `decay_exempt` names parameter groups that don't decay.
+    `decay_exempt` names parameter groups that don't decay. The rates of LARS and LAMB for single
+    layers aren't for them either, as in MLPerf and in timm.
 
     For fine-tuning a `ResNet`: with `layer_decay` below 1 the learning rate of parameters at
     distance d from the classifier, see `distances_from_head`, is multiplied by its d-th power
@@ -99,11 +56,33 @@ def make_optimizer(
         schedule: learning rate by step.
 
     Raises:
-        ConfigError: unknown kind of decay or unknown group.
+        ConfigError: unknown name or group, or a kind of decay that is unknown or that the
+            optimiser doesn't have.
     """
+    _check(config)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    optimizer = optax.chain(clip, *_transformations(config, schedule))
+    if config.layer_decay < 1:
+        optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
+    if config.trainable == "head":
+        rules = {True: optimizer, False: optax.set_to_zero()}
+        optimizer = optax.partition(rules, in_head)
+    return optimizer
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    if config.name not in get_args(OptimizerName):
+        known = ", ".join(get_args(OptimizerName))
+        hint = did_you_mean(config.name, get_args(OptimizerName))
+        raise ConfigError(f"optimizer.name is {config.name!r}; it can be {known}.{hint}")
     if config.decay not in get_args(Decay):
         known = ", ".join(get_args(Decay))
         raise ConfigError(f"optimizer.decay is {config.decay!r}; it can be {known}.")
+    if config.decay not in _DECAYS[config.name]:
+        raise ConfigError(
+            f"optimizer.decay is {config.decay!r}; that of {config.name} is"
+            f" {_DECAYS[config.name][0]!r}."
+        )
     for group in config.decay_exempt:
         if group not in PARAMETER_GROUPS:
             known = ", ".join(PARAMETER_GROUPS)
@@ -111,20 +90,64 @@ def make_optimizer(
                 f"optimizer.decay_exempt names {group!r}; parameter groups are {known}."
             )
 
+
+def _transformations(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule
+) -> list[optax.GradientTransformation]:
+    """What is done with gradients that are clipped, in order."""
+
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda g: g not in config.decay_exempt, parameter_groups(params))
 
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     momentum = optax.trace(decay=config.momentum, nesterov=config.nesterov)
-    order = [decay, momentum] if config.decay == "l2" else [momentum, decay]
-    optimizer = optax.chain(clip, *order, optax.scale_by_learning_rate(schedule))
-    if config.layer_decay < 1:
-        optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
-    if config.trainable == "head":
-        rules = {True: optimizer, False: optax.set_to_zero()}
-        optimizer = optax.partition(rules, in_head)
-    return optimizer
+    adam = optax.scale_by_adam(
+        b1=config.momentum, b2=config.beta2, eps=config.epsilon, nesterov=config.nesterov
+    )
+    rate = optax.scale_by_learning_rate(schedule)
+    if config.name == "lars":
+        lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
+        return [optax.masked(lars, decays), rate, momentum]
+    if config.name == "lamb":
+        return [adam, decay, optax.masked(scale_by_trust_ratio(), decays), rate]
+    if config.name == "adamw":
+        return [adam, decay, rate]
+    if config.name == "muon":
+        return [_muon(config, others=adam), decay, rate]
+    return [decay, momentum, rate] if config.decay == "l2" else [momentum, decay, rate]
+
+
+def _muon(
+    config: ml_collections.ConfigDict, *, others: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Orthogonalise the momentum of convolutions (Jordan 2024, kellerjordan.github.io/posts/muon).
+
+    A kernel [h, w, in, out] is a matrix [h·w·in, out]. The result is multiplied by
+    0.2 √max(h·w·in, out), the size of AdamW's steps (Liu et al. 2025, 2502.16982, section 2.2), so
+    that one learning rate and one weight decay are right for both: all that isn't the kernel of a
+    convolution, the classifier too, is for `others`.
+    """
+
+    def matrices(kernels: Any) -> Any:
+        # Of a stack of kernels (`model.scan`) each is a matrix.
+        numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(-4, -3, -2), output_axis=-1)
+        return jax.tree.map(lambda _: numbers, kernels)
+
+    def resize(updates: Any, _: Any) -> Any:
+        return jax.tree.map(
+            lambda u: u * 0.2 * math.sqrt(max(math.prod(u.shape[-4:-1]), u.shape[-1])), updates
+        )
+
+    orthogonalized = optax.contrib.scale_by_muon(
+        beta=config.momentum,
+        eps=config.epsilon,
+        nesterov=config.nesterov,
+        weight_dimension_numbers=matrices,
+    )
+    rules = {"muon": optax.chain(orthogonalized, optax.stateless(resize)), "adamw": others}
+    return optax.partition(
+        rules, lambda params: jax.tree.map(lambda p: "muon" if p.ndim >= 4 else "adamw", params)
+    )
 
 
 def _scale_by_distance(decay: float) -> optax.GradientTransformation:

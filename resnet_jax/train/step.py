@@ -15,6 +15,7 @@ from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.groups import in_head
+from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.state import TrainState, counts
 
 
@@ -26,7 +27,13 @@ class Recipe:
         crop_padding: pixels of padding before the random crop; 0 for none.
         flip: mirror half of the images.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
+        loss: "softmax" or "bce", of `LOSSES`.
         ema_decay: of the moving averages; 0 for none.
+        ema_every: steps between their updates.
+        ema_warmup: update number t, from 0, has a decay of at most (1 + t) / (10 + t), so that
+            averages forget the initial values, as in TensorFlow.
+        sam_radius, sam_every: take the gradient of every `sam_every`-th step, from step 0, where
+            the loss is highest within this distance, see `_gradients`; 0 for never.
         head_only: train the classifier alone; the others have no gradient, and the backward pass
             ends before them.
         skip_nonfinite: leave parameters, statistics and averages as they were where the loss, the
@@ -37,6 +44,11 @@ class Recipe:
     flip: bool
     label_smoothing: float
     ema_decay: float
+    loss: str = "softmax"
+    ema_every: int = 1
+    ema_warmup: bool = False
+    sam_radius: float = 0.0
+    sam_every: int = 1
     head_only: bool = False
     skip_nonfinite: bool = False
 
@@ -70,7 +82,12 @@ def cross_entropy(
 def _gradients(
     state: TrainState, part: Batch, number: jax.Array, model: Network, recipe: Recipe, mesh: Mesh
 ) -> Gradients:
-    """Augment micro-batch `number` (its arrays without the dimension m), go forth and back."""
+    """Augment micro-batch `number` (its arrays without the dimension m), go forth and back.
+
+    Sharpness-aware minimisation (Foret et al. 2020, 2010.01412) goes there once more, from
+    parameters that are a step of length `sam_radius` along the gradient g: w + ρ g / ‖g‖. Loss
+    and running statistics are those of the first time, of w.
+    """
     run_key = jax.random.wrap_key_data(state.key)
     keys = example_keys(run_key, part.ids, part.epochs)
     dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
@@ -99,12 +116,24 @@ def _gradients(
 
     def loss_fn(params: Any) -> tuple[jax.Array, Gradients]:
         logits, updated = apply(params)
-        losses = cross_entropy(logits, part.labels, smoothing=recipe.label_smoothing)
+        targets = jax.nn.one_hot(part.labels, logits.shape[-1])
+        targets = optax.smooth_labels(targets, recipe.label_smoothing)
+        losses = LOSSES[recipe.loss](logits, targets)
         correct = (logits.argmax(axis=-1) == part.labels).sum()
         stats = updated.get("batch_stats", {})
         return losses.mean(), Gradients(None, stats, losses.sum(), correct)
 
-    gradients, rest = jax.grad(loss_fn, has_aux=True)(state.params)
+    gradient = jax.grad(loss_fn, has_aux=True)
+    gradients, rest = gradient(state.params)
+    if recipe.sam_radius:
+
+        def uphill(gradients: Any) -> Any:
+            length = recipe.sam_radius / (optax.tree.norm(gradients) + 1e-12)
+            above = jax.tree.map(lambda w, g: w + length * g, state.params, gradients)
+            return gradient(above)[0]
+
+        due = state.step % recipe.sam_every == 0
+        gradients = jax.lax.cond(due, uphill, lambda gradients: gradients, gradients)
     return rest._replace(params=gradients)
 
 
@@ -123,6 +152,22 @@ def merge_statistics(running: Any, *, momentum: float) -> Any:
         return {k: merge_statistics(v, momentum=momentum) for k, v in running.items()}
     between = running["mean"].var(axis=0) / (1 - momentum)
     return {"mean": running["mean"].mean(axis=0), "var": running["var"].mean(axis=0) + between}
+
+
+def _averages(state: TrainState, variables: Any, recipe: Recipe) -> Any:
+    """The moving averages after the step of which `state` is before, and `variables` after."""
+    decay: Any = recipe.ema_decay
+    if recipe.ema_warmup:
+        updates = state.step // recipe.ema_every  # so far
+        decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
+
+    def update(ema: Any) -> Any:
+        return optax.incremental_update(variables, ema, 1 - decay)
+
+    if recipe.ema_every == 1:
+        return update(state.ema)
+    due = (state.step + 1) % recipe.ema_every == 0
+    return jax.lax.cond(due, update, lambda ema: ema, state.ema)
 
 
 def train_step(
@@ -175,8 +220,7 @@ def train_step(
 
     ema = state.ema
     if recipe.ema_decay:
-        averaged = {"params": params, "batch_stats": batch_stats}
-        ema = optax.incremental_update(averaged, state.ema, 1 - recipe.ema_decay)
+        ema = _averages(state, {"params": params, "batch_stats": batch_stats}, recipe)
 
     grad_norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(done.loss) & jnp.isfinite(grad_norm)

@@ -3,12 +3,15 @@
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.runs import train
+from tests.data.test_folders import write
+from tests.runs import ROOT, TINY, train
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -38,7 +41,8 @@ def remains(whole):
     before = existing()
 
     def left():
-        deadline = time.monotonic() + 5  # others of this host may make and remove some as well
+        # Others of this host may make and remove some as well; Python tidies up behind the dead.
+        deadline = time.monotonic() + 20
         while (found := existing() - before) and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
@@ -69,3 +73,34 @@ def test_nothing_is_left_behind(remains, whole, tmp_path):
         if code != -signal.SIGKILL:
             assert not list(workdir.glob(".*"))
             assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_that_decode_images_end_with_the_run(remains, tmp_path, number):
+    images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
+    fields = {
+        "data.name": "folder",
+        "data.dir": images,
+        "data.random_crop_area": "(0.5,1.0)",
+        "data.image_size": 8,
+        "data.mean": "(0.5,0.5,0.5)",
+        "data.std": "(0.2,0.2,0.2)",
+        "data.workers": 2,
+        "data.train": "train[:64]",
+        "data.validation": "",
+        "data.test": "train[64:]",
+        "duration": 32 * 10_000,
+    }
+    command = [sys.executable, "train.py", *TINY, f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    # Not one of those that share what Python has for tidying up with this process.
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as process:
+        record = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (record.exists() and '"step": 4,' in record.read_text()):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+    assert process.returncode == (75 if number == signal.SIGTERM else -number)
+    assert not remains()

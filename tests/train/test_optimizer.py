@@ -1,4 +1,4 @@
-"""Schedules, weight decay groups, and SGD against PyTorch's published update rule."""
+"""Optimisers against the formulas of their papers, in NumPy and float64; weight decay groups."""
 
 import jax
 import jax.numpy as jnp
@@ -7,63 +7,10 @@ import optax
 import pytest
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.models.surgery import stack_units
 from resnet_jax.train.config import default_config
-from resnet_jax.train.optimizer import make_optimizer, make_schedule, parameter_groups
-
-
-def _schedule(*, batch_size=100, unit=1.0, total_steps=100, **fields):
-    config = default_config().schedule
-    config.update({"base_lr": 0.1, "reference_batch": 100, **fields})
-    return make_schedule(config, batch_size=batch_size, unit=unit, total_steps=total_steps)
-
-
-def test_cosine_falls_from_the_peak_to_nearly_zero():
-    rate = _schedule(name="cosine")
-    assert float(rate(0)) == pytest.approx(0.1)
-    assert float(rate(50)) == pytest.approx(0.05)
-    assert float(rate(99)) == pytest.approx(0.05 * (1 + np.cos(0.99 * np.pi)), rel=1e-4)
-
-
-def test_steps_fall_at_their_boundaries():
-    """The paper's 32k and 48k iterations of 128, in examples."""
-    rate = _schedule(
-        name="step",
-        batch_size=128,
-        reference_batch=128,
-        boundaries=(32_000 * 128.0, 48_000 * 128.0),
-        scales=(1.0, 0.1, 0.01),
-    )
-    rates = [float(rate(s)) for s in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
-    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
-
-
-def test_warm_up_is_linear_and_ends_at_the_peak():
-    rate = _schedule(name="constant", warmup=1_000.0)  # ten steps of 100 examples
-    np.testing.assert_allclose(
-        [float(rate(s)) for s in range(12)],
-        [0.1 * min(1, (s + 1) / 11) for s in range(12)],
-        rtol=1e-5,
-    )
-
-
-@pytest.mark.parametrize("batch_size", [50, 100, 400])
-def test_durations_mean_the_same_at_any_batch_size(batch_size):
-    """The rate scales with the batch, and falls after the same number of examples."""
-    rate = _schedule(
-        name="step", batch_size=batch_size, boundaries=(4_000.0,), scales=(1.0, 0.5), warmup=0.0
-    )
-    boundary = 4_000 // batch_size
-    assert float(rate(boundary - 1)) == pytest.approx(0.1 * batch_size / 100)
-    assert float(rate(boundary)) == pytest.approx(0.05 * batch_size / 100)
-
-
-def test_boundaries_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="one value more"):
-        _schedule(name="step", boundaries=(1.0, 2.0), scales=(1.0, 0.1))
-    with pytest.raises(ConfigError, match="must rise"):
-        _schedule(name="step", boundaries=(2.0, 1.0), scales=(1.0, 0.1, 0.01))
-    with pytest.raises(ConfigError, match="Did you mean 'cosine'"):
-        _schedule(name="cosin")
+from resnet_jax.train.groups import parameter_groups
+from resnet_jax.train.optimizer import make_optimizer
 
 
 def test_a_parameter_in_no_group_is_refused():
@@ -135,3 +82,162 @@ def test_unknown_decay_and_groups_are_refused():
         _optimise(decay="L1")
     with pytest.raises(ConfigError, match="names 'scale'; parameter groups are kernel, bias, norm"):
         _optimise(decay_exempt=("scale",))
+
+
+# --- others than SGD ------------------------------------------------------------------------------
+
+NAMES = ("lars", "lamb", "adamw", "muon")
+RATES = (0.1, 0.3, 0.2)
+
+
+def _config(name, **fields):
+    config = default_config().optimizer
+    decay = {"decay": "l2" if name in ("sgd", "lars") else "decoupled"}
+    config.update({"name": name, "weight_decay": 0.05, "epsilon": 1e-6, **decay, **fields})
+    return config
+
+
+def _random_tree(seed, shapes):
+    random = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: random.normal(size=shape).astype(np.float32),
+        shapes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+SHAPES = {
+    "conv1": {"kernel": (3, 3, 2, 5)},
+    "bn1": {"scale": (5,), "bias": (5,)},
+    "fc": {"kernel": (5, 4), "bias": (4,)},
+}
+WEIGHTS, *SLOPES = [_random_tree(seed, SHAPES) for seed in range(4)]
+
+
+def _steps(config, params=WEIGHTS, gradients=SLOPES):
+    optimizer = make_optimizer(config, lambda step: jnp.asarray(RATES)[step])
+    state = optimizer.init(params)
+    for slopes in gradients:
+        updates, state = optimizer.update(slopes, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def _lars(w, gradients, *, exempt):
+    """You et al. 2017, algorithm 1, with the trust ratio of equation 6."""
+    v = np.zeros_like(w)
+    for g, rate in zip(gradients, RATES, strict=True):
+        decay = 0.0 if exempt else 0.05
+        size, slope = np.linalg.norm(w), np.linalg.norm(g)
+        trust = 1.0 if exempt else 0.02 * size / (slope + decay * size)
+        v = 0.9 * v + rate * trust * (g + decay * w)
+        w = w - v
+    return w
+
+
+def _adam(w, gradients, *, exempt, lamb=False):
+    """Loshchilov & Hutter 2017, algorithm 2, and You et al. 2019, algorithm 2."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(gradients, RATES, strict=True), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        step = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-6)
+        step += 0.0 if exempt else 0.05 * w
+        if lamb and not exempt:
+            step *= np.linalg.norm(w) / np.linalg.norm(step)
+        w = w - rate * step
+    return w
+
+
+def _lamb(w, gradients, *, exempt):
+    return _adam(w, gradients, exempt=exempt, lamb=True)
+
+
+def _muon(w, gradients, *, exempt):
+    """Jordan's five Newton-Schulz iterations, with the size of Liu et al. 2025."""
+    if w.ndim < 4:
+        return _adam(w, gradients, exempt=exempt)
+    m = np.zeros_like(w)
+    for g, rate in zip(gradients, RATES, strict=True):
+        m = 0.9 * m + 0.1 * g
+        x = m.reshape(-1, w.shape[-1]).T
+        x = x / np.linalg.norm(x)
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        step = 0.2 * np.sqrt(max(x.shape)) * x.T.reshape(w.shape)
+        w = w - rate * (step + (0.0 if exempt else 0.05 * w))
+    return w
+
+
+@pytest.mark.parametrize("exempt", [(), ("norm", "bias")])
+@pytest.mark.parametrize("rule", [_lars, _lamb, _adam, _muon])
+def test_three_steps_equal_those_of_the_papers(rule, exempt):
+    name = {_adam: "adamw"}.get(rule, rule.__name__[1:])
+    ours = _steps(_config(name, decay_exempt=exempt, beta2=0.99, trust_coefficient=0.02))
+    for leaf, group, *arrays in zip(
+        *map(jax.tree.leaves, (ours, parameter_groups(WEIGHTS), WEIGHTS, *SLOPES)), strict=True
+    ):
+        w, *gradients = (np.asarray(array, np.float64) for array in arrays)
+        expected = rule(w, gradients, exempt=group in exempt)
+        np.testing.assert_allclose(leaf, expected, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_parameters_and_gradients_of_zero_have_a_finite_step(name):
+    """A classifier's kernel may begin at zero, and must leave it."""
+    zero = jax.tree.map(np.zeros_like, WEIGHTS)
+    after = _steps(_config(name), zero)
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(after))
+    after = _steps(_config(name), WEIGHTS, [zero])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stacked_units_are_layers_of_their_own(name):
+    shapes = {f"layer1_{unit}": {"conv1": {"kernel": (3, 3, 2, 4)}} for unit in range(3)}
+    weights, *gradients = [_random_tree(seed, shapes) for seed in range(4)]
+    weights["layer1_2"] = jax.tree.map(lambda w: 10 * w, weights["layer1_2"])
+    stacked = _steps(_config(name), stack_units(weights), [stack_units(g) for g in gradients])
+    expected = stack_units(_steps(_config(name), weights, gradients))
+    for leaf, wanted in zip(jax.tree.leaves(stacked), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clipping_comes_before_the_optimiser(name):
+    clipped = _steps(_config(name, clip_norm=0.5))
+    by_hand = [optax.tree.scale(0.5 / optax.tree.norm(g), g) for g in SLOPES]
+    expected = _steps(_config(name), WEIGHTS, by_hand)
+    for leaf, wanted in zip(jax.tree.leaves(clipped), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_classifier_alone_has_state_if_it_alone_is_trained(name):
+    optimizer = make_optimizer(_config(name, trainable="head"), lambda step: 0.1)
+    state = optimizer.init(WEIGHTS)
+    assert all(leaf.shape != (5,) and leaf.ndim < 4 for leaf in jax.tree.leaves(state))
+    updates, _ = optimizer.update(SLOPES[0], state, WEIGHTS)
+    assert not np.any(updates["conv1"]["kernel"])
+    assert not np.any(updates["bn1"]["scale"])
+    assert np.all(updates["fc"]["kernel"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_fall_with_the_distance_from_the_classifier(name):
+    def first_step(layer_decay):
+        optimizer = make_optimizer(_config(name, layer_decay=layer_decay), lambda step: 0.1)
+        return optimizer.update(SLOPES[0], optimizer.init(WEIGHTS), WEIGHTS)[0]
+
+    slow, base = first_step(0.5), first_step(1.0)
+    np.testing.assert_allclose(slow["conv1"]["kernel"], 0.5 * base["conv1"]["kernel"], rtol=1e-6)
+    np.testing.assert_array_equal(slow["fc"]["kernel"], base["fc"]["kernel"])
+
+
+def test_unknown_names_and_decays_that_an_optimiser_lacks_are_refused():
+    with pytest.raises(ConfigError, match="optimizer.name is 'lasr'.*Did you mean 'lars'"):
+        _steps(_config("lasr"))
+    with pytest.raises(ConfigError, match="decay is 'l2'; that of lamb is 'decoupled'"):
+        _steps(_config("lamb", decay="l2"))
+    with pytest.raises(ConfigError, match="decay is 'decoupled'; that of lars is 'l2'"):
+        _steps(_config("lars", decay="decoupled"))

@@ -1,0 +1,30 @@
+"""Losses against their definitions, in NumPy and float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from resnet_jax.train.losses import binary_cross_entropy
+
+
+def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(4, 7)).astype(np.float32)
+    targets = random.dirichlet(np.ones(7), size=4).astype(np.float32)
+    p = 1 / (1 + np.exp(-logits))
+    expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(axis=-1)
+    np.testing.assert_allclose(binary_cross_entropy(logits, targets), expected, rtol=1e-5)
+
+
+def test_binary_cross_entropy_of_large_logits_is_finite():
+    logits, targets = jnp.array([[200.0, -300.0]]), jnp.array([[0.0, 1.0]])
+    np.testing.assert_allclose(binary_cross_entropy(logits, targets), [250.0])
+
+
+def test_classes_are_questions_of_their_own():
+    """Unlike the softmax, the loss of one class doesn't depend on the logits of others."""
+    first, second = jnp.array([[1.0, 2.0, -3.0]]), jnp.array([[1.0, 2.0, 5.0]])
+    targets = jnp.array([[1.0, 0.0, 0.0]])
+    difference = binary_cross_entropy(second, targets) - binary_cross_entropy(first, targets)
+    alone = optax.sigmoid_binary_cross_entropy(jnp.array([5.0, -3.0]), jnp.zeros(2))
+    np.testing.assert_allclose(difference, (alone[0] - alone[1]) / 3, rtol=1e-5)
