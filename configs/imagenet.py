@@ -4,8 +4,9 @@
 to the batch, a gradual warm-up, no weight decay of normalisation's parameters, and units that
 begin as the identity. One difference from the paper: the warm-up begins at 0, not at 0.1.
 
-Training on it awaits a pipeline that crops and scales JPEG images as they are read; until then
-train.py refuses, with one line. Whether it fits a TPU slice, and how fast it can be, is known now:
+COMMAND: python train.py --config=configs/imagenet.py:resnet50 --workdir=runs/imagenet
+EXPECTED: 23.74 % top-1 error of the 50,000 validation images (the paper's table 1, with a batch of
+8,192, median of the last 5 epochs over 5 runs); not yet run here, it needs accelerators.
 
 COMMAND: resnet-jax compile --config=configs/imagenet.py:resnet50 --topology=v5e:16x16
 EXPECTED: docs/scaling.md has the figures.
@@ -13,6 +14,7 @@ EXPECTED: docs/scaling.md has the figures.
 
 from ml_collections import ConfigDict
 
+from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.train.config import default_config
 
@@ -36,8 +38,11 @@ def get_config(arg: str = "resnet50") -> ConfigDict:
     config.data.name = "imagenet2012"
     config.data.validation = ""  # as in the paper, nothing is selected
     config.data.test = "validation"  # the test images have no public labels
+    config.data.random_crop_area = (0.08, 1.0)
+    config.data.image_size, config.data.eval_resize = 224, 256
+    config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
     config.data.resident = False  # 180 GiB
-    config.data.crop_padding = 0  # the random crop will be part of reading
+    config.data.crop_padding = 0
 
     config.batch_size = 8192
     config.eval_batch_size = 8192

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from resnet_jax.cli import bench, convert, doctor, evaluate, export, predict, summary
 from resnet_jax.cli import compile as compile_
-from resnet_jax.cli import convert, doctor, evaluate, export, predict, summary
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
@@ -19,6 +19,7 @@ _SUBCOMMANDS = {
     "eval": evaluate,
     "predict": predict,
     "doctor": doctor,
+    "bench": bench,
     "compile": compile_,
     "convert": convert,
     "export": export,

@@ -73,8 +73,20 @@ def decode_crop(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Decode a PNG or JPEG, and scale the part that `draws` choose to `size` × `size`.
 
-    Scaling is bilinear, as TensorFlow's and OpenCV's: it isn't smoothed where it shrinks. A JPEG
-    whose crop is more than twice as large as needed is decoded at a half, a quarter or an eighth.
+    Scaling is bilinear, as TensorFlow's and OpenCV's: it isn't smoothed where it shrinks. Raises as
+    `decode_part`.
+    """
+    part = decode_part(data, draws, area=area, size=size)
+    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def decode_part(
+    data: bytes, draws: np.ndarray, *, area: tuple[float, float], size: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decode a PNG or JPEG, and cut out the part that `draws` choose.
+
+    A JPEG of which it is more than twice as large as `size` is decoded at a half, a quarter or an
+    eighth.
 
     Raises:
         DataError: damaged, animated or oversized. The message begins with "it", for the caller to
@@ -86,8 +98,7 @@ def decode_crop(
         image = decode_upright(data)
         height, width, _ = image.shape
         box = crop_box(height, width, draws, area=area)
-    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def _decode_jpeg(

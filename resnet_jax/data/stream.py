@@ -105,7 +105,13 @@ def piece_length(rows: int) -> int:
 
 
 class StreamedBatches:
-    """Brings the batches of a run to the devices; has the interface of `Batches`."""
+    """Brings the batches of a run to the devices; has the interface of `Batches`.
+
+    Attributes:
+        pieces: what is decoded here, from step 0 on.
+        workers: processes that decode.
+        waited_s: seconds that the host waited for images.
+    """
 
     def __init__(
         self,
@@ -132,7 +138,7 @@ class StreamedBatches:
                 it has cores.
         """
         self._stream, self._shape, self._mesh = stream, shape, mesh
-        self._workers = _cores() if workers < 0 else workers
+        self.workers = _cores() if workers < 0 else workers
         self._layout = split(mesh, axis=2)
         here = np.zeros(shape, bool)
         for part in self._layout.addressable_devices_indices_map(shape).values():
@@ -141,7 +147,7 @@ class StreamedBatches:
         self._place_of = np.full(here.size, -1)
         self._place_of[rows] = np.arange(len(rows))
         self._place_of = self._place_of.reshape(shape)
-        self._pieces = Pieces(
+        self.pieces = Pieces(
             examples,
             stream,
             rows,
@@ -159,9 +165,9 @@ class StreamedBatches:
     def start(self, step: int) -> None:
         """Begin to read for the batch of that step and those after it."""
         self._waiting.clear()
-        pieces = dataclasses.replace(self._pieces, first=step)
+        pieces = dataclasses.replace(self.pieces, first=step)
         self._reader.submit(self._restart, pieces)
-        for ahead in range(step, min(step + _AHEAD, self._pieces.stop)):
+        for ahead in range(step, min(step + _AHEAD, self.pieces.stop)):
             self._read(ahead)
 
     def take(self, step: int) -> DeviceBatches:
@@ -174,7 +180,7 @@ class StreamedBatches:
         if not self._waiting or self._waiting[0][0] != step:
             self.start(step)
         _, future = self._waiting.popleft()
-        if step + _AHEAD < self._pieces.stop:
+        if step + _AHEAD < self.pieces.stop:
             self._read(step + _AHEAD)
         began = time.monotonic()
         while True:
@@ -204,10 +210,10 @@ class StreamedBatches:
     def _restart(self, pieces: Pieces | None) -> None:
         if hasattr(self._decoded, "close"):
             self._decoded.close()
-        self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self._workers)
+        self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self.workers)
 
     def _assemble(self, step: int) -> DeviceBatches:
-        pieces = self._pieces
+        pieces = self.pieces
         images = np.empty((len(pieces.rows), pieces.size, pieces.size, 3), np.uint8)
         labels = np.empty(len(pieces.rows), np.int32)
         for number in range(pieces.per_step):
@@ -215,8 +221,8 @@ class StreamedBatches:
             images[rows], labels[rows] = self._next_piece()
         ids, epochs = (array.reshape(self._shape) for array in self._stream.take(step, 1))
         return DeviceBatches(
-            self._on_devices(images),
-            self._on_devices(labels),
+            self.on_devices(images),
+            self.on_devices(labels),
             *place((ids, epochs), self._layout),
         )
 
@@ -229,7 +235,8 @@ class StreamedBatches:
             raise DataError(piece.error)
         return piece.images, piece.labels
 
-    def _on_devices(self, local: np.ndarray) -> jax.Array:
+    def on_devices(self, local: np.ndarray) -> jax.Array:
+        """The rows that are this process's, in order, on its devices."""
         shape = (*self._shape, *local.shape[1:])
         return jax.make_array_from_callback(
             shape,

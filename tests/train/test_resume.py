@@ -118,6 +118,21 @@ def test_resuming_after_a_requested_stop_equals_the_uninterrupted_run(
     assert _untimed(result.history) == _untimed(expected.history)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["lars", "lamb", "muon"])
+def test_other_optimisers_and_all_that_counts_steps_go_on_too(name, tiny_config, tmp_path):
+    tiny_config.optimizer.name = name
+    tiny_config.optimizer.decay = "l2" if name == "lars" else "decoupled"
+    tiny_config.ema_every = 2
+    tiny_config.ema_warmup = True
+    tiny_config.sam_radius = 0.05
+    tiny_config.sam_every = 3
+    expected = resnet_jax.fit(tiny_config, tmp_path / "whole")
+    resnet_jax.fit(tiny_config, tmp_path / "stopped", stop_at_step=7)
+    result = resnet_jax.fit(tiny_config, tmp_path / "stopped")
+    _assert_same_state(result.state, expected.state)
+
+
 def test_sigterm_saves_and_the_run_goes_on(tiny_config, tmp_path):
     tiny_config.duration = 4000 * 32.0
     tiny_config.eval_every = tiny_config.checkpoint_every = 2000 * 32.0
