@@ -136,6 +136,7 @@ def compile_training(blueprint: Blueprint) -> Program | TooLarge:
         blueprint.abstract_state,
         *blueprint.abstract_batches(),
         steps,
+        *blueprint.abstract_teacher(),
         devices=blueprint.mesh.size,
     )
 

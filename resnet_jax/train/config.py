@@ -141,6 +141,14 @@ def default_config() -> ConfigDict:
     # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
     config.loss = "softmax"
     config.label_smoothing = 0.0
+    # A share `weight` of the loss is the divergence from a teacher's softmax, both at a temperature:
+    # a weight file as `load_weights` takes it, and the name of its network; "" for no teacher.
+    config.distill = ConfigDict()
+    config.distill.teacher = ""
+    config.distill.model = ""
+    config.distill.weight = 0.5
+    config.distill.temperature = 1.0
+
     # Of moving averages of the parameters, which begin at the initial values; 0 for none. They are
     # scored beside the raw parameters, but don't choose the best checkpoint.
     config.ema_decay = 0.0
@@ -237,6 +245,7 @@ def validate(config: ConfigDict) -> None:
         "optimizer.trust_coefficient",
         "schedule.reference_batch",
         "schedule.power",
+        "distill.temperature",
         "ema_every",
         "sam_every",
         "data.repeats",
@@ -269,6 +278,14 @@ def validate(config: ConfigDict) -> None:
             "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
             " set one of them."
         )
+    distill = config.distill
+    if bool(distill.teacher) != bool(distill.model):
+        raise ConfigError(
+            f"distill.teacher is {distill.teacher!r} and distill.model {distill.model!r}; a weight"
+            " file and the name of its network go together."
+        )
+    if not 0 <= distill.weight <= 1:
+        raise ConfigError(f"distill.weight is {distill.weight}; it must be at least 0, at most 1.")
     shares = ("optimizer.momentum", "optimizer.beta2", "schedule.warmup_from", "schedule.final")
     for name in (*shares, "label_smoothing", "ema_decay"):
         if not 0 <= flat[name] < 1:

@@ -21,7 +21,7 @@ from resnet_jax.data.loader import Batches, ExampleStream
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.presets import Network, create_model
+from resnet_jax.models.presets import Network, create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
 from resnet_jax.parallel.sharding import state_shardings
@@ -32,6 +32,7 @@ from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.schedule import make_schedule
 from resnet_jax.train.state import TrainState, init_state
 from resnet_jax.train.step import Recipe, make_train_steps
+from resnet_jax.train.teacher import Teacher, read_teacher, teacher_model
 
 if TYPE_CHECKING:
     from resnet_jax.data.stream import StreamedBatches
@@ -202,6 +203,7 @@ class Blueprint:
         mesh: of the devices.
         image_shape: (h, w, c).
         model, plan, schedule, optimizer: the parts.
+        teacher_model: the network to learn from, or None.
     """
 
     config: ml_collections.ConfigDict
@@ -211,6 +213,7 @@ class Blueprint:
     plan: Plan
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    teacher_model: ResNet | None
 
     @classmethod
     def parts(
@@ -256,6 +259,7 @@ class Blueprint:
             "plan": plan,
             "schedule": schedule,
             "optimizer": make_optimizer(config.optimizer, schedule),
+            "teacher_model": teacher_model(config, num_classes),
         }
 
     @functools.cached_property
@@ -298,6 +302,8 @@ class Blueprint:
             ema_warmup=self.config.ema_warmup,
             sam_radius=self.config.sam_radius,
             sam_every=self.config.sam_every,
+            distill_weight=self.config.distill.weight,
+            distill_temperature=self.config.distill.temperature,
             head_only=self.config.optimizer.trainable == "head",
             skip_nonfinite=self.config.nonfinite.policy == "skip",
         )
@@ -308,6 +314,7 @@ class Blueprint:
             mesh=self.mesh,
             state=self.abstract_state,
             resident=self.resident,
+            teacher=self.teacher_model,
         )
 
     def batch_shape(self) -> tuple[int, int, int]:
@@ -339,6 +346,19 @@ class Blueprint:
         images = jax.ShapeDtypeStruct((*shape, *self.image_shape), jnp.uint8, sharding=data)
         labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
         return images, labels, ids, ids
+
+    def abstract_teacher(self) -> tuple[Any, ...]:
+        """What `train_steps` takes last: shapes of the teacher's variables, or nothing."""
+        if self.teacher_model is None:
+            return ()
+        init = functools.partial(init_variables, self.teacher_model, image_shape=self.image_shape)
+        whole = replicated(self.mesh)
+        return (
+            jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+                jax.eval_shape(init, jax.random.key(0)),
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -396,6 +416,26 @@ class Experiment(Blueprint):
             image_shape=self.image_shape,
             class_names=self.dataset.class_names,
         )
+
+    @functools.cached_property
+    def teacher(self) -> Teacher | None:
+        """The network that the run learns from; read when asked for.
+
+        Raises:
+            ConfigError: it doesn't go with the config.
+            DataError: it can't be read, or doesn't fit.
+        """
+        if self.teacher_model is None:
+            return None
+        return read_teacher(
+            self.config, self.teacher_model, class_names=self.dataset.class_names
+        )
+
+    def teacher_variables(self) -> tuple[Any, ...]:
+        """What `train_steps` takes last, on every device; nothing without a teacher."""
+        if self.teacher is None:
+            return ()
+        return (place(self.teacher.variables, replicated(self.mesh)),)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, laid out on the mesh; raises as `pretrained`."""

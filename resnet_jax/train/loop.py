@@ -109,6 +109,8 @@ def _fit(
         common["the data's fingerprint"] = experiment.dataset.fingerprint
         if new and experiment.pretrained:
             common["the weights to begin with"] = experiment.pretrained.sha256
+        if experiment.teacher:
+            common["the weights of distill.teacher"] = experiment.teacher.sha256
     check_shared(workdir)
     if is_main():  # all processes have made their probes by now
         sweep_drafts(workdir)

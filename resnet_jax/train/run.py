@@ -115,6 +115,7 @@ class Run:
             _check_same_data(progress, self._dataset, self._workdir)
             self._began_with = progress.get("init_from")  # runs of older versions drew all weights
             check_unchanged(self._config.init_from, self._began_with)
+            check_unchanged(self._config.distill.teacher, progress.get("teacher"))
             self._best, gone_on = progress["best"], progress["nonfinite"]
             self._clock.earlier_s = progress["wall_s"]
         else:
@@ -151,7 +152,8 @@ class Run:
                 self._batches.start(self._step)  # images are read while this compiles
                 jitted = self._experiment.train_steps()
                 shapes = self._experiment.abstract_batches()
-                train_steps = jitted.lower(self._state, *shapes, 1).compile()
+                self._teacher = self._experiment.teacher_variables()
+                train_steps = jitted.lower(self._state, *shapes, 1, *self._teacher).compile()
             self._take_steps(train_steps)
 
     def _take_steps(self, train_steps: jax.stages.Compiled) -> None:
@@ -163,7 +165,8 @@ class Run:
             self._step = self._plan.next_pause(first, stop_at_step=self._stop_at_step)
             self._watchdog.now(f"training steps {first + 1} to {self._step}")
             steps = np.int32(self._step - first)
-            self._state = train_steps(self._state, *self._batches.take(first), steps)
+            batches = self._batches.take(first)
+            self._state = train_steps(self._state, *batches, steps, *self._teacher)
             stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
             stopping = stopping or self._is_told_to_stop_here()
             try:
@@ -290,6 +293,7 @@ class Run:
                 "image_shape": self._experiment.evaluation_shape(),
                 "fingerprint": self._dataset.fingerprint,
                 "init_from": self._began_with,
+                "teacher": teacher.record() if (teacher := self._experiment.teacher) else None,
             },
             metrics=scores["validation"].scalars() if scores else None,
         )

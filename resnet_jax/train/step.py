@@ -1,6 +1,8 @@
 """One training step as a pure function, and many of them in one dispatch."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.groups import in_head
-from resnet_jax.train.losses import LOSSES
+from resnet_jax.train.losses import LOSSES, distillation
 from resnet_jax.train.state import TrainState, counts
 
 
@@ -34,6 +36,8 @@ class Recipe:
             averages forget the initial values, as in TensorFlow.
         sam_radius, sam_every: take the gradient of every `sam_every`-th step, from step 0, where
             the loss is highest within this distance, see `_gradients`; 0 for never.
+        distill_weight: share of the loss that is `distillation` from a teacher, if there is one.
+        distill_temperature: of that.
         head_only: train the classifier alone; the others have no gradient, and the backward pass
             ends before them.
         skip_nonfinite: leave parameters, statistics and averages as they were where the loss, the
@@ -49,6 +53,8 @@ class Recipe:
     ema_warmup: bool = False
     sam_radius: float = 0.0
     sam_every: int = 1
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
     head_only: bool = False
     skip_nonfinite: bool = False
 
@@ -79,8 +85,18 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
+Teacher = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
+"""From normalised images to logits."""
+
+
 def _gradients(
-    state: TrainState, part: Batch, number: jax.Array, model: Network, recipe: Recipe, mesh: Mesh
+    state: TrainState,
+    part: Batch,
+    number: jax.Array,
+    model: Network,
+    recipe: Recipe,
+    mesh: Mesh,
+    teacher: Teacher | None,
 ) -> Gradients:
     """Augment micro-batch `number` (its arrays without the dimension m), go forth and back.
 
@@ -94,6 +110,8 @@ def _gradients(
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), number)
     inputs = normalize(part.images, state.normalization)
     inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
+
+    taught = teacher(inputs) if teacher else None
 
     def apply(params: Any) -> tuple[jax.Array, Any]:
         if recipe.head_only:
@@ -119,6 +137,10 @@ def _gradients(
         targets = jax.nn.one_hot(part.labels, logits.shape[-1])
         targets = optax.smooth_labels(targets, recipe.label_smoothing)
         losses = LOSSES[recipe.loss](logits, targets)
+        if taught is not None:
+            share, temperature = recipe.distill_weight, recipe.distill_temperature
+            losses = (1 - share) * losses
+            losses += share * distillation(logits, taught, temperature=temperature)
         correct = (logits.argmax(axis=-1) == part.labels).sum()
         stats = updated.get("batch_stats", {})
         return losses.mean(), Gradients(None, stats, losses.sum(), correct)
@@ -178,6 +200,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
     mesh: Mesh,
+    teacher: Teacher | None = None,
 ) -> TrainState:
     """Augment a batch, take one step of the optimiser, and add to the meter.
 
@@ -192,17 +215,18 @@ def train_step(
         batch: the examples.
         model, optimizer, recipe: what to do.
         mesh: on which the arrays lie.
+        teacher: whose logits of the same augmented images are to be learnt, too.
     """
     micro_batches = batch.labels.shape[0]
     if micro_batches == 1:
         whole = jax.tree.map(lambda array: array[0], batch)
-        done = _gradients(state, whole, jnp.int32(0), model, recipe, mesh)
+        done = _gradients(state, whole, jnp.int32(0), model, recipe, mesh, teacher)
         gradients, batch_stats = done.params, done.batch_stats
     else:
 
         def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> Any:
             part, number = numbered
-            done = _gradients(state, part, number, model, recipe, mesh)
+            done = _gradients(state, part, number, model, recipe, mesh, teacher)
             sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.correct))
             return sums, done.batch_stats
 
@@ -267,6 +291,7 @@ def make_train_steps(
     mesh: Mesh,
     state: Any,
     resident: bool,
+    teacher: Network | None = None,
 ) -> jax.stages.Wrapped:
     """Compile "take the next few steps" over examples on the devices or from the host.
 
@@ -274,6 +299,8 @@ def make_train_steps(
         model, optimizer, recipe, mesh: as in `train_step`.
         state: a train state, or one of shapes, which tells how its parts lie on the mesh.
         resident: see below.
+        teacher: the network whose variables `run` takes as its last argument, on every device.
+            They aren't part of the program, nor of the state.
 
     Returns:
         A jitted `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of k
@@ -287,7 +314,9 @@ def make_train_steps(
     whole, examples = replicated(mesh), split(mesh, axis=2)
     layout = state_shardings(state, mesh)
 
-    def run(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
+    def run(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
+        advice = functools.partial(teacher.apply, *taught) if teacher else None
+
         def body(i: jax.Array, state: TrainState) -> TrainState:
             # Each device gathers its part of the batch from its copy of the images.
             chosen, epoch = jax.lax.with_sharding_constraint(
@@ -296,7 +325,13 @@ def make_train_steps(
             of_step = chosen if resident else i
             batch = Batch(images[of_step], labels[of_step], chosen, epoch)
             state = train_step(
-                state, batch, model=model, optimizer=optimizer, recipe=recipe, mesh=mesh
+                state,
+                batch,
+                model=model,
+                optimizer=optimizer,
+                recipe=recipe,
+                mesh=mesh,
+                teacher=advice,
             )
             return jax.lax.with_sharding_constraint(state, layout)
 
@@ -305,7 +340,7 @@ def make_train_steps(
     data = whole if resident else examples
     return jax.jit(
         run,
-        in_shardings=(layout, data, data, examples, examples, whole),
+        in_shardings=(layout, data, data, examples, examples, whole, *([whole] if teacher else [])),
         out_shardings=layout,
         donate_argnums=0,
     )
