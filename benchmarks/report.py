@@ -27,9 +27,9 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip()
 
-    # An earlier part of the same report may lie there already.
-    others = f":!{out.resolve()}"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", others)
+    # Results, this one or others, are no part of what was run.
+    code = (":/", ":(top,exclude)benchmarks/results")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
     report = {
         "command": " ".join(["python", *sys.argv]),
         "commit": git("rev-parse", "HEAD") + ("+" if changed else ""),  # "+": and changes
