@@ -6,6 +6,7 @@ position determines its example, resuming needs only the step number, and neithe
 devices nor of processes can change the order.
 """
 
+import bisect
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -70,6 +71,18 @@ class ExampleStream:
             ids[here] = order[within[here]]
         shape = (steps, self.batch_size)
         return ids.reshape(shape), epochs.astype(np.int32).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class CropSizes:
+    """The size of crops, in pixels, by the step: `sizes[i]` up to `edges[i]`, then the last."""
+
+    sizes: tuple[int, ...]
+    edges: tuple[float, ...] = ()
+
+    def at(self, step: int) -> int:
+        """The size in a step."""
+        return self.sizes[bisect.bisect_right(self.edges, step)]
 
 
 class DeviceBatches(NamedTuple):

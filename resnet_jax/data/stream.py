@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.crops import crop_draws, decode_crop
 from resnet_jax.data.encoded import EncodedSet
-from resnet_jax.data.loader import DeviceBatches, ExampleStream
+from resnet_jax.data.loader import CropSizes, DeviceBatches, ExampleStream
 from resnet_jax.errors import DataError, PeerError
 from resnet_jax.parallel.mesh import place, split
 
@@ -54,7 +54,7 @@ class Pieces:
         stream: their order.
         rows: which positions within a batch are decoded here, in order.
         length: examples of a piece; it divides the number of `rows`.
-        area, size: of the crop; see `crop_box` and `decode_crop`.
+        area, sizes: of the crops; see `crop_box` and `decode_crop`.
         first, stop: steps, of which the first has pieces from number 0 on.
     """
 
@@ -63,7 +63,7 @@ class Pieces:
     rows: np.ndarray
     length: int
     area: tuple[float, float]
-    size: int
+    sizes: CropSizes
     first: int
     stop: int
 
@@ -83,15 +83,16 @@ class Pieces:
 
     def _decode(self, number: int) -> Piece:
         step, piece = divmod(number, self.per_step)
+        size = self.sizes.at(self.first + step)
         ids, epochs = (array[0] for array in self.stream.take(self.first + step, 1))
         rows = self.rows[piece * self.length : (piece + 1) * self.length]
-        images = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        images = np.empty((len(rows), size, size, 3), np.uint8)
         labels = np.empty(len(rows), np.int32)
         for at, record in self.examples.fetch(ids[rows].tolist()):
             index, epoch = int(ids[rows[at]]), int(epochs[rows[at]])
             draws = crop_draws(self.stream.seed, epoch, index)
             try:
-                images[at] = decode_crop(record.image, draws, area=self.area, size=self.size)
+                images[at] = decode_crop(record.image, draws, area=self.area, size=size)
             except DataError as error:
                 why = f"{record.where}{error}"
                 raise self.examples.damaged(*self.examples.locate(index), why) from error
@@ -121,7 +122,7 @@ class StreamedBatches:
         shape: tuple[int, int, int],
         mesh: Mesh,
         area: tuple[float, float],
-        size: int,
+        sizes: CropSizes,
         total_steps: int,
         workers: int,
     ) -> None:
@@ -132,7 +133,7 @@ class StreamedBatches:
             stream: their order.
             shape: (1, micro-batches per step, examples of each).
             mesh: of the devices.
-            area, size: of the crops.
+            area, sizes: of the crops.
             total_steps: after which nothing is read.
             workers: processes that decode; 0 does it in threads of this one, -1 takes as many as
                 it has cores.
@@ -153,7 +154,7 @@ class StreamedBatches:
             rows,
             piece_length(len(rows)),
             area,
-            size,
+            sizes,
             first=0,
             stop=total_steps,
         )
@@ -213,8 +214,8 @@ class StreamedBatches:
         self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self.workers)
 
     def _assemble(self, step: int) -> DeviceBatches:
-        pieces = self.pieces
-        images = np.empty((len(pieces.rows), pieces.size, pieces.size, 3), np.uint8)
+        pieces, size = self.pieces, self.pieces.sizes.at(step)
+        images = np.empty((len(pieces.rows), size, size, 3), np.uint8)
         labels = np.empty(len(pieces.rows), np.int32)
         for number in range(pieces.per_step):
             rows = slice(number * pieces.length, (number + 1) * pieces.length)

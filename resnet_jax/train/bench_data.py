@@ -133,12 +133,13 @@ def _train(experiment: Experiment, seconds: float, steps: int) -> dict[str, floa
         batches.start(0)
         train_steps = experiment.train_steps()
         shapes = experiment.abstract_batches()
-        compiled = train_steps.lower(state, *shapes, 1).compile()
-        state = compiled(state, *batches.take(0), np.int32(1))
+        teacher = experiment.teacher_variables()
+        compiled = train_steps.lower(state, *shapes, 1, *teacher).compile()
+        state = compiled(state, *batches.take(0), np.int32(1), *teacher)
         jax.block_until_ready(state)
         began, waited, done = time.perf_counter(), batches.waited_s, 0
         for step in range(1, min(steps + 1, experiment.plan.total_steps)):
-            state = compiled(state, *batches.take(step), np.int32(1))
+            state = compiled(state, *batches.take(step), np.int32(1), *teacher)
             done += 1
             if time.perf_counter() - began >= seconds:
                 break

@@ -1,6 +1,7 @@
 """The fields of a run's config, their defaults, and the checks made before anything else."""
 
 import dataclasses
+import itertools
 import json
 import math
 import typing
@@ -72,6 +73,10 @@ def default_config() -> ConfigDict:
     # Smallest and largest share of an image's area that a random-resized crop takes, scaled to
     # image_size. Training images are then decoded each time they are needed, and all are RGB.
     config.data.random_crop_area = ()
+    # Smaller crops at first ("progressive resizing"): sizes, and where one follows on another; the
+    # last is image_size. Each is a compilation of its own.
+    config.data.early_sizes = ()
+    config.data.size_boundaries = ()  # as many as early_sizes, in duration_unit
     # How the others are prepared then: the shorter side scaled to eval_resize, and the square of
     # eval_size at the centre cut out. None is image_size.
     config.data.eval_size = config_dict.placeholder(int)
@@ -141,8 +146,8 @@ def default_config() -> ConfigDict:
     # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
     config.loss = "softmax"
     config.label_smoothing = 0.0
-    # A share `weight` of the loss is the divergence from a teacher's softmax, both at a temperature:
-    # a weight file as `load_weights` takes it, and the name of its network; "" for no teacher.
+    # The share `weight` of the loss is the divergence from a teacher's softmax, at a temperature:
+    # that of a weight file as `load_weights` takes it, for the network `model`; "" for none.
     config.distill = ConfigDict()
     config.distill.teacher = ""
     config.distill.model = ""
@@ -216,7 +221,8 @@ def validate(config: ConfigDict) -> None:
         if flat[name] not in known:
             hint = did_you_mean(str(flat[name]), known)
             raise ConfigError(f"{name} is {flat[name]!r}; it can be {', '.join(known)}.{hint}")
-    for name in ("schedule.boundaries", "schedule.scales", "data.mean", "data.std"):
+    numbers = ("schedule.boundaries", "schedule.scales", "data.mean", "data.std")
+    for name in (*numbers, "data.size_boundaries"):
         if not all(isinstance(v, int | float) for v in flat[name]):
             raise ConfigError(f"{name} is {flat[name]}; it must be a tuple of numbers.")
     for name, value in flat.items():
@@ -321,8 +327,8 @@ def _check_streaming(config: ConfigDict) -> None:
             f" {data.repeats}."
         )
     if not streams(config):
-        for name in ("eval_size", "eval_resize"):
-            if data[name] is not None:
+        for name in ("eval_size", "eval_resize", "early_sizes"):
+            if data[name]:
                 raise ConfigError(
                     f"data.{name} is {data[name]}; it goes with data.random_crop_area."
                 )
@@ -337,6 +343,14 @@ def _check_streaming(config: ConfigDict) -> None:
         raise ConfigError(
             "data.random_crop_area needs data.image_size, and data.mean and data.std: images that"
             " are decoded as they are needed aren't measured."
+        )
+    sizes, edges = data.early_sizes, data.size_boundaries
+    rising = all(a < b for a, b in itertools.pairwise((0, *edges)))
+    pixels = all(isinstance(size, int) and size > 0 for size in sizes)
+    if len(sizes) != len(edges) or not rising or not pixels:
+        raise ConfigError(
+            f"data.early_sizes is {sizes} and data.size_boundaries {edges}; they are as many sizes"
+            " in pixels and points where they end, which rises."
         )
     if data.workers < -1:
         raise ConfigError(f"data.workers is {data.workers}; it can be -1, 0 or more.")

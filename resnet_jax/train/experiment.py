@@ -17,7 +17,7 @@ from resnet_jax.data.augment import (
     measure_normalization,
     normalization_shapes,
 )
-from resnet_jax.data.loader import Batches, ExampleStream
+from resnet_jax.data.loader import Batches, CropSizes, ExampleStream
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import ConfigError
@@ -335,15 +335,29 @@ class Blueprint:
         """Whether the training split lies on every device."""
         return self.config.data.resident and not streams(self.config)
 
-    def abstract_batches(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """What `train_steps` takes beside the state and the number of steps."""
+    @functools.cached_property
+    def image_sizes(self) -> CropSizes:
+        """Pixels of a side of the training images, by the step."""
+        unit = self.plan.train_examples if self.config.duration_unit == "epochs" else 1
+        edges = [e * unit / self.plan.batch_size for e in self.config.data.size_boundaries]
+        return CropSizes((*self.config.data.early_sizes, self.image_shape[0]), tuple(edges))
+
+    def abstract_batches(self, *, image_size: int | None = None) -> tuple[Any, ...]:
+        """Shapes of what `train_steps` takes beside the state and the number of steps.
+
+        Images are of the `image_shape`, or squares of `image_size` where they're cropped to that.
+        """
+        height, width, channels = self.image_shape
+        if image_size and streams(self.config):
+            height = width = image_size
         examples, whole = split(self.mesh, axis=2), replicated(self.mesh)
         shape: tuple[int, ...] = self.batch_shape()
         data = examples
         ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=examples)
         if self.resident:
             shape, data = (self.plan.train_examples,), whole
-        images = jax.ShapeDtypeStruct((*shape, *self.image_shape), jnp.uint8, sharding=data)
+        images_shape = (*shape, height, width, channels)
+        images = jax.ShapeDtypeStruct(images_shape, jnp.uint8, sharding=data)
         labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
         return images, labels, ids, ids
 
@@ -428,7 +442,10 @@ class Experiment(Blueprint):
         if self.teacher_model is None:
             return None
         return read_teacher(
-            self.config, self.teacher_model, class_names=self.dataset.class_names
+            self.config,
+            self.teacher_model,
+            image_shape=self.image_shape,
+            class_names=self.dataset.class_names,
         )
 
     def teacher_variables(self) -> tuple[Any, ...]:
@@ -466,7 +483,7 @@ class Experiment(Blueprint):
                 self.stream(),
                 **where,
                 area=tuple(self.config.data.random_crop_area),
-                size=self.config.data.image_size,
+                sizes=self.image_sizes,
                 total_steps=self.plan.total_steps,
                 workers=self.config.data.workers,
             )

@@ -28,7 +28,7 @@ def distillation(
     temperature T. Theirs is the cross-entropy, of which this leaves out what no logits change.
     """
     log_p, log_targets = (jax.nn.log_softmax(x / temperature) for x in (logits, taught))
-    return temperature**2 * optax.kl_divergence_with_log_targets(log_p, log_targets)
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_p, log_targets)
 
 
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {

@@ -79,7 +79,7 @@ def read_pretrained(
     """
     path = local_file(config.init_from)
     variables = _load(path, model, new_head=config.new_head)
-    _check_shapes(path, variables, model, image_shape)
+    check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     mean, std = (notes.mean, notes.std) if notes else ((), ())
     if len(mean) and config.data.normalize != "channel":
@@ -151,10 +151,16 @@ def _load(path: str, model: ResNet, *, new_head: bool) -> dict[str, Any]:
     )
 
 
-def _check_shapes(
+def check_shapes(
     path: str, variables: Any, model: ResNet, image_shape: tuple[int, int, int]
 ) -> None:
-    """Compare with what is drawn otherwise, but for a classifier that is left out."""
+    """Compare the variables of a file with what a network for such images would be drawn.
+
+    What the file lacks, a classifier that was left out, isn't missed.
+
+    Raises:
+        DataError: there are others, or of other shapes.
+    """
     drawn = jax.eval_shape(lambda key: init_variables(model, key, image_shape), jax.random.key(0))
     wanted, found = (traverse_util.flatten_dict(tree, sep="/") for tree in (drawn, variables))
     for name, leaf in found.items():

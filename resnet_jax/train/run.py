@@ -115,7 +115,8 @@ class Run:
             _check_same_data(progress, self._dataset, self._workdir)
             self._began_with = progress.get("init_from")  # runs of older versions drew all weights
             check_unchanged(self._config.init_from, self._began_with)
-            check_unchanged(self._config.distill.teacher, progress.get("teacher"))
+            if teacher := self._experiment.teacher:
+                teacher.check(progress.get("teacher"))
             self._best, gone_on = progress["best"], progress["nonfinite"]
             self._clock.earlier_s = progress["wall_s"]
         else:
@@ -148,15 +149,25 @@ class Run:
         """Take steps until the last one, or until a process is told to stop."""
         with contextlib.closing(self._experiment.batches()) as self._batches:
             with nothing_to_lose(self._stop):
-                self._watchdog.now("compiling the training step")
-                self._batches.start(self._step)  # images are read while this compiles
-                jitted = self._experiment.train_steps()
-                shapes = self._experiment.abstract_batches()
+                self._batches.start(self._step)  # images are read while the step compiles
+                self._jitted = self._experiment.train_steps()
+                self._compiled: dict[int, jax.stages.Compiled] = {}  # by the size of images
                 self._teacher = self._experiment.teacher_variables()
-                train_steps = jitted.lower(self._state, *shapes, 1, *self._teacher).compile()
-            self._take_steps(train_steps)
+                self._program(self._step)
+            self._take_steps()
 
-    def _take_steps(self, train_steps: jax.stages.Compiled) -> None:
+    def _program(self, step: int) -> jax.stages.Compiled:
+        """The training steps for images of the size that they have then, compiled once."""
+        size = self._experiment.image_sizes.at(step)
+        if size not in self._compiled:
+            self._watchdog.now("compiling the training step")
+            with self._clock.paused(self._state):
+                shapes = self._experiment.abstract_batches(image_size=size)
+                lowered = self._jitted.lower(self._state, *shapes, 1, *self._teacher)
+                self._compiled[size] = lowered.compile()
+        return self._compiled[size]
+
+    def _take_steps(self) -> None:
         self._clock.start_lap(self._step)
         vote = Vote(self._experiment.mesh)
         stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
@@ -165,7 +176,7 @@ class Run:
             self._step = self._plan.next_pause(first, stop_at_step=self._stop_at_step)
             self._watchdog.now(f"training steps {first + 1} to {self._step}")
             steps = np.int32(self._step - first)
-            batches = self._batches.take(first)
+            batches, train_steps = self._batches.take(first), self._program(first)
             self._state = train_steps(self._state, *batches, steps, *self._teacher)
             stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
             stopping = stopping or self._is_told_to_stop_here()

@@ -315,7 +315,7 @@ def make_train_steps(
     layout = state_shardings(state, mesh)
 
     def run(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
-        advice = functools.partial(teacher.apply, *taught) if teacher else None
+        advice: Any = functools.partial(teacher.apply, *taught) if teacher else None
 
         def body(i: jax.Array, state: TrainState) -> TrainState:
             # Each device gathers its part of the batch from its copy of the images.

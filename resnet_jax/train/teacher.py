@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -11,7 +11,7 @@ import numpy as np
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.train.pretrained import file_sha256
+from resnet_jax.train.pretrained import check_shapes, file_sha256
 from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.load import load_weights
 from resnet_jax.weights.preprocessing import read_preprocessing
@@ -34,6 +34,19 @@ class Teacher:
         """What a checkpoint says of it."""
         return {"file": os.path.basename(self.path), "sha256": self.sha256}
 
+    def check(self, recorded: Mapping[str, str] | None) -> None:
+        """Compare with the `record` that a checkpoint has, if it has one.
+
+        Raises:
+            ConfigError: the file is another one.
+        """
+        if recorded and recorded["sha256"] != self.sha256:
+            raise ConfigError(
+                f"{self.path} isn't the teacher that the run began with (its SHA-256 was"
+                f" {recorded['sha256']}). Nothing was touched; put the old one back, or choose"
+                " another --workdir to begin anew."
+            )
+
 
 def teacher_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet | None:
     """The network of `config.distill.model`, computing in the type of the student's.
@@ -54,13 +67,18 @@ def teacher_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet
 
 
 def read_teacher(
-    config: ml_collections.ConfigDict, model: ResNet, *, class_names: Sequence[str]
+    config: ml_collections.ConfigDict,
+    model: ResNet,
+    *,
+    image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
 ) -> Teacher:
     """Read the weights that `config.distill.teacher` names.
 
     Args:
         config: of the run.
         model: of `teacher_model`.
+        image_shape: (h, w, c) of the data's images.
         class_names: the data's.
 
     Raises:
@@ -70,6 +88,7 @@ def read_teacher(
     """
     path = local_file(config.distill.teacher)
     variables = load_weights(model, path)
+    check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     if notes and notes.class_names and tuple(notes.class_names) != tuple(class_names):
         raise ConfigError(f"the classes of {path} aren't the data's, in their order.")

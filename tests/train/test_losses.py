@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax.train.losses import binary_cross_entropy
+from resnet_jax.train.losses import binary_cross_entropy, distillation
 
 
 def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():
@@ -19,6 +19,20 @@ def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():
 def test_binary_cross_entropy_of_large_logits_is_finite():
     logits, targets = jnp.array([[200.0, -300.0]]), jnp.array([[0.0, 1.0]])
     np.testing.assert_allclose(binary_cross_entropy(logits, targets), [250.0])
+
+
+def test_distillation_is_the_divergence_from_the_teacher():
+    random = np.random.default_rng(1)
+    logits, taught = random.normal(size=(2, 4, 7)).astype(np.float32)
+
+    def softmax(x):
+        powers = np.exp(x / 3.0)
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    p, q = softmax(logits), softmax(taught)
+    expected = 9.0 * (q * np.log(q / p)).sum(axis=-1)
+    np.testing.assert_allclose(distillation(logits, taught, temperature=3.0), expected, rtol=1e-4)
+    np.testing.assert_allclose(distillation(taught, taught, temperature=3.0), 0.0, atol=1e-5)
 
 
 def test_classes_are_questions_of_their_own():

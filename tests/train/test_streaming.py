@@ -13,7 +13,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
-from resnet_jax.data.loader import ExampleStream
+from resnet_jax.data.loader import CropSizes, ExampleStream
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.stream import StreamedBatches
 from resnet_jax.errors import ConfigError, DataError, PeerError
@@ -44,7 +44,9 @@ def photos(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def _batches(photos, *, workers, devices=1, shape=(1, 2, 8), step=0, repeats=1, total_steps=20):
+def _batches(
+    photos, *, workers, devices=1, shape=(1, 2, 8), step=0, repeats=1, total_steps=20, sizes=None
+):
     data = load_dataset(
         "folder", splits={"train": "train"}, data_dir=str(photos), streamed=["train"]
     )
@@ -55,7 +57,7 @@ def _batches(photos, *, workers, devices=1, shape=(1, 2, 8), step=0, repeats=1, 
         shape=shape,
         mesh=make_mesh(data=devices),
         area=AREA,
-        size=SIZE,
+        sizes=sizes or CropSizes((SIZE,)),
         total_steps=total_steps,
         workers=workers,
     )
@@ -137,6 +139,14 @@ def test_repeats_are_the_same_images_cropped_otherwise(photos):
     assert len(pairs) == ids.size  # no augmentation is drawn twice
     counts = np.bincount(ids.reshape(-1), minlength=60)
     assert counts.tolist() == [4] * 60
+
+
+def test_images_grow_in_the_course_of_a_run(photos, expected):
+    sizes = CropSizes((8, 10, SIZE), (1.5, 4.0))
+    assert [sizes.at(step) for step in range(6)] == [8, 8, 10, 10, SIZE, SIZE]
+    found = _take(photos, range(8), workers=0, sizes=sizes)
+    assert [batch.images.shape[-2] for batch in found] == [8, 8, 10, 10, *[SIZE] * 4]
+    _assert_equal(found[4:], expected[4:])
 
 
 def test_a_damaged_image_is_named(photos, tmp_path):
@@ -224,9 +234,23 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photo
         network.evaluate("train")
 
 
+def test_a_run_of_growing_images_goes_on_in_either_size(config, tmp_path):
+    config.data.early_sizes, config.data.size_boundaries = (8,), (4 * 8.0,)
+    resnet_jax.fit(config, tmp_path / "whole")
+    resnet_jax.fit(config, tmp_path / "cut", stop_at_step=2)
+    resnet_jax.fit(config, tmp_path / "cut", stop_at_step=6)
+    resnet_jax.fit(config, tmp_path / "cut")
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"data.early_sizes": (8,)}, r"early_sizes is \(8,\) and data.size_boundaries \(\)"),
+        (
+            {"data.early_sizes": (8, 10), "data.size_boundaries": (5.0, 5.0)},
+            "which rises",
+        ),
         ({"data.random_crop_area": (0.5,)}, r"random_crop_area is \(0.5,\)"),
         ({"data.random_crop_area": (0.5, 0.1)}, "smallest and a largest share"),
         ({"data.random_crop_area": (0, 1.0)}, "smallest and a largest share"),
