@@ -8,29 +8,16 @@ from resnet_jax.cli.main import main
 from tests.cli.mistakes import assert_one_line
 from tests.data.test_folders import write
 from tests.data.test_sources import own_cache
-from tests.runs import TINY
+from tests.runs import TINY, streamed
 
 __all__ = ["own_cache"]
-
-FIELDS = {
-    "data.name": "folder",
-    "data.random_crop_area": "(0.5,1.0)",
-    "data.image_size": 8,
-    "data.mean": "(0.5,0.5,0.5)",
-    "data.std": "(0.2,0.2,0.2)",
-    "data.workers": 0,
-    "data.train": "train",
-    "data.validation": "",
-    "data.test": "",
-    "duration": 32 * 200,
-}
 
 
 @pytest.fixture
 def arguments(tmp_path):
     images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
-    fields = [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    return ["bench", "data", *TINY, *fields, f"--config.data.dir={images}", "--seconds=0.1"]
+    fields = streamed(images, duration=32 * 200)
+    return ["bench", "data", *TINY, *fields, "--seconds=0.1"]
 
 
 def test_every_stage_is_measured(arguments, capsys):
@@ -38,7 +25,7 @@ def test_every_stage_is_measured(arguments, capsys):
     document = json.loads(capsys.readouterr().out)
     assert len(document["img_per_s"]) == 6
     assert all(rate > 0 for rate in document["img_per_s"].values())
-    assert document["training_images"] == 80
+    assert document["training_images"] == 64
     assert document["training"]["img_per_s"] > 0
     assert 0 <= document["training"]["data_wait"] <= 1
 

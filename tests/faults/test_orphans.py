@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.test_folders import write
-from tests.runs import ROOT, TINY, train
+from tests.runs import ROOT, TINY, streamed, train
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -78,21 +78,8 @@ def test_nothing_is_left_behind(remains, whole, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_processes_that_decode_images_end_with_the_run(remains, tmp_path, number):
     images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
-    fields = {
-        "data.name": "folder",
-        "data.dir": images,
-        "data.random_crop_area": "(0.5,1.0)",
-        "data.image_size": 8,
-        "data.mean": "(0.5,0.5,0.5)",
-        "data.std": "(0.2,0.2,0.2)",
-        "data.workers": 2,
-        "data.train": "train[:64]",
-        "data.validation": "",
-        "data.test": "train[64:]",
-        "duration": 32 * 10_000,
-    }
     command = [sys.executable, "train.py", *TINY, f"--workdir={tmp_path / 'run'}"]
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    command += streamed(images, **{"data.workers": 2, "duration": 32 * 10_000})
     # Not one of those that share what Python has for tidying up with this process.
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as process:
         record = tmp_path / "run" / "metrics.jsonl"

@@ -11,7 +11,8 @@ import portpicker
 import pytest
 
 from resnet_jax.train.metrics_log import read_metrics
-from tests.runs import Ended, Running, start
+from tests.data.test_folders import write
+from tests.runs import Ended, Running, start, streamed
 
 
 def _start(
@@ -103,6 +104,18 @@ def test_a_job_of_two_processes_runs_to_its_end(whole, tmp_path):
     assert (summary["hardware"]["processes"], summary["hardware"]["devices"]) == (2, 4)
     assert summary["final"]["test"]["examples"] == 100
     assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_a_job_decodes_on_each_host_what_its_devices_need(tmp_path):
+    """Two processes, of which each decodes half of a batch, go on where one stopped."""
+    images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
+    fields = streamed(images)
+    job = [_run(tmp_path / "one", *fields, processes=1, devices=4)]
+    job += [_run(tmp_path / "two", *fields, "--stop_at_step=5", processes=1, devices=2)]
+    assert [_codes(ended) for ended in job] == [[0], [75]], job
+    last = _run(tmp_path / "two", *fields, processes=2, devices=2)
+    assert _codes(last) == [0, 0], last
+    _assert_same_losses(tmp_path / "two", tmp_path / "one")
 
 
 def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_path):
