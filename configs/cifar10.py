@@ -11,13 +11,18 @@ benchmarks/results/cifar10_resnet20_cpu/ has the run.
 
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.train import recipes
 from resnet_jax.train.config import default_config
 
 
 def get_config(arg: str = "resnet20") -> ConfigDict:
-    """`cifar10.py:MODEL` is the paper's schedule, `cifar10.py:MODEL,cpu` a short one."""
+    """`cifar10.py:MODEL` is the paper's schedule, `cifar10.py:MODEL,cpu` a short one.
+
+    `cifar10.py:MODEL,RECIPE` is another one, of resnet_jax/train/recipes.py.
+    """
     model, *variants = arg.split(",")
+    if variants and variants != ["cpu"]:
+        return recipes.make(variants[0], model=model, data="cifar10")
     config = default_config()
     config.model.name = model
 
@@ -29,10 +34,6 @@ def get_config(arg: str = "resnet20") -> ConfigDict:
     config.data.flip = True
     config.optimizer.weight_decay = 1e-4
 
-    for variant in variants:
-        if variant != "cpu":
-            hint = did_you_mean(variant, ["cpu"])
-            raise ConfigError(f"configs/cifar10.py has no variant {variant!r}, only 'cpu'.{hint}")
     if variants:
         return _cpu(config)
     return _paper(config)

@@ -54,13 +54,12 @@ class ExampleStream:
         With repeats, the "epoch" of each is another number: no two (id, epoch) are the same.
         """
         if self.repeats > 1:
-            distinct = dataclasses.replace(
-                self, batch_size=self.batch_size // self.repeats, repeats=1
-            )
+            images = -(-self.batch_size // self.repeats)
+            distinct = dataclasses.replace(self, batch_size=images, repeats=1)
             ids, epochs = distinct.take(step, steps)
-            number = np.repeat(np.arange(self.repeats, dtype=np.int32), distinct.batch_size)
+            number = np.repeat(np.arange(self.repeats, dtype=np.int32), images)
             tiled = np.tile(epochs, self.repeats) * self.repeats + number
-            return np.tile(ids, self.repeats), tiled
+            return np.tile(ids, self.repeats)[:, : self.batch_size], tiled[:, : self.batch_size]
         start, stop = step * self.batch_size, (step + steps) * self.batch_size
         position = np.arange(start, stop, dtype=np.int64)
         epochs, within = np.divmod(position, self.num_examples)

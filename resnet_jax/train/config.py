@@ -321,11 +321,6 @@ def streams(config: ConfigDict) -> bool:
 
 def _check_streaming(config: ConfigDict) -> None:
     data, area = config.data, config.data.random_crop_area
-    if config.batch_size % data.repeats:
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, which isn't a multiple of data.repeats ="
-            f" {data.repeats}."
-        )
     if not streams(config):
         for name in ("eval_size", "eval_resize", "early_sizes"):
             if data[name]:
