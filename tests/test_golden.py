@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.train.config import flatten
+from resnet_jax.train.config import default_config, flatten
 from resnet_jax.train.experiment import Blueprint
+from resnet_jax.train.recipes import RECIPES, make
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,16 @@ def test_parameters(name):
 def test_recipes(config):
     lines = [f"{name} = {value!r}" for name, value in flatten(_config(config)).items()]
     _compare(f"config_{config.replace(':', '_').replace(',', '_')}", lines)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_recipes(name):
+    """What each changes of the defaults, on ImageNet and scaled to CIFAR-10."""
+    defaults, lines = flatten(default_config()), []
+    for data in ("imagenet2012", "cifar10"):
+        fields = flatten(make(name, data=data)).items()
+        lines += [f"{data}:", *(f"  {k} = {v!r}" for k, v in fields if v != defaults[k])]
+    _compare(f"recipes/{name}", lines)
 
 
 def _config(name: str) -> ConfigDict:

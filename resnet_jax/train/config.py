@@ -164,6 +164,10 @@ def default_config() -> ConfigDict:
     config.sam_radius = 0.0
     config.sam_every = 1  # steps; those between have plain gradients
 
+    # Before scoring, running statistics are measured anew on the batches of the last so many steps,
+    # those of moving averages too; 0 for never.
+    config.precise_bn = 0
+
     config.mesh = ConfigDict()
     # Devices: a batch is split over data × fsdp of them, parameters and optimiser state over fsdp.
     config.mesh.data = -1  # -1 for all that there are
@@ -269,6 +273,7 @@ def validate(config: ConfigDict) -> None:
         "schedule.base_lr",
         "schedule.warmup",
         "sam_radius",
+        "precise_bn",
     )
     for name in not_negative:
         if flat[name] < 0:

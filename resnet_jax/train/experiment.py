@@ -28,6 +28,7 @@ from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.config import model_overrides, streams
 from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.train.precise_bn import PreciseStatistics
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.schedule import make_schedule
 from resnet_jax.train.state import TrainState, init_state
@@ -251,6 +252,11 @@ class Blueprint:
         overrides = model_overrides(config)
         model = create_model(config.model.name, **overrides, num_classes=num_classes)
         _check_fine_tuning(config, model)
+        if config.precise_bn and not hasattr(model, "bn_momentum"):
+            raise ConfigError(
+                f"precise_bn is {config.precise_bn}, and {config.model.name} isn't a network for"
+                " which statistics can be measured anew; set it to 0."
+            )
         return {
             "config": config,
             "mesh": mesh,
@@ -290,9 +296,10 @@ class Blueprint:
             pretrained=pretrained,
         )
 
-    def train_steps(self) -> jax.stages.Wrapped:
-        """The jitted training steps; see `make_train_steps`."""
-        recipe = Recipe(
+    @property
+    def recipe(self) -> Recipe:
+        """What a step does, beside the model and the optimiser."""
+        return Recipe(
             crop_padding=self.config.data.crop_padding,
             flip=self.config.data.flip,
             label_smoothing=self.config.label_smoothing,
@@ -307,10 +314,23 @@ class Blueprint:
             head_only=self.config.optimizer.trainable == "head",
             skip_nonfinite=self.config.nonfinite.policy == "skip",
         )
+
+    def precise_statistics(self) -> PreciseStatistics:
+        """What measures running statistics anew, if the config wants it."""
+        return PreciseStatistics(
+            self.model,
+            steps=self.config.precise_bn,
+            recipe=self.recipe,
+            mesh=self.mesh,
+            resident=self.resident,
+        )
+
+    def train_steps(self) -> jax.stages.Wrapped:
+        """The jitted training steps; see `make_train_steps`."""
         return make_train_steps(
             self.model,
             self.optimizer,
-            recipe=recipe,
+            recipe=self.recipe,
             mesh=self.mesh,
             state=self.abstract_state,
             resident=self.resident,

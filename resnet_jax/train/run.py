@@ -153,6 +153,7 @@ class Run:
                 self._jitted = self._experiment.train_steps()
                 self._compiled: dict[int, jax.stages.Compiled] = {}  # by the size of images
                 self._teacher = self._experiment.teacher_variables()
+                self._precise_statistics = self._experiment.precise_statistics()
                 self._program(self._step)
             self._take_steps()
 
@@ -194,6 +195,10 @@ class Run:
         """Log, score, save, in this order: a checkpoint's step is on record before the checkpoint
         exists, so a resumed run neither repeats nor misses a line.
         """
+        if self._config.precise_bn and self._plan.evaluates_at(self._step):
+            self._watchdog.now(f"measuring the statistics of step {self._step}")
+            with self._clock.paused(self._state):
+                self._state = self._precise_statistics(self._state, self._batches)
         if self._plan.logs_at(self._step):
             self._log_training()
         scores = None

@@ -283,6 +283,53 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def pick_batch(
+    i: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    ids: jax.Array,
+    epochs: jax.Array,
+    *,
+    mesh: Mesh,
+    resident: bool,
+) -> Batch:
+    """The batch of step `i` of those that `make_train_steps` takes at once."""
+    # Each device gathers its part of the batch from its copy of the images.
+    chosen, epoch = jax.lax.with_sharding_constraint((ids[i], epochs[i]), split(mesh, axis=1))
+    of_step = chosen if resident else i
+    return Batch(images[of_step], labels[of_step], chosen, epoch)
+
+
+def sum_moments(
+    state: TrainState, batch: Batch, *, model: Network, recipe: Recipe, mesh: Mesh
+) -> tuple[Any, Float[Array, ""]]:
+    """Sum the moments over the micro-batches of a batch, which are augmented as in a step.
+
+    Returns:
+        A tree like the running statistics, of which "mean" has sums of means, and "var" sums of
+        means of squares; and the number of micro-batches. Of a unit that a micro-batch dropped,
+        the running statistics count.
+    """
+    exact = model.copy(bn_momentum=0.0)  # its new running statistics are the batch's own
+
+    def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        part, number = numbered
+        # Nobody asks for the gradients, so that they aren't computed.
+        stats = _gradients(state, part, number, exact, recipe, mesh, None).batch_stats
+        return jax.tree.map(jnp.add, sums, _moments(stats)), None
+
+    micro_batches = batch.labels.shape[0]
+    zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    sums, _ = jax.lax.scan(add, zero, (batch, jnp.arange(micro_batches)))
+    return sums, jnp.float32(micro_batches)
+
+
+def _moments(stats: Any) -> Any:
+    if "var" not in stats:
+        return {name: _moments(part) for name, part in stats.items()}
+    return {"mean": stats["mean"], "var": stats["var"] + jnp.square(stats["mean"])}
+
+
 def make_train_steps(
     model: Network,
     optimizer: optax.GradientTransformation,
@@ -318,12 +365,7 @@ def make_train_steps(
         advice: Any = functools.partial(teacher.apply, *taught) if teacher else None
 
         def body(i: jax.Array, state: TrainState) -> TrainState:
-            # Each device gathers its part of the batch from its copy of the images.
-            chosen, epoch = jax.lax.with_sharding_constraint(
-                (ids[i], epochs[i]), split(mesh, axis=1)
-            )
-            of_step = chosen if resident else i
-            batch = Batch(images[of_step], labels[of_step], chosen, epoch)
+            batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
             state = train_step(
                 state,
                 batch,

@@ -22,7 +22,7 @@ def _command(*arguments: str, folder) -> Ended:
         ([DIGITS, "--config.modle.name=resnet56"], 78, "Did you mean 'model.name'"),
         ([DIGITS, "--config.batch_size=many"], 78, "--config.batch_size=many"),
         (["--config=configs/cfar.py"], 78, "there is no file configs/cfar.py"),
-        (["--config=configs/cifar10.py:resnet20,gpu"], 78, "no variant 'gpu', only 'cpu'"),
+        (["--config=configs/cifar10.py:resnet20,gpu"], 78, "There is no recipe 'gpu'"),
         ([DIGITS, "--wrkdir=x"], 64, "Did you mean: workdir"),
         ([DIGITS, "digits"], 64, "'digits' isn't a flag"),
         (

@@ -1,0 +1,60 @@
+"""Running statistics that are measured anew before a network is scored."""
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.train.experiment import Experiment
+
+
+@pytest.fixture
+def config(tiny_config):
+    """No augmentation, so that the batches can be put together here."""
+    tiny_config.model.stage_sizes = (1,)
+    tiny_config.data.crop_padding = 0
+    tiny_config.data.flip = False
+    tiny_config.precise_bn = 6
+    return tiny_config
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, config):
+    """Those before the first normalisation, of 6 batches in dispatches of 4 and 2."""
+    config.accumulate = accumulate
+    experiment = Experiment.make(config)
+    batches = experiment.batches()
+    state = experiment.initial_state().moved_to(7)
+    state = state.replace(ema=jax.tree.map(lambda leaf: 2 * leaf, state.ema))
+    ids = experiment.stream().take(1, 6)[0].ravel()
+    images = experiment.dataset.splits["train"].images[ids].astype(np.float32)
+    x = (images - np.asarray(state.normalization["mean"])) / state.normalization["std"]
+
+    after = experiment.precise_statistics()(state, batches)
+
+    for now, before in ((after.variables(), state), (after.variables(ema=True), None)):
+        kernel = now["params"]["conv1"]["kernel"]
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        stats = now["batch_stats"]["bn1"]
+        np.testing.assert_allclose(stats["mean"], y.mean(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(stats["var"], y.var(axis=(0, 1, 2)), rtol=1e-3, atol=1e-5)
+        if before:
+            for leaf, old in zip(*map(jax.tree.leaves, (after.params, before.params)), strict=True):
+                np.testing.assert_array_equal(leaf, old)
+
+
+def test_a_run_measures_before_it_scores_and_goes_on_as_it_would(config, tmp_path):
+    expected = resnet_jax.fit(config, tmp_path / "whole")
+    resnet_jax.fit(config, tmp_path / "stopped", stop_at_step=7)
+    result = resnet_jax.fit(config, tmp_path / "stopped")
+    for leaf, wanted in zip(*map(jax.tree.leaves, (result.state, expected.state)), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+    measured = Experiment.make(config).precise_statistics()(
+        expected.state, Experiment.make(config).batches()
+    )
+    for leaf, wanted in zip(
+        *map(jax.tree.leaves, (measured.batch_stats, expected.state.batch_stats)), strict=True
+    ):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)

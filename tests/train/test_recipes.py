@@ -1,0 +1,75 @@
+"""Every published recipe, at tiny size: three steps of all that it turns on."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.parallel.mesh import make_mesh, place
+from resnet_jax.parallel.sharding import state_shardings
+from resnet_jax.train.config import validate
+from resnet_jax.train.experiment import Blueprint, check_batch
+from resnet_jax.train.recipes import RECIPES, make
+
+EXAMPLES, BATCH, SIZE = 24, 8, 16
+MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_three_steps(name):
+    """Losses are finite and parameters move; images of an early size have a step of their own."""
+    config = make(name, model=MODELS.get(name, "resnet18"))
+    config.model.stage_sizes, config.model.width = (1, 1), 4
+    config.batch_size = BATCH
+    config.model.bn_group_size = config.model.bn_group_size and 4
+    config.schedule.base_lr, config.schedule.reference_batch = 0.01, BATCH
+    config.data.image_size, config.data.resident = SIZE, False
+    validate(config)
+    mesh = make_mesh(data=1)
+    check_batch(config, mesh)
+    blueprint = Blueprint(
+        **Blueprint.parts(
+            config,
+            mesh=mesh,
+            image_shape=(SIZE, SIZE, 3),
+            num_classes=5,
+            train_examples=EXAMPLES,
+        )
+    )
+    state = blueprint._initial_state({"mean": np.full(3, 120.0), "std": np.full(3, 60.0)})
+    state = before = place(state, state_shardings(state, mesh))
+    first = jax.device_get(before.params)
+    rng = np.random.default_rng(0)
+    images, labels, ids, epochs = blueprint.abstract_batches()
+    batch = (
+        rng.integers(0, 256, images.shape, np.uint8),
+        rng.integers(0, 5, labels.shape).astype(np.int32),
+        np.arange(np.prod(ids.shape), dtype=np.int32).reshape(ids.shape),
+        np.zeros(epochs.shape, np.int32),
+    )
+    train_steps = blueprint.train_steps()
+    for _ in range(3):
+        state = train_steps(state, *batch, np.int32(1))
+    meter = jax.device_get(state.meter)
+    assert meter.steps == 3
+    assert meter.nonfinite == 0
+    assert 0 < meter.loss / meter.examples < 20
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first, jax.device_get(state.params))
+    assert np.mean(jax.tree.leaves(moved)) > 0.9
+
+
+def test_a_batch_on_cifar_keeps_the_rate_of_each_image():
+    """In proportion to the batch for SGD, to its root for LAMB."""
+    for name, expected in (("goyal_2017", 3.2 / 64), ("rsb_a2", 5e-3 / 4)):
+        config = make(name, model="resnet56", data="cifar10")
+        validate(config)
+        peak = config.schedule.base_lr * config.batch_size / config.schedule.reference_batch
+        assert peak == pytest.approx(expected)
+        assert config.batch_size == 128
+
+
+def test_mistakes_are_one_line():
+    with pytest.raises(ConfigError, match="no recipe 'rsb'.*rsb_a1"):
+        make("rsb")
+    with pytest.raises(ConfigError, match="not for 'mnist'"):
+        make("rsb_a1", data="mnist")
