@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a run train, validation or test; with --weights as the data set names it, or a"
         " part such as test[:100] (default: test)",
     )
+    parser.add_argument(
+        "--mirrored", action="store_true", help="average the logits of images and mirror images"
+    )
     parser.add_argument("--per-class", action="store_true", help="add a table of the classes")
     parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix")
     parser.add_argument(
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"The network's logits aren't finite on {args.split}; with --weights, its fields or the"
             " normalisation of the images may be others than its publisher's."
         )
-    document |= scores.scalars()
+    document |= {"mirrored": args.mirrored, **scores.scalars()}
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:
@@ -112,7 +115,8 @@ def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tup
         "split": args.split,
         "weights": "ema" if args.ema else "raw",
     }
-    return document, run.evaluate(args.split, data_dir=args.data_dir), run.class_names
+    scores = run.evaluate(args.split, data_dir=args.data_dir, mirrored=args.mirrored)
+    return document, scores, run.class_names
 
 
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
@@ -136,7 +140,8 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
         mesh=mesh,
     )
-    scores = evaluator(*place((variables, preprocessing.normalization), replicated(mesh)))
+    arrays = place((variables, preprocessing.normalization), replicated(mesh))
+    scores = evaluator(*arrays, mirrored=args.mirrored)
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
     document = {
@@ -209,6 +214,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         what += f", step {document['step']:,}{ema}"
     else:
         what = f"{document['weights']} on {document['data']}, {what}"
+    if document["mirrored"]:
+        what += ", mirrored too"
     console.print(
         f"{what}: top-1 {document['top1']:.2%}  top-5 {document['top5']:.2%}"
         f"  loss {document['loss']:.4f}  ({document['examples']:,} images)",

@@ -1,8 +1,9 @@
 """Exact evaluation: every example of a split counts once, and the count is asserted."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,19 +66,20 @@ class Evaluator:
         shape = data.images.shape[1:]
         self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
         self._resident = self._chunk(0) if self._chunks[0] == 1 else None
-        self._score = make_score(model, mesh)
+        self._model = model
+        self._scores: dict[bool, jax.stages.Wrapped] = {}
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
-    def __call__(self, variables: Any, normalization: Any) -> Evaluation:
-        """Score `variables` on the whole split.
+    def __call__(self, variables: Any, normalization: Any, *, mirrored: bool = False) -> Evaluation:
+        """Score `variables` on the whole split; see `make_score` for `mirrored`.
 
         Raises:
             AssertionError: not every example was counted exactly once.
         """
-        if self._resident:
-            sums = self._score(variables, normalization, self._resident)
-        else:
-            sums = self._sums_of_chunks(variables, normalization)
+        if mirrored not in self._scores:
+            self._scores[mirrored] = make_score(self._model, self._mesh, mirrored=mirrored)
+        score = functools.partial(self._scores[mirrored], variables, normalization)
+        sums = score(self._resident) if self._resident else self._sums_of_chunks(score)
         sums = jax.device_get(sums)
         counted = int(sums["examples"])
         if counted != len(self._data):
@@ -90,11 +92,11 @@ class Evaluator:
             confusion=sums["confusion"].astype(np.int64),
         )
 
-    def _sums_of_chunks(self, variables: Any, normalization: Any) -> dict[str, jax.Array]:
+    def _sums_of_chunks(self, score: Callable[[Any], dict[str, jax.Array]]) -> Any:
         """The sums of chunk after chunk; the next one is sent while one is scored."""
         sums, chunk = None, self._chunk(0)
         for number in range(self._chunks[0]):
-            done = self._score(variables, normalization, chunk)
+            done = score(chunk)
             before, sums = sums, self._add(sums, done) if sums else done
             if number + 1 < self._chunks[0]:
                 chunk = self._chunk(number + 1)
@@ -144,8 +146,10 @@ def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]
     return -(-examples // batch_size), batch_size
 
 
-def make_score(model: Network, mesh: Mesh) -> jax.stages.Wrapped:
+def make_score(model: Network, mesh: Mesh, *, mirrored: bool = False) -> jax.stages.Wrapped:
     """The jitted scores of a split: `score(variables, normalization, batches)`.
+
+    With `mirrored` the logits are means of those of an image and of its mirror image.
 
     `batches` are images, labels and masks, [batches, examples of each, …], split over the mesh
     along the second dimension. The result is summed over the examples whose mask is true.
@@ -154,7 +158,10 @@ def make_score(model: Network, mesh: Mesh) -> jax.stages.Wrapped:
     def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
         def body(sums: Any, batch: Any) -> tuple[Any, None]:
             images, labels, mask = batch
-            logits: Any = model.apply(variables, normalize(images, normalization))
+            inputs = normalize(images, normalization)
+            logits: Any = model.apply(variables, inputs)
+            if mirrored:
+                logits = (logits + model.apply(variables, inputs[:, :, ::-1])) / 2
             return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
 
         zero = jax.tree.map(

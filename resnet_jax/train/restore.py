@@ -78,8 +78,12 @@ class TrainedNetwork:
         batch = np.stack(images)
         return np.asarray(jax.jit(probabilities)(self.variables, self.normalization, batch))
 
-    def evaluate(self, split: str, *, data_dir: str | None = None) -> Evaluation:
+    def evaluate(
+        self, split: str, *, data_dir: str | None = None, mirrored: bool = False
+    ) -> Evaluation:
         """Score on "train", "validation" or "test" of the run's data, on all devices.
+
+        With `mirrored` the logits are means of those of an image and of its mirror image.
 
         Raises:
             ConfigError: the run's config names no such split.
@@ -101,7 +105,8 @@ class TrainedNetwork:
         evaluator = Evaluator(
             self.model, dataset.splits[split], batch_size=config.eval_batch_size, mesh=mesh
         )
-        return evaluator(*place((self.variables, self.normalization), replicated(mesh)))
+        arrays = place((self.variables, self.normalization), replicated(mesh))
+        return evaluator(*arrays, mirrored=mirrored)
 
 
 def restore_run(

@@ -87,6 +87,14 @@ def test_scores_are_those_of_the_same_logits_without_the_command(file, flags, pl
     assert document["preprocessing"]["resize"] == 20
 
 
+def test_mirror_images_are_scored_by_name(place, capsys):
+    root, _ = place
+    arguments = _arguments(root, "told.safetensors", "--split=train")
+    plain, both = _run(capsys, *arguments), _run(capsys, *arguments, "--mirrored")
+    assert (plain["mirrored"], both["mirrored"]) == (False, True)
+    assert plain["loss"] != both["loss"]
+
+
 def test_a_part_of_a_split_is_scored_and_told_to_people(place, capsys):
     root, _ = place
     assert main(_arguments(root, "told.safetensors", "--split=train[:10]")) == 0

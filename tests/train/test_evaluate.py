@@ -52,6 +52,18 @@ def test_scores_equal_those_of_numpy(n, batch, devices, chunk, monkeypatch):
     np.testing.assert_array_equal(scores.confusion, confusion)
 
 
+def test_logits_of_mirror_images_are_averaged():
+    data = _image_set(20)
+    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    constants = {"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)}
+    logits = data.images[:, 0, :, 0].astype(np.float64) * 0.01
+    mean = (logits + logits[:, ::-1]) / 2  # this network's logits are mirrored with the image
+    log_p = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
+    expected = -log_p[np.arange(20), data.labels].mean()
+    assert evaluator(*constants, mirrored=True).loss == pytest.approx(expected, rel=1e-5)
+    assert evaluator(*constants).loss != pytest.approx(expected, rel=1e-3)
+
+
 def test_equal_logits_score_as_argmax_would():
     """A dead network must not look perfect."""
     data = _image_set(70)
