@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from resnet_jax.cli import bench, convert, doctor, evaluate, export, predict, summary
+from resnet_jax.cli import bench, convert, doctor, evaluate, export, mlperf, predict, summary
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
@@ -23,6 +23,7 @@ _SUBCOMMANDS = {
     "compile": compile_,
     "convert": convert,
     "export": export,
+    "mlperf": mlperf,
 }
 
 

@@ -72,6 +72,12 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def lengths(self) -> dict[str, int]:
+        """Examples by role."""
+        held = {role: len(one) for role, one in self.splits.items()}
+        return {role: len(one) for role, one in self.streamed.items()} | held
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of every image in `splits`."""
         height, width, channels = next(iter(self.splits.values())).images.shape[1:]

@@ -19,7 +19,7 @@ from resnet_jax.parallel.process import is_main
 _log = logging.getLogger(__name__)
 
 # Orders the record, but isn't plotted.
-_NOT_SCALARS = ("step", "epoch", "split", "weights")
+_NOT_SCALARS = ("step", "epoch", "split", "weights", "wall_s")
 _BOARD = "tensorboard"
 
 

@@ -118,7 +118,7 @@ def run_summary(
         "data": {
             "name": dataset.name,
             "fingerprint": dataset.fingerprint,
-            "examples": {split: len(data) for split, data in dataset.splits.items()},
+            "examples": dataset.lengths,
             "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
         },
         "init_from": init_from,

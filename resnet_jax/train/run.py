@@ -233,6 +233,7 @@ class Run:
                 "grad_norm": float(sums.grad_norm / sums.steps),
                 "lr": float(self._experiment.schedule(self._step - 1)),
                 "img_per_s": round(speed, 1),
+                "wall_s": round(self._clock.wall_s(), 3),
             }
             if streams(self._config):
                 record["data_wait"] = round(min(1.0, waited / elapsed), 4)
@@ -442,6 +443,7 @@ class Run:
             "epoch": round(self._plan.epoch(step), 4),
             "split": split,
             "weights": weights or "raw",
+            "wall_s": round(self._clock.wall_s(), 3),
             **scored.scalars(),
         }
 
