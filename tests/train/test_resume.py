@@ -15,7 +15,7 @@ import resnet_jax
 from resnet_jax.train.metrics_log import read_metrics
 
 STEPS = 12
-_TIMINGS = {"img_per_s"}
+_TIMINGS = {"img_per_s", "wall_s"}
 
 
 def _assert_same_state(state: Any, expected: Any) -> None:
