@@ -26,7 +26,8 @@ from resnet_jax.parallel.tpu import GIB, Slice, out_of_memory
 from resnet_jax.parallel.traffic import main_memory_bytes
 from resnet_jax.train.config import validate
 from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
-from resnet_jax.train.experiment import Blueprint, check_batch
+from resnet_jax.train.experiment import Blueprint
+from resnet_jax.train.plan import check_batch
 
 
 @dataclasses.dataclass(frozen=True)
