@@ -69,15 +69,20 @@ def crop_box(height: int, width: int, draws: np.ndarray, *, area: tuple[float, f
 
 
 def decode_crop(
-    data: bytes, draws: np.ndarray, *, area: tuple[float, float], size: int
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Decode a PNG or JPEG, and scale the part that `draws` choose to `size` × `size`.
+    data: bytes,
+    draws: np.ndarray,
+    *,
+    area: tuple[float, float],
+    into: UInt8[np.ndarray, "size size 3"],
+) -> None:
+    """Decode a PNG or JPEG, and scale the part that `draws` choose to fill an array, in place.
 
     Scaling is bilinear, as TensorFlow's and OpenCV's: it isn't smoothed where it shrinks. Raises as
     `decode_part`.
     """
+    size = len(into)
     part = decode_part(data, draws, area=area, size=size)
-    return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+    cv2.resize(part, (size, size), dst=into, interpolation=cv2.INTER_LINEAR)
 
 
 def decode_part(

@@ -1,6 +1,7 @@
 """Image files from anywhere, read with suspicion."""
 
 import io
+import os
 import stat
 from pathlib import Path
 from typing import cast
@@ -133,15 +134,22 @@ def read_file(path: Path) -> bytes:
         DataError: it can't be read, is no file or too large; the message doesn't name it.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise DataError("it isn't a file")
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError("it isn't a file")
+            if status.st_size > _MAX_FILE_BYTES:
+                raise DataError(f"it has more than {_MAX_FILE_BYTES // 2**20} MiB")
+            return file.readall()
+    except IsADirectoryError as error:
+        raise DataError("it isn't a file") from error
     except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
         raise DataError(getattr(error, "strerror", None) or str(error)) from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise DataError(f"it has more than {_MAX_FILE_BYTES // 2**20} MiB")
-    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe isn't waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _upright(still: Still) -> tuple[int, int]:

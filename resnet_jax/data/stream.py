@@ -92,7 +92,7 @@ class Pieces:
             index, epoch = int(ids[rows[at]]), int(epochs[rows[at]])
             draws = crop_draws(self.stream.seed, epoch, index)
             try:
-                images[at] = decode_crop(record.image, draws, area=self.area, size=size)
+                decode_crop(record.image, draws, area=self.area, into=images[at])
             except DataError as error:
                 why = f"{record.where}{error}"
                 raise self.examples.damaged(*self.examples.locate(index), why) from error
@@ -214,12 +214,10 @@ class StreamedBatches:
         self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self.workers)
 
     def _assemble(self, step: int) -> DeviceBatches:
-        pieces, size = self.pieces, self.pieces.sizes.at(step)
-        images = np.empty((len(pieces.rows), size, size, 3), np.uint8)
-        labels = np.empty(len(pieces.rows), np.int32)
-        for number in range(pieces.per_step):
-            rows = slice(number * pieces.length, (number + 1) * pieces.length)
-            images[rows], labels[rows] = self._next_piece()
+        parts = [self._next_piece() for _ in range(self.pieces.per_step)]
+        images, labels = parts[0]
+        if len(parts) > 1:
+            images, labels = map(np.concatenate, zip(*parts, strict=True))
         ids, epochs = (array.reshape(self._shape) for array in self._stream.take(step, 1))
         return DeviceBatches(
             self.on_devices(images),
@@ -238,12 +236,16 @@ class StreamedBatches:
 
     def on_devices(self, local: np.ndarray) -> jax.Array:
         """The rows that are this process's, in order, on its devices."""
+
+        def rows(part: Any) -> np.ndarray:
+            places = self._place_of[part[:3]]
+            first, last = places.flat[0], places.flat[-1]
+            if last - first + 1 == places.size:  # all of those between: a view will do
+                return local[first : last + 1].reshape(*places.shape, *local.shape[1:])
+            return local[places]
+
         shape = (*self._shape, *local.shape[1:])
-        return jax.make_array_from_callback(
-            shape,
-            self._layout,
-            lambda part: local[self._place_of[part[:3]]],  # type: ignore[index]
-        )
+        return jax.make_array_from_callback(shape, self._layout, rows)
 
 
 def _decoded(pieces: Pieces, *, workers: int) -> Any:
