@@ -87,8 +87,8 @@ def torch_batches(folder: str, cores: int) -> Iterator[Any]:
         yield from loader
 
 
-def our_batches(folder: str, cores: int) -> Iterator[Any]:
-    """This package's, as train.py uses it."""
+def our_batches(folder: str, _: int) -> Iterator[Any]:
+    """This package's, as train.py uses it, on all cores that it finds."""
     import jax  # noqa: PLC0415
 
     from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD  # noqa: PLC0415
@@ -100,7 +100,7 @@ def our_batches(folder: str, cores: int) -> Iterator[Any]:
     config.data.random_crop_area, config.data.image_size = AREA, SIZE
     config.data.mean, config.data.std = IMAGENET_MEAN, IMAGENET_STD
     config.data.train, config.data.test, config.data.crop_padding = "train", "", 0
-    config.data.workers, config.batch_size, config.duration = cores, BATCH, 1000.0
+    config.batch_size, config.duration = BATCH, 1000.0
     experiment = Experiment.make(config)
     with contextlib.closing(experiment.batches()) as batches:
         for step in range(experiment.plan.total_steps):

@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 _PIECE = 128  # examples, at most, that a process decodes at a time
 _AHEAD = 2  # batches on the devices that wait for the step
 _PIECES_AHEAD = 2  # of each process
+_THREADS = 8  # that one process has, unless told otherwise
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _SLOW_S = 30.0
 _CLOSING_S = 5.0
@@ -135,11 +136,12 @@ class StreamedBatches:
             mesh: of the devices.
             area, sizes: of the crops.
             total_steps: after which nothing is read.
-            workers: processes that decode; 0 does it in threads of this one, -1 takes as many as
-                it has cores.
+            workers: processes that decode, in threads, as many as there are cores in all; 0 does
+                it in this process, and -1 takes one for every eight cores beyond the first eight.
         """
         self._stream, self._shape, self._mesh = stream, shape, mesh
-        self.workers = _cores() if workers < 0 else workers
+        # Decoders let other threads run: on a few cores, threads are faster than processes.
+        self.workers = (_cores() - 1) // _THREADS if workers < 0 else workers
         self._layout = split(mesh, axis=2)
         here = np.zeros(shape, bool)
         for part in self._layout.addressable_devices_indices_map(shape).values():
@@ -250,7 +252,7 @@ class StreamedBatches:
 
 def _decoded(pieces: Pieces, *, workers: int) -> Any:
     """An iterator of all pieces, in order."""
-    threads = _cores() if workers == 0 else 1
+    threads = max(1, _cores() // max(1, workers))
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     data = grain.MapDataset.source(pieces).to_iter_dataset(ahead)
     if workers:

@@ -82,7 +82,9 @@ def default_config() -> ConfigDict:
     config.data.eval_size = config_dict.placeholder(int)
     config.data.eval_resize = config_dict.placeholder(int)
     config.data.interpolation = "bilinear"  # or "bicubic"
-    config.data.workers = -1  # processes that decode; -1: one per core, 0: threads of this one
+    # Processes that decode, in as many threads as there are cores; 0: this one, -1: one for every
+    # eight cores.
+    config.data.workers = -1
     config.data.repeats = 1  # times that an image is in a batch, each time augmented otherwise
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
