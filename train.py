@@ -4,7 +4,7 @@ Any field of the config can be overridden: --config.model.name=resnet56 --config
 """
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from resnet_jax.checkpoint.memory import keep_memory_together
 from resnet_jax.checkpoint.stop import StopRequest
@@ -32,7 +32,10 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
-    keep_memory_together()
+    data = _CONFIG.value.get("data")
+    # Images that are decoded as they're needed come and go: the system would clear each anew.
+    if not (isinstance(data, ConfigDict) and data.get("random_crop_area")):
+        keep_memory_together()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.process import find_job, member_of  # noqa: PLC0415
