@@ -148,6 +148,34 @@ def tiers_table() -> str:
     return "\n".join(lines)
 
 
+def long_run_table() -> str:
+    """What grows in a long run."""
+    result = json.loads((RESULTS / "long_run.json").read_text(encoding="utf-8"))
+    lines = ["| | after a fifth | at the end | growth |", "|---|---|---|---|"]
+    rows = (
+        ("resident memory", "rss_mib", "{:,.0f} MiB"),
+        ("open files", "files", "{:.0f}"),
+        ("threads", "threads", "{:.0f}"),
+        ("time of a step", "step_ms", "{:.1f} ms"),
+    )
+    for what, key, form in rows:
+        row = result[key]
+        begin, end = form.format(row["begin"]), form.format(row["end"])
+        lines.append(f"| {what} | {begin} | {end} | {row['growth_percent']:+.1f} % |")
+    return "\n".join(lines)
+
+
+def pipeline_table() -> str:
+    """Images per second of loaders."""
+    result = json.loads((RESULTS / "input_pipeline.json").read_text(encoding="utf-8"))
+    medians = result["median_img_per_s"]
+    lines = ["| loader | img/s | this package's, divided by it |", "|---|---|---|"]
+    for name, rate in medians.items():
+        ratio = result["ours_divided_by"].get(name)
+        lines.append(f"| {name} | {rate:,.0f} | {f'{ratio:.2f}' if ratio else ''} |")
+    return "\n".join(lines)
+
+
 def imported_table() -> str:
     """Logits of imported networks against PyTorch's."""
     result = json.loads((RESULTS / "imported_weights.json").read_text(encoding="utf-8"))
@@ -202,6 +230,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "depth": ("docs/models.md", depth_table),
     "tiers": ("docs/reliability.md", tiers_table),
     "faults": ("docs/reliability.md", faults_table),
+    "long_run": ("docs/reliability.md", long_run_table),
+    "pipeline": ("docs/data.md", pipeline_table),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
