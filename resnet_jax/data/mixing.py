@@ -32,9 +32,7 @@ def mix(
     """
     if not (mixup or cutmix) or len(images) < 2:
         return images, targets
-    n, height, width, _ = images.shape
-    other = jnp.arange(n) ^ 1
-    other = jnp.where(other < n, other, jnp.arange(n))
+    _, height, width, _ = images.shape
 
     def draw(key: jax.Array) -> tuple[Array, Array, Array]:
         """The share of an example itself, at each pixel [h, w]; of its label; and of neither."""
@@ -52,8 +50,16 @@ def mix(
 
     kept, share, _ = jax.vmap(draw)(keys)
     kept = kept[..., None].astype(images.dtype)
-    mixed = kept * images + (1 - kept) * images[other]
-    return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[other]
+    mixed = kept * images + (1 - kept) * _neighbours(images)
+    return mixed, share[:, None] * targets + (1 - share[:, None]) * _neighbours(targets)
+
+
+def _neighbours(array: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Examples 1, 0, 3, 2, …; a gather would bring them all to every device."""
+    n, *shape = array.shape
+    pairs = array[: n - n % 2].reshape(n // 2, 2, *shape)
+    swapped = pairs[:, ::-1].reshape(n - n % 2, *shape)
+    return jnp.concatenate([swapped, array[-1:]]) if n % 2 else swapped
 
 
 def _box(centre: Array, side: Array, size: int) -> Array:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict, config_dict
 
+from resnet_jax.data.policies import LARGEST_MAGNITUDE, PolicyName
 from resnet_jax.data.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
@@ -88,6 +89,12 @@ def default_config() -> ConfigDict:
     config.data.repeats = 1  # times that an image is in a batch, each time augmented otherwise
     config.data.crop_padding = 4  # pixels; 0 for no random crop
     config.data.flip = True
+    # Random operations on images, RGB: "trivial" (TrivialAugment) or "randaugment", of a magnitude
+    # in 0…10 that varies by magnitude_std; "" for none.
+    config.data.policy = ""
+    config.data.magnitude = 9.0
+    config.data.magnitude_std = 0.0
+    config.data.random_erasing = 0.0  # probability
     # What a damaged image or record does: "stop" ends the run; "skip" leaves the example out, up to
     # 0.1 % of a split. Split expressions count it all the same.
     config.data.corrupt = "stop"
@@ -148,6 +155,10 @@ def default_config() -> ConfigDict:
     # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
     config.loss = "softmax"
     config.label_smoothing = 0.0
+    # Of the distribution of shares: mixup and CutMix of neighbours in a batch; 0 for none. With
+    # both, an example has one of them. "top1" of training then counts the label of its own share.
+    config.mixup = 0.0
+    config.cutmix = 0.0
     # The share `weight` of the loss is the divergence from a teacher's softmax, at a temperature:
     # that of a weight file as `load_weights` takes it, for the network `model`; "" for none.
     config.distill = ConfigDict()
@@ -221,6 +232,7 @@ def validate(config: ConfigDict) -> None:
         ("data.corrupt", CorruptPolicy),
         ("optimizer.trainable", Trainable),
         ("loss", Loss),
+        ("data.policy", PolicyName),
     )
     for name, kind in choices:
         known = get_args(kind)
@@ -271,6 +283,9 @@ def validate(config: ConfigDict) -> None:
         "nonfinite.limit",
         "data.crop_padding",
         "optimizer.weight_decay",
+        "data.magnitude_std",
+        "mixup",
+        "cutmix",
         "optimizer.clip_norm",
         "schedule.base_lr",
         "schedule.warmup",
@@ -281,6 +296,14 @@ def validate(config: ConfigDict) -> None:
         if flat[name] < 0:
             raise ConfigError(f"{name} is {flat[name]}; it can't be negative.")
     _check_streaming(config)
+    if not 0 <= config.data.magnitude <= LARGEST_MAGNITUDE:
+        raise ConfigError(
+            f"data.magnitude is {config.data.magnitude}; it can be 0 to {LARGEST_MAGNITUDE:g}."
+        )
+    if not 0 <= config.data.random_erasing <= 1:
+        raise ConfigError(
+            f"data.random_erasing is {config.data.random_erasing}; it is a probability, 0 to 1."
+        )
     if not 0 < config.optimizer.layer_decay <= 1:
         raise ConfigError(
             f"optimizer.layer_decay is {config.optimizer.layer_decay}; it must be greater than 0"

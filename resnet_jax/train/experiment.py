@@ -131,6 +131,11 @@ class Blueprint:
             raise ConfigError(
                 f"data.mean and data.std have {given} values, but the images {channels} channels."
             )
+        if config.data.policy and channels != 3:
+            raise ConfigError(
+                f"data.policy is {config.data.policy!r}, whose operations are on RGB images; these"
+                f" have {channels} channel{'s' * (channels != 1)}."
+            )
         pad = config.data.crop_padding
         if pad >= min(height, width):
             raise ConfigError(
@@ -196,6 +201,12 @@ class Blueprint:
         return Recipe(
             crop_padding=self.config.data.crop_padding,
             flip=self.config.data.flip,
+            policy=self.config.data.policy,
+            magnitude=self.config.data.magnitude,
+            magnitude_std=self.config.data.magnitude_std,
+            random_erasing=self.config.data.random_erasing,
+            mixup=self.config.mixup,
+            cutmix=self.config.cutmix,
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
             loss=self.config.loss,

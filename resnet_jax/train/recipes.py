@@ -191,6 +191,7 @@ def _rsb(config: ConfigDict, rate: float, *, epochs: float, decay: float, magnit
     config.duration = epochs
     config.model.zero_init_scale = True
     config.optimizer.name, config.optimizer.epsilon = "lamb", 1e-6
+    config.optimizer.decay = "decoupled"
     config.optimizer.clip_norm = 1.0  # as timm's and Apex's LAMB do unless they're told otherwise
     config.optimizer.weight_decay = decay
     config.optimizer.decay_exempt = ("norm", "bias")

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from resnet_jax.data.augment import crop_and_flip, example_keys, normalize
+from resnet_jax.data.mixing import mix
+from resnet_jax.data.policies import PolicyName, augment, erase
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
@@ -28,6 +30,9 @@ class Recipe:
     Attributes:
         crop_padding: pixels of padding before the random crop; 0 for none.
         flip: mirror half of the images.
+        policy, magnitude, magnitude_std: of `policies.augment`, before they are normalised.
+        random_erasing: the probability that a part of an image is erased.
+        mixup, cutmix: α of each, see `mix`; 0 for none.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
         loss: "softmax" or "bce", of `LOSSES`.
         ema_decay: of the moving averages; 0 for none.
@@ -48,6 +53,12 @@ class Recipe:
     flip: bool
     label_smoothing: float
     ema_decay: float
+    policy: PolicyName = ""
+    magnitude: float = 0.0
+    magnitude_std: float = 0.0
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     loss: str = "softmax"
     ema_every: int = 1
     ema_warmup: bool = False
@@ -108,9 +119,7 @@ def _gradients(
     keys = example_keys(run_key, part.ids, part.epochs)
     dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), number)
-    inputs = normalize(part.images, state.normalization)
-    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
-
+    inputs, targets = _augment(state, part, keys, model, recipe)
     taught = teacher(inputs) if teacher else None
 
     def apply(params: Any) -> tuple[jax.Array, Any]:
@@ -134,8 +143,6 @@ def _gradients(
 
     def loss_fn(params: Any) -> tuple[jax.Array, Gradients]:
         logits, updated = apply(params)
-        targets = jax.nn.one_hot(part.labels, logits.shape[-1])
-        targets = optax.smooth_labels(targets, recipe.label_smoothing)
         losses = LOSSES[recipe.loss](logits, targets)
         if taught is not None:
             share, temperature = recipe.distill_weight, recipe.distill_temperature
@@ -157,6 +164,32 @@ def _gradients(
         due = state.step % recipe.sam_every == 0
         gradients = jax.lax.cond(due, uphill, lambda gradients: gradients, gradients)
     return rest._replace(params=gradients)
+
+
+def _augment(
+    state: TrainState, part: Batch, keys: jax.Array, model: Network, recipe: Recipe
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
+    """The inputs of the network, and the probabilities that its logits are to have.
+
+    Each kind of augmentation has keys of its own, so that turning one on leaves the others alone.
+    """
+
+    def own(number: int) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+    images = part.images
+    if recipe.policy:
+        how = {"magnitude": recipe.magnitude, "deviation": recipe.magnitude_std}
+        images = augment(images, own(1), recipe.policy, **how)
+    inputs = normalize(images, state.normalization)
+    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
+    if recipe.random_erasing:
+        inputs = erase(inputs, own(2), probability=recipe.random_erasing)
+    targets = jax.nn.one_hot(part.labels, model.num_classes)
+    targets = optax.smooth_labels(targets, recipe.label_smoothing)
+    if recipe.mixup or recipe.cutmix:
+        inputs, targets = mix(inputs, targets, own(3), mixup=recipe.mixup, cutmix=recipe.cutmix)
+    return inputs, targets
 
 
 def merge_statistics(running: Any, *, momentum: float) -> Any:

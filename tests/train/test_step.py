@@ -42,6 +42,22 @@ def test_ten_steps_on_eight_devices_equal_ten_steps_on_one(tiny_config, one_devi
         np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+def test_examples_are_mixed_alike_on_any_mesh_and_with_neighbours_of_the_device(tiny_config):
+    tiny_config.model.stage_sizes = (1, 1)
+    tiny_config.mixup, tiny_config.cutmix, tiny_config.data.random_erasing = 0.2, 1.0, 0.5
+    losses, _ = _train(tiny_config, devices=8, steps=3)
+    expected, _ = _train(tiny_config, devices=1, steps=3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    tiny_config.mesh.data = 8
+    experiment = Experiment.make(tiny_config)
+    batches = experiment.abstract_batches()
+    steps = experiment.train_steps().lower(experiment.abstract_state, *batches, 1)
+    program = steps.compile().as_text()
+    assert "all-gather" not in program
+    assert "all-to-all" not in program
+    assert "collective-permute" not in program
+
+
 def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_device):
     _, expected = one_device
     experiment = Experiment.make(tiny_config)
