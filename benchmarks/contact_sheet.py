@@ -1,7 +1,7 @@
 """Photographs on their way through the input pipeline, drawn side by side.
 
-Without --images: three that come with scikit-learn (china.jpg, by T. Kitamura, and flower.jpg, by
-dany13; both CC BY) and Matplotlib (grace_hopper.jpg; public domain).
+Without --images: three that come with scikit-learn (china.jpg by Flickr's danielbuechele, flower.jpg
+by vultilion; CC BY 2.0) and Matplotlib (grace_hopper.jpg; public domain).
 
     python benchmarks/contact_sheet.py --out docs/figures/contact_sheet.png
 """
@@ -33,15 +33,11 @@ SIZE, STEPS = 224, 3
 
 
 def bundled(folder: Path) -> None:
-    """Copy the photographs of the libraries, each a class, twice: a fair split has both."""
+    """Copy the photographs of the libraries, each a class."""
     of_sklearn = Path(sklearn.datasets.__file__).parent / "images"
     of_matplotlib = Path(mpl.get_data_path()) / "sample_data"
-    photos = [
-        of_sklearn / "china.jpg",
-        of_sklearn / "flower.jpg",
-        of_matplotlib / "grace_hopper.jpg",
-    ]
-    for photo in photos:
+    photos = [of_sklearn / name for name in ("china.jpg", "flower.jpg")]
+    for photo in [*photos, of_matplotlib / "grace_hopper.jpg"]:
         (folder / photo.stem).mkdir()
         shutil.copy(photo, folder / photo.stem / photo.name)
 
@@ -83,11 +79,9 @@ def columns_of(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     mirrored = crop_and_flip(floats, keys, pad=0, flip=True)
     columns["mirrored (half)"] = np.asarray(mirrored)
     columns["erased"] = np.asarray(erase(floats - 128, keys, probability=1.0)) + 128
-    for title, alphas in (
-        ("mixup", {"mixup": 1.0, "cutmix": 0.0}),
-        ("CutMix", {"mixup": 0.0, "cutmix": 1.0}),
-    ):
-        columns[title] = np.asarray(mix(floats, np.eye(count, dtype=np.float32), keys, **alphas)[0])
+    labels = np.eye(count, dtype=np.float32)
+    columns["mixup"] = np.asarray(mix(floats, labels, keys, mixup=1.0, cutmix=0.0)[0])
+    columns["CutMix"] = np.asarray(mix(floats, labels, keys, mixup=0.0, cutmix=1.0)[0])
     return originals, columns
 
 
@@ -112,7 +106,7 @@ def main() -> None:
             if row == 0:
                 place.set_title(title, fontsize=8)
     figure.tight_layout(pad=0.3)
-    figure.savefig(args.out, dpi=90)
+    figure.savefig(args.out, dpi=64)
 
 
 if __name__ == "__main__":
