@@ -1,6 +1,6 @@
 """Photographs on their way through the input pipeline, drawn side by side.
 
-Without --images: three that come with scikit-learn (china.jpg by Flickr's danielbuechele, flower.jpg
+Without --images: three that come with scikit-learn (china.jpg by danielbuechele, flower.jpg
 by vultilion; CC BY 2.0) and Matplotlib (grace_hopper.jpg; public domain).
 
     python benchmarks/contact_sheet.py --out docs/figures/contact_sheet.png

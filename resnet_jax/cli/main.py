@@ -8,12 +8,23 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from resnet_jax.cli import bench, convert, doctor, evaluate, export, mlperf, predict, summary
+from resnet_jax.cli import (
+    bench,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    mlperf,
+    predict,
+    prepare,
+    summary,
+)
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _SUBCOMMANDS = {
     "summary": summary,
     "eval": evaluate,
@@ -24,6 +35,7 @@ _SUBCOMMANDS = {
     "convert": convert,
     "export": export,
     "mlperf": mlperf,
+    "prepare": prepare,
 }
 
 
@@ -58,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         document = module.run(args)
     except ResnetJaxError as error:
         return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
     if args.json:
         print(json.dumps(document, indent=2, allow_nan=False))
     else:

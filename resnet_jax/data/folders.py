@@ -143,7 +143,7 @@ def open_folder(
         raise ConfigError(f"the images of {data_dir} are in a bucket; copy them to this host.")
     folder = Path(os.path.expanduser(data_dir))
     try:
-        paths = _find_images(folder)
+        paths = find_images(folder)
     except OSError as error:
         where = error.filename or str(folder)
         raise DataError(f"the folder {where!r} can't be read: {error.strerror}.") from None
@@ -180,7 +180,7 @@ def in_fair_order(files: Iterable[ImageFile]) -> list[ImageFile]:
     return [file for *_, file in sorted(placed, key=lambda entry: entry[:3])]
 
 
-def _find_images(folder: Path) -> dict[str, dict[str, list[str]]]:
+def find_images(folder: Path) -> dict[str, dict[str, list[str]]]:
     """Paths within `folder`, by split and class, sorted.
 
     Raises:

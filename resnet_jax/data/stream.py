@@ -5,11 +5,9 @@ their crops, are the same for any number of processes, and training goes on from
 """
 
 import concurrent.futures
-import ctypes
 import dataclasses
 import logging
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
+from resnet_jax.children import die_with_parent
 from resnet_jax.data.crops import crop_draws, decode_crop
 from resnet_jax.data.encoded import EncodedSet
 from resnet_jax.data.loader import CropSizes, DeviceBatches, ExampleStream
@@ -33,7 +32,6 @@ _PIECE = 128  # examples, at most, that a process decodes at a time
 _AHEAD = 2  # batches on the devices that wait for the step
 _PIECES_AHEAD = 2  # of each process
 _THREADS = 8  # that one process has, unless told otherwise
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _SLOW_S = 30.0
 _CLOSING_S = 5.0
 
@@ -261,14 +259,8 @@ def _decoded(pieces: Pieces, *, workers: int) -> Any:
         options = grain.MultiprocessingOptions(
             num_workers=workers, per_worker_buffer_size=_PIECES_AHEAD
         )
-        data = data.mp_prefetch(options, worker_init_fn=_die_with_parent)
+        data = data.mp_prefetch(options, worker_init_fn=die_with_parent)
     return iter(data)
-
-
-def _die_with_parent(*_: int) -> None:
-    """Let Linux end this process with the one that started it, however that ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent decides
 
 
 def _cores() -> int:

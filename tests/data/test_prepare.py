@@ -1,0 +1,258 @@
+"""resnet-jax prepare: images to TFDS folders, whatever happens on the way."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.cli.main import main
+from resnet_jax.data import originals
+from resnet_jax.data.image_files import decode_upright
+from resnet_jax.data.prepare import Options, prepare
+from resnet_jax.data.sources import load_dataset
+from resnet_jax.errors import ConfigError, DataError
+from tests.cli.mistakes import assert_one_line
+from tests.data.hostile_images import pixels, save
+from tests.data.test_sources import own_cache
+
+__all__ = ["own_cache"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two splits of two classes, JPEG and PNG, of several sizes."""
+    root = tmp_path / "photos"
+    for split, count in (("train", 12), ("val", 5)):
+        for label, name in enumerate(("cat", "dog")):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                kind, suffix = (("JPEG", "jpg"), ("PNG", "png"))[number % 2]
+                picture = pixels(20 + number, 30, seed=100 * label + number)
+                (root / split / name / f"{number}.{suffix}").write_bytes(save(picture, kind))
+    return root
+
+
+def _prepare(photos, out, name="pets", **kwargs):
+    options = {key: kwargs.pop(key) for key in ("size", "quality", "corrupt") if key in kwargs}
+    return prepare(photos, out, name, Options(**options), **kwargs)
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_tfds_reads_what_is_written_and_so_do_we(photos, tmp_path):
+    import tensorflow_datasets as tfds
+
+    report = _prepare(photos, tmp_path / "data", shards=3, workers=1)
+    assert report["splits"] == {"train": 24, "val": 10}
+    assert report["classes"]["train"] == {"cat": 12, "dog": 12}
+    builder = tfds.builder("pets", data_dir=str(tmp_path / "data"))
+    source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    assert len(source) == 24
+    names = set()
+    for record in source:
+        name = record["file_name"].decode()
+        names.add(name)
+        assert record["image"] == (photos / name).read_bytes()  # untouched
+        assert builder.info.features["label"].int2str(record["label"]) == name.split("/")[1]
+    assert len(names) == 24
+    data = load_dataset(
+        "pets",
+        splits={"train": "train", "test": "val"},
+        data_dir=str(tmp_path / "data"),
+        image_size=8,
+        streamed=["train"],
+    )
+    assert data.lengths == {"train": 24, "test": 10}
+    assert data.class_names == ("cat", "dog")
+
+
+def test_any_number_of_processes_writes_the_same(photos, tmp_path):
+    for workers in (1, 2):
+        _prepare(photos, tmp_path / str(workers), shards=3, workers=workers, size=16)
+    assert _bytes(tmp_path / "1") == _bytes(tmp_path / "2")
+
+
+def test_larger_images_are_scaled_once(photos, tmp_path):
+    import tensorflow_datasets as tfds
+
+    _prepare(photos, tmp_path / "data", workers=1, size=24)
+    builder = tfds.builder("pets", data_dir=str(tmp_path / "data"))
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for record in builder.as_data_source("train", decoders=decoders):
+        original = (photos / record["file_name"].decode()).read_bytes()
+        before, after = decode_upright(original), decode_upright(record["image"])
+        if min(before.shape[:2]) <= 24:
+            assert record["image"] == original
+        else:
+            assert min(after.shape[:2]) == 24
+            assert after.shape[1] / after.shape[0] == pytest.approx(
+                before.shape[1] / before.shape[0], abs=0.05
+            )
+            small = Image.fromarray(before).resize(after.shape[1::-1], Image.Resampling.BICUBIC)
+            assert np.abs(np.asarray(small).astype(int) - after).mean() < 4
+
+
+def test_a_damaged_image_ends_it_or_is_listed(photos, tmp_path):
+    torn = photos / "train" / "dog" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"'train/dog/3.png' of 'train' can't be used: it ends"):
+        _prepare(photos, tmp_path / "data", workers=1)
+    assert not (tmp_path / "data" / "pets" / "1.0.0").exists()
+    report = _prepare(photos, tmp_path / "other", workers=1, corrupt="skip")
+    assert report["splits"]["train"] == 23
+    assert report["classes"]["train"] == {"cat": 12, "dog": 11}
+    (bad,) = report["bad"]
+    assert bad["image"] == "train/dog/3.png"
+    assert json.loads((tmp_path / "other/pets/1.0.0/report.json").read_text())["bad"] == [bad]
+
+
+def test_killed_at_any_time_it_goes_on_and_writes_the_same(photos, tmp_path):
+    for number in range(20):  # that take their time
+        large = save(pixels(1400, 1400, seed=number), "JPEG")
+        (photos / "train" / "cat" / f"large{number}.jpg").write_bytes(large)
+    _prepare(photos, tmp_path / "whole", shards=6, workers=1)
+    out = tmp_path / "data"
+    program = "import sys; from resnet_jax.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "prepare", str(photos)]
+    command += [f"--out={out}", "--name=pets", "--shards=6", "--workers=1"]
+    draft = out / "pets" / "1.0.0.draft"
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while len(list(draft.glob("*.json.draft"))) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "pets" / "1.0.0").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in draft.glob("pets-*-of-00006")}
+    assert kept
+    _prepare(photos, out, shards=6, workers=1)
+    assert _bytes(out) == _bytes(tmp_path / "whole")
+    after = {p.name: p.stat().st_mtime_ns for p in (out / "pets" / "1.0.0").glob("pets-*")}
+    assert {name: after[name] for name in kept} == kept  # not written again
+
+
+def test_a_shard_that_has_decayed_is_written_again(photos, tmp_path):
+    _prepare(photos, tmp_path / "whole", shards=2, workers=1)
+    out = tmp_path / "data"
+    shutil.copytree(photos, tmp_path / "torn")
+    last = tmp_path / "torn" / "val" / "dog" / "4.jpg"
+    good = last.read_bytes()
+    last.write_bytes(good[: len(good) // 2] + bytes(len(good) - len(good) // 2))
+    with pytest.raises(DataError, match=r"dog/4\.jpg"):
+        _prepare(tmp_path / "torn", out, shards=2, workers=1)
+    last.write_bytes(good)
+    (shard,) = (out / "pets" / "1.0.0.draft").glob("pets-train*-00000-of-00002")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    _prepare(tmp_path / "torn", out, shards=2, workers=1)
+    assert _bytes(out) == _bytes(tmp_path / "whole")
+
+
+def test_another_preparation_in_the_same_place_is_refused(photos, tmp_path):
+    torn = photos / "val" / "cat" / "0.jpg"
+    good = torn.read_bytes()
+    torn.write_bytes(good[:-40])
+    with pytest.raises(DataError):
+        _prepare(photos, tmp_path / "data", workers=1)
+    torn.write_bytes(good)
+    with pytest.raises(ConfigError, match="is of another preparation"):
+        _prepare(photos, tmp_path / "data", workers=1, size=16)
+
+
+def _tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    folder = tfds.core.tfds_path("datasets/imagenet2012")
+    wnids = (folder / "labels.txt").read_text().split()
+    labels = (folder / "validation_labels.txt").read_text().split()[:6]
+    source = tmp_path / "archives"
+    source.mkdir()
+    inner, expected = [], {}
+    for label in (3, 500, 999):
+        members = []
+        for number in range(2):
+            name = f"{wnids[label]}_{number}.JPEG"
+            expected[name] = save(pixels(20, 24, seed=label + number), "JPEG")
+            members.append((name, expected[name]))
+        _tar(source / "inner.tar", members)
+        inner.append((f"{wnids[label]}.tar", (source / "inner.tar").read_bytes()))
+    (source / "inner.tar").unlink()
+    _tar(source / originals.TRAIN_ARCHIVE, inner)
+    validation = [
+        (f"ILSVRC2012_val_{i:08d}.JPEG", save(pixels(18, 18, seed=i), "JPEG")) for i in range(1, 7)
+    ]
+    _tar(source / originals.VALIDATION_ARCHIVE, validation[::-1])
+    with pytest.raises(DataError, match="has 6 images, not 50,000"):
+        prepare(source, tmp_path / "data", "imagenet2012", Options(), workers=1)
+    real = originals._imagenet
+
+    def few(*archives):
+        path = tmp_path / "labels"
+        (path / "datasets/imagenet2012").mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "labels.txt", path / "datasets/imagenet2012")
+        (path / "datasets/imagenet2012/validation_labels.txt").write_text("\n".join(labels))
+        with monkeypatch.context() as patched:
+            patched.setattr(tfds.core, "tfds_path", lambda name: path / name)
+            return real(*archives)
+
+    monkeypatch.setattr(originals, "_imagenet", few)
+    report = prepare(source, tmp_path / "data", "imagenet2012", Options(), workers=1)
+    assert report["splits"] == {"train": 6, "validation": 6}
+    builder = tfds.builder("imagenet2012", data_dir=str(tmp_path / "data"))
+    assert builder.info.splits["train"].num_examples == 6
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    for record in builder.as_data_source("train", decoders=decoders):
+        name = record["file_name"].decode()
+        assert record["image"] == expected[name]
+        assert wnids[record["label"]] == name.split("_")[0]
+    by_name = dict(zip((name for name, _ in validation), labels, strict=True))
+    for record in builder.as_data_source("validation", decoders=decoders):
+        assert wnids[record["label"]] == by_name[record["file_name"].decode()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none", "--out=data", "--name=pets"], 65, "there is no folder 'none'"),
+        (["photos", "--out=data", "--name=My Pets"], 78, "can't be the name of a data set"),
+        (["photos", "--out=data", "--name=cifar10"], 78, "is the name of a data set of TFDS"),
+        (["photos", "--out=data", "--name=pets", "--size=0"], 78, "size is 0"),
+        (["photos", "--out=data", "--name=pets", "--quality=101"], 78, "quality is 101"),
+        (["photos", "--out=data", "--name=pets", "--shards=0"], 64, "--shards is 0"),
+        (["photos", "--out=taken", "--name=pets"], 78, "is there already"),
+        (["photos", "--out=photos/val/cat/0.jpg", "--name=pets"], 73, "can't be written"),
+        (["photos", "--name=pets"], 64, "--out"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("taken/pets/1.0.0")
+    assert_one_line(["prepare", *arguments], code, message, capsys)
+
+
+def test_people_see_what_was_written_and_left_out(photos, tmp_path, capsys):
+    (photos / "val" / "cat" / "0.jpg").write_bytes(b"<html>")
+    arguments = ["prepare", str(photos), f"--out={tmp_path / 'data'}", "--name=pets"]
+    assert main([*arguments, "--corrupt=skip", "--workers=1"]) == 0
+    out = capsys.readouterr().out
+    assert "train 24, val 9" in out
+    assert "left out: val/cat/0.jpg of val (it isn't a PNG or JPEG image)" in out
