@@ -142,7 +142,6 @@ class Batches:
             *numbers,
         )
 
-
     def start(self, step: int) -> None:
         """Nothing need be read ahead."""
 
