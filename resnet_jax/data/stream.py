@@ -10,7 +10,6 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import grain
@@ -160,16 +159,16 @@ class StreamedBatches:
         )
         self._reader = concurrent.futures.ThreadPoolExecutor(1, "reader")
         self._waiting: deque[tuple[int, concurrent.futures.Future[DeviceBatches]]] = deque()
-        self._decoded: Iterator[Piece] = iter(())
+        self._decoded: Any = None  # Grain's iterator of pieces
         self.waited_s = 0.0
 
     def start(self, step: int) -> None:
         """Begin to read for the batch of that step and those after it."""
-        self._waiting.clear()
-        pieces = dataclasses.replace(self.pieces, first=step)
-        self._reader.submit(self._restart, pieces)
+        self._forget()
+        anew: Pieces | None = dataclasses.replace(self.pieces, first=step)
         for ahead in range(step, min(step + _AHEAD, self.pieces.stop)):
-            self._read(ahead)
+            self._waiting.append((ahead, self._reader.submit(self._assemble, ahead, anew)))
+            anew = None
 
     def take(self, step: int) -> DeviceBatches:
         """The batch of a step; those after it are read meanwhile.
@@ -181,39 +180,39 @@ class StreamedBatches:
         if not self._waiting or self._waiting[0][0] != step:
             self.start(step)
         _, future = self._waiting.popleft()
-        if step + _AHEAD < self.pieces.stop:
-            self._read(step + _AHEAD)
+        ahead = step + _AHEAD
+        if ahead < self.pieces.stop:
+            self._waiting.append((ahead, self._reader.submit(self._assemble, ahead, None)))
         began = time.monotonic()
-        while True:
-            try:
-                return future.result(timeout=_SLOW_S)
-            except concurrent.futures.TimeoutError:
-                _log.warning(
-                    "the images of step %d have been awaited for %.0f s",
-                    *(step, time.monotonic() - began),
-                )
-            finally:
-                self.waited_s += time.monotonic() - began
+        while not concurrent.futures.wait([future], timeout=_SLOW_S).done:
+            waited = time.monotonic() - began
+            _log.warning("the images of step %d have been awaited for %.0f s", step, waited)
+        self.waited_s += time.monotonic() - began
+        return future.result()
 
     def close(self) -> None:
         """End the processes."""
-        for _, future in self._waiting:
-            future.cancel()
-        self._waiting.clear()
-        done = self._reader.submit(self._restart, None)
+        self._forget()
+        done = self._reader.submit(self._stop)
         self._reader.shutdown(wait=False)
         # A process that hangs isn't waited for: it ends with this one.
         concurrent.futures.wait([done], timeout=_CLOSING_S)
 
-    def _read(self, step: int) -> None:
-        self._waiting.append((step, self._reader.submit(self._assemble, step)))
+    def _forget(self) -> None:
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
 
-    def _restart(self, pieces: Pieces | None) -> None:
-        if hasattr(self._decoded, "close"):
+    def _stop(self) -> None:
+        if self._decoded is not None:
             self._decoded.close()
-        self._decoded = iter(()) if pieces is None else _decoded(pieces, workers=self.workers)
+            self._decoded = None
 
-    def _assemble(self, step: int) -> DeviceBatches:
+    def _assemble(self, step: int, anew: Pieces | None) -> DeviceBatches:
+        """The batch of a step, which is the next one; of the first of `anew`, if there is that."""
+        if anew:
+            self._stop()
+            self._decoded = _decoded(anew, workers=self.workers)
         parts = [self._next_piece() for _ in range(self.pieces.per_step)]
         images, labels = parts[0]
         if len(parts) > 1:

@@ -354,6 +354,35 @@ FAULTS = (
         ("faults/test_orphans.py",),
     ),
     Fault(
+        "a process that decodes images dies, or the run does",
+        "kill -9 of either, SIGTERM",
+        "named at once, exit code 71; none outlives the run",
+        (
+            "train/test_streaming.py::test_a_process_that_dies_is_noticed_at_once",
+            "faults/test_orphans.py::test_processes_that_decode_images_end_with_the_run",
+        ),
+    ),
+    Fault(
+        "stopped within an epoch, decoded by other processes",
+        "0, 1, 2 and 3 of them, on 1, 2 and 4 devices",
+        "the same batches, the same bits",
+        (
+            "train/test_streaming.py::"
+            "test_any_number_of_processes_and_any_first_step_give_the_same",
+            "train/test_streaming.py::test_a_run_goes_on_in_the_middle_of_an_epoch",
+            "train/test_jobs.py::test_a_job_decodes_on_each_host_what_its_devices_need",
+        ),
+    ),
+    Fault(
+        "a preparation of data is killed, or decays",
+        "kill -9; a byte of a finished file changes",
+        "the same command goes on, same bytes",
+        (
+            "data/test_prepare.py::test_killed_at_any_time_it_goes_on_and_writes_the_same",
+            "data/test_prepare.py::test_a_shard_that_has_decayed_is_written_again",
+        ),
+    ),
+    Fault(
         "odd sizes",
         "batches of one, classes without examples",
         "every image counts once",
