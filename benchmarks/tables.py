@@ -176,6 +176,22 @@ def pipeline_table() -> str:
     return "\n".join(lines)
 
 
+def large_batches_table() -> str:
+    """The linear scaling rule, with seeds."""
+    result = json.loads((RESULTS / "large_batches.json").read_text(encoding="utf-8"))
+    ways = list(dict.fromkeys(row["way"] for row in result["rows"]))
+    lines = [f"| k | batch | {' | '.join(ways)} |", "|---|---|" + "---|" * len(ways)]
+    for factor in dict.fromkeys(row["factor"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["factor"] == factor]
+        cells = [
+            f"{100 * row['test_top1']['mean']:.2f} ± {100 * row['test_top1']['std']:.2f} %,"
+            f" loss {row['train_loss']['mean']:.3f}"
+            for row in rows
+        ]
+        lines.append(f"| {factor} | {rows[0]['batch_size']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def imported_table() -> str:
     """Logits of imported networks against PyTorch's."""
     result = json.loads((RESULTS / "imported_weights.json").read_text(encoding="utf-8"))
@@ -232,6 +248,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "faults": ("docs/reliability.md", faults_table),
     "long_run": ("docs/reliability.md", long_run_table),
     "pipeline": ("docs/data.md", pipeline_table),
+    "large_batches": ("docs/runs.md", large_batches_table),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }

@@ -2,7 +2,7 @@
 
 90 epochs in batches of 8,192: He et al.'s recipe (1512.03385) with a learning rate in proportion
 to the batch, a gradual warm-up, no weight decay of normalisation's parameters, and units that
-begin as the identity. One difference from the paper: the warm-up begins at 0, not at 0.1.
+begin as the identity.
 
 COMMAND: python train.py --config=configs/imagenet.py:resnet50 --workdir=runs/imagenet
 EXPECTED: 23.74 % top-1 error of the 50,000 validation images (the paper's table 1, with a batch of

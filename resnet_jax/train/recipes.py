@@ -113,6 +113,7 @@ def goyal_2017(config: ConfigDict) -> None:
     """
     _peak(config, 0.1, batch=8192, warmup=5.0)
     config.schedule.reference_batch = 256
+    config.schedule.warmup_from = 256 / 8192  # at 0.1
     _steps(config, 30.0, 60.0, 80.0)
     config.eval_batch_size = 8192
     config.duration = 90.0
