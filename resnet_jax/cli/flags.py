@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -54,9 +55,29 @@ def end_with(message: str) -> NoReturn:
     """End the process at once, from any thread, because another one of its job is lost."""
     error = PeerError(f"{message} What was saved before is intact; start the job again.")
     try:
-        briefly(lambda: report(error), timeout_s=_WRITING_S)
+        # Where process 0 was lost, JAX is about to abort this one: there are milliseconds left.
+        if not _write_at_once(f"error: {error}\n"):
+            briefly(lambda: report(error), timeout_s=_WRITING_S)
     finally:
-        _end(error.exit_code)
+        _end(error.exit_code, flush=_speaks_for_all())
+
+
+def _write_at_once(text: str) -> bool:
+    """Write to standard error, if it takes that without a moment's delay."""
+    data = text.encode(errors="replace")
+    try:
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        ready = bool(poll.poll(0)) and len(data) <= select.PIPE_BUF
+        return ready and os.write(2, data) == len(data)
+    except OSError:
+        return False
+
+
+def _speaks_for_all() -> bool:
+    """Whether this process may have printed something that isn't written yet."""
+    distributed = sys.modules.get("jax._src.distributed")
+    return distributed is None or not distributed.global_state.process_id
 
 
 def end_early() -> NoReturn:
@@ -69,7 +90,7 @@ def end_early() -> NoReturn:
         _end(STOPPED_EARLY)
 
 
-def _end(code: int) -> NoReturn:
+def _end(code: int, *, flush: bool = True) -> NoReturn:
     """End the process within seconds, whatever its other threads wait for.
 
     An orderly end would wait for them, and for the other processes of the job.
@@ -78,7 +99,8 @@ def _end(code: int) -> NoReturn:
         from resnet_jax.checkpoint.lock import release_all  # noqa: PLC0415 - imports etils
 
         release_all()
-        briefly(_flush, timeout_s=_WRITING_S)
+        if flush:
+            briefly(_flush, timeout_s=_WRITING_S)
     finally:
         os._exit(code)
 

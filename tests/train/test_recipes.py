@@ -12,7 +12,7 @@ from resnet_jax.train.experiment import Blueprint
 from resnet_jax.train.plan import check_batch
 from resnet_jax.train.recipes import RECIPES, make
 
-EXAMPLES, BATCH, SIZE = 24, 8, 16
+EXAMPLES, BATCH, SIZE = 24, 8, 8
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
 
 
@@ -20,7 +20,7 @@ MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup"
 def test_three_steps(name):
     """Losses are finite and parameters move; images of an early size have a step of their own."""
     config = make(name, model=MODELS.get(name, "resnet18"))
-    config.model.stage_sizes, config.model.width = (1, 1), 4
+    config.model.stage_sizes, config.model.width = (1,), 4
     config.batch_size = BATCH
     config.model.bn_group_size = config.model.bn_group_size and 4
     config.schedule.base_lr, config.schedule.reference_batch = 0.01, BATCH
