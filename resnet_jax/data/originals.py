@@ -1,10 +1,12 @@
 """Images where their publishers or owners keep them: folders, and the archives of ImageNet."""
 
 import dataclasses
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from resnet_jax.data.folders import find_images
 from resnet_jax.data.image_files import read_file
@@ -123,8 +125,8 @@ def _members(path: Path, *, start: int = 0, length: int = -1) -> Iterator[tuple[
     """
     try:
         with open(path, "rb") as file:
-            inside = _Section(file, start, length) if length >= 0 else file
-            with tarfile.open(fileobj=inside, mode="r:") as archive:  # type: ignore[call-overload]
+            inside = io.BufferedReader(_Section(file, start, length)) if length >= 0 else file
+            with tarfile.open(fileobj=inside, mode="r:") as archive:
                 for member in archive:
                     if member.isfile():
                         yield os.path.basename(member.name), member.offset_data, member.size
@@ -132,22 +134,26 @@ def _members(path: Path, *, start: int = 0, length: int = -1) -> Iterator[tuple[
         raise DataError(f"the archive {path} can't be read ({error}).") from error
 
 
-class _Section:
+class _Section(io.RawIOBase):
     """A part of a file, as a file of its own."""
 
-    def __init__(self, file: "object", start: int, length: int) -> None:
+    def __init__(self, file: IO[bytes], start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
 
-    def seek(self, place: int, whence: int = 0) -> int:
-        self._at = place + {0: 0, 1: self._at, 2: self._length}[whence]
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}
+        self._at = origin[whence] + place
         return self._at
 
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, count: int = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        self._file.seek(self._start + self._at)  # type: ignore[attr-defined]
-        data = self._file.read(left if count < 0 else min(count, left))  # type: ignore[attr-defined]
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(data)] = data
         self._at += len(data)
-        return data
+        return len(data)
