@@ -59,6 +59,11 @@ class Collection:
     splits: Mapping[str, Sequence[Original]]
     class_names: tuple[str, ...]
 
+    @property
+    def in_folders(self) -> bool:
+        """Whether the images are files of their own."""
+        return any(image.start < 0 for images in self.splits.values() for image in images)
+
 
 def open_originals(source: Path) -> Collection:
     """Find the images of a folder, or of ImageNet's archives in it.

@@ -5,26 +5,28 @@ processes, and a preparation that was stopped goes on: a shard is whole or isn't
 folder has its name once all of it is.
 """
 
-# ruff: noqa: PLC0415 - TFDS and Pillow are loaded where they're needed, which may be a process
+# ruff: noqa: PLC0415 - TFDS is loaded where it's needed
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
-import io
 import itertools
 import json
 import logging
 import multiprocessing
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.children import die_with_parent
-from resnet_jax.data.originals import Collection, Original, open_originals
-from resnet_jax.data.skipped import CorruptPolicy
+from resnet_jax.data.originals import Collection, open_originals
+from resnet_jax.data.shards import IMAGENET, Options, Shard, features_of, noted_of, write_shard
 from resnet_jax.errors import ConfigError, DataError, PeerError, WriteError
 from resnet_jax.files import DRAFT, replace_file
 
@@ -34,40 +36,6 @@ REPORT = "report.json"
 _PLAN = "plan.json"
 _SHARD_BYTES = 2**27
 _VERSION = "1.0.0"
-_IMAGENET = "imagenet2012"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is done with images.
-
-    Attributes:
-        size: pixels of the shorter side to which larger ones are scaled; None leaves all as they
-            are, byte for byte.
-        quality: of JPEGs that are written anew.
-        corrupt: "stop" or "skip", what a damaged image does.
-    """
-
-    size: int | None = None
-    quality: int = 90
-    corrupt: CorruptPolicy = "stop"
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be."""
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"size is {self.size}; it must be at least 1.")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"quality is {self.quality}; it is 1 to 100.")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """What a process writes: some of the images of a split."""
-
-    split: str
-    number: int
-    images: Sequence[Original]
-    class_names: tuple[str, ...]
 
 
 def prepare(
@@ -102,18 +70,23 @@ def prepare(
     """
     _check_name(name)
     collection = open_originals(source)
-    version = _official_version() if name == _IMAGENET else _VERSION
+    _check_names_within(collection)
+    version = _official_version() if name == IMAGENET else _VERSION
     final = data_dir / name / version
-    if final.exists():
-        raise ConfigError(f"{final} is there already; remove it to prepare it anew.")
+    if final.resolve().is_relative_to(source.resolve()) and collection.in_folders:
+        raise ConfigError(f"{final} would be among the classes in {source}; choose another --out.")
     draft = final.with_name(f"{version}{DRAFT}")
-    parts = _divide(collection, shards)
+    parts = _divide(name, collection, shards)
     plan = _plan(name, collection, options, {split: len(some) for split, some in parts.items()})
     try:
-        _begin(draft, plan)
-        results = _write_all(draft, name, parts, options, workers=workers, progress=progress)
-        report = _finish(draft, name, version, collection, parts, results, options)
-        os.replace(draft, final)
+        if final.exists():
+            raise ConfigError(f"{final} is there already; remove it to prepare it anew.")
+        draft.mkdir(parents=True, exist_ok=True)
+        with _alone(draft):
+            _begin(draft, plan)
+            results = _write_all(draft, parts, options, workers=workers, progress=progress)
+            report = _finish(draft, name, version, collection, parts, results, options)
+            os.replace(draft, final)
     except OSError as error:
         raise WriteError(f"{draft} can't be written ({error.strerror or error}).") from error
     return report | {"folder": str(final)}
@@ -124,14 +97,50 @@ def _check_name(name: str) -> None:
 
     if not name.isidentifier() or name != name.lower():
         raise ConfigError(f"{name!r} can't be the name of a data set; write it like my_photos.")
-    if name != _IMAGENET and name in registered.list_imported_builders():
+    if name != IMAGENET and name in registered.list_imported_builders():
         raise ConfigError(
             f"{name!r} is the name of a data set of TFDS, which makes it otherwise; choose another,"
             f" such as my_{name}."
         )
 
 
-def _divide(collection: Collection, shards: int | None) -> dict[str, list[_Shard]]:
+def _check_names_within(collection: Collection) -> None:
+    """Refuse names that TFDS couldn't write, or couldn't read again."""
+    for split, images in collection.splits.items():
+        if split == "all" or not re.fullmatch(r"[\w-]+", split):
+            raise DataError(
+                f"the folder {split!r} can't be the name of a split: write it with letters, digits,"
+                " _ and -, and not 'all'."
+            )
+        for image in images:
+            try:
+                image.name.encode()
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"the file {image.name!r} has a name that isn't UTF-8; rename it."
+                ) from None
+    for name in collection.class_names:
+        if name != name.strip():
+            raise DataError(f"the class {name!r} begins or ends with a space; rename its folder.")
+
+
+@contextlib.contextmanager
+def _alone(draft: Path) -> Iterator[None]:
+    """Keep other processes from preparing in the same folder; a lock ends with its process."""
+    handle = os.open(draft, os.O_RDONLY)
+    try:
+        # Some file systems have no locks; there, users must see to it themselves.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WriteError(f"another process is preparing {draft}; let it finish.") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _divide(name: str, collection: Collection, shards: int | None) -> dict[str, list[Shard]]:
     """Shards of each split, in which images lie in the order of a digest of their names.
 
     Slices are fair that way, and an image keeps its place whatever else happens to the machine.
@@ -143,31 +152,38 @@ def _divide(collection: Collection, shards: int | None) -> dict[str, list[_Shard
         count = min(len(images), shards or max(1, round(total / _SHARD_BYTES)))
         edges = [round(i * len(ordered) / count) for i in range(count + 1)]
         parts[split] = [
-            _Shard(split, number, ordered[start:stop], collection.class_names)
+            Shard(
+                f"{name}-{split}.array_record-{number:05d}-of-{count:05d}",
+                *(name, split, ordered[start:stop], collection.class_names),
+            )
             for number, (start, stop) in enumerate(itertools.pairwise(edges))
         ]
     return parts
 
 
 def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _plan(
     name: str, collection: Collection, options: Options, shards: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What must be the same when a preparation goes on."""
+    """What must be the same when a preparation goes on.
+
+    Neither the lengths of images nor what a damaged one does: once it has ended a preparation, it
+    may be repaired or left out without losing the shards that are finished.
+    """
     images = {
-        split: _digest(repr(sorted((i.name, i.label, i.length) for i in some)))
+        split: _digest(repr(sorted((image.name, image.label) for image in some)))
         for split, some in collection.splits.items()
     }
     classes = _digest("\n".join(collection.class_names))
-    options_ = dataclasses.asdict(options)
-    return {"name": name, "classes": classes, "images": images, "shards": shards, **options_}
+    scaling = {"size": options.size, "quality": options.quality}
+    return {"name": name, "classes": classes, "images": images, "shards": shards, **scaling}
 
 
 def _begin(draft: Path, plan: Mapping[str, Any]) -> None:
-    """Make the folder, or find that it's of the same preparation."""
+    """Note what is prepared in the folder, or find that it's the same."""
     path = draft / _PLAN
     text = json.dumps(plan, indent=1, sort_keys=True)
     if path.exists():
@@ -178,27 +194,25 @@ def _begin(draft: Path, plan: Mapping[str, Any]) -> None:
             )
         _log.info("going on in %s", draft)
         return
-    draft.mkdir(parents=True, exist_ok=True)
     replace_file(path, [text.encode()])
 
 
 def _write_all(
     draft: Path,
-    name: str,
-    parts: Mapping[str, Sequence[_Shard]],
+    parts: Mapping[str, Sequence[Shard]],
     options: Options,
     *,
     workers: int,
     progress: Callable[[int, int], None],
-) -> dict[tuple[str, int], dict[str, Any]]:
-    """Write the shards that aren't there, several at a time; what was noted of each."""
+) -> dict[str, dict[str, Any]]:
+    """Write the shards that aren't there, several at a time; what was noted of each, by file."""
     every = [shard for some in parts.values() for shard in some]
     total, done = sum(len(shard.images) for shard in every), 0
-    results: dict[tuple[str, int], dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     left = []
     for shard in every:
-        if noted := _noted(draft, name, shard, len(parts[shard.split])):
-            results[shard.split, shard.number] = noted
+        if noted := noted_of(draft, shard, options):
+            results[shard.file] = noted
             done += len(shard.images)
         else:
             left.append(shard)
@@ -208,13 +222,10 @@ def _write_all(
         count, multiprocessing.get_context("spawn"), initializer=die_with_parent
     )
     try:
-        futures = {
-            pool.submit(_write, draft, name, shard, len(parts[shard.split]), options): shard
-            for shard in left
-        }
+        futures = {pool.submit(write_shard, draft, shard, options): shard for shard in left}
         for future in concurrent.futures.as_completed(futures):
             shard = futures[future]
-            results[shard.split, shard.number] = future.result()
+            results[shard.file] = future.result()
             done += len(shard.images)
             progress(done, total)
     except BrokenProcessPool as error:
@@ -223,124 +234,17 @@ def _write_all(
             " goes on."
         ) from error
     finally:
+        processes = list((pool._processes or {}).values())  # the pool forgets them as it shuts down
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
+        for process in processes:
             process.kill()  # what it was writing is a draft
     return results
-
-
-def _noted(draft: Path, name: str, shard: _Shard, shards: int) -> dict[str, Any] | None:
-    """What was noted when a shard was finished, if it is as it was then."""
-    path = _shard_path(draft, name, shard, shards)
-    try:
-        noted = json.loads(_note_of(path).read_text())
-        with path.open("rb") as file:
-            intact = hashlib.file_digest(file, "sha256").hexdigest() == noted["sha256"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return noted if intact else None
-
-
-def _shard_path(draft: Path, name: str, shard: _Shard, shards: int) -> Path:
-    return draft / f"{name}-{shard.split}.array_record-{shard.number:05d}-of-{shards:05d}"
-
-
-def _note_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json{DRAFT}")
-
-
-def _write(draft: Path, name: str, shard: _Shard, shards: int, options: Options) -> dict[str, Any]:
-    """Write a shard, in a process; returns what is noted of it.
-
-    Raises:
-        DataError: an image is damaged, and isn't to be skipped.
-        WriteError: it can't be written.
-    """
-    from array_record.python import array_record_module
-    from tensorflow_datasets.core import example_serializer
-
-    features = _features(name, shard.class_names)
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    path = _shard_path(draft, name, shard, shards)
-    part = path.with_name(f"{path.name}{DRAFT}")
-    counts: Counter[int] = Counter()
-    bad, size = [], 0
-    try:
-        writer = array_record_module.ArrayRecordWriter(str(part), "group_size:1")
-        for image in shard.images:
-            try:
-                data = _prepared(image.read(), options)
-            except DataError as error:
-                if options.corrupt != "skip":
-                    raise DataError(
-                        f"{image.name!r} of {shard.split!r} can't be used: {error}. Repair or"
-                        " remove it, or leave out what is damaged with --corrupt=skip."
-                    ) from None
-                bad.append({"image": image.name, "split": shard.split, "reason": str(error)})
-                continue
-            example = {"image": data, "label": image.label, "file_name": image.name}
-            proto = serializer.get_tf_example(features.encode_example(example))
-            # Otherwise the order of its fields would be another one in each process.
-            record = proto.SerializeToString(deterministic=True)
-            writer.write(record)
-            size += len(record)
-            counts[image.label] += 1
-        writer.close()
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(part, path)
-        noted = {
-            "file": path.name,
-            "sha256": digest,
-            "examples": sum(counts.values()),
-            "bytes": size,
-            "classes": {str(label): count for label, count in sorted(counts.items())},
-            "bad": bad,
-        }
-        replace_file(_note_of(path), [json.dumps(noted).encode()])
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in ArrayRecord
-        raise WriteError(f"{path} can't be written ({error}).") from None
-    return noted
-
-
-def _prepared(data: bytes, options: Options) -> bytes:
-    """The image as it is to be kept, once it has been decoded.
-
-    Raises:
-        DataError: it can't be.
-    """
-    from PIL import Image
-
-    from resnet_jax.data.image_files import decode_upright
-
-    pixels = decode_upright(data)
-    height, width, _ = pixels.shape
-    if options.size is None or min(height, width) <= options.size:
-        return data
-    scale = options.size / min(height, width)
-    fitting = max(1, round(width * scale)), max(1, round(height * scale))
-    scaled = Image.fromarray(pixels).resize(fitting, Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    scaled.save(file, "JPEG", quality=options.quality)
-    return file.getvalue()
-
-
-def _features(name: str, class_names: Sequence[str]) -> Any:
-    """The features of the set, as TFDS describes them."""
-    import tensorflow_datasets as tfds
-
-    label = tfds.features.ClassLabel(names=list(class_names))
-    encoding = "jpeg" if name == _IMAGENET else None
-    image = tfds.features.Image(shape=(None, None, 3), encoding_format=encoding)
-    return tfds.features.FeaturesDict(
-        {"image": image, "label": label, "file_name": tfds.features.Text()}
-    )
 
 
 def _official_version() -> str:
     from tensorflow_datasets.core import registered
 
-    return str(registered.imported_builder_cls(_IMAGENET).VERSION)
+    return str(registered.imported_builder_cls(IMAGENET).VERSION)
 
 
 def _finish(
@@ -348,8 +252,8 @@ def _finish(
     name: str,
     version: str,
     collection: Collection,
-    parts: Mapping[str, Sequence[_Shard]],
-    results: Mapping[tuple[str, int], dict[str, Any]],
+    parts: Mapping[str, Sequence[Shard]],
+    results: Mapping[str, dict[str, Any]],
     options: Options,
 ) -> dict[str, Any]:
     """Describe the set as TFDS does, write the report, and remove what was of use on the way."""
@@ -361,14 +265,14 @@ def _finish(
         name=name,
         version=tfds.core.Version(version),
         data_dir=str(draft),
-        module_name=f"tensorflow_datasets.datasets.{name}" if name == _IMAGENET else __name__,
+        module_name=f"tensorflow_datasets.datasets.{name}" if name == IMAGENET else __name__,
     )
     info = tfds.core.DatasetInfo(
-        builder=identity, features=_features(name, collection.class_names), description=name
+        builder=identity, features=features_of(name, collection.class_names), description=name
     )
     splits = []
     for split, shards in parts.items():
-        of_split = [results[split, shard.number] for shard in shards]
+        of_split = [results[shard.file] for shard in shards]
         template = tfds.core.ShardedFileTemplate(
             data_dir=draft, dataset_name=name, split=split, filetype_suffix="array_record"
         )
@@ -386,7 +290,7 @@ def _finish(
         "options": dataclasses.asdict(options),
         "splits": {split.name: split.num_examples for split in splits},
         "classes": _by_class(collection.class_names, parts, results),
-        "files": {r["file"]: r["sha256"] for _, r in sorted(results.items())},
+        "files": {file: result["sha256"] for file, result in sorted(results.items())},
         "bytes": sum(result["bytes"] for result in results.values()),
         "bad": [bad for _, result in sorted(results.items()) for bad in result["bad"]],
     }
@@ -400,15 +304,14 @@ def _finish(
 
 def _by_class(
     class_names: Sequence[str],
-    parts: Mapping[str, Sequence[_Shard]],
-    results: Mapping[tuple[str, int], dict[str, Any]],
+    parts: Mapping[str, Sequence[Shard]],
+    results: Mapping[str, dict[str, Any]],
 ) -> dict[str, dict[str, int]]:
     """Images of each class, by split."""
     counted = {}
-    for split in parts:
+    for split, shards in parts.items():
         counts: Counter[str] = Counter()
-        for (of, _), result in results.items():
-            if of == split:
-                counts.update(result["classes"])
+        for shard in shards:
+            counts.update(results[shard.file]["classes"])
         counted[split] = {name: counts[str(label)] for label, name in enumerate(class_names)}
     return counted

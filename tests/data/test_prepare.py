@@ -1,5 +1,6 @@
 """resnet-jax prepare: images to TFDS folders, whatever happens on the way."""
 
+import fcntl
 import io
 import json
 import os
@@ -17,9 +18,11 @@ from PIL import Image
 from resnet_jax.cli.main import main
 from resnet_jax.data import originals
 from resnet_jax.data.image_files import decode_upright
+from resnet_jax.data.originals import Original
 from resnet_jax.data.prepare import Options, prepare
+from resnet_jax.data.shards import Shard, write_shard
 from resnet_jax.data.sources import load_dataset
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import ConfigError, DataError, WriteError
 from tests.cli.mistakes import assert_one_line
 from tests.data.hostile_images import pixels, save
 from tests.data.test_sources import own_cache
@@ -159,6 +162,91 @@ def test_a_shard_that_has_decayed_is_written_again(photos, tmp_path):
     assert _bytes(out) == _bytes(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("corrupt", ["stop", "skip"])
+def test_after_a_damaged_image_it_goes_on_with_what_is_finished(corrupt, photos, tmp_path):
+    torn = photos / "val" / "dog" / "4.jpg"
+    good = torn.read_bytes()
+    torn.write_bytes(good[:-60])
+    with pytest.raises(DataError, match=r"dog/4\.jpg"):
+        _prepare(photos, tmp_path / "data", shards=2, workers=1)
+    draft = tmp_path / "data" / "pets" / "1.0.0.draft"
+    kept = {path.name: path.stat().st_mtime_ns for path in draft.glob("pets-train*-of-00002")}
+    assert len(kept) == 2
+    if corrupt == "stop":
+        torn.write_bytes(good)  # repaired
+    _prepare(photos, tmp_path / "data", shards=2, workers=1, corrupt=corrupt)
+    folder = tmp_path / "data" / "pets" / "1.0.0"
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    _prepare(photos, tmp_path / "fresh", shards=2, workers=1, corrupt=corrupt)
+    assert _bytes(folder) == _bytes(tmp_path / "fresh")
+
+
+def test_ctrl_c_ends_it_in_the_middle_of_a_shard(photos, tmp_path):
+    large = save(pixels(2000, 2000, seed=1), "JPEG")
+    (photos / "train" / "cat" / "large.jpg").write_bytes(large)
+    for number in range(200):  # that take a processor tens of seconds
+        os.link(photos / "train/cat/large.jpg", photos / "train/cat" / f"large{number}.jpg")
+    program = "import sys; from resnet_jax.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "prepare", str(photos), f"--out={tmp_path / 'data'}"]
+    draft = tmp_path / "data" / "pets" / "1.0.0.draft"
+    with subprocess.Popen(
+        [*command, "--name=pets", "--shards=1", "--workers=1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(draft.glob("pets-train*.draft")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (130, "interrupted\n")
+    assert not list(draft.glob("pets-train*-of-00001"))
+
+
+def test_two_processes_do_not_write_to_the_same_folder(photos, tmp_path):
+    draft = tmp_path / "data" / "pets" / "1.0.0.draft"
+    draft.mkdir(parents=True)
+    handle = os.open(draft, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(WriteError, match="another process is preparing"):
+            _prepare(photos, tmp_path / "data", workers=1)
+    finally:
+        os.close(handle)
+    _prepare(photos, tmp_path / "data", workers=1)
+
+
+def test_a_disk_that_fails_is_no_reason_to_leave_images_out(tmp_path):
+    gone = Original("cat/0.jpg", 0, str(tmp_path / "gone.tar"), 0, 10)
+    shard = Shard("pets-train.array_record-00000-of-00001", "pets", "train", [gone], ("cat", "dog"))
+    with pytest.raises(DataError, match="'cat/0.jpg' can't be read from .*gone.tar"):
+        write_shard(tmp_path, shard, Options(corrupt="skip"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("val", "all", "'all' can't be the name of a split"),
+        ("val", "my val", "'my val' can't be the name of a split"),
+        ("val/cat/0.jpg", os.fsdecode(b"val/cat/\xff.jpg"), "has a name that isn't UTF-8"),
+    ],
+)
+def test_names_that_tfds_could_not_read_again_are_refused(old, new, message, photos, tmp_path):
+    (photos / old).rename(photos / new)
+    with pytest.raises(DataError, match=message):
+        _prepare(photos, tmp_path / "data", workers=1)
+
+
+def test_classes_that_differ_in_spaces_only_are_refused(photos, tmp_path):
+    for split in ("train", "val"):
+        (photos / split / "dog").rename(photos / split / " cat")
+    with pytest.raises(DataError, match="' cat' begins or ends with a space"):
+        _prepare(photos, tmp_path / "data", workers=1)
+
+
 def test_another_preparation_in_the_same_place_is_refused(photos, tmp_path):
     torn = photos / "val" / "cat" / "0.jpg"
     good = torn.read_bytes()
@@ -239,13 +327,15 @@ def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
         (["photos", "--out=data", "--name=pets", "--quality=101"], 78, "quality is 101"),
         (["photos", "--out=data", "--name=pets", "--shards=0"], 64, "--shards is 0"),
         (["photos", "--out=taken", "--name=pets"], 78, "is there already"),
-        (["photos", "--out=photos/val/cat/0.jpg", "--name=pets"], 73, "can't be written"),
+        (["photos", "--out=photos", "--name=pets"], 78, "would be among the classes in photos"),
+        (["photos", "--out=file", "--name=pets"], 73, "can't be written"),
         (["photos", "--name=pets"], 64, "--out"),
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.makedirs("taken/pets/1.0.0")
+    (tmp_path / "file").touch()
     assert_one_line(["prepare", *arguments], code, message, capsys)
 
 
