@@ -10,8 +10,10 @@ from typing import IO
 
 from resnet_jax.data.folders import find_images
 from resnet_jax.data.image_files import read_file
+from resnet_jax.data.known import KNOWN_SETS
 from resnet_jax.errors import DataError
 
+TRAIN_IMAGES = KNOWN_SETS["imagenet2012"].lengths["train"]
 TRAIN_ARCHIVE, VALIDATION_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
@@ -112,6 +114,9 @@ def _imagenet(train: Path, validation: Path) -> Collection:
                 Original(inner, number[wnid], str(train), start + at, size)
                 for inner, at, size in _members(train, start=start, length=length)
             ]
+        if len(splits["train"]) != TRAIN_IMAGES:
+            found = f"{len(splits['train']):,} images, not {TRAIN_IMAGES:,}"
+            raise DataError(f"{train} has {found}; it may have been cut off.")
     if validation.exists():
         members = sorted(_members(validation))
         if len(members) != len(labels):

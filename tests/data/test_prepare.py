@@ -289,6 +289,9 @@ def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
         (f"ILSVRC2012_val_{i:08d}.JPEG", save(pixels(18, 18, seed=i), "JPEG")) for i in range(1, 7)
     ]
     _tar(source / originals.VALIDATION_ARCHIVE, validation[::-1])
+    with pytest.raises(DataError, match="has 6 images, not 1,281,167; it may have been cut off"):
+        prepare(source, tmp_path / "data", "imagenet2012", Options(), workers=1)
+    monkeypatch.setattr(originals, "TRAIN_IMAGES", 6)
     with pytest.raises(DataError, match="has 6 images, not 50,000"):
         prepare(source, tmp_path / "data", "imagenet2012", Options(), workers=1)
     real = originals._imagenet
