@@ -17,6 +17,7 @@ from resnet_jax.cli import (
     mlperf,
     predict,
     prepare,
+    reproduce,
     summary,
 )
 from resnet_jax.cli import compile as compile_
@@ -36,6 +37,7 @@ _SUBCOMMANDS = {
     "export": export,
     "mlperf": mlperf,
     "prepare": prepare,
+    "reproduce": reproduce,
 }
 
 

@@ -1,0 +1,98 @@
+"""resnet-jax reproduce ARTEFACT: a table or figure of a paper, run again."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.errors import UsageError, did_you_mean
+
+HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
+EXAMPLE = "resnet-jax reproduce he2015-fig6 --workdir=runs/papers"
+
+_SEEDS = {"cpu": 3, "full": 5}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument("artefact", nargs="*", help="names of --list, or all")
+    parser.add_argument("--list", action="store_true", help="list the artefacts and their verdicts")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/papers"), help="default: runs/papers"
+    )
+    parser.add_argument(
+        "--size",
+        choices=["cpu", "full"],
+        default="cpu",
+        help="cpu: small data or none, minutes on two cores; full: the paper's, an accelerator",
+    )
+    parser.add_argument("--seeds", type=int, help="how many (default: 3, full size 5)")
+    parser.add_argument(
+        "--budget", type=float, metavar="PFLOP", help="train no more than so many 10¹⁵ operations"
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Reproduce, or list."""
+    from resnet_jax.research import results  # noqa: PLC0415 - imports JAX
+    from resnet_jax.research.catalogue import ARTEFACTS  # noqa: PLC0415
+
+    if args.seeds is not None and args.seeds < 1:
+        raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
+    if args.list:
+        return {"artefacts": results.listing(ARTEFACTS, args.workdir)}
+    if not args.artefact:
+        raise UsageError("Which one? `resnet-jax reproduce --list` names them.")
+    names = list(ARTEFACTS) if args.artefact == ["all"] else args.artefact
+    for name in names:
+        if name not in ARTEFACTS:
+            hint = did_you_mean(name, ARTEFACTS)
+            raise UsageError(f"There is no artefact {name!r}.{hint} --list names them.")
+        if args.size not in ARTEFACTS[name].runs:
+            raise UsageError(f"{name} has no size {args.size!r}.")
+    seeds = tuple(range(args.seeds or _SEEDS[args.size]))
+    done = [
+        results.reproduce(
+            ARTEFACTS[name], args.workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
+        )
+        for name in names
+    ]
+    return {"results": done}
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print the table of each artefact, or the list."""
+    if "artefacts" in document:
+        table = Table("artefact", "what", "paper", "cpu", "full")
+        for one in document["artefacts"]:
+            table.add_row(one["name"], one["title"], one["paper"], one["cpu"], one["full"])
+        console.print(table)
+        return
+    for result in document["results"]:
+        table = Table(
+            *("what", "on", "published", "source", "measured", "n", "accepted", "verdict"),
+            title=result["title"],
+        )
+        for row in result["rows"]:
+            table.add_row(*_cells(row))
+        console.print(table)
+        console.print(
+            f"{result['claim']}\n{result['verdict']}; files: {', '.join(result['files'])}"
+        )
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    published, mean, std = row["published"], row["mean"], row["std"]
+    measured = "–" if mean is None else _number(mean)
+    if std is not None:
+        measured += f" ± {_number(std)}"
+    shown = "–" if published is None else _number(published)
+    n = "exact" if row["exact"] else str(row["n"])
+    cells = (shown, row["source"], measured, n, row["accepts"], row["verdict"])
+    return row["what"], row["data"], *cells
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:,.4g}"

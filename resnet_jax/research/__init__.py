@@ -1,0 +1,1 @@
+"""Papers by one command, sweeps, and comparisons of runs."""

@@ -1,0 +1,62 @@
+"""The runs that reproductions are made of: small ones on digits, and the papers' on CIFAR-10."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.train.config import default_config, set_field
+
+
+def digits(model: str = "resnet20", **fields: Any) -> ConfigDict:
+    """160 steps of 32 on scikit-learn's 8×8 digits: seconds on two CPU cores.
+
+    The networks are the CIFAR ones at half their width, and the learning rate is constant.
+
+    Args:
+        model: name of a preset.
+        fields: overrides by dotted name, such as `**{"model.shortcut": "none"}`.
+    """
+    config = default_config()
+    config.model.name = model
+    config.model.width = config.model.stem_width = 8
+    config.data.crop_padding, config.data.flip = 0, False
+    config.batch_size = 32
+    config.duration_unit, config.duration = "examples", 160 * 32.0
+    config.eval_every = config.checkpoint_every = config.duration
+    config.eval_batch_size = 360
+    config.keep_checkpoints = 1
+    config.log_every = config.steps_per_dispatch = 10
+    config.schedule.name = "constant"
+    return _with(config, fields)
+
+
+def cifar10(model: str = "resnet20", *, share: float = 1.0, **fields: Any) -> ConfigDict:
+    """The recipe of He et al. 2015 (1512.03385), section 4.2, on all 50,000 training images.
+
+    64,000 steps of 128, the learning rate divided by 10 at 32,000 and 48,000 of them.
+
+    Args:
+        model: name of a preset.
+        share: of those steps, all lengths being in proportion.
+        fields: overrides by dotted name.
+    """
+    config = default_config()
+    config.model.name = model
+    config.model.bn_group_size = 64  # the paper split each batch over two GPUs
+    config.data.name = "cifar10"
+    config.data.normalize = "pixel_mean"
+    config.batch_size = 128
+    config.duration_unit, config.duration = "examples", share * 64_000 * 128
+    config.eval_every = config.checkpoint_every = config.duration / 16
+    config.keep_checkpoints = 1
+    config.log_every = config.steps_per_dispatch = 100
+    config.schedule.name = "step"
+    config.schedule.boundaries = (share * 32_000 * 128, share * 48_000 * 128)
+    config.schedule.scales = (1.0, 0.1, 0.01)
+    return _with(config, fields)
+
+
+def _with(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+    for name, value in fields.items():
+        set_field(config, name, value)
+    return config

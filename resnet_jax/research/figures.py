@@ -1,0 +1,79 @@
+"""Figures that a journal would accept: its fonts and widths, colours that all can tell apart."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.5, 7.2
+"""Width in inches of one column, and of the page."""
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+"""Okabe & Ito's colours, apart for colour-blind readers too."""
+
+_STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.4,
+    "axes.prop_cycle": cycler(color=COLORS),
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 300,
+}
+
+
+@contextlib.contextmanager
+def journal_style() -> Iterator[None]:
+    """Draw and save in this style inside."""
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def new_panels(
+    columns: int, *, rows: int = 1, width: float = PAGE, height: float = 2.4
+) -> tuple[Figure, list[Axes]]:
+    """A figure that needs no display, and its panels, row by row; lettered if several.
+
+    Call it in `journal_style`. `width` is that of the figure, `height` of each row, in inches.
+    """
+    figure = Figure(figsize=(width, height * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    if len(panels) > 1:
+        for letter, axes in zip("abcdefghijklmnop", panels, strict=False):
+            axes.set_title(letter, loc="left", fontweight="bold")
+    return figure, panels
+
+
+def plot_mean(
+    axes: Axes,
+    x: Sequence[float],
+    per_seed: np.ndarray,
+    *,
+    label: str | None = None,
+    **style: object,
+) -> None:
+    """Plot the mean of `per_seed` [seeds, points] over `x`, and a band of ± one deviation."""
+    mean = per_seed.mean(axis=0)
+    (line,) = axes.plot(x, mean, label=label, **style)  # type: ignore[arg-type]
+    if len(per_seed) > 1:
+        std = per_seed.std(axis=0, ddof=1)
+        axes.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)

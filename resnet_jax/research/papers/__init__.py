@@ -1,0 +1,1 @@
+"""One file for each table or figure of a paper that can be made again."""
