@@ -1,7 +1,13 @@
 """All artefacts by name."""
 
 from resnet_jax.research.artefact import Artefact
-from resnet_jax.research.papers import he2015_table1
+from resnet_jax.research.papers import gradient_profile, he2015_table1
 
-ARTEFACTS: dict[str, Artefact] = {artefact.name: artefact for artefact in (he2015_table1.ARTEFACT,)}
+ARTEFACTS: dict[str, Artefact] = {
+    paper.ARTEFACT.name: paper.ARTEFACT
+    for paper in (
+        he2015_table1,
+        gradient_profile,
+    )
+}
 """In the order of the papers."""
