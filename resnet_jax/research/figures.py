@@ -46,7 +46,7 @@ _STYLE = {
 @contextlib.contextmanager
 def journal_style() -> Iterator[None]:
     """Draw and save in this style inside."""
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(_STYLE):
         yield
 
 
@@ -85,6 +85,6 @@ def plot_mean(
     middle, low, high = (np.exp(edge) if log else edge for edge in edges)
     (line,) = axes.plot(x, middle, label=label, **style)
     if len(values) > 1:
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     if log:
         axes.set_yscale("log")
