@@ -46,7 +46,7 @@ _STYLE = {
 @contextlib.contextmanager
 def journal_style() -> Iterator[None]:
     """Draw and save in this style inside."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         yield
 
 
