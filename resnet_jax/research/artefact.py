@@ -45,7 +45,8 @@ class Row:
         source: where that is read, such as "He et al. 2015, table 6".
         data: what it was measured on here: "CIFAR-10", "digits", "initial values", "arithmetic".
         measured: one value for each seed; empty if it wasn't run.
-        accepts: the values that count as reproduced; of several seeds the mean must be one.
+        accepts: the values that count as reproduced. Of several seeds the mean must be one, and
+            one standard error to either side of it too.
         exact: nothing is random, so that a single value is proof.
     """
 
@@ -77,7 +78,8 @@ class Row:
         """What may be said of the claim; one seed is no reproduction of what is random."""
         if self.mean is None:
             return "not run: budget"
-        if self.mean not in self.accepts:  # neither is NaN
+        error = (self.std or 0.0) / math.sqrt(self.n)
+        if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):  # as for NaN
             return "not reproduced"
         return "reproduced" if self.exact or self.n > 1 else "consistent (n=1)"
 
