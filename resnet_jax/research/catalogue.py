@@ -2,21 +2,31 @@
 
 from resnet_jax.research.artefact import Artefact
 from resnet_jax.research.papers import (
+    balduzzi2017,
     gradient_profile,
     he2015_fig6,
     he2015_fig7,
     he2015_table1,
+    he2016_table1,
+    he2016_table2,
+    srivastava2015_gates,
     veit2016_lesion,
+    veit2016_paths,
 )
 
 ARTEFACTS: dict[str, Artefact] = {
     paper.ARTEFACT.name: paper.ARTEFACT
     for paper in (
+        srivastava2015_gates,
         he2015_table1,
         he2015_fig6,
         he2015_fig7,
         gradient_profile,
+        he2016_table1,
+        he2016_table2,
         veit2016_lesion,
+        veit2016_paths,
+        balduzzi2017,
     )
 }
 """In the order of the papers."""

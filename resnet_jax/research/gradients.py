@@ -1,7 +1,7 @@
 """Gradients of networks at their initial values, layer by layer."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,32 +25,37 @@ def make_network(depth: int, **fields: Any) -> ResNet:
     return model
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _gradients(model: ResNet, variables: Any, key: jax.Array) -> Any:
+    of_images, of_labels = jax.random.split(key)
+    images = jax.random.normal(of_images, (_BATCH, *_IMAGE))
+    labels = jax.random.randint(of_labels, (_BATCH,), 0, model.num_classes)
+
+    def loss(params: Any) -> jax.Array:
+        logits, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, labels).mean()
+
+    return jax.grad(loss)(variables["params"])
+
+
 def gradient_norms(
-    model: ResNet, seeds: Sequence[int]
-) -> tuple[list[str], Float[np.ndarray, "seeds layers"]]:
+    model: ResNet, seeds: Sequence[int], *, change: Callable[[Any], Any] = lambda params: params
+) -> Float[np.ndarray, "seeds layers"]:
     """Norms of the gradients of a training loss by the kernels of the units' branches.
 
     The batch is of 32 images of Gaussian noise of deviation 1, with random labels; both, and the
     initial values, are functions of the seed.
 
+    Args:
+        model: of `make_network`.
+        seeds: of them.
+        change: is given the initial parameters, and returns others.
+
     Returns:
-        Names of the convolutions in the order of the computation, and the norms.
+        The norms, in the order of the computation.
     """
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def gradients(variables: Any, classes: int, key: jax.Array) -> Any:
-        of_images, of_labels = jax.random.split(key)
-        images = jax.random.normal(of_images, (_BATCH, *_IMAGE))
-        labels = jax.random.randint(of_labels, (_BATCH,), 0, classes)
-
-        def loss(params: Any) -> jax.Array:
-            logits, _ = model.apply(
-                {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
-            )
-            return cross_entropy(logits, labels).mean()
-
-        return jax.grad(loss)(variables["params"])
-
     unrolled = model.copy(scan=False)
     names = [
         layer.path
@@ -61,10 +66,11 @@ def gradient_norms(
     for seed in seeds:
         of_network, of_data = jax.random.split(jax.random.key(seed))
         variables = init_variables(model, of_network, _IMAGE)
-        found = unstack_units({"params": gradients(variables, model.num_classes, of_data)})
+        variables = {**variables, "params": change(variables["params"])}
+        found = unstack_units({"params": _gradients(model, variables, of_data)})
         kernels = [_at(found["params"], name)["kernel"] for name in names]
         norms.append([float(jnp.linalg.norm(kernel)) for kernel in kernels])
-    return names, np.array(norms)
+    return np.array(norms)
 
 
 def _at(tree: Any, path: str) -> Any:

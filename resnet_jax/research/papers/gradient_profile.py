@@ -27,12 +27,12 @@ _ZHANG = "Zhang et al. 2019, abstract"
 def run(lab: Lab) -> Report:
     """Measure the norm of every 3×3 kernel's gradient, for each seed."""
     norms = {
-        (kind, depth): gradient_norms(make_network(depth, **fields), lab.seeds)[1]
+        (kind, depth): gradient_norms(make_network(depth, **fields), lab.seeds)
         for kind, fields in _KINDS.items()
         for depth in _DEPTHS
     }
     bare = {
-        (kind, depth): gradient_norms(make_network(depth, norm="none", **fields), lab.seeds)[1]
+        (kind, depth): gradient_norms(make_network(depth, norm="none", **fields), lab.seeds)
         for kind, fields in _KINDS.items()
         if kind != "pre-activation"
         for depth in _DEPTHS_UNNORMALISED
