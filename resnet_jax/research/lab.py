@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
@@ -46,6 +47,11 @@ class Trained:
     def train_losses(self) -> tuple[float, ...]:
         """Mean loss on the augmented training images of the last log point, of each seed."""
         return tuple(self.curve("train", "loss")[1][:, -1])
+
+    @property
+    def rates(self) -> Float[np.ndarray, " points"]:
+        """Images per second of training, of all seeds together, at each log point."""
+        return np.array([r["img_per_s"] for r in self._records if r["split"] == "train"])
 
     def curve(self, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """(epochs [points], values [seeds, points]) of a metric of metrics.jsonl."""
