@@ -101,5 +101,5 @@ def _draw(variants: Mapping[str, Variant], trained: Mapping[str, Trained], data:
         axes.set_yticks(range(len(variants)), labels)
         axes.set(xlabel="test error (%)", xlim=(0, None))
         axes.invert_yaxis()
-        axes.legend(loc="best")
+        axes.legend(loc="upper right")
     return figure

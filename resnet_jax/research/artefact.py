@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ class Row:
     @property
     def mean(self) -> float | None:
         """Of the measurements."""
-        return statistics.fmean(self.measured) if self.measured else None
+        return float(np.mean(self.measured)) if self.measured else None
 
     @property
     def std(self) -> float | None:
         """Standard deviation of the measurements, with n - 1; None for fewer than two."""
-        return statistics.stdev(self.measured) if self.n > 1 else None
+        return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
 
     @property
     def verdict(self) -> Verdict:

@@ -88,3 +88,9 @@ def plot_mean(
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     if log:
         axes.set_yscale("log")
+
+
+def add_legend(axes: Axes, **options: Any) -> None:
+    """A legend, if there is anything to explain: what wasn't run isn't drawn."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)

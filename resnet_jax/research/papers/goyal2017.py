@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.figures import journal_style, new_panels
+from resnet_jax.research.figures import add_legend, journal_style, new_panels
 from resnet_jax.research.lab import Lab
 
 _SOURCE = "Goyal et al. 2017, table 2"
@@ -69,7 +69,7 @@ def _run(
                 axes.errorbar((1, *factors), means, stds, marker="o", capsize=2, label=way)
         axes.set(xlabel="batch size, times the small one", ylabel="test error (%)", xscale="log")
         axes.set_xticks((1, *factors), [str(k) for k in (1, *factors)])
-        axes.legend()
+        add_legend(axes)
     data_shown: dict[str, Any] = {name: of.tolist() for name, of in errors.items()}
     return Report(tuple(rows), figure, data_shown)
 

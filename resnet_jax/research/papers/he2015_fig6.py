@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.figures import COLORS, journal_style, new_panels, plot_mean
+from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lab import Lab, Trained
 
 _TABLE, _FIGURE, _TEXT = (
@@ -140,7 +140,7 @@ def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
         highest = max(axes.get_ylim()[1] for axes in (plain, residual))
         for axes, title in ((plain, "plain"), (residual, "residual")):
             axes.set(title=title, xlabel="epoch", ylim=(lowest, highest))
-            axes.legend(loc="lower left")
+            add_legend(axes, loc="lower left")
         plain.set(ylabel="training loss (nats)")
     return Report(rows, figure, data)
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from resnet_jax.data.augment import normalize
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
-from resnet_jax.research.figures import journal_style, new_panels, plot_mean
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
 from resnet_jax.research.scoring import images_of
@@ -88,7 +88,7 @@ def _report(
             plot_mean(ranked, np.arange(1, stds.shape[1] + 1), descending, label=name)
         by_layer.set(xlabel="layer", ylabel="standard deviation of the response")
         ranked.set(xlabel="layer, by its response")
-        ranked.legend()
+        add_legend(ranked)
     return Report(tuple(rows), figure, {name: stds.tolist() for name, stds in found.items()})
 
 

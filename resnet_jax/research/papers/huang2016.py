@@ -94,7 +94,7 @@ def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -
             shown.plot([number] * len(values), values, "o", alpha=0.6)
             shown.plot([number - 0.2, number + 0.2], [statistics.fmean(values)] * 2, color="C6")
         shown.set_xticks(range(len(data)), list(data))
-        shown.set(xlim=(-0.5, len(data) - 0.5))
+        shown.set(xlim=(-0.5, max(len(data), 1) - 0.5))
     return Report(rows, figure, {"survival": probabilities.tolist(), **data})
 
 

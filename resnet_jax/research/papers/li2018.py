@@ -24,17 +24,19 @@ def random_direction(params: Any, key: jax.Array) -> Any:
     A filter is what makes one output channel or logit. What isn't a kernel stays as it is.
     """
 
-    def one(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def one(path: tuple[Any, ...], leaf: jax.Array, key: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return jnp.zeros_like(leaf)
-        name = jax.tree_util.keystr(path, simple=True)
-        seed = int.from_bytes(name.encode()[-4:], "big") + len(name)
-        drawn = jax.random.normal(jax.random.fold_in(key, seed), leaf.shape)
+        drawn = jax.random.normal(key, leaf.shape)
         axes = tuple(range(leaf.ndim - 1))
         norms = [jnp.sqrt(jnp.square(a).sum(axis=axes)) for a in (leaf, drawn)]
         return drawn * norms[0] / norms[1]
 
-    return jax.tree_util.tree_map_with_path(one, params)
+    drawn = [one(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def landscape(

@@ -9,7 +9,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
-from resnet_jax.research.figures import journal_style, new_panels, plot_mean
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
 from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
@@ -163,7 +163,7 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
                 color = one.lines[-1].get_color()
                 one.axhline(of["whole"].mean(), color=color, linestyle=":", linewidth=0.8)
         one.set(xlabel="unit deleted", ylabel="test error (%)", ylim=(0, 100))
-        one.legend()
+        add_legend(one)
         if deep in found:
             of = found[deep]
             plot_mean(several, np.arange(1, of["several"].shape[1] + 1), of["several"])

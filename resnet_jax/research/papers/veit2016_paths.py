@@ -151,8 +151,12 @@ def _draw(found: np.ndarray | None) -> Any:
         figure, (paths, gradients, shares) = new_panels(3)
         steps = np.arange(_UNITS + 1)
         paths.bar(steps, 100 * binom.pmf(steps, _UNITS, 0.5), width=1.0)
-        paths.axvspan(19, 35, alpha=0.15, color="C1", label="98 % of paths")
-        paths.set(xlabel="units gone through, of 54", ylabel="paths (%)")
+        paths.axvspan(19, 35, alpha=0.15, color="C1")
+        paths.set(
+            xlabel="units gone through, of 54",
+            ylabel="paths (%)",
+            title="98 % of paths: 19 to 35",
+        )
         if found is not None:
             steps = np.arange(found.shape[1])
             plot_mean(gradients, steps, found, log=True)
@@ -160,7 +164,6 @@ def _draw(found: np.ndarray | None) -> Any:
             plot_mean(shares, steps, 100 * total / total.sum(axis=1, keepdims=True))
         gradients.set(xlabel="units gone through", ylabel="gradient of a path")
         shares.set(xlabel="units gone through", ylabel="share of all gradient (%)")
-        paths.legend()
     return figure
 
 

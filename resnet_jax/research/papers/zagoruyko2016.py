@@ -6,7 +6,7 @@ from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import digits
-from resnet_jax.research.figures import journal_style, new_panels, plot_mean
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.train import recipes
 
@@ -91,7 +91,7 @@ def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
             plot_mean(axes, epochs, losses, label=label, log=True)
             data[label] = {"test_error": list(run.test_errors), "train_loss": losses.tolist()}
         axes.set(xlabel="epoch", ylabel="training loss (nats)")
-        axes.legend()
+        add_legend(axes)
     return Report(rows, figure, data)
 
 
