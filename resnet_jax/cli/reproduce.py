@@ -97,4 +97,6 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.4g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
