@@ -19,6 +19,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 NONFINITE = "nonfinite.jsonl"
 CURVES = "curves.png"
+DIAGNOSTICS = "diagnostics.png"
 CHECKPOINTS = "checkpoints"
 
 

@@ -19,6 +19,7 @@ DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
 Trainable = Literal["all", "head"]
 Loss = Literal["softmax", "bce"]
+Diagnostic = Literal["norms", "signal", "bn_drift", "updates", "gates", "cka", "sharpness"]
 
 MAY_CHANGE = (
     "data.dir",
@@ -35,6 +36,9 @@ MAY_CHANGE = (
     "hang_timeout_s",
     "nonfinite.policy",
     "nonfinite.limit",
+    "diagnostics.every",
+    "diagnostics.what",
+    "diagnostics.examples",
 )
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
 
@@ -185,6 +189,14 @@ def default_config() -> ConfigDict:
     # those of moving averages too; 0 for never.
     config.precise_bn = 0
 
+    # What is measured inside the network, on the first `examples` training images: before the
+    # first step and then as often as this; 0 for never. `what` are "norms", "signal", "bn_drift",
+    # "updates", "gates", "cka" and "sharpness"; docs/runs.md explains them.
+    config.diagnostics = ConfigDict()
+    config.diagnostics.every = 0.0  # in duration_unit
+    config.diagnostics.what = ("norms", "signal", "bn_drift", "updates", "gates", "cka")
+    config.diagnostics.examples = 128
+
     config.mesh = ConfigDict()
     # Devices: a batch is split over data × fsdp of them, parameters and optimiser state over fsdp.
     config.mesh.data = -1  # -1 for all that there are
@@ -277,6 +289,7 @@ def validate(config: ConfigDict) -> None:
         "ema_every",
         "sam_every",
         "data.repeats",
+        "diagnostics.examples",
     )
     for name in positive:
         if flat[name] <= 0:
@@ -295,11 +308,22 @@ def validate(config: ConfigDict) -> None:
         "schedule.warmup",
         "sam_radius",
         "precise_bn",
+        "diagnostics.every",
     )
     for name in not_negative:
         if flat[name] < 0:
             raise ConfigError(f"{name} is {flat[name]}; it can't be negative.")
     _check_streaming(config)
+    for measure in config.diagnostics.what:
+        if measure not in get_args(Diagnostic):
+            listed = ", ".join(get_args(Diagnostic))
+            hint = did_you_mean(str(measure), get_args(Diagnostic))
+            raise ConfigError(f"diagnostics.what names {measure!r}; it can be {listed}.{hint}")
+    if config.diagnostics.every and streams(config):
+        raise ConfigError(
+            "diagnostics.every is set, and the training images are decoded as needed; diagnostics"
+            " are of data sets that are held in memory. Set it to 0."
+        )
     if not 0 <= config.data.magnitude <= LARGEST_MAGNITUDE:
         raise ConfigError(
             f"data.magnitude is {config.data.magnitude}; it can be 0 to {LARGEST_MAGNITUDE:g}."

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -32,6 +33,7 @@ from resnet_jax.train.teacher import Teacher, read_teacher
 
 if TYPE_CHECKING:
     from resnet_jax.data.stream import StreamedBatches
+    from resnet_jax.train.diagnostics.probe import Probe
 
 
 def load_data(config: ml_collections.ConfigDict) -> Dataset:
@@ -92,7 +94,10 @@ class Experiment(Blueprint):
             num_classes=dataset.num_classes,
             train_examples=train_examples,
         )
-        return cls(**parts, dataset=dataset, normalization=normalization)
+        experiment = cls(**parts, dataset=dataset, normalization=normalization)
+        if config.diagnostics.every:
+            experiment.probe()  # refuses what can't be measured
+        return experiment
 
     @functools.cached_property
     def pretrained(self) -> Pretrained | None:
@@ -151,6 +156,19 @@ class Experiment(Blueprint):
         layout = state_layout(zero, self.mesh, self.seeds)
         return place(stack([zero] * len(self.seeds)) if self.seeds else zero, layout)
 
+    def single_states(self, state: TrainState) -> Iterator[TrainState]:
+        """The state of each seed, whole on every device; the state itself without several."""
+        if not self.seeds:
+            yield state
+            return
+
+        def entry(tree: TrainState, number: jax.Array) -> TrainState:
+            return jax.tree.map(lambda leaf: leaf[number], tree)
+
+        take = jax.jit(entry, out_shardings=replicated(self.mesh))
+        for number in range(len(self.seeds)):
+            yield take(state, number)
+
     def meters(self, state: TrainState) -> list[Meter]:
         """The meter of each seed, on the host; one without several."""
         meter = jax.device_get(state.meter)
@@ -158,6 +176,22 @@ class Experiment(Blueprint):
             return [meter]
         entries = range(len(self.seeds))
         return [jax.tree.map(lambda leaf, i=i: leaf[i], meter) for i in entries]
+
+    def probe(self) -> "Probe":
+        """What measures the inside of the network of a seed.
+
+        Raises:
+            ConfigError: it is of a kind whose inside isn't known.
+        """
+        from resnet_jax.train.diagnostics.probe import Probe  # noqa: PLC0415 - few runs need it
+
+        return Probe(
+            self.model,
+            self.optimizer,
+            self.dataset.splits["train"],
+            what=self.config.diagnostics.what,
+            examples=self.config.diagnostics.examples,
+        )
 
     def orders(self) -> list[ExampleStream]:
         """Which training examples come when, of each seed; one without several."""

@@ -44,8 +44,11 @@ class MetricsLog:
         """
         path = workdir / METRICS
         # Test scores are the last lines of a run; if it was killed there, they are written again.
+        # So is what is measured before the first step, unless there is a checkpoint after it.
         self.history = [
-            r for r in read_metrics(path) if r["step"] <= start_step and r["split"] != "test"
+            r
+            for r in read_metrics(path)
+            if r["step"] <= start_step and start_step and r["split"] != "test"
         ]
         self._writes = is_main()
         if not self._writes:

@@ -22,6 +22,7 @@ class Plan:
     steps_per_dispatch: int
     eval_every: int  # examples
     checkpoint_every: int  # examples
+    diagnose_every: int  # examples; 0 for never
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict, *, train_examples: int) -> "Plan":
@@ -53,6 +54,7 @@ class Plan:
             steps_per_dispatch=1 if streams(config) else config.steps_per_dispatch,
             eval_every=max(1, round(config.eval_every * unit)),
             checkpoint_every=max(1, round(config.checkpoint_every * unit)),
+            diagnose_every=math.ceil(config.diagnostics.every * unit),
         )
 
     def epoch(self, step: int) -> float:
@@ -71,6 +73,10 @@ class Plan:
         """Whether a checkpoint is due after `step` steps."""
         return self._passes(step, self.checkpoint_every)
 
+    def diagnoses_at(self, step: int) -> bool:
+        """Whether the network's inside is measured after `step` steps; before the first it is."""
+        return bool(self.diagnose_every) and (step == 0 or self._passes(step, self.diagnose_every))
+
     def next_pause(self, step: int, *, stop_at_step: int | None) -> int:
         """The next step after which the host has something to do."""
         pauses = [
@@ -80,6 +86,8 @@ class Plan:
             self._next_passing(step, self.eval_every),
             self._next_passing(step, self.checkpoint_every),
         ]
+        if self.diagnose_every:
+            pauses.append(self._next_passing(step, self.diagnose_every))
         if stop_at_step is not None and stop_at_step > step:
             pauses.append(stop_at_step)
         return min(pauses)

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -31,6 +31,9 @@ from resnet_jax.train.report import draw_curves, recorded_summary, run_summary, 
 from resnet_jax.train.state import Meter, TrainState, numbered
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from resnet_jax.train.diagnostics.probe import Probe
 
 _log = logging.getLogger(__name__)
 _all_finite = jax.jit(all_finite)
@@ -86,6 +89,7 @@ class Run:
         self._clock = Clock()
         self._waited_s = 0.0  # for images, up to the last log point
         self._failed_saves = 0  # in a row
+        self._probe: Probe | None = None
         self._retry_at: int | None = None  # the step after which the next save is tried
 
     def go(self) -> FitResult:
@@ -102,6 +106,8 @@ class Run:
         ):
             self._console.opening(self._experiment, self._workdir)
             if self._step < total_steps:
+                if self._step == 0 and self._plan.diagnoses_at(0):
+                    self._diagnose()
                 self._train()
             return self._end_early() if self._step < total_steps else self._finish()
 
@@ -200,6 +206,8 @@ class Run:
                 self._state = self._precise_statistics(self._state, self._batches)
         if self._plan.logs_at(self._step):
             self._log_training()
+        if self._plan.diagnoses_at(self._step):
+            self._diagnose()
         scores = None
         if self._plan.evaluates_at(self._step) and "validation" in self._evaluators:
             scores = self._validate()
@@ -241,6 +249,28 @@ class Run:
             self._log.write(record)
             self._console.train(record)
         self._state = self._state.replace(meter=self._experiment.empty_meter())
+
+    def _diagnose(self) -> None:
+        """Measure the network, put that on record, and draw it."""
+        from resnet_jax.train.diagnostics.figure import draw_diagnostics  # noqa: PLC0415
+
+        self._watchdog.now(f"measuring the network of step {self._step}")
+        with self._clock.paused(self._state):
+            self._probe = self._probe or self._experiment.probe()
+            measured = [self._probe(state) for state in self._experiment.single_states(self._state)]
+            scalars = [one.scalars for one in measured]
+            record = {
+                "step": self._step,
+                "epoch": round(self._plan.epoch(self._step), 4),
+                "split": "diagnostics",
+                **(with_spread(scalars) if self._experiment.seeds else scalars[0]),
+                "wall_s": round(self._clock.wall_s(), 3),
+            }
+            self._log.write(record)
+            if is_main():
+                title = f"{self._config.model.name} on {self._config.data.name}"
+                similar = measured[0].similarities
+                draw_diagnostics(self._workdir, self._log.history, similar, title=title)
 
     def _whose(self, meters: list[Meter]) -> str:
         """Of which seeds a meter tells of steps that weren't finite, if there are several."""

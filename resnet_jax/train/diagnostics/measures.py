@@ -1,0 +1,216 @@
+"""Norms, signals, statistics, updates, gates and similarities of one network on a probe batch.
+
+The network is measured in training mode, as it is: what drops at random is switched off, and
+running statistics are left alone. Each measure is a function of what one forward and one backward
+pass give, a `Pass`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import traverse_util
+from jaxtyping import Array, Float, Int
+
+from resnet_jax.models.blocks import ResidualUnit
+from resnet_jax.models.highway import HighwayNet
+from resnet_jax.models.layers import Conv
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.surgery import unstack_units
+from resnet_jax.train.losses import LOSSES
+
+Network = ResNet | HighwayNet
+
+_WITHOUT: dict[str, Any] = {
+    "scan": False,
+    "remat": False,
+    "dropout": 0.0,
+    "shortcut_dropout": 0.0,
+    "head_dropout": 0.0,
+    "stochastic_depth": 0.0,
+}
+
+
+class Pass(NamedTuple):
+    """What a pass through a network gives; what is of units is in the order of the computation.
+
+    Attributes:
+        params, gradients: trees of them.
+        taps: maps, "stem", "stage1", …
+        units: name of a unit → its output [n, h, w, c].
+        drifts: (of means, of variances) of each normalisation, see `bn_drift`.
+        gates: "gate" or "carry_gate" → mean openness of each.
+        updates: what the optimiser would add to the parameters.
+    """
+
+    params: Any
+    gradients: Any
+    taps: dict[str, Array]
+    units: dict[str, Array]
+    drifts: list[tuple[Array, Array]]
+    gates: dict[str, list[Array]]
+    updates: Any
+
+
+def probe_twin(model: Network) -> Network:
+    """The same network with its units unrolled, and nothing dropped."""
+    known = {field.name for field in dataclasses.fields(model)}
+    return model.copy(**{k: v for k, v in _WITHOUT.items() if k in known})
+
+
+def take_pass(
+    model: Network,
+    variables: Any,
+    inputs: Float[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    *,
+    optimizer: optax.GradientTransformation,
+    opt_state: Any,
+) -> Pass:
+    """Go forth and back through `probe_twin(model)`, noting what passes.
+
+    `variables`, and the optimiser's state, are those of `model`, scanned or not. The loss is the
+    cross-entropy with the labels.
+    """
+    twin = probe_twin(model)
+
+    def loss(params: Any) -> tuple[Array, Any]:
+        units: dict[str, Array] = {}
+        drifts: list[tuple[Array, Array]] = []
+        gates: dict[str, list[Array]] = {"gate": [], "carry_gate": []}
+
+        def note(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+            y, module = call(*args, **kwargs), context.module
+            if context.method_name != "__call__":
+                return y
+            if isinstance(module, ResidualUnit):
+                units[str(module.name)] = y
+            elif isinstance(module, BatchNorm) and module.train:
+                running: Any = module.variables["batch_stats"]
+                drifts.append(_drift(args[0], running["mean"], running["var"]))
+            elif isinstance(module, Conv) and module.name in gates:
+                gates[module.name].append(nn.sigmoid(y.astype(jnp.float32)).mean())
+            return y
+
+        whole = unstack_units({**variables, "params": params})
+        with nn.intercept_methods(note):
+            taps: Any = twin.apply(whole, inputs, train=True, update_stats=False, method="features")
+        logits = taps["logits"]
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
+        maps = {name: tap for name, tap in taps.items() if tap.ndim == 4}
+        return LOSSES["softmax"](logits, targets).mean(), (maps, units, drifts, gates)
+
+    params = variables["params"]
+    gradients, (taps, units, drifts, gates) = jax.grad(loss, has_aux=True)(params)
+    updates, _ = optimizer.update(gradients, opt_state, params)
+    return Pass(params, gradients, taps, units, drifts, gates, updates)
+
+
+def _drift(x: Array, running_mean: Array, running_var: Array) -> tuple[Array, Array]:
+    x = x.astype(jnp.float32)
+    mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2)) + 1e-5
+    return (
+        (jnp.abs(running_mean - mean) / jnp.sqrt(var)).mean(),
+        jnp.abs(jnp.log((running_var + 1e-5) / var)).mean(),
+    )
+
+
+def _part(name: str) -> str:
+    """The part of the network that a module belongs to: "stem", "stage1", …, "fc"."""
+    stage = re.match(r"(?:layer|conv|bn)(\d+)_", name)
+    if stage and not name.startswith(("conv1_", "bn1_")):  # those are of a deep stem
+        return f"stage{stage[1]}"
+    return "fc" if name.startswith("fc") else "stem"
+
+
+def _norms_by_part(tree: Any) -> dict[str, Array]:
+    squares: dict[str, Array] = {}
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        part = _part(path[0])
+        squares[part] = squares.get(part, jnp.float32(0)) + jnp.square(leaf).sum()
+    return {part: jnp.sqrt(total) for part, total in squares.items()}
+
+
+def norms(of: Pass) -> dict[str, Array]:
+    """Of each part: the norm of the loss's gradient, and the root mean square of its output."""
+    gradients = {f"grad_norm/{part}": n for part, n in _norms_by_part(of.gradients).items()}
+    outputs = {
+        f"activation_rms/{name}": jnp.sqrt(jnp.square(tap.astype(jnp.float32)).mean())
+        for name, tap in of.taps.items()
+    }
+    return gradients | outputs
+
+
+def signal(of: Pass) -> dict[str, Array]:
+    """Of each unit's output: squared channel means, and channel variances, averaged over channels.
+
+    Brock et al. 2021 (2101.08692), section 3, plot these over depth.
+    """
+    found = {}
+    for name, y in of.units.items():
+        wide = y.astype(jnp.float32)
+        found[f"signal_mean2/{name}"] = jnp.square(wide.mean(axis=(0, 1, 2))).mean()
+        found[f"signal_var/{name}"] = wide.var(axis=(0, 1, 2)).mean()
+    return found
+
+
+def bn_drift(of: Pass) -> dict[str, Array]:
+    """How far running statistics are from the probe's, means over channels and layers.
+
+    Of means the distance in deviations of the probe, of variances that of their logarithms.
+    """
+    if not of.drifts:
+        return {}
+    means, variances = (jnp.stack(values).mean() for values in zip(*of.drifts, strict=True))
+    return {"bn_drift/mean": means, "bn_drift/log_var": variances}
+
+
+def updates(of: Pass) -> dict[str, Array]:
+    """Of each part: the norm of a step that the optimiser would take over that of its weights."""
+    steps, weights = _norms_by_part(of.updates), _norms_by_part(of.params)
+    return {f"update_ratio/{part}": steps[part] / (weights[part] + 1e-12) for part in steps}
+
+
+def gates(of: Pass) -> dict[str, Array]:
+    """Mean openness, 0 to 1, of the gates on the branch and of those on the shortcut."""
+    names = {"gate": "gate_openness/transform", "carry_gate": "gate_openness/carry"}
+    return {names[k]: jnp.stack(values).mean() for k, values in of.gates.items() if values}
+
+
+def similarities(of: Pass) -> Float[Array, "units units"]:
+    """Linear CKA (Kornblith et al. 2019, 1905.00414) of the outputs of each two units, 0 to 1.
+
+    ⟨K, L⟩ / ‖K‖ ‖L‖ of the centred Gram matrices K and L of the examples.
+    """
+    grams = []
+    for y in of.units.values():
+        flat = y.astype(jnp.float32).reshape(len(y), -1)
+        flat -= flat.mean(axis=0)
+        gram = flat @ flat.T
+        grams.append((gram / (jnp.linalg.norm(gram) + 1e-12)).ravel())
+    stacked = jnp.stack(grams)
+    return stacked @ stacked.T
+
+
+def cka(of: Pass) -> dict[str, Array]:
+    """Mean similarity of each two different units."""
+    matrix = similarities(of)
+    units = len(matrix)
+    return {"cka/mean": (matrix.sum() - jnp.trace(matrix)) / max(1, units * (units - 1))}
+
+
+MEASURES: dict[str, Callable[[Pass], dict[str, Array]]] = {
+    "norms": norms,
+    "signal": signal,
+    "bn_drift": bn_drift,
+    "updates": updates,
+    "gates": gates,
+    "cka": cka,
+}
+"""What `config.diagnostics.what` can name, beside "sharpness"."""

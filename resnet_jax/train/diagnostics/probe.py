@@ -1,0 +1,106 @@
+"""Measures a network, or those of several seeds, on the probe batch of a run."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.sources import ImageSet
+from resnet_jax.errors import ConfigError
+from resnet_jax.models.surgery import unstack_units
+from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
+from resnet_jax.train.diagnostics.measures import (
+    MEASURES,
+    Network,
+    probe_twin,
+    similarities,
+    take_pass,
+)
+from resnet_jax.train.losses import LOSSES
+from resnet_jax.train.state import TrainState
+
+_ITERATIONS = 16  # of Lanczos
+
+
+class Measured(NamedTuple):
+    """Name → value, and the similarities of units, if they were asked for."""
+
+    scalars: dict[str, float]
+    similarities: Float[np.ndarray, "units units"] | None
+
+
+class Probe:
+    """The measures of a run: `probe(state)`, of a single seed."""
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: optax.GradientTransformation,
+        data: ImageSet,
+        *,
+        what: Sequence[str],
+        examples: int,
+    ) -> None:
+        """Compile nothing yet.
+
+        Args:
+            model: linen module.
+            optimizer: of the run.
+            data: training images, of which the first `examples` are the probe, as they are.
+            what: names of `MEASURES`, and "sharpness".
+            examples: of the probe.
+
+        Raises:
+            ConfigError: the network is of a kind whose inside isn't known.
+        """
+        if not isinstance(model, Network):
+            raise ConfigError(
+                f"diagnostics are of ResNets and highway networks, not of a {type(model).__name__};"
+                " set diagnostics.every to 0."
+            )
+        self._images = jnp.asarray(data.images[:examples])
+        self._labels = jnp.asarray(data.labels[:examples])
+        self._what, self._model, self._optimizer = tuple(what), model, optimizer
+        self._measure = jax.jit(self._measured)
+        self._curvature = jax.jit(self._sharpness)
+
+    def __call__(self, state: TrainState) -> Measured:
+        """Measure a state."""
+        scalars, matrix = jax.device_get(self._measure(state))
+        if "sharpness" in self._what:
+            scalars |= jax.device_get(self._curvature(state))
+        return Measured({name: float(value) for name, value in scalars.items()}, matrix)
+
+    def _measured(self, state: TrainState) -> tuple[dict[str, Any], Any]:
+        passed = take_pass(
+            self._model,
+            state.variables(),
+            normalize(self._images, state.normalization),
+            self._labels,
+            optimizer=self._optimizer,
+            opt_state=state.opt_state,
+        )
+        scalars: dict[str, Any] = {}
+        for name, measure in MEASURES.items():
+            if name in self._what:
+                scalars |= measure(passed)
+        return scalars, similarities(passed) if "cka" in self._what else None
+
+    def _sharpness(self, state: TrainState) -> dict[str, Any]:
+        twin, variables = probe_twin(self._model), state.variables()
+        inputs = normalize(self._images, state.normalization)
+
+        def loss(params: Any) -> jax.Array:
+            whole = unstack_units({**variables, "params": params})
+            logits: Any = twin.apply(whole, inputs, train=True, update_stats=False)
+            return LOSSES["softmax"](logits, jax.nn.one_hot(self._labels, logits.shape[-1])).mean()
+
+        lowest, highest = extreme_eigenvalues(
+            loss, state.params, key=jax.random.key(0), iterations=_ITERATIONS
+        )
+        return {"sharpness": highest, "lowest_curvature": lowest}
