@@ -1,0 +1,38 @@
+"""Residual, plain and highway networks of 8, 14 and 20 layers on scikit-learn's digits.
+
+COMMAND: resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/digits_sweep --processes=2
+EXPECTED: to be measured
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.research.configs import digits
+
+# The same units, merged in three ways: H(x) + x, H(x), and T(x) H(x) + (1 - T(x)) x (Srivastava et
+# al. 2015, 1505.00387).
+KINDS: dict[str, dict[str, Any]] = {
+    "residual": {"model.shortcut": "A"},
+    "plain": {"model.shortcut": "none"},
+    "highway": {"model.shortcut": "A", "model.merge": "coupled_gates"},
+}
+
+
+def get_config() -> ConfigDict:
+    """A few seconds of training, without data augmentation, at half the width of the CIFAR nets."""
+    return digits()
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Depth is 6 n + 2: three stages of n units."""
+    for kind, fields in KINDS.items():
+        for units in (1, 2, 3):
+            for seed in (0, 1, 2):
+                yield {
+                    "name": f"{kind}{6 * units + 2}_seed{seed}",
+                    "model.stage_sizes": (units,) * 3,
+                    **fields,
+                    "seed": seed,
+                }
