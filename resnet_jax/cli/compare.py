@@ -74,11 +74,9 @@ def show(document: dict[str, Any], console: Console) -> None:
 
     lines = document["lines"]
     names = list(dict.fromkeys(name for line in lines for name in line["scores"]))
-    table = Table(
-        *("run", "model", "seeds", "steps", "train loss"),
-        *(f"{name} error, %" for name in names),
-        "what differs",
-    )
+    columns = ("run", "model", "seeds", "steps", "train loss")
+    table = Table(*columns, *(f"{name} error, %" for name in names))
+    table.add_column("what differs", overflow="fold")
     for line in lines:
         scores = line["scores"]
         table.add_row(

@@ -184,12 +184,11 @@ def show(document: dict[str, Any], console: Console) -> None:
 
     groups = document["groups"]
     names = list(dict.fromkeys(name for group in groups for name in group["scores"]))
-    fields = list(groups[0]["fields"]) if groups else []
     if groups:
-        table = Table(*fields, "seeds", *(f"{name} error, %" for name in names), "params", "s")
+        table = Table("run", "seeds", *(f"{name} error, %" for name in names), "params", "s")
         for group in groups:
             table.add_row(
-                *(str(value) for value in group["fields"].values()),
+                group["label"],
                 str(len(group["seeds"])),
                 *(
                     error_percent(group["scores"][name]["top1"]) if name in group["scores"] else "–"

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,20 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.buckets import as_path, bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.research.figures import COLORS, journal_style, new_panels, plot_mean
-from resnet_jax.research.scores import mean_and_std, score_rows, summarize_scores
+from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
+from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.train.config import MAY_CHANGE, flatten, from_json
 from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.report import recorded_summary
 
 Metric = Literal["top1", "loss"]
 _DEEPEST = 3  # folders of folders that are searched for runs
-_LINES = ("-", "--", ":", "-.")
+_DASHES = ("-", "--", ":", "-.")
 _NEEDED = ("epoch", "loss", "top1")  # of a record, beside "step" and "split"
 
 
@@ -109,8 +111,13 @@ def _runs_below(folder: epath.Path, depth: int) -> Iterable[epath.Path]:
     if (folder / CONFIG).exists() or (folder / SUMMARY).exists():
         yield folder
     elif depth and folder.is_dir():
-        for child in sorted(folder.iterdir()):
+        for child in sorted(folder.iterdir(), key=_in_order):
             yield from _runs_below(child, depth - 1)
+
+
+def _in_order(path: epath.Path) -> list[tuple[int, str]]:
+    """A key that puts resnet8 before resnet20."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def read_run(folder: epath.Path) -> RecordedRun:
@@ -154,8 +161,7 @@ def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
                 break
     names = _short_names(runs)
     return [
-        Line(_shared_name([names[run] for run in group]), tuple(group))
-        for group in groups.values()
+        Line(shared_name([names[run] for run in group]), tuple(group)) for group in groups.values()
     ]
 
 
@@ -166,20 +172,10 @@ def _short_names(runs: Sequence[RecordedRun]) -> dict[RecordedRun, str]:
     return {run: os.path.relpath(name, common) for run, name in zip(runs, names, strict=True)}
 
 
-def _shared_name(names: Sequence[str]) -> str:
-    """"a,seed=0" and "a,seed=1" as "a"."""
-    if len(names) == 1:
-        return names[0]
-    shared = os.path.commonprefix(list(names))
-    return re.sub(r"[,/_.-]*(seed=?)?$", "", shared) or " + ".join(names)
-
-
 def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
     """The fields that aren't the same in all lines."""
     configs = [line.runs[0].without_seed() for line in lines]
-    return tuple(
-        name for name in configs[0] if any(c[name] != configs[0][name] for c in configs)
-    )
+    return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
 
 
 def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
@@ -211,34 +207,53 @@ def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
 
     Of several seeds the mean is drawn, and a band of ± one standard deviation.
     """
-    splits = [_held_out(line) for line in lines]
     with journal_style():
-        figure, (losses, scores) = new_panels(2)
-        highest = 0.0
-        for number, (line, split) in enumerate(zip(lines, splits, strict=True)):
-            style: dict[str, Any] = {
-                "color": COLORS[number % len(COLORS)],
-                "linestyle": _LINES[number // len(COLORS) % len(_LINES)],
-            }
+        longest = max(len(line.label) for line in lines)
+        columns = max(1, min(len(lines), int(PAGE / (0.6 + 0.06 * longest))))
+        rows = math.ceil(len(lines) / columns)
+        figure, (losses, scores) = new_panels(2, height=2.3 + 0.17 * rows)
+        for number, line in enumerate(lines):
             epochs, values = line.curve("train", "loss")
             if epochs:
-                plot_mean(losses, epochs, values, label=line.label, **style)
-            epochs, values = line.curve(split, metric)
-            if metric == "top1":
-                values = 100 * (1 - values)
+                plot_mean(losses, epochs, values, label=line.label, **_style(number))
+        losses.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+        _draw_scores(scores, lines, metric)
+        if losses.lines:
+            figure.legend(loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
+    splits = [_held_out(line) for line in lines]
+    curves = [line.curve(split, metric) for line, split in zip(lines, splits, strict=True)]
+    if metric == "top1":
+        curves = [(epochs, 100 * (1 - values)) for epochs, values in curves]
+    highest = 0.0
+    if all(len(epochs) <= 1 for epochs, _ in curves):  # the test split is scored but at the end
+        for number, (_, values) in enumerate(curves):
+            if values.size:
+                std = values.std(ddof=1) if len(values) > 1 else None
+                style = _style(number) | {"linestyle": ""}
+                axes.errorbar(number, values.mean(), std, marker="o", capsize=2, **style)
+        axes.set(xticks=[], xlim=(-0.5, len(lines) - 0.5))
+    else:
+        for number, (epochs, values) in enumerate(curves):
             if epochs:
-                marker = "o" if len(epochs) == 1 else ""
-                plot_mean(scores, epochs, values, marker=marker, **style)
+                plot_mean(axes, epochs, values, **_style(number))
                 # What is compared is where the curves end, not where they begin.
                 highest = max(highest, values[:, len(epochs) // 4 :].max())
-        what = " or ".join(dict.fromkeys(splits))
-        losses.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
-        if metric == "top1":
-            scores.set(xlabel="epoch", ylabel=f"{what} error (%)", ylim=(0, 1.1 * highest or None))
-        else:
-            scores.set(xlabel="epoch", ylabel=f"{what} loss (nats)", yscale="log")
-        figure.legend(loc="outside lower center", ncols=2)
-    return figure
+        axes.set_xlabel("epoch")
+    what = " or ".join(dict.fromkeys(splits))
+    if metric == "top1":
+        axes.set(ylabel=f"{what} error (%)", ylim=(0, 1.05 * highest or None))
+    else:
+        axes.set(ylabel=f"{what} loss (nats)", yscale="log")
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colours first, as they are easier to tell apart than dashes."""
+    dashes = _DASHES[number // len(COLORS) % len(_DASHES)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
 
 
 def _held_out(line: Line) -> str:

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -91,7 +92,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
-    """"mean", and "std" with n - 1; None of a single value."""
+    """ "mean", and "std" with n - 1; None of a single value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
 
@@ -116,23 +117,35 @@ def group_rows(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any
     """Gather the rows of a sweep that differ in nothing but the seed.
 
     Returns:
-        Of each group: "runs", their names; the values of the overridden `fields`; "seeds"; "scores"
-        as of `summarize_scores`; "wall_s" of all its runs together; "params".
+        Of each group: "label"; "runs", their names; the values of the overridden `fields`;
+        "seeds"; "scores" as of `summarize_scores`; "wall_s" of all its runs together; "params".
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+    names = {key: list(dict.fromkeys(row["run"] for row in of)) for key, of in groups.items()}
     return [
         {
-            "runs": list(dict.fromkeys(row["run"] for row in of)),
+            "label": shared_name(names[key]),
+            "runs": names[key],
             "fields": {field: of[0][field] for field in fields},
             "seeds": list(dict.fromkeys(row["seed"] for row in of)),
             "scores": summarize_scores(of),
             "wall_s": sum({row["run"]: row["wall_s"] for row in of}.values()),
             "params": of[0]["params"],
         }
-        for of in groups.values()
+        for key, of in groups.items()
     ]
+
+
+def shared_name(names: Sequence[str]) -> str:
+    """What to call runs that differ in the seed: "a,seed=0" and "a,seed=1" are "a"."""
+    if len(names) == 1:
+        return names[0]
+    without_seeds = {re.sub(r"(^|[,/_.-])seed=?\d+", "", name).strip(",/_.-") for name in names}
+    if len(without_seeds) == 1 and without_seeds != {""}:
+        return without_seeds.pop()
+    return " + ".join(names)
 
 
 def error_percent(top1: Mapping[str, float | None]) -> str:

@@ -87,7 +87,7 @@ def default_name(overrides: Mapping[str, Any]) -> str:
     if len(name) <= _LONGEST_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name[:_LONGEST_NAME - 9]}-{digest}"
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
 
 
 def _as_text(value: Any) -> str:
@@ -99,11 +99,7 @@ def _as_text(value: Any) -> str:
 
 
 def _checked_name(name: Any) -> str:
-    if (
-        not isinstance(name, str)
-        or not re.fullmatch(_SAFE_NAME, name)
-        or len(name) > _LONGEST_NAME
-    ):
+    if not isinstance(name, str) or not re.fullmatch(_SAFE_NAME, name) or len(name) > _LONGEST_NAME:
         raise ConfigError(
             f"sweep() names a run {name!r}; a name is of letters, digits and ._=,+- and begins with"
             f" a letter or digit, {_LONGEST_NAME} of them at most."

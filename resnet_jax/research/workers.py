@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,6 +23,7 @@ from resnet_jax.train.doctor import probe
 from resnet_jax.train.doctor.child import Child
 
 _LOOK_S = 0.1
+_WORTH_KEEPING_S = "0.1"  # of compilation
 _PROBE_TIMEOUT_S = 120.0
 
 State = Literal["finished", "stopped", "failed"]
@@ -60,16 +61,17 @@ class _Worker:
         command: Sequence[str],
         environment: Mapping[str, str],
     ) -> None:
+        """Start it, with just this environment."""
         self.run = run
         self._began = time.monotonic()
         self._asked = False
-        self._output: IO[bytes] = tempfile.TemporaryFile()
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env=environment,
         )
         job = {
             "config": to_json(run.config),
@@ -116,10 +118,11 @@ def train_all(
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]],
     stop: StopRequest,
-) -> Iterator[tuple[PlannedRun, Ended | None]]:
+) -> Generator[tuple[PlannedRun, Ended | None]]:
     """Make these runs, or go on with them, as many at a time as there are environments.
 
-    Close the generator, also after an error: that ends the processes which haven't ended.
+    Programs that runs have in common, as those that differ in the seed, are compiled once. Close
+    the generator, also after an error: that ends the processes which haven't ended.
 
     Args:
         runs: in the order in which they begin.
@@ -135,12 +138,19 @@ def train_all(
     """
     waiting = list(reversed(runs))
     workers: dict[int, _Worker] = {}  # by the number of their environment
+    # Not to be kept: programs of another machine might not run on this one.
+    programs = tempfile.TemporaryDirectory(prefix="resnet_jax-", ignore_cleanup_errors=True)
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": programs.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": _WORTH_KEEPING_S,
+    }
     try:
         while workers or (waiting and not stop.requested):
             for number, environment in enumerate(environments):
                 if number not in workers and waiting and not stop.requested:
                     run = waiting.pop()
-                    workers[number] = _Worker(run, workdir, command, environment)
+                    variables = {**cache, **os.environ, **environment}
+                    workers[number] = _Worker(run, workdir, command, variables)
                     yield run, None
             for number, worker in list(workers.items()):
                 if stop.requested:
@@ -153,6 +163,7 @@ def train_all(
     finally:
         for worker in workers.values():
             worker.close()
+        programs.cleanup()
 
 
 def environments_for(processes: int) -> list[dict[str, str]]:
