@@ -69,24 +69,27 @@ def _relabelled(lines: list[Any], labels: list[str]) -> list[Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a row per line of the figure."""
-    from resnet_jax.research.scores import error_percent, loss_nats
+    """Print a row per line of the figure, and what differs between their configs."""
+    from resnet_jax.research.scores import HEADING, SHOWN, error_percent, loss_nats
 
     lines = document["lines"]
-    names = list(dict.fromkeys(name for line in lines for name in line["scores"]))
-    columns = ("run", "model", "seeds", "steps", "train loss")
-    table = Table(*columns, *(f"{name} error, %" for name in names))
-    table.add_column("what differs", overflow="fold")
+    names = [name for name in SHOWN if any(name in line["scores"] for line in lines)]
+    columns = ("run", "model", "seeds", "steps", "training loss")
+    table = Table(*columns, *(SHOWN[name] for name in names), title=HEADING)
     for line in lines:
         scores = line["scores"]
         table.add_row(
             line["label"],
             line["model"],
             str(len(line["seeds"])),
-            f"{line['steps']:,}" + ("" if line["finished"] else ", unfinished"),
+            f"{line['steps']:,}" + ("" if line["finished"] else " so far"),
             loss_nats(line["train_loss"]) if line["train_loss"] else "–",
             *(error_percent(scores[name]["top1"]) if name in scores else "–" for name in names),
-            "\n".join(f"{name}={value}" for name, value in line["differs"].items()),
         )
     console.print(table)
+    if any(line["differs"] for line in lines):
+        console.print("what differs:")
+        for line in lines:
+            fields = ", ".join(f"{name}={value}" for name, value in line["differs"].items())
+            console.print(f"  {line['label']}: {fields}", markup=False)
     console.print(f"figure: {document['files'][0]}", markup=False)

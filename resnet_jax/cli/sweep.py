@@ -29,6 +29,7 @@ EXAMPLE = "resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/swee
 
 _TABLE, _DOCUMENT = "sweep.csv", "sweep.json"
 _A_BUG = 1  # exit code
+_CHILD = [sys.executable, "-m", "resnet_jax.cli.fit_child"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             train_all(
                 left,
                 workdir,
-                command=[sys.executable, "-m", "resnet_jax.cli.fit_child"],
+                command=_CHILD,
                 environments=environments_for(args.processes) if left else [],
                 stop=stop,
             )
@@ -180,12 +181,13 @@ def _say(text: str) -> None:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print a row per group of runs that differ in the seed, and how many are finished."""
-    from resnet_jax.research.scores import error_percent
+    from resnet_jax.research.scores import HEADING, SHOWN, error_percent
 
     groups = document["groups"]
-    names = list(dict.fromkeys(name for group in groups for name in group["scores"]))
+    names = [name for name in SHOWN if any(name in group["scores"] for group in groups)]
     if groups:
-        table = Table("run", "seeds", *(f"{name} error, %" for name in names), "params", "s")
+        columns = ("run", "seeds", *(SHOWN[name] for name in names), "params", "s")
+        table = Table(*columns, title=HEADING)
         for group in groups:
             table.add_row(
                 group["label"],

@@ -243,7 +243,8 @@ def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
                 # What is compared is where the curves end, not where they begin.
                 highest = max(highest, values[:, len(epochs) // 4 :].max())
         axes.set_xlabel("epoch")
-    what = " or ".join(dict.fromkeys(splits))
+    drawn = [split for split, (epochs, _) in zip(splits, curves, strict=True) if epochs]
+    what = " or ".join(dict.fromkeys(drawn)) or "test"
     if metric == "top1":
         axes.set(ylabel=f"{what} error (%)", ylim=(0, 1.05 * highest or None))
     else:

@@ -20,6 +20,15 @@ from resnet_jax.train.report import recorded_summary
 
 _METRICS = ("loss", "top1", "top5")
 
+SHOWN = {
+    "validation": "validation",
+    "test": "test",
+    "test_ema": "test, averages",
+    "test_best": "test, best",
+}
+"""Headings of the scores in tables; "best" is the checkpoint that the validation split selects."""
+HEADING = "top-1 error in %, mean ± standard deviation over seeds"
+
 Row = dict[str, Any]
 
 

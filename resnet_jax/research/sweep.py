@@ -9,8 +9,9 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
-from resnet_jax.errors import ConfigError, ResnetJaxError
+from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
 from resnet_jax.train.config import describe_differences, flatten, set_field, to_json, validate
 from resnet_jax.train.experiment import Experiment
 
@@ -38,11 +39,15 @@ class PlannedRun:
 
         Raises:
             ConfigError: the config there can't be read.
+            WriteError: it can't be seen what the directory holds.
         """
         folder = workdir / self.name
-        if not (folder / SUMMARY).exists() or not (folder / CONFIG).exists():
-            return False
-        return not describe_differences(read_config(folder), to_json(self.config))
+        try:
+            with bucket_errors(folder):
+                on_record = (folder / SUMMARY).exists() and (folder / CONFIG).exists()
+        except OSError as error:
+            raise WriteError(f"{folder} can't be read ({error.strerror or error}).") from None
+        return on_record and not describe_differences(read_config(folder), to_json(self.config))
 
 
 def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
