@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.train.blueprint import Blueprint
 from resnet_jax.train.config import default_config, flatten
-from resnet_jax.train.experiment import Blueprint
 from resnet_jax.train.recipes import RECIPES, make
 
 GOLDEN = Path(__file__).parent / "golden"

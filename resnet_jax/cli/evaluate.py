@@ -16,6 +16,7 @@ from resnet_jax.cli.preprocessing_flags import (
     preprocessing_of,
     resize_value,
 )
+from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from resnet_jax.train.evaluate import Evaluation
 
 _PICTURES = (".png", ".pdf", ".svg")
-_OF_RUNS = ("checkpoint", "ema")
 _OF_WEIGHTS = ("model", "field", "data", "mean", "std", "size", "resize", "interpolation")
 _ROLES = ("train", "validation", "test")
 _BATCH = 1000  # images
@@ -58,8 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-dir", help="where the prepared data lie, or a folder of images by class"
     )
     run = parser.add_argument_group("a network of a run")
-    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
-    run.add_argument("--ema", action="store_true", help="score the moving averages")
+    add_run_flags(run, default="the mean of all")
     weights = parser.add_argument_group(
         "a network of a weight file",
         "How images are prepared is said in the file or beside it, or else by flags.",
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Restore or load the network, score it, and draw what was asked for."""
     if bool(args.workdir) == bool(args.weights):
         raise UsageError("give either a run's directory or --weights (resnet-jax eval --help).")
-    others, why = (_OF_RUNS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
+    others, why = (RUN_FLAGS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
     refuse(args, others, f"is for a network of {why}")
     if args.confusion and not args.confusion.parent.is_dir():
         raise WriteError(f"--confusion: there is no folder {args.confusion.parent}.")
@@ -104,19 +103,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """What the document says of the network, its scores, and the names of its classes."""
-    from resnet_jax.train.restore import restore_run
+    from resnet_jax.train.evaluate import mean_over_seeds
+    from resnet_jax.train.restore import seeds_of
 
     if args.split not in _ROLES:
         raise UsageError(f"--split is {args.split!r}; of a run it can be {', '.join(_ROLES)}.")
-    run = restore_run(args.workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    seeds = seeds_of(args.workdir)
+    indices = range(len(seeds)) if args.seed_index is None else [args.seed_index]
+    networks = [restore_network(args, args.workdir, seed_index=index) for index in indices]
+    run = networks[0]
     document = {
         "workdir": args.workdir,
         "step": run.step,
         "split": args.split,
         "weights": "ema" if args.ema else "raw",
     }
-    scores = run.evaluate(args.split, data_dir=args.data_dir, mirrored=args.mirrored)
-    return document, scores, run.class_names
+    how = {"data_dir": args.data_dir, "mirrored": args.mirrored}
+    scores = [network.evaluate(args.split, **how) for network in networks]
+    if len(scores) == 1:
+        return document, scores[0], run.class_names
+    return document | {"of_seeds": list(seeds)}, mean_over_seeds(scores), run.class_names
 
 
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
@@ -212,12 +218,15 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "workdir" in document:
         ema = ", moving averages" if document["weights"] == "ema" else ""
         what += f", step {document['step']:,}{ema}"
+        if "of_seeds" in document:
+            what += f", mean of seeds {', '.join(map(str, document['of_seeds']))}"
     else:
         what = f"{document['weights']} on {document['data']}, {what}"
     if document["mirrored"]:
         what += ", mirrored too"
+    spread = f" ± {document['std']['top1']:.2%}" if "std" in document else ""
     console.print(
-        f"{what}: top-1 {document['top1']:.2%}  top-5 {document['top5']:.2%}"
+        f"{what}: top-1 {document['top1']:.2%}{spread}  top-5 {document['top5']:.2%}"
         f"  loss {document['loss']:.4f}  ({document['examples']:,} images)",
         markup=False,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ EXAMPLE = (
     " resnet-jax export --weights resnet50.safetensors --model resnet50 resnet50.stablehlo"
 )
 
-_OF_RUNS = ("checkpoint", "ema")
 _OF_WEIGHTS = ("model", "field", "image_size", "mean", "std")
 _OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
 
@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a program with its parameters, or weights for PyTorch (default: stablehlo)",
     )
     run = parser.add_argument_group("a network of a run")
-    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
-    run.add_argument("--ema", action="store_true", help="use the moving averages")
+    add_run_flags(run)
     weights = parser.add_argument_group("a network of a weight file")
     add_weights_flags(weights)
     weights.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
@@ -137,7 +136,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "give either a run's directory or --weights, and then OUT (resnet-jax export --help)."
         )
-    others, why = (_OF_RUNS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
+    others, why = (RUN_FLAGS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
     refuse(args, others, f"is for a network of {why}")
     if args.format != "stablehlo":
         refuse(args, _OF_PROGRAMS, f"is for programs, not for --format={args.format}")
@@ -161,9 +160,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_run(args: argparse.Namespace) -> _Network:
-    from resnet_jax.train.restore import restore_run
-
-    network = restore_run(args.workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    network = restore_network(args, args.workdir)
     return _Network(
         model=network.model,
         variables=network.variables,

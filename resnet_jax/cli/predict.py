@@ -16,6 +16,7 @@ from resnet_jax.cli.preprocessing_flags import (
     preprocessing_of,
     resize_value,
 )
+from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.output import LossyStream
 
@@ -31,7 +32,6 @@ EXAMPLE = (
     " resnet-jax predict --weights resnet50.safetensors --model resnet50 photos/"
 )
 
-_OF_RUNS = ("checkpoint", "ema")
 _OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
 _LINE = 5000  # characters: a path may have 4,096
 
@@ -57,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " or none",
     )
     run = parser.add_argument_group("a network of a run")
-    run.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
-    run.add_argument("--ema", action="store_true", help="use the moving averages")
+    add_run_flags(run)
     weights = parser.add_argument_group(
         "a network of a weight file",
         "How images are prepared is said in the file or beside it, or else by flags.",
@@ -75,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.top < 1:
         raise UsageError(f"--top is {args.top}; it must be at least 1.")
     if args.weights:
-        refuse(args, _OF_RUNS, "is for a network of a run")
+        refuse(args, RUN_FLAGS, "is for a network of a run")
         images = find_images(args.paths)
         classifier, document = _of_weights(args)
     else:
@@ -112,12 +111,11 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     from resnet_jax.data.image_files import read_image
     from resnet_jax.errors import UsageError
     from resnet_jax.train.config import streams
-    from resnet_jax.train.restore import restore_run
 
     if args.resize not in (None, ALONE):
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
     workdir = str(args.paths[0])
-    network = restore_run(workdir, checkpoint=args.checkpoint or "last", ema=args.ema)
+    network = restore_network(args, workdir)
 
     def read(path: Path) -> "np.ndarray":
         if streams(network.config):

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
+    if args.budget is not None and args.budget < 0:
+        raise UsageError(f"--budget is {args.budget}; it can't be negative.")
     if args.list:
         return {"artefacts": results.listing(ARTEFACTS, args.workdir)}
     if not args.artefact:
@@ -95,4 +97,6 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,.4g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"

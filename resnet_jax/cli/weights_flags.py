@@ -47,7 +47,8 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
     from resnet_jax.errors import UsageError
 
     for name in names:
-        if getattr(args, name):
+        value = getattr(args, name)
+        if value or (value == 0 and value is not False):
             raise UsageError(f"--{name.replace('_', '-')} {why}.")
 
 

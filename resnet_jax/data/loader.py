@@ -9,7 +9,7 @@ devices nor of processes can change the order.
 import bisect
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, UInt8
 
 from resnet_jax.data.sources import ImageSet
-from resnet_jax.parallel.mesh import place, replicated, split
+from resnet_jax.parallel.mesh import place, replicated
 
 
 @functools.lru_cache(maxsize=4)  # a batch may straddle two epochs
@@ -88,13 +88,23 @@ class DeviceBatches(NamedTuple):
     """The examples of one dispatch, on the devices: k steps of m micro-batches of n examples.
 
     `images` and `labels` are those of the steps, [k, m, n, …], split over the mesh along n; or
-    the whole training split, on every device, into which `ids` point.
+    the whole training split, on every device, into which `ids` point. Of several seeds, what is
+    of steps has an axis of them in front.
     """
 
     images: UInt8[Array, "*examples h w c"]
     labels: Int[Array, "*examples"]
-    ids: Int[Array, "k m n"]
-    epochs: Int[Array, "k m n"]
+    ids: Int[Array, "*seeds k m n"]
+    epochs: Int[Array, "*seeds k m n"]
+
+
+class Stream(Protocol):
+    """The order of examples, of one seed or, with an axis in front, of several."""
+
+    def take(
+        self, step: int, steps: int
+    ) -> tuple[Int[np.ndarray, "*seeds steps b"], Int[np.ndarray, "*seeds steps b"]]:
+        """See `ExampleStream.take`."""
 
 
 class Batches:
@@ -109,9 +119,10 @@ class Batches:
     def __init__(
         self,
         data: ImageSet,
-        stream: ExampleStream,
+        stream: Stream,
         *,
         shape: tuple[int, int, int],
+        layout: NamedSharding,
         mesh: Mesh,
         resident: bool,
     ) -> None:
@@ -121,24 +132,24 @@ class Batches:
             data: the training split, in host memory.
             stream: its order.
             shape: (steps per dispatch, micro-batches per step, examples of each).
+            layout: of what is of steps.
             mesh: of the devices.
             resident: otherwise images are sent from the host, those of a dispatch at a time.
         """
         self._data, self._stream = data, stream
-        self._shape, self._mesh = shape, mesh
+        self._shape, self._layout = shape, layout
         self._whole = place((data.images, data.labels), replicated(mesh)) if resident else None
 
     def take(self, step: int) -> DeviceBatches:
         """The batches of a dispatch that begins with number `step`."""
         by_step = self._stream.take(step, self._shape[0])
-        ids, epochs = (array.reshape(self._shape) for array in by_step)
-        layout = split(self._mesh, axis=2)
-        numbers = place((ids, epochs), layout)
+        ids, epochs = (array.reshape(*array.shape[:-2], *self._shape) for array in by_step)
+        numbers = place((ids, epochs), self._layout)
         if self._whole:
             return DeviceBatches(*self._whole, *numbers)
         return DeviceBatches(
-            _gather(self._data.images, ids, layout),
-            _gather(self._data.labels, ids, layout),
+            _gather(self._data.images, ids, self._layout),
+            _gather(self._data.labels, ids, self._layout),
             *numbers,
         )
 
@@ -149,7 +160,7 @@ class Batches:
         """Nothing is open."""
 
 
-def _gather(array: np.ndarray, ids: Int[np.ndarray, "k m n"], layout: NamedSharding) -> jax.Array:
+def _gather(array: np.ndarray, ids: Int[np.ndarray, "..."], layout: NamedSharding) -> jax.Array:
     """`array[ids]` on the devices; the host copies only the rows that its devices hold."""
     shape = (*ids.shape, *array.shape[1:])
-    return jax.make_array_from_callback(shape, layout, lambda part: array[ids[part[:3]]])  # type: ignore[index]
+    return jax.make_array_from_callback(shape, layout, lambda part: array[ids[part[: ids.ndim]]])  # type: ignore[index]

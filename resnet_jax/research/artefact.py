@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ class Row:
         source: where that is read, such as "He et al. 2015, table 6".
         data: what it was measured on here: "CIFAR-10", "digits", "initial values", "arithmetic".
         measured: one value for each seed; empty if it wasn't run.
-        accepts: the values that count as reproduced; of several seeds the mean must be one.
+        accepts: the values that count as reproduced. Of several seeds the mean must be one, and
+            one standard error to either side of it too.
         exact: nothing is random, so that a single value is proof.
     """
 
@@ -65,19 +66,20 @@ class Row:
     @property
     def mean(self) -> float | None:
         """Of the measurements."""
-        return statistics.fmean(self.measured) if self.measured else None
+        return float(np.mean(self.measured)) if self.measured else None
 
     @property
     def std(self) -> float | None:
         """Standard deviation of the measurements, with n - 1; None for fewer than two."""
-        return statistics.stdev(self.measured) if self.n > 1 else None
+        return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
 
     @property
     def verdict(self) -> Verdict:
         """What may be said of the claim; one seed is no reproduction of what is random."""
         if self.mean is None:
             return "not run: budget"
-        if self.mean not in self.accepts:  # neither is NaN
+        error = (self.std or 0.0) / math.sqrt(self.n)
+        if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):  # as for NaN
             return "not reproduced"
         return "reproduced" if self.exact or self.n > 1 else "consistent (n=1)"
 

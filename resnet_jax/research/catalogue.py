@@ -1,7 +1,40 @@
 """All artefacts by name."""
 
 from resnet_jax.research.artefact import Artefact
-from resnet_jax.research.papers import he2015_table1
+from resnet_jax.research.papers import (
+    balduzzi2017,
+    goyal2017,
+    gradient_profile,
+    he2015_fig6,
+    he2015_fig7,
+    he2015_table1,
+    he2016_table1,
+    he2016_table2,
+    huang2016,
+    li2018,
+    srivastava2015_gates,
+    veit2016_lesion,
+    veit2016_paths,
+    zagoruyko2016,
+)
 
-ARTEFACTS: dict[str, Artefact] = {artefact.name: artefact for artefact in (he2015_table1.ARTEFACT,)}
+ARTEFACTS: dict[str, Artefact] = {
+    paper.ARTEFACT.name: paper.ARTEFACT
+    for paper in (
+        srivastava2015_gates,
+        he2015_table1,
+        he2015_fig6,
+        he2015_fig7,
+        gradient_profile,
+        he2016_table1,
+        he2016_table2,
+        huang2016,
+        veit2016_lesion,
+        veit2016_paths,
+        zagoruyko2016,
+        balduzzi2017,
+        goyal2017,
+        li2018,
+    )
+}
 """In the order of the papers."""

@@ -1,5 +1,6 @@
 """The runs that reproductions are made of: small ones on digits, and the papers' on CIFAR-10."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -7,14 +8,14 @@ from ml_collections import ConfigDict
 from resnet_jax.train.config import default_config, set_field
 
 
-def digits(model: str = "resnet20", **fields: Any) -> ConfigDict:
+def digits(model: str, fields: Mapping[str, Any] | None = None) -> ConfigDict:
     """160 steps of 32 on scikit-learn's 8×8 digits: seconds on two CPU cores.
 
     The networks are the CIFAR ones at half their width, and the learning rate is constant.
 
     Args:
         model: name of a preset.
-        fields: overrides by dotted name, such as `**{"model.shortcut": "none"}`.
+        fields: overrides by dotted name, such as {"model.shortcut": "none"}.
     """
     config = default_config()
     config.model.name = model
@@ -27,18 +28,20 @@ def digits(model: str = "resnet20", **fields: Any) -> ConfigDict:
     config.keep_checkpoints = 1
     config.log_every = config.steps_per_dispatch = 10
     config.schedule.name = "constant"
-    return _with(config, fields)
+    return _with(config, fields or {})
 
 
-def cifar10(model: str = "resnet20", *, share: float = 1.0, **fields: Any) -> ConfigDict:
+def cifar10(
+    model: str, fields: Mapping[str, Any] | None = None, *, share: float = 1.0
+) -> ConfigDict:
     """The recipe of He et al. 2015 (1512.03385), section 4.2, on all 50,000 training images.
 
     64,000 steps of 128, the learning rate divided by 10 at 32,000 and 48,000 of them.
 
     Args:
         model: name of a preset.
-        share: of those steps, all lengths being in proportion.
         fields: overrides by dotted name.
+        share: of those steps, all lengths being in proportion.
     """
     config = default_config()
     config.model.name = model
@@ -53,10 +56,10 @@ def cifar10(model: str = "resnet20", *, share: float = 1.0, **fields: Any) -> Co
     config.schedule.name = "step"
     config.schedule.boundaries = (share * 32_000 * 128, share * 48_000 * 128)
     config.schedule.scales = (1.0, 0.1, 0.01)
-    return _with(config, fields)
+    return _with(config, fields or {})
 
 
-def _with(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+def _with(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     for name, value in fields.items():
         set_field(config, name, value)
     return config

@@ -1,14 +1,17 @@
 """Figures that a journal would accept: its fonts and widths, colours that all can tell apart."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from cycler import cycler
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 COLUMN, PAGE = 3.5, 7.2
 """Width in inches of one column, and of the page."""
@@ -65,15 +68,29 @@ def new_panels(
 
 def plot_mean(
     axes: Axes,
-    x: Sequence[float],
-    per_seed: np.ndarray,
+    x: ArrayLike,
+    per_seed: Float[np.ndarray, "seeds points"],
     *,
     label: str | None = None,
-    **style: object,
+    log: bool = False,
+    **style: Any,
 ) -> None:
-    """Plot the mean of `per_seed` [seeds, points] over `x`, and a band of ± one deviation."""
-    mean = per_seed.mean(axis=0)
-    (line,) = axes.plot(x, mean, label=label, **style)  # type: ignore[arg-type]
-    if len(per_seed) > 1:
-        std = per_seed.std(axis=0, ddof=1)
-        axes.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+    """Plot the mean over seeds of what is measured at `x`, and a band of ± one deviation.
+
+    With `log` the axis is logarithmic, and mean and deviation are of the logarithms.
+    """
+    values = np.log(per_seed) if log else per_seed
+    mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
+    edges = (mean, mean - std, mean + std)
+    middle, low, high = (np.exp(edge) if log else edge for edge in edges)
+    (line,) = axes.plot(x, middle, label=label, **style)
+    if len(values) > 1:
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+    if log:
+        axes.set_yscale("log")
+
+
+def add_legend(axes: Axes, **options: Any) -> None:
+    """A legend, if there is anything to explain: what wasn't run isn't drawn."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)

@@ -2,18 +2,22 @@
 
 import contextlib
 import functools
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
+from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.data.known import find_known
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.artefact import Size
-from resnet_jax.train.config import model_overrides
+from resnet_jax.train.config import describe_differences, model_overrides, to_json
 from resnet_jax.train.loop import fit
 from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.restore import TrainedNetwork, restore_run
@@ -26,14 +30,13 @@ class Trained:
         seeds: of them.
     """
 
-    def __init__(self, folder: Path, seeds: tuple[int, ...]) -> None:
-        """Take the runs in `folder`."""
-        self.seeds = seeds
-        self._folders = [folder / f"seed{seed}" for seed in seeds]
+    def __init__(self, folder: epath.Path, seeds: tuple[int, ...]) -> None:
+        """Take the run in `folder`."""
+        self.seeds, self._folder = seeds, folder
 
     @functools.cached_property
-    def _histories(self) -> list[list[dict[str, Any]]]:
-        return [read_metrics(folder / "metrics.jsonl") for folder in self._folders]
+    def _records(self) -> list[dict[str, Any]]:
+        return read_metrics(self._folder / METRICS)
 
     @property
     def test_errors(self) -> tuple[float, ...]:
@@ -45,15 +48,20 @@ class Trained:
         """Mean loss on the augmented training images of the last log point, of each seed."""
         return tuple(self.curve("train", "loss")[1][:, -1])
 
+    @property
+    def rates(self) -> Float[np.ndarray, " points"]:
+        """Images per second of training, of all seeds together, at each log point."""
+        return np.array([r["img_per_s"] for r in self._records if r["split"] == "train"])
+
     def curve(self, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """(epochs [points], values [seeds, points]) of a metric of metrics.jsonl."""
-        records = [[r for r in history if r["split"] == split] for history in self._histories]
-        epochs = np.array([r["epoch"] for r in records[0]])
-        return epochs, np.array([[r[metric] for r in of_seed] for of_seed in records])
+        records = [r for r in self._records if r["split"] == split]
+        epochs = np.array([r["epoch"] for r in records])
+        return epochs, np.array([r["seeds"][metric] for r in records]).T
 
     def network(self, seed: int) -> TrainedNetwork:
         """The network after the last step."""
-        return restore_run(self._folders[self.seeds.index(seed)])
+        return restore_run(self._folder, seed_index=self.seeds.index(seed))
 
 
 class Lab:
@@ -94,30 +102,23 @@ class Lab:
             ResnetJaxError: as `fit`.
         """
         trained = {}
-        for name, config in configs.items():
-            folder = self._folder / self.size / name
-            if not self._affords(config, folder):
-                self._say(f"{name}: not run, beyond the budget")
-                continue
-            for seed in self.seeds:
-                of_seed = config.copy_and_resolve_references()
-                of_seed.seed = seed
-                if not (folder / f"seed{seed}" / "summary.json").exists():
-                    self._say(f"{name}: seed {seed}")
-                    with contextlib.redirect_stderr(None):
-                        fit(of_seed, folder / f"seed{seed}")
+        for name, single in configs.items():
+            folder = epath.Path(self._folder / self.size / name)
+            config = single.copy_and_resolve_references()
+            config.seeds = self.seeds
+            if not (folder / SUMMARY).exists():
+                cost = pflop(config)
+                if self._left is not None and cost > self._left:
+                    self._say(f"{name}: not run, it takes {cost:.2g} PFLOP of {self._left:.2g}")
+                    continue
+                if self._left is not None:
+                    self._left -= cost
+                self._say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
+                with contextlib.redirect_stdout(io.StringIO()):
+                    fit(config, folder)
+            check_config(folder, to_json(config), describe_differences)
             trained[name] = Trained(folder, self.seeds)
         return trained
-
-    def _affords(self, config: ConfigDict, folder: Path) -> bool:
-        missing = [s for s in self.seeds if not (folder / f"seed{s}" / "summary.json").exists()]
-        if self._left is None or not missing:
-            return True
-        cost = len(missing) * pflop(config)
-        if cost > self._left:
-            return False
-        self._left -= cost
-        return True
 
 
 def pflop(config: ConfigDict) -> float:
@@ -128,4 +129,5 @@ def pflop(config: ConfigDict) -> float:
         config.model.name, **model_overrides(config), num_classes=known.num_classes
     )
     examples = config.duration * (known.lengths["train"] if config.duration_unit == "epochs" else 1)
-    return 6 * summarize(model, known.image_shape).macs * examples / 1e15
+    networks = len(config.seeds) or 1
+    return networks * 6 * summarize(model, known.image_shape).macs * examples / 1e15

@@ -47,7 +47,7 @@ def measure_pipeline(
             " memory or on the devices."
         )
     experiment = Experiment.make(config)
-    stream, area = experiment.stream(), tuple(config.data.random_crop_area)
+    stream, area = experiment.orders()[0], tuple(config.data.random_crop_area)
     size, examples = config.data.image_size, experiment.dataset.streamed["train"]
     ids = stream.take(0, 1)[0][0].tolist()
     rate: dict[str, float] = {}

@@ -24,10 +24,11 @@ from resnet_jax.parallel.mesh import make_mesh, replicated
 from resnet_jax.parallel.roofline import StepTime, step_time
 from resnet_jax.parallel.tpu import GIB, Slice, out_of_memory
 from resnet_jax.parallel.traffic import main_memory_bytes
+from resnet_jax.train.blueprint import Blueprint
 from resnet_jax.train.config import validate
 from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
-from resnet_jax.train.experiment import Blueprint
 from resnet_jax.train.plan import check_batch
+from resnet_jax.train.seeds import Seeds, single_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,7 @@ def make_blueprint(
             raise UsageError(f"--batch-per-chip is {batch_per_chip}; it must be at least 1.")
         config.batch_size = batch_per_chip * slice_.chips
     validate(config)
+    single_configs(config)
     have, data, fsdp = len(slice_.devices), config.mesh.data, config.mesh.fsdp
     if data != -1 and data * fsdp != have:
         raise ConfigError(
@@ -97,7 +99,8 @@ def make_blueprint(
             f" {have}; use mesh.data=-1 for all of them."
         )
     mesh = make_mesh(data=data, fsdp=fsdp, devices=slice_.devices)
-    check_batch(config, mesh)
+    seeds = Seeds.of(config, mesh)
+    check_batch(config, None if seeds and seeds.spread else mesh)
     known = _known_set(config)
     parts = Blueprint.parts(
         config,
@@ -153,7 +156,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
     _, batches, size = chunks_of(
         examples, image_shape, batch_size=config.eval_batch_size, mesh=blueprint.mesh
     )
-    state = blueprint.abstract_state
+    state = blueprint.singles[0].abstract_state
     whole = replicated(blueprint.mesh)
     variables, normalization = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),

@@ -50,6 +50,10 @@ def default_config() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    # Several seeds, trained in one program; () for `seed` alone. `vary` gives each of them a value
+    # of its own of some fields: pairs such as ("schedule.base_lr", (0.1, 0.05)), one value a seed.
+    config.seeds = ()
+    config.vary = ()
     config.model = _model_fields("resnet20")
 
     # Weights to begin with: a file as `load_weights` takes it; "" for random ones. With `new_head`

@@ -70,6 +70,7 @@ class TrainingConsole:
             f"{config.model.name} on {config.data.name}:"
             f" {plan.train_examples:,} training images, {plan.total_steps:,} steps of"
             f" {plan.batch_size}, {devices.size} × {devices.flat[0].device_kind}"
+            + (f", seeds {', '.join(map(str, config.seeds))}" if config.seeds else "")
         )
         if self._start_step:
             self.say(
@@ -99,17 +100,17 @@ class TrainingConsole:
         self.say("")
         if scores:
             self.say(
-                f"top-1 {scores['top1']:.2%} of {scores['examples']:,}"
+                f"top-1 {_percent(scores)} of {scores['examples']:,}"
                 f" {'test' if 'test' in summary['final'] else 'validation'} images"
                 f" after {summary['epochs']:.3g} epochs and {_clock(summary['wall_s'])}"
             )
         if averaged := summary["final"].get("test_ema"):
-            self.say(f"moving averages: top-1 {averaged['top1']:.2%} on test")
+            self.say(f"moving averages: top-1 {_percent(averaged)} on test")
         if summary["best"] and "test" in summary["best"]:
             best = summary["best"]
             self.say(
                 f"best validation checkpoint: step {best['step']:,},"
-                f" top-1 {best['test']['top1']:.2%} on test"
+                f" top-1 {_percent(best['test'])} on test"
             )
         self.say(f"curves:   {workdir / CURVES}")
         self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
@@ -149,9 +150,15 @@ class TrainingConsole:
         weights = " (moving average)" if record["weights"] == "ema" else ""
         self.say(
             f"step {record['step']}/{self._total}  {record['split']}{weights}:"
-            f" top-1 {record['top1']:.2%}  loss {record['loss']:.4f}"
+            f" top-1 {_percent(record)}  loss {record['loss']:.4f}"
             f"  ({record['examples']:,} images)"
         )
+
+
+def _percent(scores: dict[str, Any]) -> str:
+    """The top-1 accuracy; of several seeds mean and standard deviation."""
+    spread = f" ± {100 * scores['std']['top1']:.2f}" if "std" in scores else ""
+    return f"{100 * scores['top1']:.2f}{spread} %"
 
 
 def _clock(seconds: float) -> str:

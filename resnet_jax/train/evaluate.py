@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ class Evaluation:
             of the logits. Between equal logits the class with the lower number comes first; an
             example with a logit that isn't finite counts as wrong.
         confusion: int64 [true class, predicted class] counts.
+        seeds: the scores of each seed, if these are means over several.
     """
 
     examples: int
@@ -42,15 +44,24 @@ class Evaluation:
     top1: float
     top5: float
     confusion: Int[np.ndarray, "k k"]
+    seeds: tuple["Evaluation", ...] = ()
 
-    def scalars(self) -> dict[str, float]:
-        """The scores without the confusion matrix, for logs."""
-        return {
-            "examples": self.examples,
-            "loss": self.loss,
-            "top1": self.top1,
-            "top5": self.top5,
-        }
+    def scalars(self) -> dict[str, Any]:
+        """The scores without the confusion matrix, for logs; see `with_spread` of several seeds."""
+        names = ("loss", "top1", "top5")
+        if self.seeds:
+            of_seeds = [{name: getattr(one, name) for name in names} for one in self.seeds]
+            return {"examples": self.examples, **with_spread(of_seeds)}
+        return {"examples": self.examples, **{name: getattr(self, name) for name in names}}
+
+
+def with_spread(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Means over seeds by name; in "std" their deviations (n - 1), in "seeds" the values."""
+    values = {name: [one[name] for one in per_seed] for name in per_seed[0]}
+    record: dict[str, Any] = {name: statistics.fmean(of) for name, of in values.items()}
+    if len(per_seed) > 1:
+        record["std"] = {name: statistics.stdev(of) for name, of in values.items()}
+    return record | {"seeds": values}
 
 
 class Evaluator:
@@ -121,6 +132,42 @@ class Evaluator:
         images, labels = self._data.images[start:stop], self._data.labels[start:stop]
         arrays = padded(images), padded(labels), padded(np.ones(stop - start, bool))
         return place(arrays, split(self._mesh, axis=1))
+
+
+class SeedEvaluator:
+    """Scores the variables of several seeds on a split, one after the other."""
+
+    def __init__(self, evaluator: Evaluator, *, seeds: int, mesh: Mesh) -> None:
+        """Score `seeds` of them by the evaluator of a single run."""
+        self._evaluator, self._seeds = evaluator, seeds
+
+        def entry(tree: Any, number: jax.Array) -> Any:
+            return jax.tree.map(lambda leaf: leaf[number], tree)
+
+        self._entry = jax.jit(entry, out_shardings=replicated(mesh))
+
+    def __call__(self, variables: Any, normalization: Any) -> Evaluation:
+        """See `mean_over_seeds`.
+
+        Raises:
+            AssertionError: as `Evaluator`.
+        """
+        return mean_over_seeds(
+            [
+                self._evaluator(*self._entry((variables, normalization), number))
+                for number in range(self._seeds)
+            ]
+        )
+
+
+def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
+    """Mean scores, with those of each seed beside them; their confusions are added up."""
+    means = {
+        name: statistics.fmean(getattr(score, name) for score in scores)
+        for name in ("loss", "top1", "top5")
+    }
+    confusion = np.sum([score.confusion for score in scores], axis=0)
+    return Evaluation(scores[0].examples, **means, confusion=confusion, seeds=tuple(scores))
 
 
 def chunks_of(

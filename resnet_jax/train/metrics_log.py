@@ -19,7 +19,7 @@ from resnet_jax.parallel.process import is_main
 _log = logging.getLogger(__name__)
 
 # Orders the record, but isn't plotted.
-_NOT_SCALARS = ("step", "epoch", "split", "weights", "wall_s")
+_NOT_SCALARS = ("step", "epoch", "split", "weights", "wall_s", "std", "seeds")
 _BOARD = "tensorboard"
 
 
@@ -151,10 +151,9 @@ class _Board:
 
     def write(self, record: dict[str, Any]) -> None:
         prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
-        for name, value in record.items():
-            if name not in _NOT_SCALARS:
-                summary = self._scalar(f"{prefix}/{name}", value)
-                self._write(step=record["step"], summary=summary)
+        for name, value in _scalars(record).items():
+            summary = self._scalar(f"{prefix}/{name}", value)
+            self._write(step=record["step"], summary=summary)
 
     def _write(self, **event: Any) -> None:
         self._do(lambda events: events.write_event(self._event(wall_time=time.time(), **event)))
@@ -175,6 +174,15 @@ class _Board:
                 "TensorBoard's copy of the record ends here (%s); %s goes on.",
                 *(error.strerror or error, METRICS),
             )
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+    """What is plotted of a record, that of single seeds included, by name."""
+    scalars = {k: v for k, v in record.items() if k not in _NOT_SCALARS}
+    scalars |= {f"{name}_std": value for name, value in record.get("std", {}).items()}
+    for name, values in record.get("seeds", {}).items():
+        scalars |= {f"{name}_seed{number}": value for number, value in enumerate(values)}
+    return scalars
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -36,6 +36,8 @@ def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
         config = from_json(read_config(workdir))
     except ConfigError as error:
         raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    if config.seeds:
+        raise ConfigError(f"{workdir} is of several seeds; MLPerf's log is of a run with one.")
     records = read_metrics(workdir / METRICS)
     scores = [r for r in records if r["split"] != "train" and r.get("weights") == "raw"]
     if not scores or "wall_s" not in scores[0]:

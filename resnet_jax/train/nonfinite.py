@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -16,12 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 class NonfiniteError(Exception):
-    """Something isn't finite after `step` steps; `steps` are the numbers of those it came from."""
+    """Something isn't finite after `step` steps; `steps` are those it came from, as `numbered`."""
 
-    def __init__(self, what: str, step: int, steps: list[int]) -> None:
+    def __init__(self, what: str, step: int, steps: list[tuple[int, int]]) -> None:
         super().__init__(f"{what} stopped being finite at or shortly before step {step}")
         # The last one, if none is known: parameters may overflow by a gradient that is finite.
-        self.step, self.steps = step, steps or [step - 1]
+        self.step, self.steps = step, steps or [(0, step - 1)]
 
 
 class NonfiniteRecord:
@@ -31,21 +32,25 @@ class NonfiniteRecord:
     """
 
     def __init__(
-        self, workdir: epath.Path, stream: ExampleStream, *, limit: int, count: int
+        self, workdir: epath.Path, orders: Sequence[ExampleStream], *, limit: int, count: int
     ) -> None:
-        """Go on with the record of a run, which has gone on `count` times of at most `limit`."""
-        self._path, self._stream = workdir / NONFINITE, stream
+        """Go on with the record of a run, which has gone on `count` times of at most `limit`.
+
+        `orders` are those of the examples, of each seed.
+        """
+        self._path, self._orders = workdir / NONFINITE, orders
         self._limit, self.count = limit, count
 
-    def write(self, steps: list[int], outcome: str) -> None:
+    def write(self, steps: list[tuple[int, int]], outcome: str) -> None:
         """Write down what the batches of these steps were: {"step", "outcome", "ids", "epochs"}.
 
-        Steps are numbered from 0, and examples by their place in the training split.
+        Steps are numbered from 0, and examples by their place in the training split. Of several
+        seeds a line also has the "seed".
 
         Raises:
             OSError: it can't be written.
         """
-        lines = [self._line(step, outcome) for step in steps]
+        lines = [self._line(number, step, outcome) for number, step in steps]
         if is_main():
             with bucket_errors(self._path):
                 before = self._path.read_text() if self._path.exists() else ""
@@ -53,9 +58,12 @@ class NonfiniteRecord:
             new = [line for line in lines if line not in known]
             write_atomically(self._path, before + "".join(f"{line}\n" for line in new))
 
-    def _line(self, step: int, outcome: str) -> str:
-        ids, epochs = self._stream.take(step, 1)
+    def _line(self, number: int, step: int, outcome: str) -> str:
+        order = self._orders[number]
+        ids, epochs = order.take(step, 1)
         line: dict[str, Any] = {"step": step, "outcome": outcome}
+        if len(self._orders) > 1:
+            line["seed"] = order.seed
         return json.dumps(line | {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()})
 
     def go_on(self, times: int, what: str) -> None:

@@ -95,8 +95,8 @@ class Plan:
         return math.ceil(goal / self.batch_size)
 
 
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Check that batches split into micro-batches, over the mesh, and into groups.
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | None) -> None:
+    """Check that batches split into micro-batches, over the mesh if there is one, and into groups.
 
     Raises:
         ConfigError: they don't.
@@ -108,7 +108,8 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f" {micro_batches} micro-batches."
         )
     what = "batch_size / accumulate" if micro_batches > 1 else "batch_size"
-    check_divisible(what, config.batch_size // micro_batches, mesh)
+    if mesh:
+        check_divisible(what, config.batch_size // micro_batches, mesh)
     group = config.model.bn_group_size
     if group and config.batch_size // micro_batches % group:
         raise ConfigError(

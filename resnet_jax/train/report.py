@@ -122,7 +122,7 @@ def run_summary(
             "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
         },
         "init_from": init_from,
-        "seed": config.seed,
+        **({"seeds": list(config.seeds)} if config.seeds else {"seed": config.seed}),
         "steps": plan.total_steps,
         "epochs": round(plan.epoch(plan.total_steps), 4),
         "final": scores,
@@ -197,8 +197,20 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _itself(value: float) -> float:
+    return value
+
+
+def _error(top1: float) -> float:
+    """In percent."""
+    return 100 * (1 - top1)
+
+
 def draw_curves(workdir: epath.Path, history: list[dict[str, Any]], *, title: str) -> None:
-    """Draw loss, top-1 error and learning rate over epochs into curves.png."""
+    """Draw loss, top-1 error and learning rate over epochs into curves.png.
+
+    Of several seeds these are means, with a band of ± one standard deviation.
+    """
     figure = new_figure(11, 3.6)
     losses, errors, rates = figure.subplots(1, 3)
     figure.suptitle(title)
@@ -214,20 +226,22 @@ def draw_curves(workdir: epath.Path, history: list[dict[str, Any]], *, title: st
         epochs = [r["epoch"] for r in records]
         width = 0.9 if split == "train" else 1.6
         style = {"color": color, "linestyle": line, "linewidth": width, "label": label}
-        losses.plot(epochs, [r["loss"] for r in records], **style)
-        errors.plot(epochs, [100 * (1 - r["top1"]) for r in records], **style)
+        for axes, metric, shown in ((losses, "loss", _itself), (errors, "top1", _error)):
+            axes.plot(epochs, [shown(r[metric]) for r in records], **style)
+            if "std" in records[0]:
+                low, high = (
+                    [shown(r[metric] + sign * r["std"][metric]) for r in records]
+                    for sign in (-1, 1)
+                )
+                axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
         if split == "train":
             rates.plot(epochs, [r["lr"] for r in records], color=color, linewidth=1.6)
     tests = [r for r in history if r["split"] == "test" and r.get("weights", "raw") == "raw"]
     if tests:
         last = max(tests, key=lambda r: r["step"])
-        errors.plot(
-            last["epoch"],
-            100 * (1 - last["top1"]),
-            "k*",
-            markersize=10,
-            label=f"test {100 * (1 - last['top1']):.2f} %",
-        )
+        spread = f" ± {100 * last['std']['top1']:.2f}" if "std" in last else ""
+        label = f"test {_error(last['top1']):.2f}{spread} %"
+        errors.plot(last["epoch"], _error(last["top1"]), "k*", markersize=10, label=label)
     losses.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
     errors.set(xlabel="epoch", ylabel="top-1 error (%)", ylim=(0, None))
     rates.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))

@@ -15,12 +15,14 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
+from resnet_jax.train.blueprint import evaluation_preprocessing
 from resnet_jax.train.config import from_json, model_overrides, streams
 from resnet_jax.train.evaluate import Evaluation, Evaluator
-from resnet_jax.train.experiment import evaluation_preprocessing, load_data
+from resnet_jax.train.experiment import load_data
+from resnet_jax.train.seeds import single_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,30 @@ class TrainedNetwork:
         return evaluator(*arrays, mirrored=mirrored)
 
 
+def seeds_of(workdir: epath.PathLike) -> tuple[int, ...]:
+    """The seeds of a run, of which a `restore_run` takes one.
+
+    Raises:
+        UsageError: `workdir` isn't the name of a folder.
+        ConfigError: it isn't a run.
+    """
+    config = _config_of(as_path(workdir))
+    return tuple(config.seeds) or (config.seed,)
+
+
+def _config_of(workdir: epath.Path) -> ConfigDict:
+    try:
+        return from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+
+
 def restore_run(
-    workdir: epath.PathLike, *, checkpoint: str = "last", ema: bool = False
+    workdir: epath.PathLike,
+    *,
+    checkpoint: str = "last",
+    ema: bool = False,
+    seed_index: int = 0,
 ) -> TrainedNetwork:
     """Load a network that `fit` trained.
 
@@ -118,19 +142,21 @@ def restore_run(
         workdir: directory of the run.
         checkpoint: "last", "best" on the validation split, or a step.
         ema: take the moving averages.
+        seed_index: which network of a run of several seeds, from 0.
 
     Raises:
-        UsageError: `workdir` isn't the name of a folder.
+        UsageError: `workdir` isn't the name of a folder, or the run has fewer seeds.
         ConfigError: `workdir` isn't a run, or has no moving averages.
         DataError: it has no such checkpoint, or the checkpoint is damaged.
     """
     workdir = as_path(workdir)
-    try:
-        config = from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    config = _config_of(workdir)
     if ema and not config.ema_decay:
         raise ConfigError(f"{workdir} has no moving averages: its ema_decay is 0.")
+    seeds = tuple(config.seeds) or (config.seed,)
+    if not 0 <= seed_index < len(seeds):
+        listed = ", ".join(map(str, seeds))
+        raise UsageError(f"seed_index is {seed_index}; {workdir} has the seeds {listed}.")
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=None)
     steps = checkpoints.steps()
     if not steps:
@@ -147,6 +173,9 @@ def restore_run(
         )
     state, progress = checkpoints.restore_on_one_device(step)
     checkpoints.close()
+    if config.seeds:
+        state = jax.tree.map(lambda leaf: leaf[seed_index], state)
+        config = single_configs(config)[seed_index]
     class_names = tuple(progress["class_names"])
     model = create_model(config.model.name, **model_overrides(config), num_classes=len(class_names))
     variables = {name: state[name] for name in ("params", "batch_stats")}

@@ -18,18 +18,17 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, WriteError
-from resnet_jax.parallel.mesh import place, replicated
 from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import streams
 from resnet_jax.train.console import TrainingConsole
-from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.evaluate import Evaluation, with_spread
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.pretrained import check_unchanged
 from resnet_jax.train.report import draw_curves, recorded_summary, run_summary, write_summary
-from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.state import Meter, TrainState, numbered
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
 
@@ -126,7 +125,7 @@ class Run:
         self._best_on_disk = self._best_being_saved = self._best
         self._nonfinite = NonfiniteRecord(
             self._workdir,
-            self._experiment.stream(),
+            self._experiment.orders(),
             limit=self._config.nonfinite.limit,
             count=gone_on,
         )
@@ -212,26 +211,28 @@ class Run:
 
     def _log_training(self) -> None:
         """Fetch the meter, and write means over the examples since the last log point."""
-        sums = jax.device_get(self._state.meter)
-        if sums.nonfinite:
+        meters = self._experiment.meters(self._state)
+        if nonfinite := sum(int(meter.nonfinite) for meter in meters):
             if self._config.nonfinite.policy != "skip":
-                raise NonfiniteError("The loss or its gradient", self._step, sums.numbered())
-            self._nonfinite.write(sums.numbered(), "skipped")
-            what = f"{sums.nonfinite} of the steps before {self._step} weren't finite"
-            self._nonfinite.go_on(int(sums.nonfinite), f"{what}, and were skipped")
+                what = f"The loss or its gradient{self._whose(meters)}"
+                raise NonfiniteError(what, self._step, numbered(meters))
+            self._nonfinite.write(numbered(meters), "skipped")
+            what = f"{nonfinite} of the steps before {self._step} weren't finite"
+            self._nonfinite.go_on(nonfinite, f"{what}, and were skipped")
         waited = self._batches.waited_s - self._waited_s
         self._waited_s = self._batches.waited_s
-        speed, elapsed = self._clock.lap(self._step, self._plan.batch_size)
-        if sums.steps:
+        trained = self._plan.batch_size * len(meters)
+        speed, elapsed = self._clock.lap(self._step, trained)
+        if all(meter.steps for meter in meters):
+            of_seeds = [meter.means() for meter in meters]
+            for means, single in zip(of_seeds, self._experiment.singles, strict=True):
+                means["lr"] = float(single.schedule(self._step - 1))
             record = {
                 "step": self._step,
                 "epoch": round(self._plan.epoch(self._step), 4),
                 "examples": self._step * self._plan.batch_size,
                 "split": "train",
-                "loss": float(sums.loss / sums.examples),
-                "top1": float(sums.top1 / sums.examples),
-                "grad_norm": float(sums.grad_norm / sums.steps),
-                "lr": float(self._experiment.schedule(self._step - 1)),
+                **(with_spread(of_seeds) if self._experiment.seeds else of_seeds[0]),
                 "img_per_s": round(speed, 1),
                 "wall_s": round(self._clock.wall_s(), 3),
             }
@@ -239,10 +240,13 @@ class Run:
                 record["data_wait"] = round(min(1.0, waited / elapsed), 4)
             self._log.write(record)
             self._console.train(record)
-        self._state = self._state.replace(meter=self._empty_meter())
+        self._state = self._state.replace(meter=self._experiment.empty_meter())
 
-    def _empty_meter(self) -> Meter:
-        return place(jax.device_get(Meter.zero()), replicated(self._experiment.mesh))
+    def _whose(self, meters: list[Meter]) -> str:
+        """Of which seeds a meter tells of steps that weren't finite, if there are several."""
+        seeds = self._config.seeds
+        found = [str(seed) for seed, meter in zip(seeds, meters, strict=False) if meter.nonfinite]
+        return f" of seed {', '.join(found)}" if found else ""
 
     def _validate(self) -> dict[str, Evaluation]:
         with self._clock.paused(self._state):
@@ -290,11 +294,12 @@ class Run:
                 return
 
     def _check_finite(self) -> None:
-        state, meter = self._state, jax.device_get(self._state.meter)
+        state, meters = self._state, self._experiment.meters(self._state)
         finite = bool(_all_finite((state.params, state.batch_stats, state.ema)))
-        if not finite or (meter.nonfinite and self._config.nonfinite.policy != "skip"):
-            what = "A loss, gradient, parameter or statistic"
-            raise NonfiniteError(what, self._step, meter.numbered())
+        counted = any(meter.nonfinite for meter in meters)
+        if not finite or (counted and self._config.nonfinite.policy != "skip"):
+            what = f"A loss, gradient, parameter or statistic{self._whose(meters)}"
+            raise NonfiniteError(what, self._step, numbered(meters))
 
     def _save_once(self, scores: dict[str, Evaluation] | None) -> None:
         self._settle()
@@ -370,7 +375,7 @@ class Run:
         good, state, progress = restored
         self._nonfinite.write(found.steps, f"went back to step {good}")
         self._nonfinite.go_on(1, f"{found}; went back to the checkpoint of step {good}")
-        self._state = state.moved_to(self._step).replace(meter=self._empty_meter())
+        self._state = state.moved_to(self._step).replace(meter=self._experiment.empty_meter())
         self._best = progress["best"]
         self._save(None, last=True)
 

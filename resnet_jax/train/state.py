@@ -1,5 +1,6 @@
 """Everything that a run carries from step to step, and so everything that a checkpoint holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,9 +53,22 @@ class Meter(struct.PyTreeNode):
             nonfinite_steps=self.nonfinite_steps.at[place].set(step, mode="drop"),
         )
 
-    def numbered(self) -> list[int]:
-        """The steps that weren't finite, as far as they have numbers."""
-        return [int(step) for step in self.nonfinite_steps[: int(self.nonfinite)]]
+    def means(self) -> dict[str, float]:
+        """Means over the examples, and of the norm over the steps; there must be some."""
+        return {
+            "loss": float(self.loss / self.examples),
+            "top1": float(self.top1 / self.examples),
+            "grad_norm": float(self.grad_norm / self.steps),
+        }
+
+
+def numbered(meters: Sequence[Meter]) -> list[tuple[int, int]]:
+    """(Number of the meter, step) of steps that weren't finite, as far as they have numbers."""
+    return [
+        (number, int(step))
+        for number, meter in enumerate(meters)
+        for step in meter.nonfinite_steps[: int(meter.nonfinite)]
+    ]
 
 
 class TrainState(struct.PyTreeNode):

@@ -20,6 +20,7 @@ from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.groups import in_head
 from resnet_jax.train.losses import LOSSES, distillation
+from resnet_jax.train.seeds import Seeds, batch_layout, map_over_seeds, state_layout
 from resnet_jax.train.state import TrainState, counts
 
 
@@ -106,7 +107,7 @@ def _gradients(
     number: jax.Array,
     model: Network,
     recipe: Recipe,
-    mesh: Mesh,
+    mesh: Mesh | None,
     teacher: Teacher | None,
 ) -> Gradients:
     """Augment micro-batch `number` (its arrays without the dimension m), go forth and back.
@@ -130,14 +131,17 @@ def _gradients(
                 params,
             )
         return model.apply(
-            {"params": gather(params, mesh), "batch_stats": state.batch_stats},
+            {
+                "params": gather(params, mesh) if mesh else params,
+                "batch_stats": state.batch_stats,
+            },
             inputs,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
 
-    if mesh.shape["fsdp"] > 1:
+    if mesh and mesh.shape["fsdp"] > 1:
         forget = jax.checkpoint_policies.save_anything_except_these_names(GATHERED)
         apply = jax.checkpoint(apply, policy=forget)
 
@@ -232,7 +236,7 @@ def train_step(
     model: Network,
     optimizer: optax.GradientTransformation,
     recipe: Recipe,
-    mesh: Mesh,
+    mesh: Mesh | None,
     teacher: Teacher | None = None,
 ) -> TrainState:
     """Augment a batch, take one step of the optimiser, and add to the meter.
@@ -247,7 +251,7 @@ def train_step(
         state: before the step.
         batch: the examples.
         model, optimizer, recipe: what to do.
-        mesh: on which the arrays lie.
+        mesh: on which the arrays lie; None if each device has all of them to itself.
         teacher: whose logits of the same augmented images are to be learnt, too.
     """
     micro_batches = batch.labels.shape[0]
@@ -323,12 +327,14 @@ def pick_batch(
     ids: jax.Array,
     epochs: jax.Array,
     *,
-    mesh: Mesh,
+    mesh: Mesh | None,
     resident: bool,
 ) -> Batch:
     """The batch of step `i` of those that `make_train_steps` takes at once."""
-    # Each device gathers its part of the batch from its copy of the images.
-    chosen, epoch = jax.lax.with_sharding_constraint((ids[i], epochs[i]), split(mesh, axis=1))
+    chosen, epoch = ids[i], epochs[i]
+    if mesh:  # each device gathers its part of the batch from its copy of the images
+        layout = split(mesh, axis=1)
+        chosen, epoch = jax.lax.with_sharding_constraint((chosen, epoch), layout)
     of_step = chosen if resident else i
     return Batch(images[of_step], labels[of_step], chosen, epoch)
 
@@ -365,57 +371,73 @@ def _moments(stats: Any) -> Any:
 
 def make_train_steps(
     model: Network,
-    optimizer: optax.GradientTransformation,
+    parts: Callable[[dict[str, jax.Array]], tuple[optax.GradientTransformation, Recipe]],
     *,
-    recipe: Recipe,
     mesh: Mesh,
     state: Any,
     resident: bool,
     teacher: Network | None = None,
+    seeds: Seeds | None = None,
 ) -> jax.stages.Wrapped:
     """Compile "take the next few steps" over examples on the devices or from the host.
 
     Args:
-        model, optimizer, recipe, mesh: as in `train_step`.
-        state: a train state, or one of shapes, which tells how its parts lie on the mesh.
+        model, mesh: as in `train_step`.
+        parts: the optimiser and the recipe, given what varies with the seeds.
+        state: a train state, or one of shapes, of a single seed.
         resident: see below.
         teacher: the network whose variables `run` takes as its last argument, on every device.
             They aren't part of the program, nor of the state.
+        seeds: train several, see below.
 
     Returns:
         A jitted `run(state, images, labels, ids, epochs, steps)`: takes the first `steps` of k
         steps of m micro-batches of n examples, whose numbers and epochs are `ids` and `epochs`
         [k, m, n]. With `resident`, images and labels are the whole training split, on every
         device, and batches are gathered there; otherwise they are those of the k steps, [k, m, n,
-        …], split along n. `state` is donated. The number of steps is a run-time value, which a
-        `scan` can't have, so that log, evaluation and checkpoint points may cut a dispatch short
-        without a second compilation.
+        …], split along n. Of several seeds, the state and all that is of steps has an axis of
+        them in front. `state` is donated. The number of steps is a run-time value, which a `scan`
+        can't have, so that log, evaluation and checkpoint points may cut a dispatch short without
+        a second compilation.
     """
-    whole, examples = replicated(mesh), split(mesh, axis=2)
-    layout = state_shardings(state, mesh)
+    spread = seeds is not None and seeds.spread
+    inner = None if spread else mesh
+    of_one = state_shardings(state, mesh)
 
-    def run(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
+    def run(state, images, labels, ids, epochs, steps, varied, *taught):  # type: ignore[no-untyped-def]
         advice: Any = functools.partial(teacher.apply, *taught) if teacher else None
+        optimizer, recipe = parts(varied)
 
         def body(i: jax.Array, state: TrainState) -> TrainState:
-            batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
+            batch = pick_batch(i, images, labels, ids, epochs, mesh=inner, resident=resident)
             state = train_step(
                 state,
                 batch,
                 model=model,
                 optimizer=optimizer,
                 recipe=recipe,
-                mesh=mesh,
+                mesh=inner,
                 teacher=advice,
             )
-            return jax.lax.with_sharding_constraint(state, layout)
+            return jax.lax.with_sharding_constraint(state, of_one) if inner else state
 
         return jax.lax.fori_loop(0, steps, body, state)
 
-    data = whole if resident else examples
+    layout = state_layout(state, mesh, seeds)
+    whole, by_step = replicated(mesh), batch_layout(mesh, seeds)
+    data = whole if resident else by_step
+    varied: dict[str, Any] = {}
+    if seeds:
+        mapped = (True, not resident, not resident, True, True, False, True)
+        run = map_over_seeds(run, mesh, spread=spread, mapped=(*mapped, *[False] * bool(teacher)))
+        varied = dict(seeds.varied)
+
+    def steps_of_all(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
+        return run(state, images, labels, ids, epochs, steps, varied, *taught)
+
     return jax.jit(
-        run,
-        in_shardings=(layout, data, data, examples, examples, whole, *([whole] if teacher else [])),
+        steps_of_all,
+        in_shardings=(layout, data, data, by_step, by_step, whole, *([whole] if teacher else [])),
         out_shardings=layout,
         donate_argnums=0,
     )

@@ -26,7 +26,7 @@ def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, confi
     batches = experiment.batches()
     state = experiment.initial_state().moved_to(7)
     state = state.replace(ema=jax.tree.map(lambda leaf: 2 * leaf, state.ema))
-    ids = experiment.stream().take(1, 6)[0].ravel()
+    ids = experiment.orders()[0].take(1, 6)[0].ravel()
     images = experiment.dataset.splits["train"].images[ids].astype(np.float32)
     x = (images - np.asarray(state.normalization["mean"])) / state.normalization["std"]
 

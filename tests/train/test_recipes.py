@@ -7,8 +7,8 @@ import pytest
 from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import make_mesh, place
 from resnet_jax.parallel.sharding import state_shardings
+from resnet_jax.train.blueprint import Blueprint
 from resnet_jax.train.config import validate
-from resnet_jax.train.experiment import Blueprint
 from resnet_jax.train.plan import check_batch
 from resnet_jax.train.recipes import RECIPES, make
 

@@ -1,0 +1,126 @@
+"""Balduzzi et al. 2017: with depth, gradients of plain networks come to look like white noise.
+
+The network is a function of one number, f: ℝ → ℝ, of layers of 200 rectified units; shown is how
+df/dx at neighbouring x correlates.
+"""
+
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from resnet_jax.research.artefact import Artefact, Report, Row, Within
+from resnet_jax.research.figures import journal_style, new_panels, plot_mean
+from resnet_jax.research.lab import Lab
+
+_SOURCE = "Balduzzi et al. 2017, 1702.08591"
+Kind = Literal["plain", "residual", "residual, scaled"]
+_KINDS: tuple[Kind, ...] = ("plain", "residual", "residual, scaled")
+_WIDTH, _POINTS, _LAGS, _LAG = 200, 256, 16, 8
+_DEPTHS = (2, 10, 24, 50)
+
+
+def derivative(
+    key: Array, x: Float[Array, " points"], *, depth: int, kind: Kind
+) -> Float[Array, " points"]:
+    """df/dx of a random network of `depth` layers of 200 units at each x.
+
+    Weights have He's deviation and biases a deviation of 1. Residual layers add relu(W h + b) to
+    h, "scaled" ones after a division by √depth.
+    """
+    of_first, of_last, *of_layers = jax.random.split(key, depth + 2)
+    weights = [jax.random.normal(k, (_WIDTH, _WIDTH + 1)) for k in of_layers]
+    first = jax.random.normal(of_first, (_WIDTH, 2))
+    last = jax.random.normal(of_last, (_WIDTH,)) / math.sqrt(_WIDTH)
+    scale = 1 / math.sqrt(depth) if kind == "residual, scaled" else 1.0
+
+    def f(x: Array) -> Array:
+        h = jax.nn.relu(first[:, 0] * x + first[:, 1])
+        for w in weights:
+            z = jax.nn.relu(math.sqrt(2 / _WIDTH) * w[:, :-1] @ h + w[:, -1])
+            h = z if kind == "plain" else h + scale * z
+        return last @ h
+
+    return jax.vmap(jax.grad(f))(x)
+
+
+def autocorrelation(series: Float[np.ndarray, " points"], lags: int) -> Float[np.ndarray, " lags"]:
+    """At lags 0, 1, …: covariance of the series with itself, shifted, over its variance."""
+    centred = series - series.mean()
+    return np.array(
+        [
+            (centred[: len(centred) - lag] * centred[lag:]).sum() / np.square(centred).sum()
+            for lag in range(lags)
+        ]
+    )
+
+
+def run(lab: Lab) -> Report:
+    """Measure the correlation for each kind of network, depth and seed."""
+    x = jnp.linspace(-2, 2, _POINTS)
+    found: dict[tuple[Kind, int], np.ndarray] = {}
+    examples: dict[Kind, np.ndarray] = {}
+    for kind in _KINDS:
+        for depth in _DEPTHS:
+            gradient = jax.jit(lambda k, d=depth, kind=kind: derivative(k, x, depth=d, kind=kind))
+            series = [np.asarray(gradient(jax.random.key(seed))) for seed in lab.seeds]
+            found[kind, depth] = np.stack([autocorrelation(one, _LAGS) for one in series])
+            if depth == _DEPTHS[-1]:
+                examples[kind] = series[0]
+
+    def at_lag(kind: Kind, depth: int) -> np.ndarray:
+        return found[kind, depth][:, _LAG]
+
+    deep, shallow = _DEPTHS[-1], _DEPTHS[0]
+
+    def row(what: str, published: str, measured: np.ndarray, accepts: Within) -> Row:
+        return Row(
+            what=f"autocorrelation of df/dx at lag {_LAG} of {_POINTS}: {what}",
+            published=published,
+            source=_SOURCE,
+            data="initial values",
+            measured=tuple(measured.tolist()),
+            accepts=accepts,
+        )
+
+    rows = (
+        row(
+            f"plain, {deep} layers less {shallow}",
+            "white noise with depth",
+            at_lag("plain", deep) - at_lag("plain", shallow),
+            Within(high=-0.2),
+        ),
+        row(
+            f"residual, scaled, less plain, {deep} layers",
+            "far more resistant",
+            at_lag("residual, scaled", deep) - at_lag("plain", deep),
+            Within(low=0.2),
+        ),
+    )
+    with journal_style():
+        figure, panels = new_panels(3, rows=2, height=1.8)
+        for axes, kind in zip(panels[:3], _KINDS, strict=True):
+            axes.plot(x, examples[kind], linewidth=0.7)
+            axes.set(title=f"{kind}, {deep} layers", xlabel="x")
+        panels[0].set(ylabel="df/dx")
+        for axes, kind in zip(panels[3:], _KINDS, strict=True):
+            for depth in _DEPTHS:
+                lags = np.arange(_LAGS)
+                plot_mean(axes, lags, found[kind, depth], label=f"{depth} layers")
+            axes.set(xlabel="lag", ylim=(-0.1, 1.05))
+        panels[3].set(ylabel="autocorrelation")
+        panels[5].legend(loc="lower left")
+    data: dict[str, Any] = {f"{kind}, {depth}": a.tolist() for (kind, depth), a in found.items()}
+    return Report(rows, figure, data)
+
+
+ARTEFACT = Artefact(
+    name="balduzzi2017",
+    title="shattered gradients",
+    paper="Balduzzi et al. 2017, 1702.08591",
+    claim="Gradients of deep plain networks resemble white noise; those of residual ones don't.",
+    runs={"cpu": run, "full": run},
+)

@@ -1,0 +1,112 @@
+"""He et al. 2015, figure 7: how strongly the layers of trained networks respond."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.research.artefact import Artefact, Report, Row, Within
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
+from resnet_jax.research.scoring import images_of
+
+_SOURCE = "He et al. 2015, figure 7"
+_IMAGES = 1000
+
+
+def response_stds(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """Standard deviation of each layer's response by its name.
+
+    That is the output of a normalisation in a unit, before the nonlinearity and the addition.
+    """
+    found: dict[str, jax.Array] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        y, module = call(*args, **kwargs), context.module
+        if isinstance(module, BatchNorm) and context.method_name == "__call__":
+            path = "/".join(module.path)
+            if path.startswith("layer"):
+                found[path] = y.std()
+        return y
+
+    with nn.intercept_methods(record):
+        model.apply(variables, images)
+    return found
+
+
+def _of_run(trained: Trained) -> np.ndarray:
+    """[seeds, layers], from the input on."""
+    stds = []
+    for seed in trained.seeds:
+        network = trained.network(seed)
+        images = jnp.asarray(images_of(network, "test", most=_IMAGES)[0])
+        inputs = normalize(images, network.normalization)
+        found = jax.jit(response_stds, static_argnums=0)(network.model, network.variables, inputs)
+        stds.append([float(found[path]) for path in _by_depth(found)])
+    return np.array(stds)
+
+
+def _by_depth(paths: Any) -> list[str]:
+    def place(path: str) -> tuple[int, int, str]:
+        unit, norm = path.split("/")
+        stage, number = unit.removeprefix("layer").split("_")
+        return int(stage), int(number), norm
+
+    return sorted(paths, key=place)
+
+
+def _report(
+    lab: Lab, runs: dict[str, Any], order: tuple[tuple[str, str], ...], data: str
+) -> Report:
+    names = dict.fromkeys(name for pair in order for name in pair)
+    trained = lab.train({name: runs[name] for name in names})
+    found = {name: _of_run(run) for name, run in trained.items()}
+    rows = []
+    for less, more in order:
+        both = less in found and more in found
+        ratios = found[more].mean(axis=1) / found[less].mean(axis=1) if both else np.array([])
+        rows.append(
+            Row(
+                what=f"mean response of {more} / that of {less}",
+                published="greater than 1",
+                source=_SOURCE,
+                data=data,
+                measured=tuple(ratios.tolist()),
+                accepts=Within(low=1.0),
+            )
+        )
+    with journal_style():
+        figure, (by_layer, ranked) = new_panels(2)
+        for name, stds in found.items():
+            plot_mean(by_layer, np.arange(1, stds.shape[1] + 1), stds, label=name)
+            descending = -np.sort(-stds, axis=1)
+            plot_mean(ranked, np.arange(1, stds.shape[1] + 1), descending, label=name)
+        by_layer.set(xlabel="layer", ylabel="standard deviation of the response")
+        ranked.set(xlabel="layer, by its response")
+        add_legend(ranked)
+    return Report(tuple(rows), figure, {name: stds.tolist() for name, stds in found.items()})
+
+
+def run_small(lab: Lab) -> Report:
+    """On digits, where only the deep networks differ."""
+    return _report(lab, small_runs(), (("resnet56", "plain56"),), "digits")
+
+
+def run_paper(lab: Lab) -> Report:
+    """On CIFAR-10, with the networks of he2015-fig6."""
+    order = (("resnet20", "plain20"), ("resnet56", "resnet20"), ("resnet110", "resnet56"))
+    return _report(lab, paper_runs(), order, "CIFAR-10")
+
+
+ARTEFACT = Artefact(
+    name="he2015-fig7",
+    title="responses of the layers",
+    paper="He et al. 2015, 1512.03385",
+    claim="Residual functions respond less than plain layers, and less the deeper the network.",
+    runs={"cpu": run_small, "full": run_paper},
+)

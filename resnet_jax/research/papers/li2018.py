@@ -1,0 +1,147 @@
+"""Li et al. 2018: the loss around a trained network, on a plane of filter-normalised directions."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from resnet_jax.research.artefact import Artefact, Report, Row, Within
+from resnet_jax.research.configs import digits
+from resnet_jax.research.figures import journal_style, new_panels
+from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.papers.he2015_fig6 import paper_runs
+from resnet_jax.research.scoring import images_of, make_scorer
+
+_SOURCE = "Li et al. 2018, 1712.09913"
+
+
+def random_direction(params: Any, key: jax.Array) -> Any:
+    """A Gaussian direction each of whose filters has the norm of the filter of `params` (sec. 4).
+
+    A filter is what makes one output channel or logit. What isn't a kernel stays as it is.
+    """
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def one(path: tuple[Any, ...], leaf: jax.Array, key: jax.Array) -> jax.Array:
+        if path[-1].key != "kernel":
+            return jnp.zeros_like(leaf)
+        drawn = jax.random.normal(key, leaf.shape)
+        axes = tuple(range(leaf.ndim - 1))
+        norms = [jnp.sqrt(jnp.square(a).sum(axis=axes)) for a in (leaf, drawn)]
+        return drawn * norms[0] / norms[1]
+
+    drawn = [one(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def landscape(
+    trained: Trained, seed: int, *, points: int, images: int
+) -> Float[np.ndarray, "points points"]:
+    """The training loss at a grid from -1 to 1 along two directions; the network is its centre.
+
+    Running statistics stay as they are, as in the authors' code.
+    """
+    network = trained.network(seed)
+    params, stats = network.variables["params"], network.variables["batch_stats"]
+    first, second = (
+        random_direction(params, key) for key in jax.random.split(jax.random.key(seed))
+    )
+
+    def apply(params: Any, inputs: Any, a: Any, b: Any) -> Any:
+        moved = jax.tree.map(lambda w, u, v: w + a * u + b * v, params, first, second)
+        return network.model.apply({"params": moved, "batch_stats": stats}, inputs)
+
+    score = make_scorer(apply, *images_of(network, "train", most=images))
+    steps = np.linspace(-1, 1, points, dtype=np.float32)
+    return np.array(
+        [[float(score(params, network.normalization, a, b)[1]) for b in steps] for a in steps]
+    )
+
+
+def flat_share(losses: Float[np.ndarray, "points points"], *, rise: float) -> float:
+    """Share of the grid at which the loss is less than `rise` nats above that of the centre.
+
+    Not a multiple of the latter, which a network that has learnt little would stay below anywhere.
+    """
+    middle = len(losses) // 2
+    return float((losses < losses[middle, middle] + rise).mean())
+
+
+def _report(
+    lab: Lab, runs: dict[str, ConfigDict], *, points: int, images: int, data: str
+) -> Report:
+    trained = lab.train(runs)
+    found = {
+        name: np.stack([landscape(run, seed, points=points, images=images) for seed in run.seeds])
+        for name, run in trained.items()
+    }
+    residual, plain = runs
+    measured = np.array([])
+    if residual in found and plain in found:
+        shares = {
+            name: np.array([flat_share(of, rise=1.0) for of in grids])
+            for name, grids in found.items()
+        }
+        measured = shares[residual] - shares[plain]
+    row = Row(
+        what=f"share of the plane within 1 nat of the centre: {residual} less {plain}",
+        published="wider with shortcuts",
+        source=_SOURCE,
+        data=data,
+        measured=tuple(measured.tolist()),
+        accepts=Within(low=0.0),
+    )
+    with journal_style():
+        figure, panels = new_panels(2, width=6.0, height=2.6)
+        for axes, name in zip(panels, runs, strict=True):
+            if name not in found:
+                continue
+            steps = np.linspace(-1, 1, points)
+            losses = np.log10(np.maximum(found[name][0], 1e-4))
+            shown = axes.contourf(
+                steps, steps, losses.T, levels=np.linspace(-2, 2, 17), extend="both"
+            )
+            axes.plot(0, 0, "w+")
+            axes.set(title=name, xlabel="first direction", aspect="equal")
+            axes.grid(visible=False)
+        if found:
+            figure.colorbar(
+                shown, ax=panels, label="log₁₀ of the training loss (nats)", ticks=range(-2, 3)
+            )
+        panels[0].set(ylabel="second direction")
+    return Report((row,), figure, {name: of.tolist() for name, of in found.items()})
+
+
+def run_small(lab: Lab) -> Report:
+    """20 layers on digits, which a plain network can be trained to, with four times the steps."""
+
+    def longer(fields: dict[str, Any]) -> ConfigDict:
+        config = digits("resnet20", {"schedule.name": "cosine", **fields})
+        config.duration = config.eval_every = config.checkpoint_every = 4 * config.duration
+        return config
+
+    runs = {
+        "ResNet-20": longer({}),
+        "plain-20": longer({"model.shortcut": "none"}),
+    }
+    return _report(lab, runs, points=11, images=512, data="digits")
+
+
+def run_paper(lab: Lab) -> Report:
+    """The networks of 56 layers of he2015-fig6 on CIFAR-10."""
+    runs = {name: paper_runs()[name] for name in ("resnet56", "plain56")}
+    return _report(lab, runs, points=25, images=5000, data="CIFAR-10")
+
+
+ARTEFACT = Artefact(
+    name="li2018",
+    title="loss landscapes",
+    paper="Li et al. 2018, 1712.09913",
+    claim="Shortcuts make the loss around a minimum smooth and wide.",
+    runs={"cpu": run_small, "full": run_paper},
+)

@@ -1,0 +1,198 @@
+"""Veit et al. 2016, figures 3 and 5: units deleted, and put in another order, after training."""
+
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.research.artefact import Artefact, Report, Row, Within
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
+from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
+from resnet_jax.research.scoring import images_of, make_scorer
+
+_FIG3, _FIG5 = "Veit et al. 2016, figure 3", "Veit et al. 2016, figure 5"
+_DRAWS = 10  # of units to delete, or of orders, for each point
+_SWAPS = (1, 2, 4, 8, 16, 32)
+
+
+def _lesions(trained: Trained) -> dict[str, np.ndarray]:
+    """Test errors in %, for each seed: whole, without one unit, without k, in another order."""
+    found: dict[str, list[Any]] = {
+        key: [] for key in ("whole", "one", "several", "shuffled", "tau")
+    }
+    score = None
+    for seed in trained.seeds:
+        network = trained.network(seed)
+        model = network.model
+        assert isinstance(model, ResNet)
+        if score is None:
+
+            def apply(variables: Any, images: Any, kept: Any, model: ResNet = model) -> Any:
+                return apply_lesioned(model, variables, images, kept)
+
+            score = make_scorer(apply, *images_of(network, "test"))
+        scorer, normalization = score, network.normalization
+
+        def error(kept: np.ndarray, variables: Any = network.variables) -> float:
+            return float(scorer(variables, normalization, jnp.asarray(kept))[0])  # noqa: B023
+
+        units, rng = len(units_of(model)), np.random.default_rng(seed)
+        whole = np.ones(units, bool)
+        found["whole"].append(error(whole))
+        found["one"].append([error(np.arange(units) != number) for number in range(units)])
+        found["several"].append(
+            [
+                np.mean([error(_without(rng, units, count)) for _ in range(_DRAWS)])
+                for count in range(1, units)
+            ]
+        )
+        groups = interchangeable(model)
+        shuffled, taus = [], []
+        for swaps in _SWAPS:
+            orders = [_swapped(rng, groups, swaps) for _ in range(_DRAWS)]
+            errors = [error(whole, reorder(network.variables, o, groups)) for o in orders]
+            shuffled.append(np.mean(errors))
+            taus.append(np.mean([_tau(order, groups) for order in orders]))
+        found["shuffled"].append(shuffled)
+        found["tau"].append(taus)
+    return {key: np.array(of) for key, of in found.items()}
+
+
+def _without(rng: np.random.Generator, units: int, count: int) -> np.ndarray:
+    kept = np.ones(units, bool)
+    kept[rng.choice(units, count, replace=False)] = False
+    return kept
+
+
+def _swapped(rng: np.random.Generator, groups: list[list[str]], swaps: int) -> list[list[str]]:
+    """The groups after so many swaps of two units, each of one group."""
+    order = [list(group) for group in groups]
+    for _ in range(swaps):
+        group = order[rng.integers(len(order))]
+        if len(group) > 1:
+            a, b = rng.choice(len(group), 2, replace=False)
+            group[a], group[b] = group[b], group[a]
+    return order
+
+
+def _tau(order: list[list[str]], groups: list[list[str]]) -> float:
+    """Kendall's rank correlation of an order with that of training."""
+    place = {name: number for number, name in enumerate(itertools.chain(*groups))}
+    places = [place[name] for name in itertools.chain(*order)]
+    return float(kendalltau(places, range(len(places)))[0])
+
+
+def _report(
+    lab: Lab, *, runs: dict[str, Any], deep: str, data: str, most_lost: float, chance: float
+) -> Report:
+    names = ("plain20", "resnet20", deep)
+    trained = lab.train({name: runs[name] for name in dict.fromkeys(names)})
+    found = {name: _lesions(run) for name, run in trained.items()}
+
+    def measured(name: str, of: Any) -> tuple[float, ...]:
+        return tuple(np.asarray(of(found[name])).tolist()) if name in found else ()
+
+    def median_lost(of: dict[str, np.ndarray]) -> np.ndarray:
+        return np.median(of["one"], axis=1) - of["whole"]
+
+    def rank_correlation(of: dict[str, np.ndarray]) -> list[float]:
+        return [spearmanr(range(len(row)), row)[0] for row in of["several"]]
+
+    def order_correlation(of: dict[str, np.ndarray]) -> list[float]:
+        pairs = zip(of["tau"], of["shuffled"], strict=True)
+        return [spearmanr(taus, errors)[0] for taus, errors in pairs]
+
+    def row(what: str, published: str, source: str, values: Any, accepts: Within) -> Row:
+        fields = {"published": published, "source": source, "measured": values}
+        return Row(what=what, data=data, accepts=accepts, **fields)
+
+    rows = (
+        row(
+            "plain-20: median test error without one unit, %",
+            "chance levels",
+            _FIG3,
+            measured("plain20", lambda of: np.median(of["one"], axis=1)),
+            Within(low=chance),
+        ),
+        *(
+            row(
+                f"{name.replace('resnet', 'ResNet-')}: median test error without one unit less"
+                " that of all, points",
+                "minimal impact",
+                _FIG3,
+                measured(name, median_lost),
+                Within(high=most_lost),
+            )
+            for name in dict.fromkeys(("resnet20", deep))
+        ),
+        row(
+            "rank correlation of the error with the number of units deleted",
+            "increases smoothly",
+            _FIG5,
+            measured(deep, rank_correlation),
+            Within(low=0.9),
+        ),
+        row(
+            "rank correlation of the error with Kendall's τ of the order",
+            "decreases smoothly",
+            _FIG5,
+            measured(deep, order_correlation),
+            Within(high=-0.9),
+        ),
+    )
+    return Report(rows, _draw(found, deep), {k: _as_lists(of) for k, of in found.items()})
+
+
+def _as_lists(of: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {key: values.tolist() for key, values in of.items()}
+
+
+def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
+    with journal_style():
+        figure, (one, several, order) = new_panels(3)
+        for name, label in (("plain20", "plain-20"), ("resnet20", "ResNet-20")):
+            if name in found:
+                of = found[name]
+                units = np.arange(1, of["one"].shape[1] + 1)
+                plot_mean(one, units, of["one"], label=label, marker="o")
+                color = one.lines[-1].get_color()
+                one.axhline(of["whole"].mean(), color=color, linestyle=":", linewidth=0.8)
+        one.set(xlabel="unit deleted", ylabel="test error (%)", ylim=(0, 100))
+        add_legend(one)
+        if deep in found:
+            of = found[deep]
+            plot_mean(several, np.arange(1, of["several"].shape[1] + 1), of["several"])
+            plot_mean(order, of["tau"].mean(axis=0), of["shuffled"], marker="o")
+            order.invert_xaxis()
+        label = deep.replace("resnet", "ResNet-")
+        several.set(xlabel=f"units deleted of {label}", ylim=(0, 100))
+        order.set(xlabel="Kendall's τ with the order of training", ylim=(0, 100))
+    return figure
+
+
+def run_small(lab: Lab) -> Report:
+    """On digits."""
+    return _report(
+        lab, runs=small_runs(), deep="resnet56", data="digits", most_lost=8.0, chance=70.0
+    )
+
+
+def run_paper(lab: Lab) -> Report:
+    """On CIFAR-10, with the networks of he2015-fig6."""
+    return _report(
+        lab, runs=paper_runs(), deep="resnet110", data="CIFAR-10", most_lost=1.0, chance=75.0
+    )
+
+
+ARTEFACT = Artefact(
+    name="veit2016-lesion",
+    title="units deleted and shuffled",
+    paper="Veit et al. 2016, 1605.06431",
+    claim="Deleting a unit barely hurts a residual network, and ruins a plain one.",
+    runs={"cpu": run_small, "full": run_paper},
+)

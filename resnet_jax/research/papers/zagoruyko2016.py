@@ -1,0 +1,104 @@
+"""Zagoruyko & Komodakis 2016: wide and shallow, or deep and thin."""
+
+import numpy as np
+
+from resnet_jax.models.presets import create_model
+from resnet_jax.models.summary import summarize
+from resnet_jax.research.artefact import Artefact, Report, Row, Within
+from resnet_jax.research.configs import digits
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.train import recipes
+
+_SOURCE = "Zagoruyko & Komodakis 2016, the authors' README"
+_PUBLISHED = {"wrn28_10": 4.00, "preresnet164": 5.46}
+_TOLERANCE = 0.35  # points
+
+
+def run_small(lab: Lab) -> Report:
+    """14 layers of 18 channels and 56 of 8, pre-activated, on digits: a fifth of a million each."""
+    kinds = {"wide": ("preresnet20", (2, 2, 2), 18), "deep": ("preresnet56", (9, 9, 9), 8)}
+    configs, params = {}, {}
+    for name, (preset, sizes, width) in kinds.items():
+        fields = {"stage_sizes": sizes, "width": width, "stem_width": width}
+        configs[f"zagoruyko2016-{name}"] = digits(
+            preset, {f"model.{key}": value for key, value in fields.items()}
+        )
+        model = create_model(preset, num_classes=10, **fields)
+        params[name] = summarize(model, (8, 8, 1)).params
+    trained = lab.train(configs)
+    wide, deep = (trained[f"zagoruyko2016-{name}"] for name in kinds)
+    speed = np.divide(_seconds(deep), _seconds(wide))
+    rows = (
+        Row(
+            what="parameters of the wide network / of the deep one",
+            published=None,
+            source="by design",
+            data="arithmetic",
+            measured=(params["wide"] / params["deep"],),
+            accepts=Within(0.9, 1.1),
+            exact=True,
+        ),
+        Row(
+            what="test error of the wide network less that of the deep one, points",
+            published="as good or better",
+            source=_SOURCE,
+            data="digits",
+            measured=tuple(np.subtract(wide.test_errors, deep.test_errors).tolist()),
+            accepts=Within(high=1.0),
+        ),
+        Row(
+            what="time of the deep network's steps / of the wide one's",
+            published="slower",
+            source=_SOURCE,
+            data="digits",
+            measured=(float(speed),),
+            accepts=Within(low=1.0),
+        ),
+    )
+    return _report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})
+
+
+def _seconds(run: Trained) -> float:
+    """Median time of an image in training."""
+    return float(1 / np.median(run.rates))
+
+
+def run_paper(lab: Lab) -> Report:
+    """Wide and thin pre-activation networks on CIFAR-10 by the authors' recipe."""
+    names = ("preresnet164", "wrn28_10")
+    trained = lab.train({n: recipes.make("wide_resnet", model=n, data="cifar10") for n in names})
+    rows = tuple(
+        Row(
+            what=f"{name}, test error, %",
+            published=_PUBLISHED[name],
+            source=_SOURCE,
+            data="CIFAR-10",
+            measured=trained[name].test_errors if name in trained else (),
+            accepts=Within(_PUBLISHED[name] - _TOLERANCE, _PUBLISHED[name] + _TOLERANCE),
+        )
+        for name in names
+    )
+    return _report(rows, trained)
+
+
+def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
+    data = {}
+    with journal_style():
+        figure, (axes,) = new_panels(1, width=4.5)
+        for label, run in trained.items():
+            epochs, losses = run.curve("train", "loss")
+            plot_mean(axes, epochs, losses, label=label, log=True)
+            data[label] = {"test_error": list(run.test_errors), "train_loss": losses.tolist()}
+        axes.set(xlabel="epoch", ylabel="training loss (nats)")
+        add_legend(axes)
+    return Report(rows, figure, data)
+
+
+ARTEFACT = Artefact(
+    name="zagoruyko2016",
+    title="wide against deep",
+    paper="Zagoruyko & Komodakis 2016, 1605.07146",
+    claim="Wide, shallow networks do as well as thin, deep ones of their size, and train faster.",
+    runs={"cpu": run_small, "full": run_paper},
+)

@@ -1,0 +1,202 @@
+"""The mathematics of the artefacts, on tiny networks."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.research.gradients import gradient_norms
+from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
+from resnet_jax.research.papers import srivastava2015_gates
+from resnet_jax.research.papers.balduzzi2017 import autocorrelation, derivative
+from resnet_jax.research.papers.he2015_fig7 import response_stds
+from resnet_jax.research.papers.huang2016 import survivals
+from resnet_jax.research.papers.li2018 import flat_share, random_direction
+from resnet_jax.research.papers.veit2016_lesion import _tau
+from resnet_jax.research.papers.veit2016_paths import path_gradient
+from resnet_jax.research.scoring import make_scorer
+from resnet_jax.train.step import cross_entropy
+
+_SHAPE = (8, 8, 3)
+
+
+def _network(sizes=(2, 2), **fields):
+    model = resnet_jax.create_model("resnet20", stage_sizes=sizes, width=4, stem_width=4, **fields)
+    return model, resnet_jax.init_variables(model, jax.random.key(0), _SHAPE)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(1), (3, *_SHAPE))
+
+
+@pytest.mark.parametrize("shortcut", ["A", "none"])
+def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
+    model, variables = _network((3, 1), shortcut=shortcut)
+    smaller, _ = _network((2, 1), shortcut=shortcut)
+    kept = jnp.array([True, False, True, True])
+    without = {  # the third unit takes the second's name
+        collection: {
+            name if name != "layer1_2" else "layer1_1": part
+            for name, part in tree.items()
+            if name != "layer1_1"
+        }
+        for collection, tree in variables.items()
+    }
+    found = apply_lesioned(model, variables, images, kept)
+    np.testing.assert_allclose(found, smaller.apply(without, images), rtol=1e-5, atol=1e-6)
+    whole = apply_lesioned(model, variables, images, jnp.ones(4, bool))
+    np.testing.assert_allclose(whole, model.apply(variables, images), rtol=1e-6)
+    assert not np.allclose(whole, found, atol=1e-3)
+
+
+def test_units_of_one_shape_change_places():
+    model, variables = _network((3, 2))
+    assert units_of(model) == ["layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1"]
+    groups = interchangeable(model)
+    assert groups == [["layer1_1", "layer1_2"], ["layer2_1"]]
+    changed = reorder(variables, [["layer1_2", "layer1_1"], ["layer2_1"]], groups)
+    for collection in variables:
+        moved, before = changed[collection], variables[collection]
+        assert moved["layer1_1"] is before["layer1_2"]
+        assert moved["layer1_2"] is before["layer1_1"]
+        assert all(moved[name] is before[name] for name in before if "layer1_" not in name[:7])
+    assert _tau([["layer1_2", "layer1_1"], ["layer2_1"]], groups) == pytest.approx(1 / 3)
+
+
+def test_gradients_of_all_paths_add_up_to_the_gradient(images):
+    """Each path's is a norm; along the one input that all share, signs are kept."""
+    model, variables = _network((2, 1), order="preact")
+    labels = jnp.arange(3)
+
+    def loss(inputs):
+        return cross_entropy(model.apply(variables, inputs), labels).mean()
+
+    whole = jnp.linalg.norm(jax.grad(loss)(images))
+    masks = [jnp.array(mask) for mask in itertools.product([False, True], repeat=3)]
+    norms = [float(path_gradient(model, variables, images, labels, mask)) for mask in masks]
+    assert len(set(norms)) == len(norms)
+    assert whole <= sum(norms)  # the triangle's inequality
+    # With the branches switched off there is one path, and its gradient is the whole of it.
+    silent = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if path[-2].key == "conv2" else leaf,
+        variables["params"],
+    )
+    quiet = {**variables, "params": silent}
+
+    def quiet_loss(inputs):
+        return cross_entropy(model.apply(quiet, inputs), labels).mean()
+
+    shortest = path_gradient(model, quiet, images, labels, jnp.zeros(3, bool))
+    np.testing.assert_allclose(shortest, jnp.linalg.norm(jax.grad(quiet_loss)(images)), rtol=1e-5)
+
+
+def test_gates_that_must_agree_do_and_others_do_not(monkeypatch):
+    assert max(srivastava2015_gates.identities(0).values()) < 1e-5
+    right = srivastava2015_gates.set_gates
+    monkeypatch.setattr(
+        srivastava2015_gates, "set_gates", lambda p, bias, **more: right(p, bias=-bias - 1, **more)
+    )
+    assert min(srivastava2015_gates.identities(0).values()) > 1e-3
+
+
+def test_gradient_norms_are_those_of_the_loss():
+    model, _ = _network((2, 1), scan=True)
+    norms = gradient_norms(model, (3,))
+    assert norms.shape == (1, 6)
+    of_network, of_data = jax.random.split(jax.random.key(3))
+    unrolled = model.copy(scan=False)
+    variables = resnet_jax.init_variables(unrolled, of_network, (32, 32, 3))
+    of_images, of_labels = jax.random.split(of_data)
+    inputs = jax.random.normal(of_images, (32, 32, 32, 3))
+    labels = jax.random.randint(of_labels, (32,), 0, 10)
+
+    def loss(params):
+        logits, _ = unrolled.apply(
+            {**variables, "params": params}, inputs, train=True, mutable=["batch_stats"]
+        )
+        return cross_entropy(logits, labels).mean()
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    names = [f"layer{unit}" for unit in ("1_0", "1_1", "2_0")]
+    wanted = [
+        float(jnp.linalg.norm(gradients[name][f"conv{i}"]["kernel"]))
+        for name in names
+        for i in (1, 2)
+    ]
+    np.testing.assert_allclose(norms[0], wanted, rtol=1e-4)
+
+
+def test_responses_are_of_the_normalised_layers(images):
+    model, variables = _network((1, 1))
+    found = response_stds(model, variables, images)
+    assert sorted(found) == [f"layer{s}_0/bn{i}" for s in (1, 2) for i in (1, 2)]
+    _, taps = model.apply(variables, images, capture_intermediates=True)
+    of_first = taps["intermediates"]["layer1_0"]["bn1"]["__call__"][0]
+    np.testing.assert_allclose(found["layer1_0/bn1"], np.std(of_first), rtol=1e-5)
+
+
+def test_units_survive_by_the_papers_rule():
+    model, _ = _network((2, 2), stochastic_depth=0.5)
+    np.testing.assert_allclose(survivals(model, _SHAPE), [0.875, 0.75, 0.625, 0.5])
+
+
+def test_autocorrelation_of_a_wave_and_of_noise():
+    wave = np.sin(2 * np.pi * np.arange(400) / 40)
+    found = autocorrelation(wave, 21)
+    assert found[0] == pytest.approx(1)
+    assert found[20] == pytest.approx(-1, abs=0.06)  # half a period; 5 % of the points are lost
+    noise = autocorrelation(np.random.default_rng(0).normal(size=4000), 5)
+    assert np.abs(noise[1:]).max() < 0.06
+
+
+def test_the_derivative_is_that_of_the_network():
+    x, h = jnp.array([0.3]), 1e-3
+    with jax.enable_x64(True):
+        for kind in ("plain", "residual", "residual, scaled"):
+            x = jnp.array([0.3], jnp.float64)
+            slope = derivative(jax.random.key(0), x, depth=3, kind=kind)
+            steps = jnp.linspace(0.3, 0.3 + h, 5)
+            # Piecewise constant in x, unless a unit switches in between.
+            around = derivative(jax.random.key(0), steps, depth=3, kind=kind)
+            assert jnp.abs(around - slope).max() <= jnp.abs(slope).max()
+            assert slope.dtype == jnp.float64
+
+
+def test_directions_have_the_norms_of_the_filters():
+    _, variables = _network((1, 1))
+    params = variables["params"]
+    direction = random_direction(params, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found = direction
+        for key in path:
+            found = found[key.key]
+        if path[-1].key != "kernel":
+            assert not np.any(found)
+            continue
+        axes = tuple(range(leaf.ndim - 1))
+        norms = [np.sqrt(np.square(np.asarray(a)).sum(axis=axes)) for a in (found, leaf)]
+        np.testing.assert_allclose(*norms, rtol=1e-5)
+        assert not np.allclose(found, leaf)
+    kernels = [direction["layer1_0"][f"conv{i}"]["kernel"] for i in (1, 2)]
+    assert abs(np.corrcoef(*(np.ravel(k) for k in kernels))[0, 1]) < 0.5
+
+
+def test_the_flat_share_is_of_the_grid():
+    steps = np.linspace(-1, 1, 5)
+    bowl = 2 + steps[:, None] ** 2 + steps[None] ** 2
+    assert flat_share(bowl, rise=0.6) == pytest.approx(9 / 25)
+
+
+def test_scores_count_every_image_once(images):
+    model, variables = _network((1,))
+    pixels = np.random.default_rng(0).integers(0, 255, (7, *_SHAPE), np.uint8)
+    labels = np.arange(7) % 10
+    normalization = {"mean": jnp.zeros(3), "std": jnp.full(3, 255.0)}
+    error, loss = make_scorer(model.apply, pixels, labels)(variables, normalization)
+    logits = model.apply(variables, pixels / 255.0)
+    np.testing.assert_allclose(loss, cross_entropy(logits, labels).mean(), rtol=1e-5)
+    np.testing.assert_allclose(error, 100 * (logits.argmax(axis=-1) != labels).mean(), rtol=1e-6)
