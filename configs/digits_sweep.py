@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def get_config() -> ConfigDict:
     """160 steps of 32, at half the width of the networks for CIFAR; three seeds in one program."""
-    config = digits()
+    config = digits("resnet20")
     config.seeds = (0, 1, 2)
     config.data.train = "train[:1293]"
     config.data.validation = "train[1293:]"  # 144 images

@@ -49,7 +49,7 @@ class RecordedRun:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the run; several if they were trained in one program."""
-        return self.config.get("seeds") or (self.config["seed"],)
+        return self.config["seeds"] or (self.config["seed"],)
 
     def without_seed(self) -> dict[str, Any]:
         """The fields that change what is computed, but for the seed."""
@@ -151,9 +151,9 @@ def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
 
     A seed that comes again, as a run that was repeated, begins another line.
     """
-    groups: dict[tuple[Any, ...], list[RecordedRun]] = {}
+    groups: dict[tuple[str, int], list[RecordedRun]] = {}
     for run in runs:
-        fields = tuple(run.without_seed().items())
+        fields = json.dumps(run.without_seed())
         for repetition in itertools.count():
             group = groups.setdefault((fields, repetition), [])
             if not any(set(run.seeds) & set(other.seeds) for other in group):

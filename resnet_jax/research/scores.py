@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import itertools
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +15,10 @@ from resnet_jax.checkpoint.workdir import read_config
 from resnet_jax.data.known import find_known
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
-from resnet_jax.research.sweep import PlannedRun, overridden_fields, values_of
-from resnet_jax.train.config import from_json, model_overrides
+from resnet_jax.research.sweep import PlannedRun, overridden_fields
+from resnet_jax.train.config import flatten, from_json, model_overrides
 from resnet_jax.train.report import recorded_summary
+from resnet_jax.train.seeds import single_configs
 
 _METRICS = ("loss", "top1", "top5")
 
@@ -38,18 +40,22 @@ def score_rows(summary: Mapping[str, Any]) -> list[Row]:
     Its keys are "seed", "split", "weights" ("raw", "ema", or "best" for the selected checkpoint),
     "step", "examples", "loss" (nats), "top1", "top5" (shares, 0…1).
     """
+    return list(itertools.chain(*_rows_of_seeds(summary)))
+
+
+def _rows_of_seeds(summary: Mapping[str, Any]) -> list[list[Row]]:
     seeds = summary["seeds"] if "seeds" in summary else [summary["seed"]]
     scored = [(name, summary["steps"], scores) for name, scores in summary["final"].items()]
     if best := summary["best"]:
         scored.append(("validation_best", best["step"], best))
         if "test" in best:
             scored.append(("test_best", best["step"], best["test"]))
-    rows = []
+    rows: list[list[Row]] = [[] for _ in seeds]
     for number, seed in enumerate(seeds):
         for name, step, scores in scored:
             split, _, weights = name.partition("_")
             about = {"seed": seed, "split": split, "weights": weights or "raw", "step": step}
-            rows.append(about | _of_seed(scores, number))
+            rows[number].append(about | _of_seed(scores, number))
     return rows
 
 
@@ -73,10 +79,13 @@ def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
         if not run.is_finished(workdir):
             continue
         with recorded_summary(workdir / run.name) as summary:
-            about = {"run": run.name, **values_of(run, fields)}
             costs = {name: summary[name] for name in ("wall_s", "img_per_s")}
             costs["params"] = count_params(read_config(workdir / run.name))
-            rows += [about | row | costs for row in score_rows(summary)]
+            singles = single_configs(run.config)
+            for single, of_seed in zip(singles, _rows_of_seeds(summary), strict=True):
+                flat = flatten(single)
+                about = {"run": run.name, **{field: flat[field] for field in fields}}
+                rows += [about | row | costs for row in of_seed]
     return rows
 
 
@@ -129,9 +138,9 @@ def group_rows(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any
         Of each group: "label"; "runs", their names; the values of the overridden `fields`;
         "seeds"; "scores" as of `summarize_scores`; "wall_s" of all its runs together; "params".
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+        groups.setdefault(str([row[field] for field in fields]), []).append(row)
     names = {key: list(dict.fromkeys(row["run"] for row in of)) for key, of in groups.items()}
     return [
         {

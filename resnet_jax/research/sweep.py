@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
-from resnet_jax.train.config import describe_differences, flatten, set_field, to_json, validate
+from resnet_jax.train.config import describe_differences, set_field, to_json, validate
 from resnet_jax.train.experiment import Experiment
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
@@ -151,12 +151,8 @@ def check_runs(runs: Iterable[PlannedRun], workdir: epath.Path) -> None:
 
 
 def overridden_fields(runs: Iterable[PlannedRun]) -> tuple[str, ...]:
-    """The fields that some run overrides, in their order, without those that say the seed."""
-    fields = dict.fromkeys(field for run in runs for field in run.fields)
-    return tuple(field for field in fields if field not in ("seed", "seeds"))
-
-
-def values_of(run: PlannedRun, fields: Iterable[str]) -> dict[str, Any]:
-    """The values of these fields in a run, overridden there or not."""
-    flat = flatten(run.config)
-    return {field: flat[field] for field in fields}
+    """The fields that differ by more than the seed: those that a run overrides, or `vary` names."""
+    fields: dict[str, None] = {}
+    for run in runs:
+        fields |= dict.fromkeys((*run.fields, *(name for name, _ in run.config.vary)))
+    return tuple(field for field in fields if field not in ("seed", "seeds", "vary"))
