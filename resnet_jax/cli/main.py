@@ -10,6 +10,7 @@ from rich.console import Console
 
 from resnet_jax.cli import (
     bench,
+    compare,
     convert,
     doctor,
     evaluate,
@@ -19,6 +20,7 @@ from resnet_jax.cli import (
     prepare,
     reproduce,
     summary,
+    sweep,
 )
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
@@ -38,6 +40,8 @@ _SUBCOMMANDS = {
     "mlperf": mlperf,
     "prepare": prepare,
     "reproduce": reproduce,
+    "sweep": sweep,
+    "compare": compare,
 }
 
 

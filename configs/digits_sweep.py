@@ -1,0 +1,42 @@
+"""Residual, plain and highway networks of 8, 14 and 20 layers on scikit-learn's digits.
+
+COMMAND: resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/digits_sweep --processes=2
+EXPECTED: to be measured
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.research.configs import digits
+
+# The same units, merged in three ways: H(x) + x, H(x), and T(x) H(x) + (1 - T(x)) x (Srivastava et
+# al. 2015, 1505.00387).
+KINDS: dict[str, dict[str, Any]] = {
+    "residual": {"model.shortcut": "A"},
+    "plain": {"model.shortcut": "none"},
+    "highway": {"model.shortcut": "A", "model.merge": "coupled_gates"},
+}
+
+
+def get_config() -> ConfigDict:
+    """160 steps of 32, at half the width of the networks for CIFAR; three seeds in one program."""
+    config = digits("resnet20")
+    config.seeds = (0, 1, 2)
+    config.data.train = "train[:1293]"
+    config.data.validation = "train[1293:]"  # 144 images
+    config.eval_every = config.duration / 8
+    config.schedule.name = "cosine"
+    return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """Depth is 6 n + 2: three stages of n units."""
+    for kind, fields in KINDS.items():
+        for units in (1, 2, 3):
+            yield {
+                "name": f"{kind}{6 * units + 2}",
+                "model.stage_sizes": (units,) * 3,
+                **fields,
+            }

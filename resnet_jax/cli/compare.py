@@ -1,0 +1,95 @@
+"""resnet-jax compare RUN…: curves of several runs in one figure, and a table of their scores."""
+
+# ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.errors import UsageError, WriteError
+
+HELP = "Draw the curves of several runs in one figure, and say what differs between them."
+EXAMPLE = "resnet-jax compare runs/sweep --out=compare.png"
+
+_KINDS = ("png", "pdf", "svg")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, or of runs")
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare.png"), help="default: compare.png; or .pdf, .svg"
+    )
+    parser.add_argument(
+        "--metric", choices=["top1", "loss"], default="top1", help="of held-out images"
+    )
+    parser.add_argument("--labels", metavar="A,B,…", help="of the lines, in the order of the table")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Read the runs, and draw them."""
+    from etils import epath
+
+    from resnet_jax.checkpoint.workdir import write_atomically
+    from resnet_jax.research import compare
+
+    kind = args.out.suffix.removeprefix(".")
+    if kind not in _KINDS:
+        raise UsageError(f"--out is {args.out}; its name ends in .{', .'.join(_KINDS)}.")
+    runs = [compare.read_run(folder) for folder in compare.find_runs(args.runs)]
+    lines = compare.gather_lines(runs)
+    if args.labels:
+        lines = _relabelled(lines, args.labels.split(","))
+    differing = compare.differing_fields(lines)
+    figure = compare.draw(lines, metric=args.metric)
+    try:
+        write_atomically(epath.Path(args.out), compare.as_picture(figure, kind))
+    except OSError as error:
+        raise WriteError(f"{args.out} can't be written: {error.strerror or error}.") from None
+    return {
+        "lines": [compare.describe(line, differing) for line in lines],
+        "files": [str(args.out)],
+    }
+
+
+def _relabelled(lines: list[Any], labels: list[str]) -> list[Any]:
+    import dataclasses
+
+    if len(labels) != len(lines):
+        raise UsageError(
+            f"--labels names {len(labels)}, but there are {len(lines)} lines:"
+            f" {', '.join(line.label for line in lines)}."
+        )
+    return [
+        dataclasses.replace(line, label=label) for line, label in zip(lines, labels, strict=True)
+    ]
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print a row per line of the figure, and what differs between their configs."""
+    from resnet_jax.research.scores import HEADING, SHOWN, error_percent, loss_nats
+
+    lines = document["lines"]
+    names = [name for name in SHOWN if any(name in line["scores"] for line in lines)]
+    columns = ("run", "model", "seeds", "steps", "training loss")
+    table = Table(*columns, *(SHOWN[name] for name in names), title=HEADING)
+    for line in lines:
+        scores = line["scores"]
+        table.add_row(
+            line["label"],
+            line["model"],
+            str(len(line["seeds"])),
+            f"{line['steps']:,}" + ("" if line["finished"] else " so far"),
+            loss_nats(line["train_loss"]) if line["train_loss"] else "–",
+            *(error_percent(scores[name]["top1"]) if name in scores else "–" for name in names),
+        )
+    console.print(table)
+    if any(line["differs"] for line in lines):
+        console.print("what differs:")
+        for line in lines:
+            fields = ", ".join(f"{name}={value}" for name, value in line["differs"].items())
+            console.print(f"  {line['label']}: {fields}", markup=False)
+    console.print(f"figure: {document['files'][0]}", markup=False)

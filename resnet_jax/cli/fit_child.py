@@ -1,0 +1,30 @@
+"""The process of one run of `resnet-jax sweep`; reads its job from standard input as JSON."""
+
+import json
+import sys
+
+from resnet_jax.checkpoint.memory import keep_memory_together
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.children import die_with_parent
+from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
+
+
+def main(stop: StopRequest) -> int:
+    """Train, and return the exit code, as train.py does."""
+    job = json.load(sys.stdin)
+    sys.argv = job["argv"]  # what makes the run again, for its summary.json
+
+    from resnet_jax.train.config import from_json, streams  # noqa: PLC0415 - after signals are
+    from resnet_jax.train.loop import fit  # noqa: PLC0415 - listened for
+
+    config = from_json(job["config"])
+    if not streams(config):
+        keep_memory_together()
+    show_progress()
+    return exit_code_of(lambda: fit(config, job["workdir"], stop=stop, on_hang=end_with))
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    with StopRequest(end_early) as _stop:
+        sys.exit(main(_stop))

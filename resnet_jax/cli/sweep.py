@@ -1,0 +1,210 @@
+"""resnet-jax sweep: all runs of a config file, several at a time, and one table of their scores."""
+
+# ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
+
+import argparse
+import contextlib
+import inspect
+import json
+import re
+import runpy
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.cli.config_flag import add_config_argument, load_config
+from resnet_jax.cli.flags import explain
+from resnet_jax.errors import STOPPED_EARLY, ConfigError, UsageError, WriteError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+    from resnet_jax.research.sweep import PlannedRun
+    from resnet_jax.research.workers import Ended
+
+HELP = "Train all runs that a config file's sweep() yields, and gather their scores."
+EXAMPLE = "resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/sweep --processes=2"
+
+_TABLE, _DOCUMENT = "sweep.csv", "sweep.json"
+_A_BUG = 1  # exit code
+_CHILD = [sys.executable, "-m", "resnet_jax.cli.fit_child"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define the command line."""
+    add_config_argument(parser)
+    parser.add_argument("--workdir", required=True, help="each run has a folder of its own there")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="runs at a time, each on a GPU or TPU chip of its own (default: 1, on all of them)",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Make the runs that aren't finished, and write the table after each."""
+    import jax
+
+    from resnet_jax.buckets import as_path
+    from resnet_jax.checkpoint.stop import StopRequest
+    from resnet_jax.checkpoint.workdir import prepare_workdir
+    from resnet_jax.research.sweep import check_runs, plan_runs
+    from resnet_jax.research.workers import environments_for, train_all
+
+    if args.processes < 1:
+        raise UsageError(f"--processes is {args.processes}; it must be at least 1.")
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes of the runs
+    runs = plan_runs(load_config(args), _overrides(args))
+    _refuse_what_the_sweep_sets(args, runs)
+    workdir = as_path(args.workdir)
+    check_runs(runs, workdir)
+    prepare_workdir(workdir)
+    left = [one for one in runs if not one.is_finished(workdir)]
+    _say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
+    failed: dict[str, Ended] = {}
+    with (
+        StopRequest() as stop,
+        contextlib.closing(
+            train_all(
+                left,
+                workdir,
+                command=_CHILD,
+                environments=environments_for(args.processes) if left else [],
+                stop=stop,
+            )
+        ) as events,
+    ):
+        for one, ended in events:
+            _tell(one, ended)
+            if ended and ended.state == "failed":
+                failed[one.name] = ended
+            if ended and ended.state == "finished":
+                _write(_document(runs, workdir), workdir)
+    document = _document(runs, workdir)
+    _write(document, workdir)
+    document["failed"] = {
+        name: {"exit_code": ended.exit_code, "reason": _reason(ended)}
+        for name, ended in failed.items()
+    }
+    if failed:
+        document["exit_code"] = next(iter(failed.values())).exit_code
+    elif document["finished"] < len(runs):
+        document["exit_code"] = STOPPED_EARLY
+    return document
+
+
+def _overrides(args: argparse.Namespace) -> list[Any]:
+    """What the sweep() of the config file yields, given the file's argument if it takes one.
+
+    Raises:
+        ConfigError: there is none, or it has a mistake.
+    """
+    file, _, argument = args.config.partition(":")
+    try:
+        sweep = runpy.run_path(file).get("sweep")
+        if not callable(sweep):
+            raise ConfigError(
+                f"{file} has no function sweep(), which yields overrides, such as"
+                ' {"model.name": "resnet56"}.'
+            )
+        given = [argument] if argument and inspect.signature(sweep).parameters else []
+        return list(sweep(*given))
+    except Exception as error:
+        program = f"resnet-jax {args.subcommand}"
+        explained = explain(error, [program, f"--config={args.config}"], program=program)
+        if explained is None:
+            raise
+        raise explained from None
+
+
+def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRun, ...]") -> None:
+    """A field given on the command line would be overridden by the sweep, unseen."""
+    for override in args.config_overrides:
+        field = re.sub(r"^--?(no)?config\.", "", override).partition("=")[0]
+        for one in runs:
+            if field in one.fields:
+                raise UsageError(f"--config.{field} is given, but {one.name} of the sweep sets it.")
+
+
+def _document(runs: "tuple[PlannedRun, ...]", workdir: "epath.Path") -> dict[str, Any]:
+    """What is known of the runs that are finished."""
+    from resnet_jax.research.scores import group_rows, made_by, sweep_rows
+    from resnet_jax.research.sweep import overridden_fields
+
+    rows = sweep_rows(runs, workdir)
+    return {
+        "workdir": str(workdir),
+        "files": [str(workdir / name) for name in (_TABLE, _DOCUMENT)],
+        "runs": [one.name for one in runs],
+        "finished": len({row["run"] for row in rows}),
+        "groups": group_rows(rows, overridden_fields(runs)),
+        "made_by": made_by(runs, workdir),
+        "rows": rows,
+    }
+
+
+def _write(document: dict[str, Any], workdir: "epath.Path") -> None:
+    from resnet_jax.checkpoint.workdir import write_atomically
+    from resnet_jax.research.scores import as_csv
+
+    on_record = {k: v for k, v in document.items() if k not in ("workdir", "files", "rows")}
+    try:
+        write_atomically(workdir / _TABLE, as_csv(document["rows"]))
+        write_atomically(workdir / _DOCUMENT, json.dumps(on_record, indent=1) + "\n")
+    except OSError as error:
+        raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
+
+
+def _tell(one: "PlannedRun", ended: "Ended | None") -> None:
+    if ended is None:
+        _say(f"{one.name}: begins, or goes on")
+    elif ended.state == "failed":
+        if ended.exit_code == _A_BUG:
+            _say(ended.said.rstrip())
+        _say(f"{one.name}: failed with exit code {ended.exit_code}: {_reason(ended)}")
+    else:
+        _say(f"{one.name}: {ended.state} after {ended.wall_s:.0f} s")
+
+
+def _reason(ended: "Ended") -> str:
+    """Why a run failed: its line of error or, without one, the last thing it said."""
+    lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
+    return lines[-1].removeprefix("error: ") if lines else ended.last_line
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def show(document: dict[str, Any], console: Console) -> None:
+    """Print a row per group of runs that differ in the seed, and how many are finished."""
+    from resnet_jax.research.scores import HEADING, SHOWN, error_percent
+
+    groups = document["groups"]
+    names = [name for name in SHOWN if any(name in group["scores"] for group in groups)]
+    if groups:
+        columns = ("run", "seeds", *(SHOWN[name] for name in names), "params", "s")
+        table = Table(*columns, title=HEADING)
+        for group in groups:
+            table.add_row(
+                group["label"],
+                str(len(group["seeds"])),
+                *(
+                    error_percent(group["scores"][name]["top1"]) if name in group["scores"] else "–"
+                    for name in names
+                ),
+                "–" if group["params"] is None else f"{group['params']:,}",
+                f"{group['wall_s']:.0f}",
+            )
+        console.print(table)
+    total, failed = len(document["runs"]), document["failed"]
+    console.print(f"{document['finished']} of {total} runs are finished")
+    for name, failure in failed.items():
+        code, reason = failure["exit_code"], failure["reason"]
+        console.print(f"{name}: failed with exit code {code}: {reason}", markup=False)
+    if document["finished"] < total:
+        console.print("the same command goes on with the others")
+    console.print(f"scores: {document['files'][0]}", markup=False)

@@ -1,0 +1,269 @@
+"""Runs side by side: their curves in one figure, their scores, and what differs between them."""
+
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resnet_jax.buckets import as_path, bucket_errors
+from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
+from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
+from resnet_jax.train.config import MAY_CHANGE, flatten, from_json
+from resnet_jax.train.metrics_log import read_metrics
+from resnet_jax.train.report import recorded_summary
+
+Metric = Literal["top1", "loss"]
+_DEEPEST = 3  # folders of folders that are searched for runs
+_DASHES = ("-", "--", ":", "-.")
+_NEEDED = ("epoch", "loss", "top1")  # of a record, beside "step" and "split"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RecordedRun:
+    """What a run's directory says of it.
+
+    Attributes:
+        folder: the directory.
+        config: dotted field → value.
+        records: of metrics.jsonl.
+        summary: of summary.json; None while the run isn't finished.
+    """
+
+    folder: epath.Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the run; several if they were trained in one program."""
+        return self.config["seeds"] or (self.config["seed"],)
+
+    def without_seed(self) -> dict[str, Any]:
+        """The fields that change what is computed, but for the seed."""
+        left_out = ("seed", "seeds", *MAY_CHANGE)
+        return {name: value for name, value in self.config.items() if name not in left_out}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Line:
+    """Runs that differ in nothing but the seed: a line of the figure, a row of the table."""
+
+    label: str
+    runs: tuple[RecordedRun, ...]
+
+    def curve(self, split: str, metric: str) -> tuple[list[float], np.ndarray]:
+        """(epochs [points], values [seeds, points]) at the steps that all its runs have reached."""
+        of_runs = [
+            {
+                r["step"]: r
+                for r in run.records
+                if r["split"] == split and r.get("weights", "raw") == "raw"
+            }
+            for run in self.runs
+        ]
+        steps = sorted(set.intersection(*(set(by_step) for by_step in of_runs)))
+        values = [
+            [_per_seed(by_step[step], metric) for by_step in of_runs] for step in steps
+        ]  # [points, runs, seeds of the run]
+        epochs = [of_runs[0][step]["epoch"] for step in steps]
+        return epochs, np.array([list(itertools.chain(*point)) for point in values]).T
+
+
+def _per_seed(record: Mapping[str, Any], metric: str) -> list[float]:
+    return record["seeds"][metric] if "seeds" in record else [record[metric]]
+
+
+def find_runs(names: Iterable[epath.PathLike]) -> list[epath.Path]:
+    """The runs' directories among these, and below those that aren't runs, by name.
+
+    Raises:
+        UsageError: a name is a URL of an unknown kind.
+        ConfigError: there is no run, or a folder can't be read.
+    """
+    found: list[epath.Path] = []
+    for name in names:
+        folder = as_path(name)
+        try:
+            with bucket_errors(folder):
+                runs = list(_runs_below(folder, _DEEPEST))
+        except OSError as error:
+            raise ConfigError(f"{folder} can't be read ({error.strerror or error}).") from None
+        if not runs:
+            raise ConfigError(f"{folder} isn't the directory of a run, and has none below it.")
+        found += runs
+    return list(dict.fromkeys(found))
+
+
+def _runs_below(folder: epath.Path, depth: int) -> Iterable[epath.Path]:
+    if (folder / CONFIG).exists() or (folder / SUMMARY).exists():
+        yield folder
+    elif depth and folder.is_dir():
+        for child in sorted(folder.iterdir(), key=_in_order):
+            yield from _runs_below(child, depth - 1)
+
+
+def _in_order(path: epath.Path) -> list[tuple[int, str]]:
+    """A key that puts resnet8 before resnet20."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def read_run(folder: epath.Path) -> RecordedRun:
+    """Read what is on record of a run, finished or not.
+
+    Raises:
+        ConfigError: its config can't be used.
+        DataError: metrics.jsonl or summary.json is damaged.
+    """
+    summary = None
+    if (folder / SUMMARY).exists():
+        with recorded_summary(folder) as summary:
+            score_rows(summary)  # shows whether it is damaged
+    # The results that are kept of a run may be without its config.json.
+    source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
+    try:
+        in_summary = json.dumps(summary["config"]) if summary else ""
+        config = read_config(folder) if source.name == CONFIG else in_summary
+        flat = flatten(from_json(config))
+    except (ConfigError, KeyError) as error:
+        raise ConfigError(f"{source} can't be used: {error}") from None
+    records = read_metrics(folder / METRICS)
+    for number, record in enumerate(records, start=1):
+        if not all(isinstance(record.get(name), int | float) for name in _NEEDED):
+            raise DataError(f"Record {number} of {folder / METRICS} is damaged; remove its line.")
+    return RecordedRun(folder, flat, records, summary)
+
+
+def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
+    """Runs that differ in nothing but the seed make one line, labelled with what its names share.
+
+    A seed that comes again, as a run that was repeated, begins another line.
+    """
+    groups: dict[tuple[str, int], list[RecordedRun]] = {}
+    for run in runs:
+        fields = json.dumps(run.without_seed())
+        for repetition in itertools.count():
+            group = groups.setdefault((fields, repetition), [])
+            if not any(set(run.seeds) & set(other.seeds) for other in group):
+                group.append(run)
+                break
+    names = _short_names(runs)
+    return [
+        Line(shared_name([names[run] for run in group]), tuple(group)) for group in groups.values()
+    ]
+
+
+def _short_names(runs: Sequence[RecordedRun]) -> dict[RecordedRun, str]:
+    """The runs' folders, without what is common to all."""
+    names = [os.fspath(run.folder) for run in runs]
+    common = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
+    return {run: os.path.relpath(name, common) for run, name in zip(runs, names, strict=True)}
+
+
+def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
+    """The fields that aren't the same in all lines."""
+    configs = [line.runs[0].without_seed() for line in lines]
+    return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
+
+
+def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
+    """A row of the table, as values of JSON.
+
+    "steps" are those on record of the run that is furthest behind; "scores" of the finished runs
+    are as of `summarize_scores`; "last" is the last training loss.
+    """
+    rows = [row for run in line.runs if run.summary for row in score_rows(run.summary)]
+    steps = [max((r["step"] for r in run.records), default=0) for run in line.runs]
+    _, losses = line.curve("train", "loss")
+    config = line.runs[0].config
+    return {
+        "label": line.label,
+        "runs": [os.fspath(run.folder) for run in line.runs],
+        "model": config["model.name"],
+        "data": config["data.name"],
+        "seeds": [seed for run in line.runs for seed in run.seeds],
+        "steps": min(steps),
+        "finished": all(run.summary for run in line.runs),
+        "scores": summarize_scores(rows),
+        "train_loss": mean_and_std(losses[:, -1].tolist()) if losses.size else None,
+        "differs": {name: config[name] for name in differing},
+    }
+
+
+def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
+    """Training loss, and error (or loss) on the validation split, or without one on the test split.
+
+    Of several seeds the mean is drawn, and a band of ± one standard deviation.
+    """
+    with journal_style():
+        longest = max(len(line.label) for line in lines)
+        columns = max(1, min(len(lines), int(PAGE / (0.6 + 0.06 * longest))))
+        rows = math.ceil(len(lines) / columns)
+        figure, (losses, scores) = new_panels(2, height=2.3 + 0.17 * rows)
+        for number, line in enumerate(lines):
+            epochs, values = line.curve("train", "loss")
+            if epochs:
+                plot_mean(losses, epochs, values, label=line.label, **_style(number))
+        losses.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+        _draw_scores(scores, lines, metric)
+        if losses.lines:
+            figure.legend(loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
+    splits = [_held_out(line) for line in lines]
+    curves = [line.curve(split, metric) for line, split in zip(lines, splits, strict=True)]
+    if metric == "top1":
+        curves = [(epochs, 100 * (1 - values)) for epochs, values in curves]
+    highest = 0.0
+    if all(len(epochs) <= 1 for epochs, _ in curves):  # the test split is scored but at the end
+        for number, (_, values) in enumerate(curves):
+            if values.size:
+                std = values.std(ddof=1) if len(values) > 1 else None
+                style = _style(number) | {"linestyle": ""}
+                axes.errorbar(number, values.mean(), std, marker="o", capsize=2, **style)
+        axes.set(xticks=[], xlim=(-0.5, len(lines) - 0.5))
+    else:
+        for number, (epochs, values) in enumerate(curves):
+            if epochs:
+                plot_mean(axes, epochs, values, **_style(number))
+                # What is compared is where the curves end, not where they begin.
+                highest = max(highest, values[:, len(epochs) // 4 :].max())
+        axes.set_xlabel("epoch")
+    drawn = [split for split, (epochs, _) in zip(splits, curves, strict=True) if epochs]
+    what = " or ".join(dict.fromkeys(drawn)) or "test"
+    if metric == "top1":
+        axes.set(ylabel=f"{what} error (%)", ylim=(0, 1.05 * highest or None))
+    else:
+        axes.set(ylabel=f"{what} loss (nats)", yscale="log")
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colours first, as they are easier to tell apart than dashes."""
+    dashes = _DASHES[number // len(COLORS) % len(_DASHES)]
+    return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
+
+
+def _held_out(line: Line) -> str:
+    return "validation" if line.curve("validation", "loss")[0] else "test"
+
+
+def as_picture(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of that kind: "png", "pdf", "svg"."""
+    picture = io.BytesIO()
+    with journal_style():
+        figure.savefig(picture, format=kind)
+    return picture.getvalue()

@@ -1,0 +1,191 @@
+"""The scores of finished runs as tidy rows, and means over seeds."""
+
+import csv
+import functools
+import io
+import itertools
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from resnet_jax.checkpoint.workdir import read_config
+from resnet_jax.data.known import find_known
+from resnet_jax.models.presets import create_model
+from resnet_jax.models.summary import summarize
+from resnet_jax.research.sweep import PlannedRun, overridden_fields
+from resnet_jax.train.config import flatten, from_json, model_overrides
+from resnet_jax.train.report import recorded_summary
+from resnet_jax.train.seeds import single_configs
+
+_METRICS = ("loss", "top1", "top5")
+
+SHOWN = {
+    "validation": "validation",
+    "test": "test",
+    "test_ema": "test, averages",
+    "test_best": "test, best",
+}
+"""Headings of the scores in tables; "best" is the checkpoint that the validation split selects."""
+HEADING = "top-1 error in %, mean ± standard deviation over seeds"
+
+Row = dict[str, Any]
+
+
+def score_rows(summary: Mapping[str, Any]) -> list[Row]:
+    """One row per seed and scored split of a run's summary.json.
+
+    Its keys are "seed", "split", "weights" ("raw", "ema", or "best" for the selected checkpoint),
+    "step", "examples", "loss" (nats), "top1", "top5" (shares, 0…1).
+    """
+    return list(itertools.chain(*_rows_of_seeds(summary)))
+
+
+def _rows_of_seeds(summary: Mapping[str, Any]) -> list[list[Row]]:
+    seeds = summary["seeds"] if "seeds" in summary else [summary["seed"]]
+    scored = [(name, summary["steps"], scores) for name, scores in summary["final"].items()]
+    if best := summary["best"]:
+        scored.append(("validation_best", best["step"], best))
+        if "test" in best:
+            scored.append(("test_best", best["step"], best["test"]))
+    rows: list[list[Row]] = [[] for _ in seeds]
+    for number, seed in enumerate(seeds):
+        for name, step, scores in scored:
+            split, _, weights = name.partition("_")
+            about = {"seed": seed, "split": split, "weights": weights or "raw", "step": step}
+            rows[number].append(about | _of_seed(scores, number))
+    return rows
+
+
+def _of_seed(scores: Mapping[str, Any], number: int) -> Row:
+    """The scores of one of a run's seeds: a run of several has means, and beside them "seeds"."""
+    values = {name: scores[name] for name in _METRICS}
+    if "seeds" in scores:
+        values = {name: scores["seeds"][name][number] for name in _METRICS}
+    return {"examples": scores["examples"], **values}
+
+
+def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
+    """The rows of these finished runs, with their names, overridden fields, times and sizes.
+
+    Raises:
+        DataError: a summary.json is damaged, or can't be read.
+    """
+    fields = overridden_fields(runs)
+    rows = []
+    for run in runs:
+        if not run.is_finished(workdir):
+            continue
+        with recorded_summary(workdir / run.name) as summary:
+            costs = {name: summary[name] for name in ("wall_s", "img_per_s")}
+            costs["params"] = count_params(read_config(workdir / run.name))
+            singles = single_configs(run.config)
+            for single, of_seed in zip(singles, _rows_of_seeds(summary), strict=True):
+                flat = flatten(single)
+                about = {"run": run.name, **{field: flat[field] for field in fields}}
+                rows += [about | row | costs for row in of_seed]
+    return rows
+
+
+@functools.cache
+def count_params(config: str) -> int | None:
+    """Parameters of the network of a config (JSON text); None if its data aren't well known."""
+    of = from_json(config)
+    known = find_known(of.data.name, image_size=of.data.image_size)
+    if known is None:
+        return None
+    model = create_model(of.model.name, **model_overrides(of), num_classes=known.num_classes)
+    return summarize(model, known.image_shape).params
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """The rows as a table that R and pandas read; what isn't known is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["run"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
+    """ "mean", and "std" with n - 1; None of a single value."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std}
+
+
+def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """Of rows that differ in seeds: scores over them by name: "test", "validation", "test_best"…
+
+    Each has "step", "n", and of every metric "mean" and "std".
+    """
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        name = row["split"] if row["weights"] == "raw" else f"{row['split']}_{row['weights']}"
+        by_name.setdefault(name, []).append(row)
+    return {
+        name: {"step": of[0]["step"], "n": len(of)}
+        | {metric: mean_and_std([row[metric] for row in of]) for metric in _METRICS}
+        for name, of in by_name.items()
+    }
+
+
+def group_rows(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Gather the rows of a sweep that differ in nothing but the seed.
+
+    Returns:
+        Of each group: "label"; "runs", their names; the values of the overridden `fields`;
+        "seeds"; "scores" as of `summarize_scores`; "wall_s" of all its runs together; "params".
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(str([row[field] for field in fields]), []).append(row)
+    names = {key: list(dict.fromkeys(row["run"] for row in of)) for key, of in groups.items()}
+    return [
+        {
+            "label": shared_name(names[key]),
+            "runs": names[key],
+            "fields": {field: of[0][field] for field in fields},
+            "seeds": list(dict.fromkeys(row["seed"] for row in of)),
+            "scores": summarize_scores(of),
+            "wall_s": sum({row["run"]: row["wall_s"] for row in of}.values()),
+            "params": of[0]["params"],
+        }
+        for key, of in groups.items()
+    ]
+
+
+def shared_name(names: Sequence[str]) -> str:
+    """What to call runs that differ in the seed: "a,seed=0" and "a,seed=1" are "a"."""
+    if len(names) == 1:
+        return names[0]
+    without_seeds = {re.sub(r"(^|[,/_.-])seed=?\d+", "", name).strip(",/_.-") for name in names}
+    if len(without_seeds) == 1 and without_seeds != {""}:
+        return without_seeds.pop()
+    return " + ".join(names)
+
+
+def error_percent(top1: Mapping[str, float | None]) -> str:
+    """Top-1 error in percent, `1.11 ± 0.28`, of the mean and deviation of a share that is right."""
+    assert top1["mean"] is not None
+    spread = "" if top1["std"] is None else f" ± {100 * top1['std']:.2f}"
+    return f"{100 * (1 - top1['mean']):.2f}{spread}"
+
+
+def loss_nats(loss: Mapping[str, float | None]) -> str:
+    """`0.031 ± 0.002`."""
+    spread = "" if loss["std"] is None else f" ± {loss['std']:.2g}"
+    return f"{loss['mean']:.3g}{spread}"
+
+
+def made_by(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[dict[str, Any]]:
+    """By what the finished runs were made: command, commit, versions, hardware; each but once."""
+    known: list[dict[str, Any]] = []
+    for run in runs:
+        if run.is_finished(workdir):
+            with recorded_summary(workdir / run.name) as summary:
+                one = {k: summary[k] for k in ("command", "commit", "versions", "hardware")}
+            if one not in known:
+                known.append(one)
+    return known

@@ -1,0 +1,158 @@
+"""Sweeps: the runs that a config and its overrides stand for, all checked before one begins."""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from resnet_jax.buckets import bucket_errors
+from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
+from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
+from resnet_jax.train.config import describe_differences, set_field, to_json, validate
+from resnet_jax.train.experiment import Experiment
+
+_LONGEST_NAME = 120  # characters; file systems take 255 bytes
+_SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
+_BASE = "base"  # name of a run without overrides
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlannedRun:
+    """A run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        fields: names of the fields that it overrides.
+        config: with the overrides.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    config: ConfigDict
+
+    def is_finished(self, workdir: epath.Path) -> bool:
+        """Whether it is on record in the sweep's directory, with this config.
+
+        Raises:
+            ConfigError: the config there can't be read.
+            WriteError: it can't be seen what the directory holds.
+        """
+        folder = workdir / self.name
+        try:
+            with bucket_errors(folder):
+                on_record = (folder / SUMMARY).exists() and (folder / CONFIG).exists()
+        except OSError as error:
+            raise WriteError(f"{folder} can't be read ({error.strerror or error}).") from None
+        return on_record and not describe_differences(read_config(folder), to_json(self.config))
+
+
+def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
+    """The runs of a sweep, in its order.
+
+    A run's name doesn't depend on the other runs, so that a sweep may grow.
+
+    Args:
+        base: what is overridden.
+        sweep: dicts of dotted field → value; the key "name" names the run.
+
+    Raises:
+        ConfigError: an override is no such dict, names no field, or has a value of another type;
+            or two runs have the same name or the same config.
+    """
+    runs: list[PlannedRun] = []
+    for number, given in enumerate(sweep, start=1):
+        if not isinstance(given, Mapping):
+            raise ConfigError(
+                f"sweep() yields {given!r}; it must yield dicts such as"
+                ' {"model.name": "resnet56"}.'
+            )
+        overrides = dict(given)
+        name = overrides.pop("name", None)
+        config = base.copy_and_resolve_references()
+        for field, value in overrides.items():
+            try:
+                set_field(config, field, value)
+            except ConfigError as error:
+                raise ConfigError(f"Run {number} of the sweep: {error}") from None
+        name = default_name(overrides) if name is None else _checked_name(name)
+        runs.append(PlannedRun(name, tuple(overrides), config))
+    if not runs:
+        raise ConfigError("sweep() yields no run.")
+    _check_apart(runs)
+    return tuple(runs)
+
+
+def default_name(overrides: Mapping[str, Any]) -> str:
+    """`model.name=resnet20,model.shortcut=A`: safe for file names, and not too long."""
+    name = ",".join(f"{field}={_as_text(value)}" for field, value in overrides.items()) or _BASE
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def _as_text(value: Any) -> str:
+    """(2, 2) as "2-2"; of a path only the last part."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(_as_text, value))
+    text = str(value).rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not re.fullmatch(_SAFE_NAME, name) or len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"sweep() names a run {name!r}; a name is of letters, digits and ._=,+- and begins with"
+            f" a letter or digit, {_LONGEST_NAME} of them at most."
+        )
+    return name
+
+
+def _check_apart(runs: Iterable[PlannedRun]) -> None:
+    names: set[str] = set()
+    configs: dict[str, str] = {}
+    for run in runs:
+        if run.name in names:
+            raise ConfigError(
+                f'Two runs of the sweep are named {run.name!r}; give them a key "name".'
+            )
+        names.add(run.name)
+        other = configs.setdefault(to_json(run.config), run.name)
+        if other != run.name:
+            raise ConfigError(f"{other} and {run.name} of the sweep are one and the same run.")
+
+
+def check_runs(runs: Iterable[PlannedRun], workdir: epath.Path) -> None:
+    """Check all runs that aren't finished, as far as that goes without training.
+
+    Data are read; devices aren't needed, so that this doesn't look at their number.
+
+    Raises:
+        ConfigError: naming a run and the field that is wrong in it, or its directory is another
+            run's.
+        DataError: the data of a run are missing or damaged.
+        WriteError: it can't be seen what a directory holds.
+    """
+    for run in runs:
+        try:
+            if run.is_finished(workdir):
+                continue
+            validate(run.config)
+            on_one_device = run.config.copy_and_resolve_references()
+            on_one_device.mesh.data = on_one_device.mesh.fsdp = 1
+            Experiment.make(on_one_device)
+            check_config(workdir / run.name, to_json(run.config), describe_differences)
+        except ResnetJaxError as error:
+            raise type(error)(f"{run.name}: {error} No run was started.") from None
+
+
+def overridden_fields(runs: Iterable[PlannedRun]) -> tuple[str, ...]:
+    """The fields that differ by more than the seed: those that a run overrides, or `vary` names."""
+    fields: dict[str, None] = {}
+    for run in runs:
+        fields |= dict.fromkeys((*run.fields, *(name for name, _ in run.config.vary)))
+    return tuple(field for field in fields if field not in ("seed", "seeds", "vary"))

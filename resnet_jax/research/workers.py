@@ -1,0 +1,203 @@
+"""Runs in processes of their own, several at a time, which end with this one."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from etils import epath
+
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.errors import STOPPED_EARLY, PeerError
+from resnet_jax.research.sweep import PlannedRun
+from resnet_jax.train.config import to_json
+from resnet_jax.train.doctor import probe
+from resnet_jax.train.doctor.child import Child
+
+_LOOK_S = 0.1
+_WORTH_KEEPING_S = "0.1"  # of compilation
+_PROBE_TIMEOUT_S = 120.0
+
+State = Literal["finished", "stopped", "failed"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How the process of a run ended.
+
+    Attributes:
+        state: whether the run is finished, was stopped and saved, or failed.
+        exit_code: of the process; 128 and the number of the signal that ended it.
+        said: all it printed.
+        wall_s: how long it took.
+    """
+
+    state: State
+    exit_code: int
+    said: str
+    wall_s: float
+
+    @property
+    def last_line(self) -> str:
+        """The last thing it said, which after a failure is why."""
+        return (self.said.strip().splitlines() or [""])[-1]
+
+
+class _Worker:
+    """A process that makes one run; see `train_all` for the arguments."""
+
+    def __init__(
+        self,
+        run: PlannedRun,
+        workdir: epath.Path,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Start it, with just this environment."""
+        self.run = run
+        self._began = time.monotonic()
+        self._asked = False
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        job = {
+            "config": to_json(run.config),
+            "workdir": os.fspath(workdir / run.name),
+            "argv": sys.argv,
+        }
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended
+            pipe.write(json.dumps(job).encode())
+
+    def ask_to_stop(self) -> None:
+        """Let it save, and end."""
+        if not self._asked:
+            self._asked = True
+            self._process.terminate()
+
+    def ended(self) -> Ended | None:
+        """How it ended; None if it hasn't."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        self._output.seek(0)
+        said = self._output.read().decode(errors="replace")
+        state: State = "failed"
+        if code == 0:
+            state = "finished"
+        # Before it listens for signals there is nothing to save, and it just ends.
+        elif code == STOPPED_EARLY or (self._asked and code == -signal.SIGTERM):
+            state = "stopped"
+        exit_code = 128 - code if code < 0 else code
+        return Ended(state, exit_code, said, time.monotonic() - self._began)
+
+    def close(self) -> None:
+        """End it, if it hasn't ended."""
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+def train_all(
+    runs: Sequence[PlannedRun],
+    workdir: epath.Path,
+    *,
+    command: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    stop: StopRequest,
+) -> Generator[tuple[PlannedRun, Ended | None]]:
+    """Make these runs, or go on with them, as many at a time as there are environments.
+
+    Programs that runs have in common, as those that differ in the seed, are compiled once. Close
+    the generator, also after an error: that ends the processes which haven't ended.
+
+    Args:
+        runs: in the order in which they begin.
+        workdir: a run's directory is the folder of its name there.
+        command: a program that trains. It reads a JSON object from its standard input, of
+            "config" (JSON text), "workdir", and "argv", the command line to put on record; it
+            saves and ends with 75 when it is sent SIGTERM.
+        environments: variables that a process has beside those of this one.
+        stop: once that is requested no run begins, and those under way are told to stop.
+
+    Yields:
+        (run, None) when a run begins, and (run, how it ended) when it has ended.
+    """
+    waiting = list(reversed(runs))
+    workers: dict[int, _Worker] = {}  # by the number of their environment
+    # Not to be kept: programs of another machine might not run on this one.
+    programs = tempfile.TemporaryDirectory(prefix="resnet_jax-", ignore_cleanup_errors=True)
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": programs.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": _WORTH_KEEPING_S,
+    }
+    try:
+        while workers or (waiting and not stop.requested):
+            for number, environment in enumerate(environments):
+                if number not in workers and waiting and not stop.requested:
+                    run = waiting.pop()
+                    variables = {**cache, **os.environ, **environment}
+                    workers[number] = _Worker(run, workdir, command, variables)
+                    yield run, None
+            for number, worker in list(workers.items()):
+                if stop.requested:
+                    worker.ask_to_stop()
+                if ended := worker.ended():
+                    del workers[number]
+                    worker.close()
+                    yield worker.run, ended
+            time.sleep(_LOOK_S)
+    finally:
+        for worker in workers.values():
+            worker.close()
+        programs.cleanup()
+
+
+def environments_for(processes: int) -> list[dict[str, str]]:
+    """Variables that give each of several processes a GPU or TPU chip of its own, in turn.
+
+    One process has all devices, and on a CPU all share the cores.
+
+    Raises:
+        PeerError: JAX can't start its devices.
+    """
+    if processes == 1:
+        return [{}]
+    devices = _devices()
+    if devices["platform"] == "gpu":
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = given.split(",") if given else [str(i) for i in range(devices["local"])]
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(processes)]
+    if devices["platform"] == "tpu":
+        # A chip may be two devices. The bounds tell libtpu that other processes have the others.
+        files = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+        chips = len(files) or devices["local"]
+        alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+        return [{"TPU_VISIBLE_CHIPS": str(i % chips), **alone} for i in range(processes)]
+    return [{} for _ in range(processes)]
+
+
+def _devices() -> dict[str, Any]:
+    """What JAX finds here, asked in a process that ends: this one must not hold a device."""
+    program = [sys.executable, "-P", str(probe.__file__)]
+    with Child(program, environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) as child:
+        done = child.wait(_PROBE_TIMEOUT_S)
+    lines = done.output.strip().splitlines() if done else []
+    answer: dict[str, Any] = json.loads(lines[-1]) if lines else {"error": "no answer"}
+    if "error" in answer:
+        reason = " ".join(answer["error"].split())
+        raise PeerError(f"JAX can't start its devices ({reason}); `resnet-jax doctor` says more.")
+    return answer

@@ -1,0 +1,136 @@
+"""resnet-jax compare, on directories as runs leave them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.cli.main import main
+from resnet_jax.research.compare import find_runs, gather_lines, read_run
+from resnet_jax.train.config import default_config, set_field, to_json
+from tests.cli.mistakes import assert_one_line
+from tests.research import fake_child
+
+
+def _write(folder, *, top1=0.9, steps=(4, 8, 12), finished=True, seeds=(), **fields):
+    """A run whose losses fall, and whose validation is at `top1` in the end."""
+    config = default_config()
+    for name, value in fields.items():
+        set_field(config, name.replace("__", "."), value)
+    config.seeds = seeds
+    records = []
+    for step in steps:
+        for split in ("train", "validation"):
+            scores = {"loss": 12 / step, "top1": top1 * step / 12}
+            if seeds:
+                of_seeds = {name: [v - 0.01, v, v + 0.01] for name, v in scores.items()}
+                scores |= {"seeds": of_seeds}
+            records.append({"step": step, "epoch": step / 4, "split": split, **scores})
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    if finished:
+        summary = fake_child.summary(config.to_dict(), top1)
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    for seed, top1 in ((0, 0.89), (1, 0.91)):
+        _write(folder / f"deep/seed{seed}", top1=top1, seed=seed, model__name="resnet56")
+    _write(folder / "shallow", top1=0.8, log_every=7)
+    _write(folder / "short", steps=(4,), finished=False, batch_size=64)
+    return folder
+
+
+def _compare(capsys, *arguments):
+    assert main(["compare", *map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_seeds_are_one_line_and_only_what_differs_is_said(runs, tmp_path, capsys):
+    out = tmp_path / "all.png"
+    deep, shallow, short = _compare(capsys, runs, f"--out={out}")["lines"]
+    assert (deep["label"], deep["seeds"], deep["model"]) == ("deep", [0, 1], "resnet56")
+    assert deep["scores"]["test"]["top1"] == pytest.approx({"mean": 0.9, "std": 0.02 / 2**0.5})
+    assert deep["differs"] == {"model.name": "resnet56", "batch_size": 128}  # no log_every
+    assert shallow["scores"]["test"]["top1"] == {"mean": 0.8, "std": None}
+    assert (short["finished"], short["steps"], short["scores"]) == (False, 4, {})
+    assert short["train_loss"] == {"mean": 3.0, "std": None}
+    picture = np.asarray(Image.open(out).convert("RGB"))
+    assert picture.shape[1] == pytest.approx(7.2 * 300, abs=2)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+
+
+def test_the_table_for_people(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    picture = tmp_path / "a.pdf"
+    assert main(["compare", str(runs), f"--out={picture}", "--labels=A,B,C", "--metric=loss"]) == 0
+    out = capsys.readouterr().out
+    assert "10.00 ± 1.41" in out
+    assert "4 so far" in out
+    assert "  A: batch_size=128, model.name=resnet56\n" in out
+    assert picture.read_bytes().startswith(b"%PDF")
+
+
+def test_curves_of_seeds_reach_as_far_as_all_of_them(tmp_path):
+    _write(tmp_path / "a" / "seed0", top1=0.6, seed=0)
+    _write(tmp_path / "a" / "seed1", top1=0.9, steps=(4, 8), finished=False, seed=1)
+    (line,) = gather_lines([read_run(folder) for folder in find_runs([tmp_path])])
+    epochs, values = line.curve("validation", "top1")
+    assert epochs == [1, 2]
+    np.testing.assert_allclose(values, [[0.2, 0.4], [0.3, 0.6]])
+
+
+def test_a_run_of_several_seeds_has_a_curve_of_each(tmp_path):
+    _write(tmp_path / "a", top1=0.9, seeds=(0, 1, 2), finished=False)
+    (line,) = gather_lines([read_run(tmp_path / "a")])
+    _, values = line.curve("validation", "top1")
+    np.testing.assert_allclose(values[:, -1], [0.89, 0.9, 0.91])
+
+
+def test_a_repeated_run_is_no_second_seed(tmp_path):
+    first, second = _write(tmp_path / "a"), _write(tmp_path / "b")
+    lines = gather_lines([read_run(first), read_run(second)])
+    assert [line.label for line in lines] == ["a", "b"]
+
+
+def test_results_that_are_kept_without_their_config_can_be_compared(tmp_path, capsys):
+    folder = _write(tmp_path / "a")
+    (folder / "config.json").unlink()
+    (line,) = _compare(capsys, folder, f"--out={tmp_path / 'a.png'}")["lines"]
+    assert (line["label"], line["differs"]) == ("a", {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["{none}"], 78, "none isn't the directory of a run, and has none below it"),
+        (["{runs}", "--out=a.gif"], 64, "--out is a.gif"),
+        (["{runs}", "--out={none}/a.png"], 73, "a.png can't be written: No such file"),
+        (["{runs}", "--labels=x,y"], 64, "--labels names 2, but there are 3 lines"),
+        (["{runs}", "--metric=top5"], 64, "invalid choice: 'top5'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, runs, tmp_path, capsys):
+    filled = [one.format(runs=runs, none=tmp_path / "none") for one in arguments]
+    assert_one_line(["compare", *filled], code, message, capsys)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "code"),
+    [
+        ("config.json", "{", 78),
+        ("config.json", '{"depth": 3}', 78),
+        ("metrics.jsonl", '{"step": 4}\n', 65),
+        ("metrics.jsonl", '{"step": 4, "split": "train", "epoch": 1, "loss": "low"}\n', 65),
+        ("summary.json", '{"final": {}}', 65),
+        ("summary.json", "", 65),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(file, content, code, runs, capsys):
+    (runs / "shallow" / file).write_text(content)
+    assert_one_line(["compare", str(runs)], code, f"shallow/{file}", capsys)

@@ -1,0 +1,135 @@
+"""resnet-jax sweep: with processes that stand for runs, and with runs that are really trained."""
+
+import csv
+import json
+import sys
+
+import pytest
+
+import resnet_jax
+from resnet_jax.cli import sweep
+from resnet_jax.cli.main import main
+from tests.cli.mistakes import assert_one_line
+from tests.conftest import make_tiny_config
+from tests.research import fake_child
+
+_FILE = """
+from tests.conftest import make_tiny_config
+
+def get_config(which=""):
+    return make_tiny_config()
+
+def sweep(which="1,2"):
+    for seed in which.split(","):
+        yield {"seed": int(seed)}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "tiny_sweep.py"
+    path.write_text(_FILE)
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(sweep, "_CHILD", [sys.executable, fake_child.__file__])
+
+
+def _rows(workdir):
+    with (workdir / "sweep.csv").open() as table:
+        return list(csv.DictReader(table))
+
+
+def test_a_failure_is_one_line_and_the_exit_code(file, fake, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    assert main(["sweep", f"--config={file}:9,1,70", f"--workdir={workdir}"]) == 128 + 9
+    captured = capsys.readouterr()
+    assert "seed=9: failed with exit code 137" in captured.out
+    assert "seed=70: failed with exit code 70: The loss of step 3 isn't finite.\n" in captured.out
+    assert "1 of 3 runs are finished" in captured.out
+    assert [row["run"] for row in _rows(workdir)] == ["seed=1"]
+
+
+def test_finished_runs_are_left_alone_and_gathered_again(file, fake, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    arguments = [f"--workdir={workdir}", "--processes=2"]
+    assert main(["sweep", f"--config={file}", *arguments]) == 0
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*.json")}
+    (workdir / "sweep.csv").unlink()
+    assert main(["sweep", f"--config={file}:1,2,3", *arguments, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "3 runs, of which 2 are finished" in captured.err
+    assert captured.err.count("begins") == 1
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert [row["top1"] for row in _rows(workdir)] == ["0.91", "0.92", "0.93"]
+    document = json.loads(captured.out)
+    assert document["finished"] == 3
+    assert document["groups"][0]["seeds"] == [1, 2, 3]
+    on_record = json.loads((workdir / "sweep.json").read_text())
+    assert on_record["groups"] == document["groups"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--workdir={runs}"], 64, "--config is missing"),
+        (["--config={file}"], 64, "--workdir"),
+        (["--config={file}", "--workdir={runs}", "--processes=0"], 64, "--processes is 0"),
+        (
+            ["--config={file}", "--workdir={runs}", "--config.seed=3"],
+            64,
+            "seed=1 of the sweep sets",
+        ),
+        (
+            ["--config={file}:1,1", "--workdir={runs}"],
+            78,
+            "Two runs of the sweep are named 'seed=1'",
+        ),
+        (["--config={file}:x", "--workdir={runs}"], 78, "line 9: ValueError: invalid literal"),
+        (["--config=configs/digits.py", "--workdir={runs}"], 78, "no function sweep()"),
+        (
+            ["--config={file}", "--workdir={runs}", "--config.schedule.name=sine"],
+            78,
+            "seed=1: schedule.name is 'sine'",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments, code, message, file, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    filled = [one.format(file=file, runs=runs) for one in arguments]
+    assert_one_line(["sweep", *filled], code, message, capsys)
+    assert not runs.exists()
+
+
+def test_runs_are_trained_and_a_stopped_one_goes_on(tmp_path, capsys):
+    """Beside one that can't be trained."""
+    workdir, path = tmp_path / "runs", tmp_path / "real_sweep.py"
+    path.write_text(
+        "from tests.conftest import make_tiny_config as get_config\n"
+        "def sweep():\n"
+        "    yield {'name': 'stopped', 'seed': 0}\n"
+        "    yield {'name': 'too_fast', 'schedule.base_lr': 1e30}\n"
+    )
+    assert resnet_jax.fit(make_tiny_config(), workdir / "stopped", stop_at_step=8).stopped_early
+    begun = (workdir / "stopped" / "metrics.jsonl").read_text().splitlines()
+    capsys.readouterr()
+    assert main(["sweep", f"--config={path}", f"--workdir={workdir}", "--processes=2"]) == 70
+    captured = capsys.readouterr()
+    assert "too_fast: failed with exit code 70" in captured.err
+    assert "stopped: finished" in captured.err
+    records = (workdir / "stopped" / "metrics.jsonl").read_text().splitlines()
+    assert records[: len(begun)] == begun  # times included: it wasn't begun anew
+    assert json.loads(records[-1])["split"] == "test"
+    summary = json.loads((workdir / "stopped" / "summary.json").read_text())
+    assert summary["command"].endswith(" ".join(sys.argv[1:]))  # the sweep's, not the child's
+    rows = _rows(workdir)
+    assert {(row["split"], row["weights"]) for row in rows} == {
+        (split, weights) for split in ("validation", "test") for weights in ("raw", "ema", "best")
+    }
+    (last,) = [row for row in rows if (row["split"], row["weights"]) == ("test", "raw")]
+    assert float(last["top1"]) == summary["final"]["test"]["top1"]
+    assert (last["step"], last["examples"], last["seed"]) == ("12", "100", "0")
+    assert last["schedule.base_lr"] == str(make_tiny_config().schedule.base_lr)
