@@ -19,6 +19,7 @@ from typing import Any
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.published import PUBLISHED
+from resnet_jax.research.catalogue import ARTEFACTS
 
 sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +29,7 @@ from tests.faults.catalogue import FAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAPERS = RESULTS / "papers"
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -176,19 +178,87 @@ def pipeline_table() -> str:
     return "\n".join(lines)
 
 
-def large_batches_table() -> str:
-    """The linear scaling rule, with seeds."""
-    result = json.loads((RESULTS / "large_batches.json").read_text(encoding="utf-8"))
-    ways = list(dict.fromkeys(row["way"] for row in result["rows"]))
-    lines = [f"| k | batch | {' | '.join(ways)} |", "|---|---|" + "---|" * len(ways)]
-    for factor in dict.fromkeys(row["factor"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["factor"] == factor]
-        cells = [
-            f"{100 * row['test_top1']['mean']:.2f} ± {100 * row['test_top1']['std']:.2f} %,"
-            f" loss {row['train_loss']['mean']:.3f}"
-            for row in rows
+def seeds_table() -> str:
+    """What several seeds in one program cost."""
+    result = json.loads((RESULTS / "seeds_cpu.json").read_text(encoding="utf-8"))
+    steps, runs = result["steps"], result["runs"]
+    of_one = statistics.median(runs["one_s"])
+    of_all = statistics.median(runs["several_s"])
+    return "\n".join(
+        [
+            f"| on CPU | {result['seeds']} seeds in one program, divided by one |",
+            "|---|---|",
+            f"| a whole run (`make train`: {of_one:.0f} s; {of_all:.0f} s) | {runs['ratio']:.2f} |",
+            f"| a training step, one seed after the other | {steps['one_by_one_ratio']:.2f} |",
+            f"| a training step, all together by `vmap` | {steps['together_ratio']:.2f} |",
         ]
-        lines.append(f"| {factor} | {rows[0]['batch_size']} | {' | '.join(cells)} |")
+    )
+
+
+def papers_section() -> str:
+    """Each artefact: its claim, figure, table, and how to run it again."""
+    parts = []
+    for name, artefact in ARTEFACTS.items():
+        result = json.loads((PAPERS / f"{name}.cpu.json").read_text(encoding="utf-8"))
+        command = f"resnet-jax reproduce {name}"
+        full = "" if artefact.runs["full"] is artefact.runs["cpu"] else _full_size(name)
+        rows = [
+            f"| {row['what']} | {row['data']} | {_value(row['published'])} | {row['source']}"
+            f" | {_measured(row)} | {row['accepts']} | {row['verdict']} |"
+            for row in result["rows"]
+        ]
+        parts += [
+            f"### {name}",
+            "",
+            f"**{artefact.claim}** ({artefact.paper})",
+            "",
+            f"![{artefact.title}](figures/papers/{name}.png)",
+            "",
+            f"`{command}`: {result['verdict']}, in {_minutes(result['wall_s'])}.{full}",
+            "",
+            "| what | on | published | source | measured | accepted | verdict |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    return "\n".join(parts).rstrip()
+
+
+def _full_size(name: str) -> str:
+    path = PAPERS / f"{name}.full.json"
+    if not path.exists():
+        return " `--size=full`, on CIFAR-10: not run: budget."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return f" `--size=full`, on CIFAR-10: {result['verdict']}."
+
+
+def _measured(row: dict[str, Any]) -> str:
+    if row["mean"] is None:
+        return "–"
+    spread = "" if row["std"] is None else f" ± {_value(row['std'])}"
+    return _value(row["mean"]) + spread + ("" if row["exact"] else f" (n = {row['n']})")
+
+
+def _value(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}"
+
+
+def verdicts_table() -> str:
+    """One line for each artefact."""
+    lines = ["| | claim | on two cores | on CIFAR-10 |", "|---|---|---|---|"]
+    for name, artefact in ARTEFACTS.items():
+        verdicts = []
+        for size in ("cpu", "full"):
+            path = PAPERS / f"{name}.{size}.json"
+            if artefact.runs["full"] is artefact.runs["cpu"] and size == "full":
+                verdicts.append("the same")
+            elif path.exists():
+                verdicts.append(json.loads(path.read_text(encoding="utf-8"))["verdict"])
+            else:
+                verdicts.append("not run: budget")
+        lines.append(f"| [{name}](#{name}) | {artefact.claim} | {verdicts[0]} | {verdicts[1]} |")
     return "\n".join(lines)
 
 
@@ -248,7 +318,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "faults": ("docs/reliability.md", faults_table),
     "long_run": ("docs/reliability.md", long_run_table),
     "pipeline": ("docs/data.md", pipeline_table),
-    "large_batches": ("docs/runs.md", large_batches_table),
+    "seeds": ("docs/runs.md", seeds_table),
+    "verdicts": ("docs/papers.md", verdicts_table),
+    "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
 }
