@@ -10,6 +10,7 @@ from resnet_jax.checkpoint.memory import keep_memory_together
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
+from resnet_jax.programs import keep_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     # Images that are decoded as they're needed come and go: the system would clear each anew.
     if not (isinstance(data, ConfigDict) and data.get("random_crop_area")):
         keep_memory_together()
+    keep_programs()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.process import find_job, member_of  # noqa: PLC0415

@@ -12,22 +12,21 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int
 
-# The object interface: pyplot would look for a display, and takes longer to import.
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CURVES, SUMMARY, write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MOST_NAMED_CLASSES = 40
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -190,8 +189,13 @@ def draw_confusion(
         raise WriteError(f"{path} can't be written: {error}") from None
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """A figure of so many inches that needs no display."""
+    # The object interface: pyplot would look for a display. Half a second that the first step of a
+    # run needn't wait for.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

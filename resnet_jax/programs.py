@@ -1,0 +1,45 @@
+"""Compiled programs, kept for the next process in the user's cache folder."""
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+_FOLDER, _SIZE, _WORTH_S = (
+    "JAX_COMPILATION_CACHE_DIR",
+    "JAX_COMPILATION_CACHE_MAX_SIZE",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
+)
+_MOST_BYTES = 2 * 2**30  # what was used least recently goes first
+
+
+def keep_programs() -> None:
+    """Let JAX keep what took a while to compile; to be called before JAX is imported.
+
+    Where JAX_COMPILATION_CACHE_DIR is set, to "" too, nothing is changed: "" is for none. Processes
+    that this one starts keep their programs in the same place. A cache that can't be read or
+    written costs time, but nothing else.
+    """
+    if _FOLDER in os.environ:
+        return
+    os.environ[_FOLDER] = str(_cache_folder())
+    os.environ.setdefault(_SIZE, str(_MOST_BYTES))
+    os.environ.setdefault(_WORTH_S, "0.2")
+
+
+def _cache_folder() -> Path:
+    """A folder for this kind of machine: a home may be shared with machines of other kinds."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    kind = f"{_processor()} {metadata.version('jaxlib')}"
+    return Path(base) / "resnet_jax" / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def _processor() -> str:
+    """Model and abilities of the processor, which programs are compiled for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return " ".join(sorted(set(told))) or f"{platform.machine()} {platform.processor()}"

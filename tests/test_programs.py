@@ -1,0 +1,53 @@
+"""Programs that are kept for the next process, and never in the way of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_jax.programs import keep_programs
+
+_PROGRAM = """
+from resnet_jax.programs import keep_programs
+keep_programs()
+import jax, jax.numpy as jnp
+def f(x):
+    for _ in range(60):
+        x = jnp.sin(x) @ x
+    return x.sum()
+print(float(jax.jit(jax.grad(f))(jnp.full((3, 3), 0.1))[0, 0]))
+"""
+
+
+def _run(home: Path, **environment):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    variables = {**kept, "XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM], env=variables, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no program"])
+def test_programs_are_kept_and_a_damaged_one_is_compiled_anew(tmp_path, damage):
+    fast = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    result = _run(tmp_path, **fast)
+    kept = list(tmp_path.glob("resnet_jax/programs-*/*-cache"))
+    assert any(path.name.startswith("jit_f-") for path in kept)
+    for path in kept:
+        path.write_bytes(damage)
+    assert _run(tmp_path, **fast) == result
+
+
+def test_a_cache_that_cannot_be_made_costs_nothing_but_time(tmp_path):
+    (tmp_path / "resnet_jax").write_text("a file where the folder would be")
+    assert _run(tmp_path) == _run(tmp_path, JAX_COMPILATION_CACHE_DIR="")
+
+
+def test_the_users_own_choice_is_left_alone(monkeypatch):
+    for choice in ("", "/elsewhere"):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
+        keep_programs()
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
