@@ -1,4 +1,4 @@
-"""resnet-jax bench data --config=FILE: how fast images are read, and whether a step waits."""
+"""resnet-jax bench step|data --config=FILE: how fast a config computes, and reads its images."""
 
 import argparse
 from typing import Any
@@ -9,19 +9,23 @@ from rich.table import Table
 from resnet_jax.cli.config_flag import add_config_argument, load_config
 from resnet_jax.errors import UsageError
 
-HELP = "Measure the input pipeline of a config on this machine, stage by stage."
-EXAMPLE = "resnet-jax bench data --config=configs/imagenet.py:resnet50 --config.batch_size=256"
+HELP = "Measure the steps of a config, or its input pipeline, on this machine."
+EXAMPLE = "resnet-jax bench step --config=configs/imagenet.py:resnet50 --config.batch_size=256"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("what", choices=["data"], help="data: from disk to the devices")
+    parser.add_argument(
+        "what",
+        choices=["step", "data"],
+        help="step: training, scoring and inference on random images; data: from disk to devices",
+    )
     add_config_argument(parser)
     parser.add_argument(
         "--seconds", type=float, default=5.0, help="for each measurement (default: 5)"
     )
     parser.add_argument(
-        "--train", action="store_true", help="also train, and tell how long a step waits for images"
+        "--train", action="store_true", help="data: train too, and tell how long a step waits"
     )
 
 
@@ -29,8 +33,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure."""
     if args.seconds <= 0:
         raise UsageError(f"--seconds is {args.seconds}; it must be greater than 0.")
+    if args.train and args.what != "data":
+        raise UsageError("--train is for `resnet-jax bench data`.")
     config = load_config(args)
-    from resnet_jax.train.bench_data import measure_pipeline  # noqa: PLC0415 - imports JAX
+    if args.what == "step":
+        from resnet_jax.train.bench import measure_speed  # noqa: PLC0415 - imports JAX
+
+        return {"config": args.config, **measure_speed(config, seconds=args.seconds)}
+    from resnet_jax.train.bench_data import measure_pipeline  # noqa: PLC0415
 
     return {
         "config": args.config,
@@ -39,7 +49,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a table of the stages, and what came of all of them."""
+    """Print a table, and what came of all of it."""
+    if "ceilings" in document:
+        _show_speed(document, console)
+        return
     table = Table("stage")
     table.add_column("img/s", justify="right")
     for stage, rate in document["img_per_s"].items():
@@ -54,3 +67,25 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"training: {training['img_per_s']:,.0f} img/s,"
             f" {training['data_wait']:.1%} of the time waiting for images"
         )
+
+
+def _show_speed(document: dict[str, Any], console: Console) -> None:
+    train, best = document["train"], document["ceilings"]
+    table = Table("what")
+    for heading in ("img/s", "ms"):
+        table.add_column(heading, justify="right")
+    size = document["batch_size"]
+    table.add_row(f"training, {size}", f"{train['img_per_s']:,.0f}", f"{train['step_ms']:,.2f}")
+    scored = document["evaluation"]
+    table.add_row(f"scoring, {scored['batch_size']}", f"{scored['img_per_s']:,.0f}", "")
+    for batch, one in document["inference"].items():
+        table.add_row(f"inference, {batch}", f"{one['img_per_s']:,.0f}", f"{one['ms']:,.2f}")
+    console.print(table)
+    peak = "" if train["peak_gib"] is None else f", {train['peak_gib']:.2f} GiB at the peak"
+    console.print(
+        f"training: steps of {train['step_ms_min']:,.2f} to {train['step_ms_max']:,.2f} ms,"
+        f" {train['mfu']:.1%} of {best['matmul_tflop_per_s']:,.2f} TFLOP/s (a matrix product here),"
+        f" {train['bandwidth_share']:.0%} of {best['copy_gb_per_s']:,.0f} GB/s (a copy) by XLA's"
+        f" count of bytes; compiled in {train['compile_s']:.1f} s, {train['program_gib']:.2f} GiB"
+        f" of memory{peak}"
+    )

@@ -12,15 +12,17 @@ import optax
 from jax.sharding import Mesh
 
 from resnet_jax.data.augment import normalization_shapes
+from resnet_jax.data.known import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.loader import CropSizes
 from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.errors import ConfigError
+from resnet_jax.data.sources import parse_split
+from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import Network, create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
 from resnet_jax.train.config import model_overrides, streams
 from resnet_jax.train.optimizer import make_optimizer
-from resnet_jax.train.plan import Plan
+from resnet_jax.train.plan import Plan, check_batch
 from resnet_jax.train.precise_bn import PreciseStatistics
 from resnet_jax.train.schedule import make_schedule
 from resnet_jax.train.seeds import Seeds, batch_layout, single_configs, state_layout
@@ -53,6 +55,26 @@ def plan_schedule(config: ml_collections.ConfigDict, plan: Plan) -> optax.Schedu
         unit=plan.train_examples if config.duration_unit == "epochs" else 1,
         total_steps=plan.total_steps,
     )
+
+
+def _known_set(config: ml_collections.ConfigDict) -> KnownSet:
+    known = find_known(config.data.name, image_size=config.data.image_size)
+    if known is None:
+        raise ConfigError(
+            f"data.name is {config.data.name!r}, whose sizes aren't known without reading it; known"
+            f" are {', '.join(KNOWN_SETS)}.{did_you_mean(config.data.name, KNOWN_SETS)}"
+        )
+    return known
+
+
+def known_length(config: ml_collections.ConfigDict, spec: str) -> int:
+    """Examples of a split of known data.
+
+    Raises:
+        ConfigError: there is no such split, or its size isn't known.
+    """
+    spans = parse_split(spec, _known_set(config).lengths, config.data.name)
+    return sum(span.stop - span.start for span in spans)
 
 
 def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> None:
@@ -144,6 +166,26 @@ class Blueprint:
             "teacher_model": teacher_model(config, num_classes),
             "seeds": Seeds.of(config, mesh),
         }
+
+    @classmethod
+    def without_data(cls, config: ml_collections.ConfigDict, mesh: Mesh) -> Self:
+        """That of a valid config of a data set whose sizes are known without reading it.
+
+        Raises:
+            ConfigError: they aren't, or an impossible config.
+        """
+        single_configs(config)
+        seeds = Seeds.of(config, mesh)
+        check_batch(config, None if seeds and seeds.spread else mesh)
+        known = _known_set(config)
+        parts = cls.parts(
+            config,
+            mesh=mesh,
+            image_shape=known.image_shape,
+            num_classes=known.num_classes,
+            train_examples=known_length(config, config.data.train),
+        )
+        return cls(**parts)
 
     @functools.cached_property
     def singles(self) -> list[Self]:

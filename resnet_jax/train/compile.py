@@ -15,20 +15,16 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from resnet_jax.data.known import KNOWN_SETS, KnownSet, find_known
-from resnet_jax.data.sources import parse_split
-from resnet_jax.errors import ConfigError, UsageError, did_you_mean
+from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.parallel.collectives import Collective, find_collectives, summarize
 from resnet_jax.parallel.hlo import Module
 from resnet_jax.parallel.mesh import make_mesh, replicated
 from resnet_jax.parallel.roofline import StepTime, step_time
 from resnet_jax.parallel.tpu import GIB, Slice, out_of_memory
 from resnet_jax.parallel.traffic import main_memory_bytes
-from resnet_jax.train.blueprint import Blueprint
+from resnet_jax.train.blueprint import Blueprint, known_length
 from resnet_jax.train.config import validate
 from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
-from resnet_jax.train.plan import check_batch
-from resnet_jax.train.seeds import Seeds, single_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,40 +87,13 @@ def make_blueprint(
             raise UsageError(f"--batch-per-chip is {batch_per_chip}; it must be at least 1.")
         config.batch_size = batch_per_chip * slice_.chips
     validate(config)
-    single_configs(config)
     have, data, fsdp = len(slice_.devices), config.mesh.data, config.mesh.fsdp
     if data != -1 and data * fsdp != have:
         raise ConfigError(
             f"mesh.data {data} × mesh.fsdp {fsdp} is {data * fsdp} devices, but {slice_.name} has"
             f" {have}; use mesh.data=-1 for all of them."
         )
-    mesh = make_mesh(data=data, fsdp=fsdp, devices=slice_.devices)
-    seeds = Seeds.of(config, mesh)
-    check_batch(config, None if seeds and seeds.spread else mesh)
-    known = _known_set(config)
-    parts = Blueprint.parts(
-        config,
-        mesh=mesh,
-        image_shape=known.image_shape,
-        num_classes=known.num_classes,
-        train_examples=_split_length(config, known, config.data.train),
-    )
-    return Blueprint(**parts)
-
-
-def _known_set(config: ConfigDict) -> KnownSet:
-    known = find_known(config.data.name, image_size=config.data.image_size)
-    if known is None:
-        raise ConfigError(
-            f"data.name is {config.data.name!r}, whose sizes aren't known without reading it; known"
-            f" are {', '.join(KNOWN_SETS)}.{did_you_mean(config.data.name, KNOWN_SETS)}"
-        )
-    return known
-
-
-def _split_length(config: ConfigDict, known: KnownSet, spec: str) -> int:
-    spans = parse_split(spec, known.lengths, config.data.name)
-    return sum(span.stop - span.start for span in spans)
+    return Blueprint.without_data(config, make_mesh(data=data, fsdp=fsdp, devices=slice_.devices))
 
 
 def compile_training(blueprint: Blueprint) -> Program | TooLarge:
@@ -151,7 +120,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
     spec = config.data.validation or config.data.test
     if not spec:
         return None
-    examples = _split_length(config, _known_set(config), spec)
+    examples = known_length(config, spec)
     image_shape = blueprint.evaluation_shape()
     _, batches, size = chunks_of(
         examples, image_shape, batch_size=config.eval_batch_size, mesh=blueprint.mesh

@@ -43,3 +43,26 @@ def test_mistakes_are_one_line(capsys):
     digits = ["bench", "data", "--config=configs/digits.py"]
     assert_one_line(digits, 78, "decoded once, and then in memory", capsys)
     assert_one_line([*digits, "--seconds=0"], 64, "--seconds is 0.0", capsys)
+
+
+def test_steps_are_measured_on_random_images(capsys):
+    arguments = ["bench", "step", *TINY, "--config.mesh.data=1", "--seconds=0.05"]
+    assert main([*arguments, "--config.seeds=(0,1)", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    train, best = document["train"], document["ceilings"]
+    # Two networks of 32 images each, six operations to a multiply-add.
+    flops = 6 * document["macs"] * 2 * 32
+    assert train["img_per_s"] == pytest.approx(2 * 32 / train["step_ms"] * 1000)
+    mfu = flops / train["step_ms"] * 1000 / best["matmul_tflop_per_s"] / 1e12
+    assert train["mfu"] == pytest.approx(mfu)
+    assert train["step_ms_min"] <= train["step_ms"] <= train["step_ms_max"]
+    assert set(document["inference"]) == {"1", "32"}
+    assert document["evaluation"]["img_per_s"] > 0
+    assert main(arguments) == 0
+    assert "of memory" in capsys.readouterr().out
+
+
+def test_steps_of_unknown_data_are_refused(capsys):
+    arguments = ["bench", "step", *TINY, "--config.data.name=mnist"]
+    assert_one_line(arguments, 78, "whose sizes aren't known without reading it", capsys)
+    assert_one_line(["bench", "step", "--train", *TINY], 64, "--train is for `resnet", capsys)
