@@ -1,7 +1,12 @@
 """Residual, plain and highway networks of 8, 14 and 20 layers on scikit-learn's digits.
 
 COMMAND: resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/digits_sweep --processes=2
-EXPECTED: to be measured
+EXPECTED: test error in %, mean ± standard deviation of three seeds, at 8, 14 and 20 layers:
+residual 2.50 ± 0.00, 2.59 ± 0.16, 2.78 ± 0.00;
+plain 3.98 ± 0.42, 20.19 ± 11.39, 38.80 ± 20.50;
+highway, whose gates begin almost closed and which learn slowest at first, 51.20 ± 0.80,
+53.89 ± 1.47, 60.09 ± 7.69.
+It takes four minutes of a core's time. benchmarks/results/digits_sweep/ has the scores.
 """
 
 from collections.abc import Iterator

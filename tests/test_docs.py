@@ -89,6 +89,19 @@ def test_the_promised_results_were_reached():
     assert cifar["wall_s"] <= 45 * 60
 
 
+def test_the_sweep_on_digits_came_to_what_its_config_says():
+    results = json.loads((ROOT / "benchmarks/results/digits_sweep/sweep.json").read_text())
+    (made_by,) = results["made_by"]
+    assert re.fullmatch(r"[0-9a-f]{40}", made_by["commit"])
+    said = " ".join((ROOT / "configs" / "digits_sweep.py").read_text().split())
+    for kind in ("residual", "plain", "highway"):
+        groups = [group for group in results["groups"] if group["label"].startswith(kind)]
+        scores = [group["scores"]["test"]["top1"] for group in groups]
+        shown = [f"{100 * (1 - one['mean']):.2f} ± {100 * one['std']:.2f}" for one in scores]
+        assert len(shown) == 3
+        assert ", ".join(shown) in said
+
+
 _PAGES = ("runs", "data", "papers", "scaling", "reliability", "use_pretrained")
 
 
