@@ -23,7 +23,6 @@ from resnet_jax.train.doctor import probe
 from resnet_jax.train.doctor.child import Child
 
 _LOOK_S = 0.1
-_WORTH_KEEPING_S = "0.1"  # of compilation
 _PROBE_TIMEOUT_S = 120.0
 
 State = Literal["finished", "stopped", "failed"]
@@ -121,8 +120,7 @@ def train_all(
 ) -> Generator[tuple[PlannedRun, Ended | None]]:
     """Make these runs, or go on with them, as many at a time as there are environments.
 
-    Programs that runs have in common, as those that differ in the seed, are compiled once. Close
-    the generator, also after an error: that ends the processes which haven't ended.
+    Close the generator, also after an error: that ends the processes which haven't ended.
 
     Args:
         runs: in the order in which they begin.
@@ -138,18 +136,12 @@ def train_all(
     """
     waiting = list(reversed(runs))
     workers: dict[int, _Worker] = {}  # by the number of their environment
-    # Not to be kept: programs of another machine might not run on this one.
-    programs = tempfile.TemporaryDirectory(prefix="resnet_jax-", ignore_cleanup_errors=True)
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": programs.name,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": _WORTH_KEEPING_S,
-    }
     try:
         while workers or (waiting and not stop.requested):
             for number, environment in enumerate(environments):
                 if number not in workers and waiting and not stop.requested:
                     run = waiting.pop()
-                    variables = {**cache, **os.environ, **environment}
+                    variables = {**os.environ, **environment}
                     workers[number] = _Worker(run, workdir, command, variables)
                     yield run, None
             for number, worker in list(workers.items()):
@@ -163,7 +155,6 @@ def train_all(
     finally:
         for worker in workers.values():
             worker.close()
-        programs.cleanup()
 
 
 def environments_for(processes: int) -> list[dict[str, str]]:
