@@ -12,6 +12,7 @@ from resnet_jax.research.papers import (
     he2016_table2,
     huang2016,
     li2018,
+    srivastava2015,
     srivastava2015_gates,
     veit2016_lesion,
     veit2016_paths,
@@ -22,6 +23,7 @@ ARTEFACTS: dict[str, Artefact] = {
     paper.ARTEFACT.name: paper.ARTEFACT
     for paper in (
         srivastava2015_gates,
+        srivastava2015,
         he2015_table1,
         he2015_fig6,
         he2015_fig7,

@@ -61,5 +61,9 @@ def cifar10(
 
 def _with(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
     for name, value in fields.items():
-        set_field(config, name, value)
+        if value is None:  # what the preset says
+            section, _, field = name.rpartition(".")
+            config[section][field] = None
+        else:
+            set_field(config, name, value)
     return config
