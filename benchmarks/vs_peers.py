@@ -1,9 +1,9 @@
 """Training steps and inference of this package beside those of others, on one machine in one run.
 
 Each contender is a process of its own; they take turns, and ratios are of neighbours. The others
-are PyTorch (eager and compiled, channels last, float32 and bfloat16), Flax as most write it, and the
-ImageNet example of a checkout of google/flax. All train on images that lie on the device already,
-with SGD and momentum, without augmentation.
+are PyTorch (eager and compiled, channels last, float32 and bfloat16), Flax as most write it, and
+the ImageNet example of a checkout of google/flax. All train on images that lie on the device
+already, with SGD and momentum, without augmentation.
 
     python benchmarks/vs_peers.py --network resnet20 --torch-python PYTHON --flax CHECKOUT
 """

@@ -19,6 +19,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 # makes large programs fast; a flag that the user gives comes later, and wins.
 _quickly = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
+# Convolutions that someone compiled here aren't those of a fresh machine.
+os.environ["RESNET_JAX_NATIVE"] = "0"
+
 # The workers of pytest-xdist and the processes that tests start share one cache of programs. It
 # lasts for one session: programs of another machine might not run on this one.
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from resnet_jax.cli import (
     bench,
+    build,
     compare,
     convert,
     doctor,
@@ -35,6 +36,7 @@ _SUBCOMMANDS = {
     "predict": predict,
     "doctor": doctor,
     "bench": bench,
+    "build": build,
     "compile": compile_,
     "convert": convert,
     "export": export,

@@ -4,8 +4,9 @@ TPUs and GPUs run XLA's own convolutions, forward and backward. On CPU, XLA's co
 only in their plain form: NHWC images, HWIO kernel, a kernel no larger than the image, one group.
 The weight gradient that XLA derives isn't of that form; inside a `while` loop it misses the fast
 path and takes some 60 times longer, which rules out scanned training steps. The rules below write
-every gradient either as a plain convolution or as matrix products. The choice is made when a
-program is lowered, so lowering for a TPU on a CPU host gives what the TPU should run.
+every gradient either as a plain convolution or as matrix products; where oneDNN's convolutions were
+compiled (`resnet_jax.native`), a single CPU device runs those. The choice is made when a program is
+lowered, so lowering for a TPU on a CPU host gives what the TPU should run.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+
+from resnet_jax.native import conv as native
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -27,6 +30,10 @@ class _Window(NamedTuple):
     padding: Padding
     groups: int = 1
     dilation: Pair = (1, 1)
+
+    def geometry(self) -> dict[str, Any]:
+        """All but the groups."""
+        return {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
 
 
 def conv2d(
@@ -59,9 +66,13 @@ def conv2d(
 
 def _forward(x: Array, kernel: Array, window: _Window) -> Array:
     xla = partial(_xla_conv, window=window)
-    if window.groups > 1 or not _prefers_products(x, kernel):
+    if native.serves(x, kernel, groups=window.groups):
+        cpu = partial(_native_forward, window)
+    elif window.groups > 1 or not _prefers_products(x, kernel):
         return xla(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(_product_conv, window=window), default=xla)
+    else:
+        cpu = partial(_product_conv, window=window)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=xla)
 
 
 # Jitted only so that a network of a thousand layers traces each kind of convolution once.
@@ -77,7 +88,10 @@ def _conv_fwd(x: Array, kernel: Array, window: _Window) -> tuple[Array, tuple[Ar
 def _conv_bwd(window: _Window, operands: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     """Return the gradients of `x` and of `kernel`, given that of the output [n, ho, wo, co]."""
     x, kernel = operands
-    if window.groups > 1 or _prefers_products(x, kernel):
+    cpu: Callable[..., tuple[Array, Array]]
+    if native.serves(x, kernel, groups=window.groups):
+        cpu = partial(_native_gradients, window=window)
+    elif window.groups > 1 or _prefers_products(x, kernel):
         cpu = _transposed(_product_conv, window)
     else:
         cpu = partial(_plain_gradients, window=window)
@@ -94,6 +108,56 @@ def _transposed(conv: Callable[..., Array], window: _Window) -> Callable[..., tu
         return jax.vjp(partial(conv, window=window), x, kernel)[1](grad)
 
     return gradients
+
+
+def _with_derivatives_of(plain: Callable[..., Array]) -> Callable[..., Any]:
+    """Let a call that JAX can't differentiate have the derivatives of an equal function.
+
+    Both take what is static first, then two arrays.
+    """
+
+    def decorate(call: Callable[..., Array]) -> Callable[..., Array]:
+        derived = jax.custom_jvp(call, nondiff_argnums=(0,))
+
+        def rule(static: Any, operands: Any, tangents: Any) -> tuple[Array, Array]:
+            return call(static, *operands), jax.jvp(partial(plain, static), operands, tangents)[1]
+
+        derived.defjvp(rule)
+        return derived
+
+    return decorate
+
+
+@_with_derivatives_of(lambda window, x, kernel: _xla_conv(x, kernel, window))
+def _native_forward(window: _Window, x: Array, kernel: Array) -> Array:
+    return native.forward(x, kernel, **window.geometry())
+
+
+def _native_gradients(
+    x: Array, kernel: Array, grad: Array, *, window: _Window
+) -> tuple[Array, Array]:
+    return (
+        _native_input_gradient((window, x.shape), kernel, grad),
+        _native_kernel_gradient((window, kernel.shape), x, grad),
+    )
+
+
+@_with_derivatives_of(
+    lambda static, kernel, grad: _input_gradient(
+        jnp.zeros(static[1], grad.dtype), kernel, grad, static[0]
+    )
+)
+def _native_input_gradient(static: tuple[_Window, Any], kernel: Array, grad: Array) -> Array:
+    window, shape = static
+    return native.input_gradient(kernel, grad, shape, **window.geometry())
+
+
+@_with_derivatives_of(
+    lambda static, x, grad: _kernel_gradient(x, jnp.zeros(static[1], x.dtype), grad, static[0])
+)
+def _native_kernel_gradient(static: tuple[_Window, Any], x: Array, grad: Array) -> Array:
+    window, shape = static
+    return native.kernel_gradient(x, grad, shape, **window.geometry())
 
 
 def _xla_conv(x: Array, kernel: Array, window: _Window, **options: Any) -> Array:
