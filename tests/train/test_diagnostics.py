@@ -170,7 +170,7 @@ def test_a_looped_network_is_measured_as_its_unrolled_twin(probe):
 
 def _config(**fields):
     config = make_tiny_config()
-    config.model.stage_sizes = (1, 1)
+    config.model.stage_sizes = (1,)
     config.diagnostics.every, config.diagnostics.examples = 12 * 32.0, 16
     config.diagnostics.what = ALL
     for name, value in fields.items():

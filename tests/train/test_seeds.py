@@ -26,7 +26,7 @@ VARY = (
 
 def _config(**fields):
     config = make_tiny_config()
-    config.model.stage_sizes = (1, 1)
+    config.model.stage_sizes = (1,)
     for name, value in fields.items():
         node, *path = config, *name.split("__")
         for key in path[:-1]:
