@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "resnet_jax" / "native" / "convolution.so"  # of `resnet-jax build`
 SHAPES = {"resnet20": (32, 10), "resnet50": (224, 1000)}
 MODES = ("train", "inference")
-OURS = "resnet_jax"
+OURS = ("resnet_jax", "resnet_jax onednn", "resnet_jax onednn bfloat16")
 TORCH = ("torch", "torch.compile", "torch bfloat16", "torch.compile bfloat16")
 Steps = Callable[[int], None]
 
@@ -31,7 +32,7 @@ def contender(name: str, network: str, batch: int, mode: str, flax: str) -> Step
     """A function that takes so many steps, or classifies so many batches, and waits for the end."""
     if name.startswith("torch"):
         return _torch(name, network, batch, mode)
-    if name.startswith(OURS):
+    if name in OURS:
         return _ours(network, batch, mode, "bfloat16" if "bfloat16" in name else "float32")
     return _flax(name, network, batch, mode, flax)
 
@@ -248,8 +249,16 @@ class Process:
     def __init__(self, python: str, name: str, args: argparse.Namespace, mode: str) -> None:
         command = [python, __file__, "--network", args.network, "--batch", str(args.batch)]
         command += ["--contender", name, "--mode", mode, "--flax", args.flax or ""]
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+        if "onednn" not in name:
+            environment["RESNET_JAX_NATIVE"] = "0"
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
         )
         self._ask("1")  # compilation
         self._steps = 1
@@ -275,6 +284,10 @@ class Process:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.wait()
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -303,12 +316,11 @@ def main() -> None:
     if args.contender:
         serve(args)
         return
-    names = {OURS: sys.executable, "flax": sys.executable}
+    names = dict.fromkeys((*(OURS if LIBRARY.exists() else OURS[:1]), "flax"), sys.executable)
     if args.flax and args.network == "resnet50":
         names["google/flax"] = sys.executable
     if args.torch_python:
         names |= dict.fromkeys(TORCH, args.torch_python)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
     results: dict[str, Any] = {"network": args.network, "batch_size": args.batch}
     for mode in MODES:
         processes = {n: Process(python, n, args, mode) for n, python in names.items()}
@@ -318,15 +330,17 @@ def main() -> None:
             rounds.append({name: processes[name].img_per_s(args.batch) for name in order})
         for process in processes.values():
             process.close()
-        results[mode] = {
-            name: {
-                "img_per_s": statistics.median(one[name] for one in rounds),
-                "ours_divided_by_it": statistics.median(one[OURS] / one[name] for one in rounds),
-                "lowest": min(one[OURS] / one[name] for one in rounds),
-                "highest": max(one[OURS] / one[name] for one in rounds),
+        ratios = {
+            ours: {
+                name: _spread([one[ours] / one[name] for one in rounds])
+                for name in names
+                if name not in OURS
             }
-            for name in names
+            for ours in OURS
+            if ours in names
         }
+        speeds = {name: statistics.median(one[name] for one in rounds) for name in names}
+        results[mode] = {"img_per_s": speeds, "ours_divided_by": ratios}
         print(mode, json.dumps(results[mode], indent=1), flush=True)
     from report import write_report  # noqa: PLC0415 - imports JAX, which contenders do themselves
 
