@@ -195,6 +195,46 @@ def seeds_table() -> str:
     )
 
 
+def startup_table() -> str:
+    """How long it takes to begin."""
+    result = json.loads((RESULTS / "startup_cpu.json").read_text(encoding="utf-8"))
+    median = result["median_s"]
+    jax_s = median["import jax"]
+    names = {
+        "import resnet_jax": "`import resnet_jax`, beyond `import jax`",
+        "resnet_jax.create_model": "`resnet_jax.create_model`, beyond `import jax`",
+        "resnet_jax.fit": "`resnet_jax.fit`, all that training imports, beyond `import jax`",
+    }
+    rows = [f"| {what} | {median[name] - jax_s:.2f} s |" for name, what in names.items()]
+    rest = [
+        f"| {name[0].upper()}{name[1:]} | {seconds:.2f} s |"
+        for name, seconds in median.items()
+        if name not in names and name != "import jax"
+    ]
+    return "\n".join(["| | median |", "|---|---|", *rows, *rest])
+
+
+def peers_table() -> str:
+    """Speed beside others', by network and mode."""
+    lines = [
+        "| | img/s | ours / it | with oneDNN | with oneDNN, bfloat16 |",
+        "|---|---|---|---|---|",
+    ]
+    for network in ("resnet20", "resnet50"):
+        path = RESULTS / f"vs_peers_{network}_cpu.json"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        for mode in ("train", "inference"):
+            of = result[mode]
+            lines.append(f"| **{network}, {mode}, {result['batch_size']} images** | | | | |")
+            for name, speed in of["img_per_s"].items():
+                ratios = [
+                    f"{r[name]['median']:.2f}" if name in r else ""
+                    for r in of["ours_divided_by"].values()
+                ]
+                lines.append(f"| {name} | {speed:,.1f} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
 def papers_section() -> str:
     """Each artefact: its claim, figure, table, and how to run it again."""
     parts = []
@@ -319,6 +359,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "long_run": ("docs/reliability.md", long_run_table),
     "pipeline": ("docs/data.md", pipeline_table),
     "seeds": ("docs/runs.md", seeds_table),
+    "startup": ("docs/performance.md", startup_table),
+    "peers": ("docs/performance.md", peers_table),
     "verdicts": ("docs/papers.md", verdicts_table),
     "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),

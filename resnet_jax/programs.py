@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _MOST_BYTES = 2 * 2**30  # what was used least recently goes first
 
 
 def keep_programs() -> None:
-    """Let JAX keep what took a while to compile; to be called before JAX is imported.
+    """Let JAX keep what takes a while to compile, from now on.
 
     Where JAX_COMPILATION_CACHE_DIR is set, to "" too, nothing is changed: "" is for none. Processes
     that this one starts keep their programs in the same place. A cache that can't be read or
@@ -26,6 +27,13 @@ def keep_programs() -> None:
     os.environ[_FOLDER] = str(_cache_folder())
     os.environ.setdefault(_SIZE, str(_MOST_BYTES))
     os.environ.setdefault(_WORTH_S, "0.2")
+    if "jax" in sys.modules:  # it has read its environment
+        import jax  # noqa: PLC0415
+
+        jax.config.update("jax_compilation_cache_dir", os.environ[_FOLDER])
+        jax.config.update("jax_compilation_cache_max_size", int(os.environ[_SIZE]))
+        seconds = float(os.environ[_WORTH_S])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def _cache_folder() -> Path:

@@ -8,7 +8,10 @@ from pathlib import Path
 from resnet_jax.programs import keep_programs
 
 _PROGRAM = """
+import sys
 from resnet_jax.programs import keep_programs
+if sys.argv[1] == "late":
+    import jax
 keep_programs()
 import jax, jax.numpy as jnp
 def f(x):
@@ -19,18 +22,22 @@ print(float(jax.jit(jax.grad(f))(jnp.full((3, 3), 0.1))[0, 0]))
 """
 
 
-def _run(home: Path, **environment):
+def _run(home: Path, when: str = "early", **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     variables = {**kept, "XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM], env=variables, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _PROGRAM, when],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return float(done.stdout)
 
 
 def test_programs_are_kept_and_a_damaged_one_is_compiled_anew(tmp_path):
     fast = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    result = _run(tmp_path, **fast)
+    result = _run(tmp_path, "late", **fast)
     kept = list(tmp_path.glob("resnet_jax/programs-*/*-cache"))
     assert any(path.name.startswith("jit_f-") for path in kept)
     for number, path in enumerate(kept):

@@ -60,6 +60,8 @@ def cifar10(
 
 
 def _with(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
+    # A seed that diverges fails, as some of the papers' variants do, but ends no others.
+    config.nonfinite.policy, config.nonfinite.limit = "skip", 10**9
     for name, value in fields.items():
         if value is None:  # what the preset says
             section, _, field = name.rpartition(".")

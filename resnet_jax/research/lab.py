@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,12 @@ class Trained:
 
     @property
     def train_losses(self) -> tuple[float, ...]:
-        """Mean loss on the augmented training images of the last log point, of each seed."""
-        return tuple(self.curve("train", "loss")[1][:, -1])
+        """Mean loss on the augmented training images of the last log point, of each seed.
+
+        NaN where no step was finite.
+        """
+        values = self.curve("train", "loss")[1]
+        return tuple(values[:, -1]) if values.size else (math.nan,) * len(self.seeds)
 
     @property
     def rates(self) -> Float[np.ndarray, " points"]:
