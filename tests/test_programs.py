@@ -16,7 +16,7 @@ keep_programs()
 import jax, jax.numpy as jnp
 def f(x):
     for _ in range(9):
-        x = jnp.sin(x) @ x
+        x = jnp.sin(x) @ x + 0.1
     return x.sum()
 print(float(jax.jit(jax.grad(f))(jnp.full((3, 3), 0.1))[0, 0]))
 """

@@ -1,7 +1,5 @@
 """Runs of reproductions: made once, within a budget, and valid at full size."""
 
-import math
-
 import pytest
 
 from resnet_jax.errors import ConfigError
@@ -51,7 +49,6 @@ def test_a_run_that_diverges_fails_and_ends_nothing(tmp_path):
     config = digits("resnet20", {**_TINY, "schedule.base_lr": 1e30})
     [run] = _lab(tmp_path).train({"one": config}).values()
     assert min(run.test_errors) > 50
-    assert all(math.isnan(loss) for loss in run.train_losses)
 
 
 def test_what_is_beyond_the_budget_is_left_out(tmp_path):
