@@ -9,6 +9,7 @@ already, with SGD and momentum, without augmentation.
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -109,7 +110,9 @@ def _flax(name: str, network: str, batch: int, mode: str, checkout: str) -> Step
 
         return classify
 
+    # The example averages over an axis of devices; here there is one.
     @jax.jit
+    @functools.partial(jax.vmap, axis_name="batch", axis_size=1, in_axes=None, out_axes=None)
     def step(variables: Any, opt_state: Any) -> Any:
         def loss(params: Any) -> Any:
             logits, updated = model.apply(
@@ -135,8 +138,6 @@ def _flax(name: str, network: str, batch: int, mode: str, checkout: str) -> Step
 
 def _plain_linen(network: str, classes: int) -> Any:
     """Residual networks of nn.Conv and nn.BatchNorm; basic blocks for CIFAR, else bottlenecks."""
-    import functools  # noqa: PLC0415
-
     from flax import linen as nn  # noqa: PLC0415
 
     cifar = network == "resnet20"
