@@ -9,7 +9,14 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from resnet_jax.research.artefact import Report, Row, Within
-from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels
+from resnet_jax.research.figures import (
+    COLORS,
+    PAGE,
+    add_legend,
+    journal_style,
+    new_panels,
+    plot_mean,
+)
 from resnet_jax.research.lab import Lab, Trained
 
 
@@ -103,3 +110,17 @@ def _draw(variants: Mapping[str, Variant], trained: Mapping[str, Trained], data:
         axes.invert_yaxis()
         axes.legend(loc="upper right")
     return figure
+
+
+def loss_report(rows: tuple[Row, ...], trained: Mapping[str, Trained]) -> Report:
+    """The rows, with a figure of training losses by label."""
+    data = {}
+    with journal_style():
+        figure, (axes,) = new_panels(1, width=4.5)
+        for label, run in trained.items():
+            epochs, losses = run.curve("train", "loss")
+            plot_mean(axes, epochs, losses, label=label, log=True)
+            data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors)}
+        axes.set(xlabel="epoch", ylabel="training loss (nats)")
+        add_legend(axes)
+    return Report(rows, figure, data)

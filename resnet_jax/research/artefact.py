@@ -3,15 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from resnet_jax.research.lab import Lab
+from resnet_jax.research.lab import Lab, Size
 
-Size = Literal["cpu", "full"]
 Verdict = Literal["reproduced", "consistent (n=1)", "not reproduced", "not run: budget"]
 
 
@@ -135,7 +133,7 @@ class Artefact:
     title: str
     paper: str
     claim: str
-    runs: Mapping[Size, Callable[["Lab"], Report]]
+    runs: Mapping[Size, Callable[[Lab], Report]]
 
 
 def overall(verdicts: list[Verdict]) -> str:

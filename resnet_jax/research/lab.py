@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -17,11 +17,12 @@ from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.data.known import find_known
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
-from resnet_jax.research.artefact import Size
 from resnet_jax.train.config import describe_differences, model_overrides, to_json
 from resnet_jax.train.loop import fit
 from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.restore import TrainedNetwork, restore_run
+
+Size = Literal["cpu", "full"]
 
 
 class Trained:

@@ -12,9 +12,9 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.research.artefact import Artefact, Size, overall
+from resnet_jax.research.artefact import Artefact, overall
 from resnet_jax.research.figures import journal_style
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.lab import Lab, Size
 from resnet_jax.train.report import provenance
 
 _COLUMNS = (

@@ -2,10 +2,10 @@
 
 from ml_collections import ConfigDict
 
+from resnet_jax.research.ablations import loss_report
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.lab import Lab
 from resnet_jax.research.papers.he2015_fig6 import difference, small_runs
 
 _SOURCE = "Srivastava et al. 2015, 1505.00387"
@@ -34,7 +34,7 @@ def run_small(lab: Lab) -> Report:
         for name in runs
     )
     labels = {"plain56": "plain"} | {name: f"gates, bias {name[-2:]}" for name in runs}
-    return _report(rows, {labels[name]: run for name, run in trained.items()})
+    return loss_report(rows, {labels[name]: run for name, run in trained.items()})
 
 
 def run_paper(lab: Lab) -> Report:
@@ -52,20 +52,7 @@ def run_paper(lab: Lab) -> Report:
         )
         for name, published in _PUBLISHED.items()
     )
-    return _report(rows, trained)
-
-
-def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
-    data = {}
-    with journal_style():
-        figure, (axes,) = new_panels(1, width=4.5)
-        for label, run in trained.items():
-            epochs, losses = run.curve("train", "loss")
-            plot_mean(axes, epochs, losses, label=label, log=True)
-            data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors)}
-        axes.set(xlabel="epoch", ylabel="training loss (nats)")
-        add_legend(axes)
-    return Report(rows, figure, data)
+    return loss_report(rows, trained)
 
 
 ARTEFACT = Artefact(

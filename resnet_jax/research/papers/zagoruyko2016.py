@@ -4,9 +4,9 @@ import numpy as np
 
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
+from resnet_jax.research.ablations import loss_report
 from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import digits
-from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.train import recipes
 
@@ -56,7 +56,7 @@ def run_small(lab: Lab) -> Report:
             accepts=Within(low=1.0),
         ),
     )
-    return _report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})
+    return loss_report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})
 
 
 def _seconds(run: Trained) -> float:
@@ -79,20 +79,7 @@ def run_paper(lab: Lab) -> Report:
         )
         for name in names
     )
-    return _report(rows, trained)
-
-
-def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
-    data = {}
-    with journal_style():
-        figure, (axes,) = new_panels(1, width=4.5)
-        for label, run in trained.items():
-            epochs, losses = run.curve("train", "loss")
-            plot_mean(axes, epochs, losses, label=label, log=True)
-            data[label] = {"test_error": list(run.test_errors), "train_loss": losses.tolist()}
-        axes.set(xlabel="epoch", ylabel="training loss (nats)")
-        add_legend(axes)
-    return Report(rows, figure, data)
+    return loss_report(rows, trained)
 
 
 ARTEFACT = Artefact(
