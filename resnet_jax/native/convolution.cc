@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <exception>
+#include <map>
+#include <mutex>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -22,38 +25,22 @@ const dnnl::engine& Engine() {
   return engine;
 }
 
-memory::data_type Type(ffi::DataType type) {
-  return type == ffi::DataType::BF16 ? memory::data_type::bf16 : memory::data_type::f32;
+memory::data_type Type(const ffi::AnyBuffer& buffer) {
+  return buffer.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16
+                                                      : memory::data_type::f32;
 }
 
-// An array as it lies in XLA: NHWC for images, HWIO for kernels; oneDNN names dimensions NCHW, OIHW.
-struct Array {
-  memory::desc desc;
-  void* data;
+// Arrays as they lie in XLA: NHWC and HWIO. oneDNN names their dimensions in the order of NCHW and
+// OIHW, whatever the layout; with Tag::any it may choose that.
+memory::desc Image(const ffi::AnyBuffer& buffer) {
+  auto d = buffer.dimensions();
+  return {{d[0], d[3], d[1], d[2]}, Type(buffer), Tag::nhwc};
+}
 
-  static Array Image(const ffi::AnyBuffer& buffer) {
-    auto d = buffer.dimensions();
-    return {{{d[0], d[3], d[1], d[2]}, Type(buffer.element_type()), Tag::nhwc},
-            buffer.untyped_data()};
-  }
-
-  static Array Kernel(const ffi::AnyBuffer& buffer) {
-    auto d = buffer.dimensions();
-    return {{{d[3], d[2], d[0], d[1]}, Type(buffer.element_type()), Tag::hwio},
-            buffer.untyped_data()};
-  }
-
-  // The same array in whatever layout is best.
-  memory::desc AnyLayout() const {
-#if DNNL_VERSION_MAJOR >= 3
-    return {desc.get_dims(), desc.get_data_type(), Tag::any};
-#else
-    return {desc.dims(), desc.data_type(), Tag::any};
-#endif
-  }
-
-  memory Memory() const { return memory(desc, Engine(), data); }
-};
+memory::desc Kernel(const ffi::AnyBuffer& buffer, Tag layout) {
+  auto d = buffer.dimensions();
+  return {{d[3], d[2], d[0], d[1]}, Type(buffer), layout};
+}
 
 struct Window {
   memory::dims strides, dilation, low, high;
@@ -66,34 +53,112 @@ struct Window {
         high{padding[1], padding[3]} {}
 };
 
+// A convolution or one of its gradients, ready to be run: to make one takes a fraction of a
+// millisecond, of which a network has dozens.
+struct Plan {
+  dnnl::primitive primitive;
+  memory::desc image, kernel, blocked_kernel, features;
+  dnnl::primitive reorder;  // of the kernel, into the blocked layout or, for its gradient, out of it
+  bool reorders;
+};
+
+enum Kind { kForward, kInputGradient, kKernelGradient };
+
 constexpr auto kAlgorithm = dnnl::algorithm::convolution_direct;
 constexpr auto kTraining = dnnl::prop_kind::forward_training;
 
-dnnl::convolution_forward::primitive_desc ForwardPlan(const Array& x, const Array& kernel,
-                                                      const Array& y, const Window& w) {
+Plan MakePlan(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
+              const Window& w) {
+  Plan plan;
+  plan.image = Image(x), plan.kernel = Kernel(k, Tag::hwio), plan.features = Image(y);
+  auto any = Kernel(k, Tag::any);
 #if DNNL_VERSION_MAJOR >= 3
-  return {Engine(), kTraining, kAlgorithm, x.desc, kernel.AnyLayout(), y.desc,
-          w.strides, w.dilation, w.low, w.high};
+  dnnl::convolution_forward::primitive_desc forward(Engine(), kTraining, kAlgorithm, plan.image,
+                                                    any, plan.features, w.strides, w.dilation,
+                                                    w.low, w.high);
 #else
-  return {{kTraining, kAlgorithm, x.desc, kernel.AnyLayout(), y.desc, w.strides, w.dilation,
-           w.low, w.high},
-          Engine()};
+  dnnl::convolution_forward::primitive_desc forward(
+      {kTraining, kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
+      Engine());
 #endif
+  if (kind == kForward) {
+    plan.primitive = dnnl::convolution_forward(forward);
+    plan.blocked_kernel = forward.weights_desc();
+  } else if (kind == kInputGradient) {
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl::convolution_backward_data::primitive_desc backward(
+        Engine(), kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high,
+        forward);
+#else
+    dnnl::convolution_backward_data::primitive_desc backward(
+        {kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
+        Engine(), forward);
+#endif
+    plan.primitive = dnnl::convolution_backward_data(backward);
+    plan.blocked_kernel = backward.weights_desc();
+  } else {
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl::convolution_backward_weights::primitive_desc backward(
+        Engine(), kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high,
+        forward);
+#else
+    dnnl::convolution_backward_weights::primitive_desc backward(
+        {kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
+        Engine(), forward);
+#endif
+    plan.primitive = dnnl::convolution_backward_weights(backward);
+    plan.blocked_kernel = backward.diff_weights_desc();
+  }
+  plan.reorders = plan.blocked_kernel != plan.kernel;
+  if (plan.reorders) {
+    auto& from = kind == kKernelGradient ? plan.blocked_kernel : plan.kernel;
+    auto& to = kind == kKernelGradient ? plan.kernel : plan.blocked_kernel;
+    plan.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(Engine(), from, Engine(), to));
+  }
+  return plan;
 }
 
-// A kernel in the layout of a plan.
-memory InLayout(memory kernel, const memory::desc& desc, dnnl::stream& stream) {
-  if (kernel.get_desc() == desc) return kernel;
-  memory blocked(desc, Engine());
-  dnnl::reorder(kernel, blocked).execute(stream, kernel, blocked);
-  return blocked;
+// The plan of these shapes, made once in a process.
+const Plan& FindPlan(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
+                     const ffi::AnyBuffer& y, Span strides, Span padding, Span dilation) {
+  static std::mutex mutex;
+  static std::map<std::vector<int64_t>, Plan> plans;
+  std::vector<int64_t> key{kind, static_cast<int64_t>(x.element_type())};
+  for (auto span : {x.dimensions(), k.dimensions(), strides, padding, dilation})
+    key.insert(key.end(), span.begin(), span.end());
+  std::lock_guard<std::mutex> lock(mutex);
+  auto found = plans.find(key);
+  if (found == plans.end()) {
+    Window window(strides, padding, dilation);
+    found = plans.emplace(key, MakePlan(kind, x, k, y, window)).first;
+  }
+  return found->second;
 }
 
-template <typename Work>
-ffi::Error Guarded(Work work) {
+ffi::Error Run(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
+               Span strides, Span padding, Span dilation) {
   try {
+    const Plan& plan = FindPlan(kind, x, k, y, strides, padding, dilation);
     dnnl::stream stream(Engine());
-    work(stream);
+    memory image(plan.image, Engine(), x.untyped_data());
+    memory kernel(plan.kernel, Engine(), k.untyped_data());
+    memory features(plan.features, Engine(), y.untyped_data());
+    memory blocked = plan.reorders ? memory(plan.blocked_kernel, Engine()) : kernel;
+    if (kind == kKernelGradient) {
+      plan.primitive.execute(stream, {{DNNL_ARG_SRC, image},
+                                      {DNNL_ARG_DIFF_DST, features},
+                                      {DNNL_ARG_DIFF_WEIGHTS, blocked}});
+      if (plan.reorders)
+        plan.reorder.execute(stream, {{DNNL_ARG_FROM, blocked}, {DNNL_ARG_TO, kernel}});
+    } else {
+      if (plan.reorders)
+        plan.reorder.execute(stream, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
+      bool forward = kind == kForward;
+      plan.primitive.execute(stream,
+                             {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
+                              {DNNL_ARG_WEIGHTS, blocked},
+                              {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
+    }
     stream.wait();
     return ffi::Error::Success();
   } catch (const std::exception& error) {
@@ -103,68 +168,19 @@ ffi::Error Guarded(Work work) {
 
 ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> y,
                    Span strides, Span padding, Span dilation) {
-  return Guarded([&](dnnl::stream& stream) {
-    auto source = Array::Image(x), weights = Array::Kernel(kernel), result = Array::Image(*y);
-    auto plan = ForwardPlan(source, weights, result, Window(strides, padding, dilation));
-    dnnl::convolution_forward(plan).execute(
-        stream, {{DNNL_ARG_SRC, source.Memory()},
-                 {DNNL_ARG_WEIGHTS, InLayout(weights.Memory(), plan.weights_desc(), stream)},
-                 {DNNL_ARG_DST, result.Memory()}});
-  });
+  return Run(kForward, x, kernel, *y, strides, padding, dilation);
 }
 
 ffi::Error InputGradient(ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
                          ffi::Result<ffi::AnyBuffer> x, Span strides, Span padding,
                          Span dilation) {
-  return Guarded([&](dnnl::stream& stream) {
-    auto result = Array::Image(*x), weights = Array::Kernel(kernel), of = Array::Image(gradient);
-    Window w(strides, padding, dilation);
-    auto hint = ForwardPlan(result, weights, of, w);
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl::convolution_backward_data::primitive_desc plan(
-        Engine(), kAlgorithm, result.desc, weights.AnyLayout(), of.desc, w.strides, w.dilation,
-        w.low, w.high, hint);
-#else
-    dnnl::convolution_backward_data::primitive_desc plan(
-        {kAlgorithm, result.desc, weights.AnyLayout(), of.desc, w.strides, w.dilation, w.low,
-         w.high},
-        Engine(), hint);
-#endif
-    dnnl::convolution_backward_data(plan).execute(
-        stream, {{DNNL_ARG_DIFF_DST, of.Memory()},
-                 {DNNL_ARG_WEIGHTS, InLayout(weights.Memory(), plan.weights_desc(), stream)},
-                 {DNNL_ARG_DIFF_SRC, result.Memory()}});
-  });
+  return Run(kInputGradient, *x, kernel, gradient, strides, padding, dilation);
 }
 
 ffi::Error KernelGradient(ffi::AnyBuffer x, ffi::AnyBuffer gradient,
                           ffi::Result<ffi::AnyBuffer> kernel, Span strides, Span padding,
                           Span dilation) {
-  return Guarded([&](dnnl::stream& stream) {
-    auto source = Array::Image(x), result = Array::Kernel(*kernel), of = Array::Image(gradient);
-    Window w(strides, padding, dilation);
-    auto hint = ForwardPlan(source, result, of, w);
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl::convolution_backward_weights::primitive_desc plan(
-        Engine(), kAlgorithm, source.desc, result.AnyLayout(), of.desc, w.strides, w.dilation,
-        w.low, w.high, hint);
-#else
-    dnnl::convolution_backward_weights::primitive_desc plan(
-        {kAlgorithm, source.desc, result.AnyLayout(), of.desc, w.strides, w.dilation, w.low,
-         w.high},
-        Engine(), hint);
-#endif
-    auto target = result.Memory();
-    auto blocked = target.get_desc() == plan.diff_weights_desc()
-                       ? target
-                       : memory(plan.diff_weights_desc(), Engine());
-    dnnl::convolution_backward_weights(plan).execute(stream,
-                                                     {{DNNL_ARG_SRC, source.Memory()},
-                                                      {DNNL_ARG_DIFF_DST, of.Memory()},
-                                                      {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-    if (target.get_desc() != blocked.get_desc())
-      dnnl::reorder(blocked, target).execute(stream, blocked, target);
-  });
+  return Run(kKernelGradient, x, *kernel, gradient, strides, padding, dilation);
 }
 
 auto Binding() {
