@@ -220,9 +220,9 @@ def peers_table() -> str:
         "| | img/s | ours / it | with oneDNN | with oneDNN, bfloat16 |",
         "|---|---|---|---|---|",
     ]
-    for network in ("resnet20", "resnet50"):
-        path = RESULTS / f"vs_peers_{network}_cpu.json"
+    for path in sorted(RESULTS.glob("vs_peers_*_cpu.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
+        network = result["network"]
         for mode in ("train", "inference"):
             of = result[mode]
             lines.append(f"| **{network}, {mode}, {result['batch_size']} images** | | | | |")
