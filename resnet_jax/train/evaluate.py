@@ -55,6 +55,17 @@ class Evaluation:
         return {"examples": self.examples, **{name: getattr(self, name) for name in names}}
 
 
+def bounded(scores: Evaluation) -> Evaluation:
+    """The same, where losses of single seeds that overflow are the largest of float32."""
+    largest = float(np.finfo(np.float32).max)
+    return mean_over_seeds(
+        [
+            one if math.isfinite(one.loss) else dataclasses.replace(one, loss=largest)
+            for one in scores.seeds
+        ]
+    )
+
+
 def with_spread(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Means over seeds by name; in "std" their deviations (n - 1), in "seeds" the values."""
     values = {name: [one[name] for one in per_seed] for name in per_seed[0]}

@@ -22,7 +22,7 @@ from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import streams
 from resnet_jax.train.console import TrainingConsole
-from resnet_jax.train.evaluate import Evaluation, with_spread
+from resnet_jax.train.evaluate import Evaluation, bounded, with_spread
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
@@ -297,6 +297,9 @@ class Run:
         if state.ema is not None:
             averaged = evaluator(state.variables(ema=True), state.normalization)
             scores[f"{split}_ema"] = averaged
+        if self._config.seeds and self._config.nonfinite.policy == "skip":
+            # A seed that is lost ends no others.
+            scores = {name: bounded(scored) for name, scored in scores.items()}
         for name, scored in scores.items():
             if not math.isfinite(scored.loss):  # the logits overflow
                 raise NonfiniteError(f"The loss on {name}", step, [])

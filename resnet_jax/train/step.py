@@ -404,7 +404,7 @@ def make_train_steps(
     inner = None if spread else mesh
     of_one = state_shardings(state, mesh)
 
-    def run(state, images, labels, ids, epochs, steps, varied, *taught):  # type: ignore[no-untyped-def]
+    def of_seed(state, images, labels, ids, epochs, steps, varied, *taught):  # type: ignore[no-untyped-def]
         advice: Any = functools.partial(teacher.apply, *taught) if teacher else None
         optimizer, recipe = parts(varied)
 
@@ -427,16 +427,19 @@ def make_train_steps(
     whole, by_step = replicated(mesh), batch_layout(mesh, seeds)
     data = whole if resident else by_step
     varied: dict[str, Any] = {}
+    of_all: Callable[..., TrainState] = of_seed
     if seeds:
         mapped = (True, not resident, not resident, True, True, False, True)
-        run = map_over_seeds(run, mesh, spread=spread, mapped=(*mapped, *[False] * bool(teacher)))
+        of_all = map_over_seeds(
+            of_seed, mesh, spread=spread, mapped=(*mapped, *[False] * bool(teacher))
+        )
         varied = dict(seeds.varied)
 
-    def steps_of_all(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
-        return run(state, images, labels, ids, epochs, steps, varied, *taught)
+    def run(state, images, labels, ids, epochs, steps, *taught):  # type: ignore[no-untyped-def]
+        return of_all(state, images, labels, ids, epochs, steps, varied, *taught)
 
     return jax.jit(
-        steps_of_all,
+        run,
         in_shardings=(layout, data, data, by_step, by_step, whole, *([whole] if teacher else [])),
         out_shardings=layout,
         donate_argnums=0,
