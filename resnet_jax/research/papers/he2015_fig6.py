@@ -132,7 +132,8 @@ def _report(rows: tuple[Row, ...], trained: dict[str, Trained]) -> Report:
             epochs, losses = run.curve("train", "loss")
             _, scores = run.curve("test", "top1")
             error = 100 * (1 - scores[:, -1])
-            label = f"{depth} layers: test error {error.mean():.1f} ± {error.std(ddof=1):.1f} %"
+            spread = f" ± {error.std(ddof=1):.1f}" if len(error) > 1 else ""
+            label = f"{depth} layers: test error {error.mean():.1f}{spread} %"
             plot_mean(axes, epochs, losses, label=label, color=color, log=True)
             data[name] = {"epochs": epochs.tolist(), "train_loss": losses.tolist()}
             data[name]["test_error"] = error.tolist()
