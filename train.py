@@ -6,10 +6,10 @@ Any field of the config can be overridden: --config.model.name=resnet56 --config
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax.checkpoint.memory import keep_memory_together
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, parse_flags, show_progress
 from resnet_jax.errors import UsageError
+from resnet_jax.memory import manage_memory
 from resnet_jax.programs import keep_programs
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -34,9 +34,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
     data = _CONFIG.value.get("data")
-    # Images that are decoded as they're needed come and go: the system would clear each anew.
-    if not (isinstance(data, ConfigDict) and data.get("random_crop_area")):
-        keep_memory_together()
+    crops = isinstance(data, ConfigDict) and bool(data.get("random_crop_area"))
+    manage_memory(decoded_as_needed=crops)
     keep_programs()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415

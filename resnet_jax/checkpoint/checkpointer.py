@@ -27,9 +27,9 @@ from resnet_jax.checkpoint.damage import (
     reading_together,
 )
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
-from resnet_jax.checkpoint.memory import give_back_freed_memory
 from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
+from resnet_jax.memory import give_back_freed_memory
 from resnet_jax.parallel.process import MAIN, exchange, is_main
 
 State = TypeVar("State")

@@ -3,10 +3,10 @@
 import json
 import sys
 
-from resnet_jax.checkpoint.memory import keep_memory_together
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.children import die_with_parent
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
+from resnet_jax.memory import manage_memory
 
 
 def main(stop: StopRequest) -> int:
@@ -18,8 +18,7 @@ def main(stop: StopRequest) -> int:
     from resnet_jax.train.loop import fit  # noqa: PLC0415 - listened for
 
     config = from_json(job["config"])
-    if not streams(config):
-        keep_memory_together()
+    manage_memory(decoded_as_needed=streams(config))
     show_progress()
     return exit_code_of(lambda: fit(config, job["workdir"], stop=stop, on_hang=end_with))
 

@@ -27,6 +27,7 @@ from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
+from resnet_jax.memory import manage_memory
 from resnet_jax.programs import keep_programs
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := take_overrides(args, unknown):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     show_progress()
+    manage_memory(decoded_as_needed=True)
     keep_programs()
     module = _SUBCOMMANDS[args.subcommand]
     try:
