@@ -56,17 +56,15 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
 
         if not self.train:
-            return self._normalise(x, running_mean.value, running_var.value, scale, bias)
+            moments = running_mean.value, running_var.value
+            return _normalise(x, *moments, scale, bias, self.epsilon, jnp.dtype(self.dtype))
 
         size = self.group_size or n
         if n % size and not self.is_initializing():
             raise ValueError(f"a batch of {n} doesn't split into groups of {size} (bn_group_size)")
         groups = 1 if self.is_initializing() else n // size
         xg = x.reshape(groups, n // groups, *x.shape[1:])
-        x32 = xg.astype(jnp.float32)
-        # E[x²] − E[x]² reads the activations once; float32 sums keep it exact enough.
-        mean = x32.mean(axis=(1, 2, 3))
-        var = jnp.maximum(jnp.square(x32).mean(axis=(1, 2, 3)) - jnp.square(mean), 0.0)
+        y, mean, var = _normalise_batch(xg, scale, bias, self.epsilon, jnp.dtype(self.dtype))
 
         if self.update_stats and not self.is_initializing():
             batch_mean = mean.mean(axis=0)
@@ -78,22 +76,70 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + (1 - keep) * batch_mean
             running_var.value = keep * running_var.value + (1 - keep) * batch_var
 
-        group = (slice(None), None, None, None)
-        return self._normalise(xg, mean[group], var[group], scale, bias).reshape(x.shape)
-
-    def _normalise(self, x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-        dtype = jnp.dtype(self.dtype)
-        return _normalise(x, mean, var, scale, bias, epsilon=self.epsilon, dtype=dtype)
+        return y.reshape(x.shape)
 
 
-# Jitted only so that a network of a thousand layers traces it once for each shape.
-@functools.partial(jax.jit, static_argnames=("epsilon", "dtype"), inline=True)
+# Jitted only so that a network of a thousand layers traces each once for each shape.
+@functools.partial(jax.jit, static_argnums=(5, 6), inline=True)
 def _normalise(
-    x: Array, mean: Array, var: Array, scale: Array, bias: Array, *, epsilon: float, dtype: Any
+    x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> Array:
     factor = jax.lax.rsqrt(var + epsilon) * scale.astype(jnp.float32)
-    y = (x.astype(jnp.float32) - mean) * factor + bias.astype(jnp.float32)
+    # Not (x − mean) · factor, which has to be kept where the backward pass needs x − mean too.
+    y = x.astype(jnp.float32) * factor + (bias.astype(jnp.float32) - mean * factor)
     return y.astype(dtype)
+
+
+def _by_group(moments: Array) -> Array:
+    """[groups, c] → [groups, 1, 1, 1, c]."""
+    return moments[:, None, None, None]
+
+
+def _forward(
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """Groups [g, n, h, w, c] → the same, normalised; mean and variance [g, c], float32."""
+    x32 = x.astype(jnp.float32)
+    # E[x²] − E[x]² reads the activations once; float32 sums keep it exact enough.
+    mean = x32.mean(axis=(1, 2, 3))
+    var = jnp.maximum(jnp.square(x32).mean(axis=(1, 2, 3)) - jnp.square(mean), 0.0)
+    y = _normalise(x, _by_group(mean), _by_group(var), scale, bias, epsilon, dtype)
+    return y, mean, var
+
+
+# By a rule of its own: what JAX derives keeps x and x − mean for the backward pass, and sums twice.
+_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(3, 4))
+_normalise_batch = jax.jit(_differentiable, static_argnums=(3, 4), inline=True)
+
+
+def _batch_fwd(
+    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    y, mean, var = _forward(x, scale, bias, epsilon, dtype)
+    return (y, mean, var), (x, scale, bias, mean, var)
+
+
+def _batch_bwd(
+    epsilon: float, _: Any, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    """The gradients of `x`, `scale` and `bias` (Ioffe & Szegedy 2015, section 3)."""
+    x, scale, bias, mean, var = kept
+    dy, dmean, dvar = grads
+    x32, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+    size = x.size // mean.size
+    inverse = jax.lax.rsqrt(var + epsilon)
+    factor = inverse * scale.astype(jnp.float32)
+    sum_dy = dy.sum(axis=(1, 2, 3))
+    # Σ dy · (x − mean), as the variance is: without x − mean, which XLA on CPU would write down.
+    sum_product = (dy * x32).sum(axis=(1, 2, 3)) - mean * sum_dy
+    slope = (2 * dvar - factor * jnp.square(inverse) * sum_product) / size
+    offset = (dmean - factor * sum_dy) / size - mean * slope
+    dx = dy * _by_group(factor) + x32 * _by_group(slope) + _by_group(offset)
+    dscale = (sum_product * inverse).sum(axis=0)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), sum_dy.sum(axis=0).astype(bias.dtype)
+
+
+_differentiable.defvjp(_batch_fwd, _batch_bwd)
 
 
 class GroupNorm(nn.Module):
