@@ -1,14 +1,16 @@
-"""The one 2-D convolution of the package, with a backward pass that suits each platform.
+"""The one 2-D convolution of the package, with formulations that suit each platform.
 
 TPUs and GPUs run XLA's own convolutions, forward and backward. On CPU, XLA's convolutions are fast
 only in their plain form: NHWC images, HWIO kernel, a kernel no larger than the image, one group.
 The weight gradient that XLA derives isn't of that form; inside a `while` loop it misses the fast
-path and takes some 60 times longer, which rules out scanned training steps. The rules below write
-every gradient either as a plain convolution or as matrix products; where oneDNN's convolutions were
-compiled (`resnet_jax.native`), a single CPU device runs those. The choice is made when a program is
-lowered, so lowering for a TPU on a CPU host gives what the TPU should run.
+path and takes some 60 times longer, which rules out scanned training steps. There the rules below
+write every gradient either as a plain convolution or as matrix products, and 3×3 convolutions as
+Winograd's where that is faster; where oneDNN's convolutions were compiled (`resnet_jax.native`), a
+single CPU device runs those. The choice is made when a program is lowered, so lowering for a TPU on
+a CPU host gives what the TPU should run.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from resnet_jax.models import winograd
 from resnet_jax.native import conv as native
 
 Pair = tuple[int, int]
@@ -68,10 +71,10 @@ def _forward(x: Array, kernel: Array, window: _Window) -> Array:
     xla = partial(_xla_conv, window=window)
     if native.serves(x, kernel, groups=window.groups):
         cpu = partial(_native_forward, window)
-    elif window.groups > 1 or not _prefers_products(x, kernel):
+    elif window.groups > 1:
         return xla(x, kernel)
     else:
-        cpu = partial(_product_conv, window=window)
+        cpu = partial(_conv_on_cpu, window=window)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=xla)
 
 
@@ -91,10 +94,10 @@ def _conv_bwd(window: _Window, operands: tuple[Array, Array], grad: Array) -> tu
     cpu: Callable[..., tuple[Array, Array]]
     if native.serves(x, kernel, groups=window.groups):
         cpu = partial(_native_gradients, window=window)
-    elif window.groups > 1 or _prefers_products(x, kernel):
+    elif window.groups > 1 or _exceeds(kernel, x):
         cpu = _transposed(_product_conv, window)
     else:
-        cpu = partial(_plain_gradients, window=window)
+        cpu = partial(_gradients_on_cpu, window=window)
     return lax.platform_dependent(x, kernel, grad, cpu=cpu, default=_transposed(_xla_conv, window))
 
 
@@ -173,14 +176,59 @@ def _xla_conv(x: Array, kernel: Array, window: _Window, **options: Any) -> Array
     )
 
 
-def _prefers_products(x: Array, kernel: Array) -> bool:
-    """Say whether matrix products beat XLA:CPU's plain convolution.
+def _conv_on_cpu(x: Array, kernel: Array, *, window: _Window) -> Array:
+    if kernel.shape[:2] == (1, 1) or _exceeds(kernel, x):
+        return _product_conv(x, kernel, window)
+    if not _prefers_winograd(x, kernel, window, channels=32):
+        return _xla_conv(x, kernel, window)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    kernel = kernel.astype(wide)
 
-    They do for 1×1 kernels, and for maps smaller than the kernel (3×3 on 2×2), where XLA swaps the
-    roles of image and kernel and so leaves its fast path.
+    def convolve(images: Array) -> Array:
+        y = winograd.convolve(images.astype(wide), kernel, window.padding)
+        return y.astype(x.dtype)
+
+    # The tiles take four times the memory of the image.
+    at_once = _images_within(_TILES_BYTES, x, 16 * x.shape[1] * x.shape[2] * x.shape[3])
+    if at_once == x.shape[0]:
+        return convolve(x)
+    y = lax.map(convolve, x.reshape(-1, at_once, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
+def _exceeds(kernel: Array, x: Array) -> bool:
+    """Whether a kernel has more taps than the maps have places, as 3×3 on 2×2.
+
+    XLA then swaps the roles of image and kernel, and so leaves its fast path.
     """
-    kernel_size = kernel.shape[0] * kernel.shape[1]
-    return kernel_size == 1 or kernel_size > x.shape[1] * x.shape[2]
+    return kernel.shape[0] * kernel.shape[1] > x.shape[1] * x.shape[2]
+
+
+def _prefers_winograd(x: Array, kernel: Array, window: _Window, *, channels: int) -> bool:
+    """Say whether Winograd's formulation is possible and, with that many channels, faster.
+
+    With fewer channels, sums of neighbours take longer than the products; with fewer tiles than
+    channels, the transformed kernel.
+    """
+    plain = kernel.shape[:2] == (3, 3) and window.strides == window.dilation == (1, 1)
+    tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
+    ci, co = kernel.shape[2:]
+    return plain and min(ci, co) >= channels and tiles >= 2 * max(ci, co)
+
+
+# So much of what is made from an image lies in the caches of a core or two when it is used.
+_PATCHES_BYTES, _TILES_BYTES = 2 * 2**20, 64 * 2**20
+
+
+def _images_within(limit: int, x: Array, bytes_of_one: int) -> int:
+    """The largest divisor of the batch so that as many images' intermediates stay below a limit.
+
+    All of them on several devices, between which the batch may be split.
+    """
+    n = x.shape[0]
+    if len(jax.devices("cpu")) > 1:
+        return n
+    return next((m for m in range(n, 1, -1) if n % m == 0 and m * bytes_of_one <= limit), 1)
 
 
 def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
@@ -213,7 +261,7 @@ def _product_conv(x: Array, kernel: Array, window: _Window) -> Array:
     return y.astype(dtype)
 
 
-def _plain_gradients(
+def _gradients_on_cpu(
     x: Array, kernel: Array, grad: Array, *, window: _Window
 ) -> tuple[Array, Array]:
     return _input_gradient(x, kernel, grad, window), _kernel_gradient(x, kernel, grad, window)
@@ -230,41 +278,75 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Ar
 
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)  # [kh, kw, co, ci]
     plain = _Window((1, 1), (pad(0), pad(1)), dilation=window.dilation)
+    if window.strides == (1, 1):
+        return _conv_on_cpu(grad, flipped, window=plain)
+    if kernel.shape[:2] == (1, 1):  # what isn't seen needs no products
+        edges = [(pad(axis)[0], pad(axis)[1], window.strides[axis] - 1) for axis in (0, 1)]
+        y = _product_conv(grad, flipped, _Window((1, 1), ((0, 0), (0, 0))))
+        return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
     return _xla_conv(grad, flipped, plain, lhs_dilation=window.strides)
 
 
 def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> Array:
-    """Correlate the image with the output gradient: one convolution in which they swap roles.
+    """Sum products of the image and of the output gradient, some images at a time.
 
-    The gradient at [i, j, a, b] is Σ x[n, i·d + p·s, j·d + q·s, a] · grad[n, p, q, b] over n, p, q.
-    So ci plays the batch, the batch the channels, the output gradient a kernel whose taps lie the
-    strides apart, and the dilation the stride. With the operands transposed explicitly that is a
-    plain convolution.
-
-    Large batches are summed in four blocks, so that what was transposed is still in the cache when
-    it is used. The blocks are unrolled and strided over the batch: on a sharded batch each device
-    transposes its own images, and the sums meet in a single all-reduce, in float32 also for
-    bfloat16 operands.
+    The sums are float32 also for bfloat16 operands. On a batch that is split over devices they meet
+    in one all-reduce.
     """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    if _prefers_winograd(x, kernel, window, channels=128):
+        within, size = _TILES_BYTES, 16 * x.shape[1] * x.shape[2] * x.shape[3]
+    else:
+        within, size = _PATCHES_BYTES, 4 * x.shape[1] * grad.shape[2] * math.prod(kernel.shape[1:3])
 
-    def pad(axis: int) -> Pair:
-        low = window.padding[axis][0]
-        reach = (grad.shape[1 + axis] - 1) * window.strides[axis]
-        reach += (kernel.shape[axis] - 1) * window.dilation[axis] + 1
-        return low, reach - x.shape[1 + axis] - low
+    def sum_over(images: Array, grads: Array) -> Array:
+        images, grads = images.astype(wide), grads.astype(wide)
+        if within == _TILES_BYTES:
+            return winograd.kernel_gradient(images, grads, window.padding)
+        return _correlate(images, grads, kernel.shape, window)
 
-    transposed = _Window(window.dilation, (pad(0), pad(1)), dilation=window.strides)
-    n, ho, wo, _ = grad.shape
-    blocks = 4 if n % 64 == 0 and n * ho * wo >= 8192 else 1
-    xs = x.reshape(n // blocks, blocks, *x.shape[1:])
-    grads = grad.reshape(n // blocks, blocks, *grad.shape[1:])
-    sums = [
-        _xla_conv(
-            xs[:, i].transpose(3, 1, 2, 0),  # [ci, h, w, n]
-            grads[:, i].transpose(1, 2, 0, 3),  # [ho, wo, n, co]
-            transposed,
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+    at_once = _images_within(within, x, size)
+    if at_once == x.shape[0]:
+        return sum_over(x, grad).astype(kernel.dtype)
+    zero = jnp.zeros(kernel.shape, wide)
+    parts = (a.reshape(-1, at_once, *a.shape[1:]) for a in (x, grad))
+    total, _ = lax.scan(lambda total, part: (total + sum_over(*part), None), zero, tuple(parts))
+    return total.astype(kernel.dtype)
+
+
+def _correlate(x: Array, grad: Array, shape: tuple[int, ...], window: _Window) -> Array:
+    """The kernel's gradient as matrix products of shifted columns and shifted rows.
+
+    At [i, j, a, b] it is Σ x[n, p·s + i·d − t, q·s + j·d − l, a] · grad[n, p, q, b] over n, p, q.
+    The taps j are laid beside one another in the channels of the image, shifted along w, and the
+    taps i in those of the gradient, shifted along h: one product gives all taps, and three times
+    the memory of both is needed, not nine times. With strides along h, rows of the image that lie a
+    stride apart see the same taps, so there is a product for each place within the stride.
+    """
+    (sh, sw), ((top, _), (left, _)), _, (dh, dw) = window
+    kh, kw, ci, co = shape
+    h, wo = x.shape[1], grad.shape[2]
+
+    def pad(a: Array, axis: int, low: int, size: int) -> Array:
+        edges = [(0, 0, 0)] * 4
+        edges[axis] = (low, size - low - a.shape[axis], 0)
+        return lax.pad(a, jnp.zeros((), a.dtype), edges)
+
+    padded = pad(x, 2, left, (wo - 1) * sw + (kw - 1) * dw + 1)
+    shifted = [padded[:, :, j * dw : j * dw + (wo - 1) * sw + 1 : sw] for j in range(kw)]
+    columns = jnp.concatenate(shifted, axis=-1)  # [n, h, wo, kw · ci]
+    taps = [jnp.zeros((kw, ci, co), x.dtype)] * kh
+    for first in range(min(sh, h)):
+        seen = [i for i in range(kh) if (first + top - i * dh) % sh == 0]
+        if not seen:
+            continue
+        image = columns[:, first::sh]
+        rows = [pad(grad, 1, -((first + top - i * dh) // sh), image.shape[1]) for i in seen]
+        product = lax.dot_general(
+            image.reshape(-1, kw * ci),
+            jnp.concatenate(rows, axis=-1).reshape(-1, len(seen) * co),
+            (((0,), (0,)), ((), ())),
         )
-        for i in range(blocks)
-    ]  # each [ci, kh, kw, co]
-    return sum(sums[1:], sums[0]).transpose(1, 2, 0, 3).astype(kernel.dtype)
+        for place, i in enumerate(seen):
+            taps[i] = product.reshape(kw, ci, len(seen), co)[:, :, place]
+    return jnp.stack(taps)
