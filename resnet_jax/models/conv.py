@@ -305,7 +305,8 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, window: _Window) -> A
             return winograd.kernel_gradient(images, grads, window.padding)
         return _correlate(images, grads, kernel.shape, window)
 
-    at_once = _images_within(within, x, size)
+    # A 1×1 kernel has no patches: nothing is made that would have to stay in a cache.
+    at_once = x.shape[0] if kernel.shape[:2] == (1, 1) else _images_within(within, x, size)
     if at_once == x.shape[0]:
         return sum_over(x, grad).astype(kernel.dtype)
     zero = jnp.zeros(kernel.shape, wide)

@@ -36,7 +36,11 @@ CASES = {
     "dilated by 2, stride 2": ((2, 9, 8, 4), 3, 2, 2, 1, 5, 2),
     "dilated by 2 on 2x2": ((2, 2, 2, 4), 3, 1, 2, 1, 5, 2),
     "grouped, dilated by 2": ((2, 6, 5, 8), 3, 1, 2, 4, 12, 2),
+    "Winograd": ((4, 8, 8, 32), 3, 1, 1, 1, 32),
+    "Winograd, odd, without padding": ((6, 9, 7, 33), 3, 1, 0, 1, 40),
+    "Winograd, gradients too": ((18, 8, 7, 128), 3, 1, 1, 1, 130),
 }
+IN_BLOCKS = ("3x3, batch in blocks", "3x3 stride 2, blocks", "Winograd", "Winograd, gradients too")
 
 
 def setup(case, dtype=jnp.float32):
@@ -106,7 +110,22 @@ def test_equals_xla_and_float64(name):
     assert_close(actual, reference(CASES[name], *args), 3e-6)
 
 
-@pytest.mark.parametrize("name", ["3x3, batch in blocks", "1x1 stride 2, odd", "grouped"])
+@pytest.mark.parametrize("name", IN_BLOCKS)
+def test_some_images_at_a_time(name, monkeypatch):
+    # As on a single device, where all would exceed what the caches hold.
+    within = "resnet_jax.models.conv._images_within"
+    monkeypatch.setattr(within, lambda _limit, x, _bytes: x.shape[0] // 3)
+    (images, *shape), *rest = CASES[name]
+    case = ((3 * images, *shape), *rest)  # no other test's, whose trace would be used again
+    ours, _, *args = setup(case)
+    run = jax.jit(backward(ours))
+    assert "while" in run.lower(*args).as_text()
+    assert_close(run(*args), reference(case, *args), 3e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["3x3, batch in blocks", "1x1 stride 2, odd", "grouped", "Winograd"]
+)
 def test_bfloat16_rounds_only_the_result(name):
     ours, _, *args = setup(CASES[name], jnp.bfloat16)
     actual = jax.jit(backward(ours))(*args)

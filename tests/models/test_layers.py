@@ -52,6 +52,41 @@ def test_running_statistics_are_those_of_the_whole_batch(setting, group_size):
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var(axis=(0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_gradients_are_those_of_finite_differences(setting, group_size):
+    """Of a function of the result and of the running statistics, in float64."""
+    x, scale, bias, variables = setting
+    rng = np.random.default_rng(1)
+    weights, of_mean, of_var = (rng.normal(size=size) for size in (x.shape, 4, 4))
+    module = BatchNorm(train=True, update_stats=True, group_size=group_size)
+
+    def loss(x, scale, bias):
+        params = {"scale": scale, "bias": bias}
+        y, updated = module.apply(variables | {"params": params}, x, mutable=["batch_stats"])
+        stats = updated["batch_stats"]
+        return (y * weights).sum() + stats["mean"] @ of_mean + stats["var"] @ of_var
+
+    def reference(x, scale, bias):
+        size = group_size or len(x)
+        groups = [_reference(x[i : i + size], scale, bias) for i in range(0, len(x), size)]
+        mean, var = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
+        return (np.concatenate(groups) * weights).sum() + 0.1 * (mean @ of_mean + var @ of_var)
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x, scale, bias)
+    exact = [np.asarray(a, np.float64) for a in (x, scale, bias)]
+    for argument, gradient in enumerate(gradients):
+        differences = np.zeros_like(exact[argument])
+        for place in np.ndindex(differences.shape):
+            step = np.zeros_like(differences)
+            step[place] = 1e-4
+            up, down = (
+                reference(*exact[:argument], exact[argument] + sign * step, *exact[argument + 1 :])
+                for sign in (1, -1)
+            )
+            differences[place] = (up - down) / 2e-4
+        np.testing.assert_allclose(gradient, differences, rtol=1e-4, atol=1e-4)
+
+
 def test_inference_uses_the_running_statistics(setting):
     x, scale, bias, variables = setting
     stats = {"mean": np.arange(4.0, dtype=np.float32), "var": np.full(4, 4.0, np.float32)}
