@@ -125,8 +125,8 @@ def predict(
         chips *= length
     sums, size = _all_reduces(on_chip.large)
     few, _ = _all_reduces(_with_groups())
-    parameters = on_chip.large["gradient_reduction"]["elements"]
-    statistics_size = size - on_chip.large["gradient_reduction"]["bytes"]
+    gradients_size = on_chip.large["gradient_reduction"]["bytes"]  # compiled for two per parameter
+    statistics_size = size - gradients_size
 
     def seconds(count: int, size: float) -> float:
         latency, transfer = collective_time(
@@ -135,7 +135,7 @@ def predict(
         return count * latency + transfer
 
     alone = on_chip.seconds(batch)
-    gradients = seconds(few, parameters * gradient_bytes)
+    gradients = seconds(few, gradients_size * gradient_bytes / 2)
     if overlap:  # two thirds of a step are backward
         gradients = max(0.0, gradients - alone * 2 / 3)
     statistics = seconds(sums - few, statistics_size) if whole_batch else 0.0
@@ -163,7 +163,7 @@ def programs_table() -> str:
         " | peak memory, of | all-reduces | their MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("*.json"), key=lambda p: _order(p.stem)):
+    for path in sorted(RESULTS.glob("resnet*.json"), key=lambda p: _order(p.stem)):
         program = json.loads(path.read_text(encoding="utf-8"))
         memory = program["memory"]
         count, size = _all_reduces(program)

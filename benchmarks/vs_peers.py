@@ -293,6 +293,10 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def serve(args: argparse.Namespace) -> None:
     """Be a contender: take as many steps as each line of standard input says."""
+    if args.contender in OURS:  # as train.py does
+        from resnet_jax.memory import manage_memory  # noqa: PLC0415
+
+        manage_memory()
     steps = contender(args.contender, args.network, args.batch, args.mode, args.flax)
     for line in sys.stdin:
         began = time.perf_counter()

@@ -174,6 +174,21 @@ class Grammar(nn.Module):
         options |= self._kinds() | {"weight_standardized": self.weight_standardized}
         return Conv(features, kernel_size, stride, **options)
 
+    def _by_batch(self, *, train: bool) -> bool:
+        """Whether normalisation is by the statistics of the batch."""
+        return self.norm == "batch" and train and not (self.bn_frozen or self.is_initializing())
+
+    def _batch_norm(self, name: str, *, train: bool, **options: Any) -> BatchNorm:
+        return BatchNorm(
+            train=train and not self.bn_frozen,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            epsilon=self.norm_epsilon,
+            name=name,
+            **self._kinds(),
+            **options,
+        )
+
     def _steps(
         self,
         steps: tuple[str, ...],
@@ -189,16 +204,10 @@ class Grammar(nn.Module):
             if step == "act":
                 x = getattr(nn, self.activation)(x)
             elif self.norm == "batch":
-                x = BatchNorm(
-                    train=train and not self.bn_frozen,
-                    update_stats=update_stats,
-                    group_size=self.bn_group_size,
-                    momentum=self.bn_momentum,
-                    epsilon=self.norm_epsilon,
-                    zero_init_scale=zero_init_scale,
-                    name=name,
-                    **self._kinds(),
-                )(x)
+                norm = self._batch_norm(
+                    name, train=train, update_stats=update_stats, zero_init_scale=zero_init_scale
+                )
+                x = norm(x)
             elif self.norm in ("group", "layer"):
                 x = GroupNorm(
                     groups=self.norm_groups if self.norm == "group" else 1,
@@ -274,6 +283,16 @@ class ResidualUnit(Grammar):
         stats = {"train": self.train, "update_stats": self.update_stats}
         return self._steps(steps, x, name, **stats, **options)
 
+    def _convolved(
+        self, conv: Conv, x: Array, steps: tuple[str, ...], name: str, **options: Any
+    ) -> Array:
+        """A convolution and the steps after it."""
+        if steps[:1] == ("norm",) and self._by_batch(train=self.train) and conv.widens(x):
+            norm = self._batch_norm(name, train=True, update_stats=self.update_stats, **options)
+            x, kernel = conv.factors(x)
+            return self._around(steps[1:], norm(x, kernel=kernel), name)
+        return self._around(steps, conv(x), name, **options)
+
     def _branch(self, y: Array) -> Array:
         """The convolutions and what stands between them; `y` is ready for the first of them."""
         order = ORDERS[self.order]
@@ -302,13 +321,13 @@ class ResidualUnit(Grammar):
                 options["dilation"], dilation = dilation, self.dilation
             if self.norm == "fixup":
                 options["gain"] = 0.0 if last else fixup_gain
-            y = self._conv(layer.features, layer.kernel_size, layer.stride, **options)(y)
+            conv = self._conv(layer.features, layer.kernel_size, layer.stride, **options)
             if last and self.norm == "fixup":
-                y = Scalars(initial_scale=1.0, name=f"bn{i}", **self._kinds())(y)
+                y = Scalars(initial_scale=1.0, name=f"bn{i}", **self._kinds())(conv(y))
             else:
                 zero = last and self.zero_init_scale
                 steps = order.last if last else order.between
-                y = self._around(steps, y, f"bn{i}", zero_init_scale=zero)
+                y = self._convolved(conv, y, steps, f"bn{i}", zero_init_scale=zero)
         if self.se_ratio:
             y = SqueezeExcite(self.se_ratio, name="se", **self._kinds())(y)
         if self.norm == "skipinit":
@@ -348,10 +367,10 @@ class ResidualUnit(Grammar):
             stride = self.stride
             if self.shortcut == "D":
                 x, stride = average_pool(x, stride), 1
-            s = self._conv(features, 1, stride, name="downsample_conv")(x)
+            conv = self._conv(features, 1, stride, name="downsample_conv")
             # Normalised where the last convolution of the branch is; Fixup has no scalar here.
             normalised = "norm" in ORDERS[self.order].last and self.norm != "fixup"
-            return self._around(("norm",) if normalised else (), s, "downsample_bn")
+            return self._convolved(conv, x, ("norm",) if normalised else (), "downsample_bn")
         if not changes:
             return x
         if self.shortcut == "A_pool":

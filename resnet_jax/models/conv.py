@@ -211,9 +211,11 @@ def _prefers_winograd(x: Array, kernel: Array, window: _Window, *, channels: int
     channels, the transformed kernel.
     """
     plain = kernel.shape[:2] == (3, 3) and window.strides == window.dilation == (1, 1)
+    if not plain or not isinstance(x.shape[0], int):  # an exported program's batch is a symbol
+        return False
     tiles = x.shape[0] * x.shape[1] * x.shape[2] // 4
     ci, co = kernel.shape[2:]
-    return plain and min(ci, co) >= channels and tiles >= 2 * max(ci, co)
+    return min(ci, co) >= channels and tiles >= 2 * max(ci, co)
 
 
 # So much of what is made from an image lies in the caches of a core or two when it is used.
@@ -226,7 +228,7 @@ def _images_within(limit: int, x: Array, bytes_of_one: int) -> int:
     All of them on several devices, between which the batch may be split.
     """
     n = x.shape[0]
-    if len(jax.devices("cpu")) > 1:
+    if not isinstance(n, int) or len(jax.devices("cpu")) > 1:
         return n
     return next((m for m in range(n, 1, -1) if n % m == 0 and m * bytes_of_one <= limit), 1)
 

@@ -84,6 +84,19 @@ class Conv(nn.Module):
             y += bias.astype(y.dtype)
         return y
 
+    def widens(self, x: Float[Array, "n h w c"]) -> bool:
+        """Whether it's a plain product at each place, with at least four times the channels."""
+        plain = self.kernel_size == self.groups == 1 and not self.use_bias
+        return plain and self.features >= 4 * x.shape[-1]
+
+    @nn.compact
+    def factors(
+        self, x: Float[Array, "n h w c"]
+    ) -> tuple[Float[Array, "n h2 w2 c"], Float[Array, "c f"]]:
+        """Those of the product, of type `dtype`, if the convolution is one."""
+        kernel = self.kernel(x.shape[-1])[0, 0]
+        return x[:, :: self.stride, :: self.stride].astype(self.dtype), kernel.astype(self.dtype)
+
     def kernel(self, channels: int) -> Float[Array, "k k c f"]:
         """The kernel as it is used, float32 or wider."""
 

@@ -4,6 +4,7 @@ Statistics and scales are float32 whatever the compute `dtype` is.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.models.conv import conv2d
+from resnet_jax.models.projection import project_and_normalise
 
 
 class BatchNorm(nn.Module):
@@ -42,29 +45,45 @@ class BatchNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    def __call__(
+        self,
+        x: Float[Array, "n h w a"],
+        *,
+        kernel: Float[Array, "a b"] | None = None,
+        pool: Callable[[Array], Array] | None = None,
+    ) -> Float[Array, "n h2 w2 c"]:
         """Return the normalised `x`, of type `dtype`.
+
+        Args:
+            x: maps.
+            kernel: normalise `x` · `kernel` instead, which isn't kept. Only with `train`.
+            pool: maximum over windows, taken of the normalised maps. Only with `train`.
 
         Raises:
             ValueError: the batch doesn't split into groups of `group_size`.
         """
-        n, c = x.shape[0], x.shape[-1]
+        n, c = x.shape[0], x.shape[-1] if kernel is None else kernel.shape[-1]
         scale_init = nn.initializers.zeros if self.zero_init_scale else nn.initializers.ones
         scale = self.param("scale", scale_init, (c,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
+        kinds = self.epsilon, jnp.dtype(self.dtype)
 
         if not self.train:
-            moments = running_mean.value, running_var.value
-            return _normalise(x, *moments, scale, bias, self.epsilon, jnp.dtype(self.dtype))
+            return _normalise(x, running_mean.value, running_var.value, scale, bias, *kinds)
 
         size = self.group_size or n
         if n % size and not self.is_initializing():
             raise ValueError(f"a batch of {n} doesn't split into groups of {size} (bn_group_size)")
         groups = 1 if self.is_initializing() else n // size
         xg = x.reshape(groups, n // groups, *x.shape[1:])
-        y, mean, var = _normalise_batch(xg, scale, bias, self.epsilon, jnp.dtype(self.dtype))
+        if kernel is not None:
+            y, mean, var = _normalise_projected(xg, kernel, scale, bias, *kinds)
+        elif pool:
+            y, mean, var = _normalise_pooled(xg, pool, scale, bias, *kinds)
+        else:
+            y, mean, var = _normalise_batch(xg, None, scale, bias, *kinds)
 
         if self.update_stats and not self.is_initializing():
             batch_mean = mean.mean(axis=0)
@@ -76,7 +95,7 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + (1 - keep) * batch_mean
             running_var.value = keep * running_var.value + (1 - keep) * batch_var
 
-        return y.reshape(x.shape)
+        return y.reshape(n, *y.shape[-3:])
 
 
 # Jitted only so that a network of a thousand layers traces each once for each shape.
@@ -95,51 +114,98 @@ def _by_group(moments: Array) -> Array:
     return moments[:, None, None, None]
 
 
-def _forward(
-    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
-) -> tuple[Array, Array, Array]:
-    """Groups [g, n, h, w, c] → the same, normalised; mean and variance [g, c], float32."""
-    x32 = x.astype(jnp.float32)
+def _moments(x: Array) -> tuple[Array, Array]:
+    """Of groups [g, n, h, w, c]: means and variances [g, c], float32."""
+    x = x.astype(jnp.float32)
     # E[x²] − E[x]² reads the activations once; float32 sums keep it exact enough.
-    mean = x32.mean(axis=(1, 2, 3))
-    var = jnp.maximum(jnp.square(x32).mean(axis=(1, 2, 3)) - jnp.square(mean), 0.0)
-    y = _normalise(x, _by_group(mean), _by_group(var), scale, bias, epsilon, dtype)
-    return y, mean, var
+    mean = x.mean(axis=(1, 2, 3))
+    return mean, jnp.maximum(jnp.square(x).mean(axis=(1, 2, 3)) - jnp.square(mean), 0.0)
+
+
+def _forward(
+    x: Array, pooled: Array | None, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """Normalise groups [g, n, h, w, c], or what they were pooled to, by the moments of groups."""
+    mean, var = _moments(x)
+    moments = _by_group(mean), _by_group(var)
+    values = x if pooled is None else pooled
+    return _normalise(values, *moments, scale, bias, epsilon, dtype), mean, var
 
 
 # By a rule of its own: what JAX derives keeps x and x − mean for the backward pass, and sums twice.
-_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(3, 4))
-_normalise_batch = jax.jit(_differentiable, static_argnums=(3, 4), inline=True)
+_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(4, 5))
+_normalise_batch = jax.jit(_differentiable, static_argnums=(4, 5), inline=True)
 
 
 def _batch_fwd(
-    x: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
-    y, mean, var = _forward(x, scale, bias, epsilon, dtype)
-    return (y, mean, var), (x, scale, bias, mean, var)
+    x: Array, pooled: Array | None, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[tuple[Array, Array, Array], tuple[Array | None, ...]]:
+    y, mean, var = _forward(x, pooled, scale, bias, epsilon, dtype)
+    return (y, mean, var), (x, pooled, scale, bias, mean, var)
 
 
 def _batch_bwd(
     epsilon: float, _: Any, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
-    """The gradients of `x`, `scale` and `bias` (Ioffe & Szegedy 2015, section 3)."""
-    x, scale, bias, mean, var = kept
+) -> tuple[Array, Array | None, Array, Array]:
+    """The gradients of `x`, `pooled`, `scale` and `bias` (Ioffe & Szegedy 2015, section 3)."""
+    x, pooled, scale, bias, mean, var = kept
     dy, dmean, dvar = grads
     x32, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+    values = x32 if pooled is None else pooled.astype(jnp.float32)
     size = x.size // mean.size
     inverse = jax.lax.rsqrt(var + epsilon)
     factor = inverse * scale.astype(jnp.float32)
     sum_dy = dy.sum(axis=(1, 2, 3))
     # Σ dy · (x − mean), as the variance is: without x − mean, which XLA on CPU would write down.
-    sum_product = (dy * x32).sum(axis=(1, 2, 3)) - mean * sum_dy
+    sum_product = (dy * values).sum(axis=(1, 2, 3)) - mean * sum_dy
     slope = (2 * dvar - factor * jnp.square(inverse) * sum_product) / size
     offset = (dmean - factor * sum_dy) / size - mean * slope
-    dx = dy * _by_group(factor) + x32 * _by_group(slope) + _by_group(offset)
-    dscale = (sum_product * inverse).sum(axis=0)
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), sum_dy.sum(axis=0).astype(bias.dtype)
+    dx, dvalues = x32 * _by_group(slope) + _by_group(offset), dy * _by_group(factor)
+    dscale, dbias = (sum_product * inverse).sum(axis=0), sum_dy.sum(axis=0)
+    of_parameters = dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    if pooled is None:
+        return (dx + dvalues).astype(x.dtype), None, *of_parameters
+    return dx.astype(x.dtype), dvalues.astype(pooled.dtype), *of_parameters
 
 
 _differentiable.defvjp(_batch_fwd, _batch_bwd)
+
+
+def _normalise_pooled(
+    x: Array, pool: Callable[[Array], Array], scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """The maximum of normalised groups over windows, normalised only after it was taken.
+
+    Normalisation keeps the order of values, or with a negative scale reverses it. So the normalised
+    maps, four times as large, need be neither written nor read, forward or backward.
+    """
+    sign = jnp.where(scale < 0, -1, 1)
+    x = x * sign.astype(x.dtype)
+    pooled = pool(x.reshape(-1, *x.shape[2:]))
+    pooled = pooled.reshape(*x.shape[:2], *pooled.shape[1:])
+    y, mean, var = _normalise_batch(x, pooled, scale * sign, bias, epsilon, dtype)
+    return y, mean * sign, var
+
+
+def _normalise_projected(
+    x: Array, kernel: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+) -> tuple[Array, Array, Array]:
+    """Normalise groups of x · kernel.
+
+    In one where that was found to pay. XLA on CPU writes the product all the same.
+    """
+
+    def plain(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        z = conv2d(x, kernel[None, None], padding=((0, 0), (0, 0)))
+        groups = z.reshape(*shape, *z.shape[1:])
+        y, mean, var = _normalise_batch(groups, None, scale, bias, epsilon, dtype)
+        return y.reshape(z.shape), mean, var
+
+    def tpu(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        return project_and_normalise(x, kernel, scale, bias, shape[0], epsilon, dtype)
+
+    shape, images = x.shape[:2], x.reshape(-1, *x.shape[2:])
+    return jax.lax.platform_dependent(images, kernel, scale, bias, tpu=tpu, default=plain)
 
 
 class GroupNorm(nn.Module):

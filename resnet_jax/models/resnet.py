@@ -152,9 +152,12 @@ class ResNet(Grammar, kw_only=True):
         else:
             kernel_size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
             x = self._conv(width, kernel_size, stride, name="conv1")(x)
-        x = self._steps(around, x, "bn1", **stats)
-
         pool = self._stem_pool()
+        keeps_order = self.stem_norm and self.activation == "relu"
+        if pool == "max" and keeps_order and self._by_batch(train=stats["train"]):
+            x = self._batch_norm("bn1", **stats)(x, pool=max_pool)
+            return self._steps(("act",), x, "", **stats)
+        x = self._steps(around, x, "bn1", **stats)
         if pool == "max":
             x = max_pool(x, zero_padded=not self.stem_norm)
         elif pool == "conv":

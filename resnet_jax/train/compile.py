@@ -104,7 +104,7 @@ def compile_training(blueprint: Blueprint) -> Program | TooLarge:
     step.
     """
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(blueprint.mesh))
-    return _compile(
+    return compile_program(
         blueprint.train_steps(),
         blueprint.abstract_state,
         *blueprint.abstract_batches(),
@@ -131,7 +131,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
         (state.variables(), state.normalization),
     )
-    return _compile(
+    return compile_program(
         make_score(blueprint.model, blueprint.mesh),
         variables,
         normalization,
@@ -140,7 +140,14 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
     )
 
 
-def _compile(function: jax.stages.Wrapped, *shapes: Any, devices: int) -> Program | TooLarge:
+def compile_program(function: jax.stages.Wrapped, *shapes: Any, devices: int) -> Program | TooLarge:
+    """Compile a jitted function for arguments of these shapes, whose shardings name the devices.
+
+    Args:
+        function: to compile.
+        shapes: of its arguments.
+        devices: how many run the program.
+    """
     began = time.perf_counter()
     try:
         compiled = function.lower(*shapes).compile()
@@ -204,17 +211,22 @@ def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
     return max(0, int(most) // unit * unit)
 
 
-def gradient_reduction(program: Program) -> dict[str, Any]:
+def gradient_reduction(blueprint: Blueprint, program: Program) -> dict[str, Any]:
     """How gradients are summed over the devices: bytes, and per parameter.
 
-    Arrays of two and more dimensions are gradients of kernels, which hold all but a thousandth of
-    the parameters; statistics and gradients of vectors have one.
+    Those of kernels, which hold all but a thousandth of the parameters. Sums of vectors are mostly
+    statistics, and square matrices are those of products of channels (`models.projection`), except
+    where a kernel has the same shape.
     """
+    kernels = [leaf.shape for leaf in jax.tree.leaves(blueprint.abstract_state.params)]
+    products = {shape[-2:] for shape in kernels if len(shape) > 2 and shape[-2] != shape[-1]}
+    matrices = products | {shape for shape in kernels if len(shape) == 2}
     elements: Counter[str] = Counter()
     size = 0
     for one in program.collectives:
         for array in one.arrays:
-            if one.kind in ("all-reduce", "reduce-scatter") and len(array.shape) > 1:
+            of_kernel = len(array.shape) > 2 or array.shape in matrices
+            if one.kind in ("all-reduce", "reduce-scatter") and of_kernel:
                 elements[array.dtype] += one.times * array.size
                 size += one.times * array.bytes
     total = sum(elements.values())
@@ -299,7 +311,7 @@ def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -
         "mb_per_image": program.memory_bytes / examples / 1e6,
         "accessed_mb_per_image": program.accessed_bytes / counted / 1e6,
         "collectives": summarize(program.collectives),
-        "gradient_reduction": gradient_reduction(program),
+        "gradient_reduction": gradient_reduction(blueprint, program),
         "compile_s": round(program.compile_s, 1),
     }
     if seconds:

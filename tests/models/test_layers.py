@@ -1,5 +1,7 @@
 """Batch normalisation against float64 NumPy, whole and in groups."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,38 @@ def test_gradients_are_those_of_finite_differences(setting, group_size):
             )
             differences[place] = (up - down) / 2e-4
         np.testing.assert_allclose(gradient, differences, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_pooling_before_normalisation_is_pooling_after_it(group_size):
+    """Scales of both signs; statistics and gradients too."""
+    rng = np.random.default_rng(2)
+    x = (rng.normal(size=(4, 7, 6, 4)) * [1, 2, 3, 4] + [0, 1, -5, 20]).astype(np.float32)
+    weights = rng.normal(size=(4, 4, 3, 4)).astype(np.float32)
+    params = {"scale": np.array([1, -2, 0.5, -1], np.float32), "bias": np.ones(4, np.float32)}
+    module = BatchNorm(train=True, update_stats=True, group_size=group_size)
+    stats = {"mean": np.zeros(4, np.float32), "var": np.ones(4, np.float32)}
+
+    def loss(x, params, *, first):
+        variables = {"params": params, "batch_stats": stats}
+        pool = {"pool": max_pool} if first else {}
+        y, updated = module.apply(variables, x, mutable=["batch_stats"], **pool)
+        y = y if first else max_pool(y)
+        return (y * weights).sum(), (y, updated)
+
+    def run(*, first):
+        of = jax.value_and_grad(partial(loss, first=first), argnums=(0, 1), has_aux=True)
+        return jax.jit(of)(x, params)
+
+    (_, results), gradients = run(first=True)
+    (_, expected), expected_gradients = run(first=False)
+    np.testing.assert_array_equal(results[0], expected[0])
+    for actual, other in zip(
+        jax.tree.leaves((results, gradients)),
+        jax.tree.leaves((expected, expected_gradients)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(actual, other, rtol=1e-5, atol=3e-5)
 
 
 def test_inference_uses_the_running_statistics(setting):
