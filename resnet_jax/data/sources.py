@@ -14,9 +14,11 @@ import bisect
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol, get_args
 
 import numpy as np
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
 MEMORY_LIMIT_BYTES = 16 * 2**30
 """Largest total of decoded images that `load_dataset` takes into host memory."""
 
-DIGITS_SPLIT_SEED = 2015
 DIGITS_TEST_EXAMPLES = 360
+# Of all digits, those for training first: as scikit-learn's `train_test_split` stratifies and
+# shuffles them with `random_state=2015`.
+_DIGITS_ORDER = Path(__file__).with_name("digits_order.npy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,19 +377,15 @@ class Digits:
 
     @functools.cached_property
     def _splits(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        bunch = load_digits()
-        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-        labels = bunch.target.astype(np.int32)
-        # Both halves come out shuffled, so a contiguous slice of either is about balanced.
-        train, test = train_test_split(
-            np.arange(len(labels)),
-            test_size=DIGITS_TEST_EXAMPLES,
-            stratify=labels,
-            random_state=DIGITS_SPLIT_SEED,
-        )
+        # Not by `sklearn.datasets`, whose import takes a second.
+        package = importlib.util.find_spec("sklearn")
+        if package is None or not package.submodule_search_locations:
+            raise DataError("digits come with scikit-learn; pip install scikit-learn")
+        file = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+        rows = np.loadtxt(file, delimiter=",", dtype=np.float64)
+        images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        labels = rows[:, -1].astype(np.int32)
+        train, test = np.split(np.load(_DIGITS_ORDER), [-DIGITS_TEST_EXAMPLES])
         return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
 
     @property

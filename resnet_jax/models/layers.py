@@ -101,7 +101,8 @@ class Conv(nn.Module):
         """The kernel as it is used, float32 or wider."""
 
         def init(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
-            return (self.gain * he_normal(key, shape)).astype(dtype)
+            drawn = he_normal(key, shape)
+            return (drawn if self.gain == 1 else self.gain * drawn).astype(dtype)
 
         shape = (self.kernel_size, self.kernel_size, channels // self.groups, self.features)
         kernel = self.param("kernel", init, shape, self.param_dtype)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.alphago import AlphaGoZero
 from resnet_jax.models.highway import HighwayNet
+from resnet_jax.models.initial import initialize
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
 from resnet_jax.models.vgg import VGG
@@ -280,8 +281,8 @@ def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int
         {"params": …} and, if there are running statistics, "batch_stats"; equal to
         `model.init(key, images)` unless the network is scanned.
     """
-    # Compiling `model.init` would compile every convolution only to learn shapes.
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    if isinstance(model, ResNet) and model.scan:
-        return stack_units(model.copy(scan=False).lazy_init(key, image))
-    return model.lazy_init(key, image)
+    if not isinstance(model, ResNet):
+        return initialize(model, key, image)
+    variables = initialize(model.copy(scan=False, remat=False), key, image)
+    return stack_units(variables) if model.scan else variables

@@ -17,6 +17,7 @@ def digits(**splits):
 
 def test_digits_hold_every_bundled_image_once_scaled_to_bytes():
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     data = digits()
     assert {role: len(one) for role, one in data.splits.items()} == {"train": 1437, "test": 360}
@@ -28,6 +29,11 @@ def test_digits_hold_every_bundled_image_once_scaled_to_bytes():
         (bytes(round(v * 255 / 16) for v in image.ravel()), int(label))
         for image, label in zip(bunch.images, bunch.target, strict=True)
     )
+    train, test = train_test_split(
+        np.arange(len(bunch.target)), test_size=360, stratify=bunch.target, random_state=2015
+    )
+    np.testing.assert_array_equal(data.splits["train"].labels, bunch.target[train])
+    np.testing.assert_array_equal(data.splits["test"].labels, bunch.target[test])
     found = sorted(
         (image.tobytes(), int(label))
         for one in data.splits.values()
