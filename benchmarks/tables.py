@@ -235,6 +235,118 @@ def peers_table() -> str:
     return "\n".join(lines)
 
 
+def fast_table() -> str:
+    """The shortest comparison, for README."""
+    names = {
+        "resnet_jax": "resnet_jax",
+        "resnet_jax onednn": "resnet_jax with oneDNN (`resnet-jax build`)",
+        "resnet_jax onednn bfloat16": "the same, bfloat16",
+        "flax": "Flax as most write it",
+        "torch": "PyTorch, channels last",
+        "torch.compile": "PyTorch compiled",
+        "torch bfloat16": "PyTorch, bfloat16",
+    }
+    lines = ["| img/s on two CPU cores |", "|---|"]
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    for network in ("resnet20", "resnet50"):
+        result = json.loads((RESULTS / f"vs_peers_{network}_cpu.json").read_text("utf-8"))
+        for mode in ("train", "inference"):
+            lines[0] += f" {network}, {mode} |"
+            lines[1] += "---|"
+            for name, row in cells.items():
+                row.append(
+                    f"{result[mode]['img_per_s'][name]:,.{0 if network[6:] == '20' else 1}f}"
+                )
+    return "\n".join(
+        lines + [f"| {names[name]} | {' | '.join(row)} |" for name, row in cells.items()]
+    )
+
+
+def changes_table() -> str:
+    """What a step takes without each change for CPUs."""
+    results = [
+        json.loads((RESULTS / f"changes_{network}_cpu.json").read_text(encoding="utf-8"))
+        for network in ("resnet20", "resnet50")
+    ]
+    names = [f"{result['network']}, {result['batch_size']} images" for result in results]
+    lines = [
+        f"| a step without it, divided by a step with it | {' | '.join(names)} |",
+        "|---|---|---|",
+    ]
+    for change, told in results[0]["changes"].items():
+        cells = []
+        for result in results:
+            of, temp_mb = result["changes"][change], result["temp_mb"]
+            more = of["temp_mb_without"] - temp_mb
+            memory = f", {more:+,.0f} MB" if abs(more) > temp_mb / 50 else ""
+            cells.append(f"{of['without_divided_by_with']:.2f}{memory}")
+        lines.append(f"| {told['change']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tpu_peers_table() -> str:
+    """Memory traffic of a ResNet-50's step beside that of google/flax's example."""
+    folder = RESULTS / "tpu_compile"
+    lines = [
+        "| slice, images per chip | MB per image | google/flax | ours / it | peak memory"
+        " | google/flax | GFLOP per image | google/flax |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(folder.glob("flax_*.json")):
+        name = path.stem.removeprefix("flax_")
+        ours, theirs = (
+            json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+            for stem in (name, path.stem)
+        )
+        mb, peak = (
+            [one["mb_per_image"] for one in (ours, theirs)],
+            [one["memory"]["peak_bytes"] / 2**30 for one in (ours, theirs)],
+        )
+        lines.append(
+            f"| {ours['topology']}, {ours['batch_per_chip']} | {mb[0]:.0f} | {mb[1]:.0f}"
+            f" | {mb[0] / mb[1]:.2f} | {peak[0]:.1f} GiB | {peak[1]:.1f} GiB"
+            f" | {ours['gflop_per_image']:.2f} | {theirs['gflop_per_image']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def tpu_variants_table() -> str:
+    """What was tried on one slice."""
+    folder = RESULTS / "tpu_compile"
+    names = {
+        "before_": "before both changes",
+        "": "as it is",
+        "remat_": "units recomputed (`model.remat`)",
+        "space_to_depth_": "stem on blocks of 2×2 pixels (`model.stem=space_to_depth`)",
+    }
+    lines = [
+        "| resnet50, v5e:2x2, 256 images per chip | MB per image | peak memory | GFLOP per image |",
+        "|---|---|---|---|",
+    ]
+    for prefix, what in names.items():
+        file = folder / f"{prefix}resnet50_v5e-4_256.json"
+        one = json.loads(file.read_text(encoding="utf-8"))
+        peak = one["memory"]["peak_bytes"] / 2**30
+        lines.append(
+            f"| {what} | {one['mb_per_image']:.0f} | {peak:.1f} GiB"
+            f" | {one['gflop_per_image']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def cost_table() -> str:
+    """How a step's time grows with its multiply-adds."""
+    result = json.loads((RESULTS / "cost_scaling_cpu.json").read_text(encoding="utf-8"))
+    lines = [
+        "| varied | values | time grows with the multiply-adds to the power of |",
+        "|---|---|---|",
+    ]
+    for name, exponent in result["exponent_of_time_in_macs"].items():
+        values = [str(row[name]) for row in result["rows"] if row["varied"] == name]
+        lines.append(f"| {name} | {', '.join(values)} | {exponent:.2f} |")
+    return "\n".join(lines)
+
+
 def papers_section() -> str:
     """Each artefact: its claim, figure, table, and how to run it again."""
     parts = []
@@ -360,7 +472,12 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "pipeline": ("docs/data.md", pipeline_table),
     "seeds": ("docs/runs.md", seeds_table),
     "startup": ("docs/performance.md", startup_table),
+    "fast": ("README.md", fast_table),
     "peers": ("docs/performance.md", peers_table),
+    "changes": ("docs/performance.md", changes_table),
+    "tpu-peers": ("docs/performance.md", tpu_peers_table),
+    "tpu-variants": ("docs/performance.md", tpu_variants_table),
+    "cost": ("docs/performance.md", cost_table),
     "verdicts": ("docs/papers.md", verdicts_table),
     "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),

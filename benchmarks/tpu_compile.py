@@ -52,6 +52,13 @@ CASES: dict[str, list[str]] = {
     "resnet152_v5e-4_32": _case("resnet152,whole", "v5e:2x2", 32, "--train-only"),
     "resnet50_v5e-256_256": _case("resnet50,whole", "v5e:16x16", 256, "--train-only"),
     "resnet152_v5p-4_256": _case("resnet152,whole", "v5p:2x2x1", 256, "--train-only"),
+    # What could lower the traffic, and doesn't.
+    "remat_resnet50_v5e-4_256": _case(
+        "resnet50,whole", "v5e:2x2", 256, "--train-only", "--config.model.remat=True"
+    ),
+    "space_to_depth_resnet50_v5e-4_256": _case(
+        "resnet50,whole", "v5e:2x2", 256, "--train-only", "--config.model.stem=space_to_depth"
+    ),
 }
 
 # The example's: chip and number of chips, images per chip. Its statistics are of the whole batch.

@@ -73,3 +73,15 @@ def test_each_program_does_the_work_of_its_network(scaling, model):
         assert {row["kind"] for row in program["collectives"]} == {"all-reduce"}
         assert program["versions"]["libtpu"]
         assert len(program["commit"].removesuffix("+")) == 40
+
+
+def test_a_step_moves_less_than_google_flaxs(scaling):
+    """By a tenth at least, and in less memory."""
+    others = sorted(scaling.RESULTS.glob("flax_*.json"))
+    assert others
+    for other in others:
+        theirs = json.loads(other.read_text())
+        ours = scaling.load(other.stem.removeprefix("flax_"))
+        assert ours["versions"] == theirs["versions"]
+        assert ours["mb_per_image"] <= 0.9 * theirs["mb_per_image"]
+        assert ours["memory"]["peak_bytes"] <= 0.9 * theirs["memory"]["peak_bytes"]

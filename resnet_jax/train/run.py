@@ -18,6 +18,7 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, WriteError
+from resnet_jax.memory import give_back_freed_memory
 from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import streams
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _all_finite = jax.jit(all_finite)
 _LONGEST_WAIT_S = 30  # between attempts of the last save
+_SETTLING = 3  # dispatches after which a step finds its memory where the last one left it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ class Run:
         self._clock.start_lap(self._step)
         vote = Vote(self._experiment.mesh)
         stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
+        settling = _SETTLING
         while self._step < self._plan.total_steps and not stopping:
             first = self._step
             self._step = self._plan.next_pause(first, stop_at_step=self._stop_at_step)
@@ -184,6 +187,10 @@ class Run:
             steps = np.int32(self._step - first)
             batches, train_steps = self._batches.take(first), self._program(first)
             self._state = train_steps(self._state, *batches, steps, *self._teacher)
+            if settling:
+                settling -= 1
+                jax.block_until_ready(self._state)
+                give_back_freed_memory()
             stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
             stopping = stopping or self._is_told_to_stop_here()
             try:
