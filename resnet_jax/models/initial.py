@@ -12,16 +12,16 @@ class _NotGivenError(ValueError):
     """A result depends on an array of which only the shape is known."""
 
 
-def initialize(model: nn.Module, key: jax.Array, *images: jax.ShapeDtypeStruct) -> Any:
-    """What `model.init` returns, for images of which only the shapes are known.
+def initialize(model: nn.Module, key: jax.Array, images: jax.ShapeDtypeStruct) -> Any:
+    """What `model.init` returns, for images of which only the shape is known.
 
     A module in which they can't be told from the computation, as within `nn.jit` or `nn.remat`, is
     left to Flax, which takes longer.
     """
     try:
-        return _evaluate_needed(model.init, key, *images)
+        return _evaluate_needed(model.init, key, images)
     except _NotGivenError:
-        return model.lazy_init(key, *images)
+        return model.lazy_init(key, images)
 
 
 def _evaluate_needed(function: Callable[..., Any], *args: Any) -> Any:

@@ -153,6 +153,7 @@ class ResNet(Grammar, kw_only=True):
             kernel_size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
             x = self._conv(width, kernel_size, stride, name="conv1")(x)
         pool = self._stem_pool()
+        # The maximum of activated values is the activated maximum, of a quarter as many values.
         keeps_order = self.stem_norm and self.activation == "relu"
         if pool == "max" and keeps_order and self._by_batch(train=stats["train"]):
             x = self._batch_norm("bn1", **stats)(x, pool=max_pool)
