@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -81,13 +82,19 @@ class Run:
         stop: StopRequest,
         watchdog: Watchdog,
         *,
+        check_place: Callable[[], None] | None,
         stop_at_step: int | None,
     ) -> None:
-        """Be ready to go; the arguments are as in `fit`, checked."""
+        """Be ready to go; the arguments are as in `fit`, checked.
+
+        `check_place` raises a WriteError if `workdir` isn't where it was; None in other processes
+        than the main one.
+        """
         self._experiment, self._plan = experiment, experiment.plan
         self._config, self._dataset = experiment.config, experiment.dataset
         self._workdir, self._checkpoints = workdir, checkpoints
         self._stop, self._watchdog, self._stop_at_step = stop, watchdog, stop_at_step
+        self._check_place = check_place
         self._clock = Clock()
         self._waited_s = 0.0  # for images, up to the last log point
         self._failed_saves = 0  # in a row
@@ -206,7 +213,12 @@ class Run:
     def _pause(self, *, last: bool) -> None:
         """Log, score, save, in this order: a checkpoint's step is on record before the checkpoint
         exists, so a resumed run neither repeats nor misses a line.
+
+        Raises:
+            WriteError: the work directory isn't where it was.
         """
+        if self._check_place:
+            self._check_place()
         if self._config.precise_bn and self._plan.evaluates_at(self._step):
             self._watchdog.now(f"measuring the statistics of step {self._step}")
             with self._clock.paused(self._state):
