@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _all_finite = jax.jit(all_finite)
 _LONGEST_WAIT_S = 30  # between attempts of the last save
+_MOST_DOUBLINGS = 6  # of the log intervals between attempts of others: up to 64
 _SETTLING = 3  # dispatches after which a step finds its memory where the last one left it
 
 
@@ -385,7 +386,7 @@ class Run:
             self._count_failure(error, last=False)
 
     def _count_failure(self, error: WriteError, *, last: bool) -> None:
-        """Say when the next attempt is, each time twice as late.
+        """Say when the next attempt is, each time twice as late up to a limit.
 
         Raises:
             WriteError: there have been enough.
@@ -394,7 +395,7 @@ class Run:
         if self._failed_saves >= self._config.save_attempts:
             raise error
         self._best = self._best_on_disk  # a checkpoint that isn't there can't be the best
-        patience = 2 ** (self._failed_saves - 1)
+        patience = 2 ** min(self._failed_saves - 1, _MOST_DOUBLINGS)
         if last:
             patience = min(patience, _LONGEST_WAIT_S)
             when = f"the next attempt is in {patience} s"
