@@ -4,7 +4,6 @@ import fcntl
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -282,10 +281,9 @@ def test_an_archive_is_not_larger_than_it_is(kind, tmp_path):
         header = member.tobuf(tarfile.PAX_FORMAT)
     archive = tmp_path / originals.VALIDATION_ARCHIVE
     archive.write_bytes(header + bytes(512) + bytes(1024))
-    began = time.monotonic()
-    with pytest.raises(DataError, match=re.escape(str(archive))):
-        prepare(tmp_path, tmp_path / "data", "imagenet2012", Options(), workers=1)
-    assert time.monotonic() - began < 10
+    with pytest.raises(DataError, match="length isn't that of its data|has more than 32 MiB"):
+        for name, start, length in originals._members(archive):
+            Original(name, 0, str(archive), start, length).read()
 
 
 def test_a_part_of_an_archive_that_no_image_has_isnt_read(tmp_path):
