@@ -281,9 +281,9 @@ def test_an_archive_is_not_larger_than_it_is(kind, tmp_path):
         header = member.tobuf(tarfile.PAX_FORMAT)
     archive = tmp_path / originals.VALIDATION_ARCHIVE
     archive.write_bytes(header + bytes(512) + bytes(1024))
+    members = (Original(n, 0, str(archive), *where) for n, *where in originals._members(archive))
     with pytest.raises(DataError, match="length isn't that of its data|has more than 32 MiB"):
-        for name, start, length in originals._members(archive):
-            Original(name, 0, str(archive), start, length).read()
+        [member.read() for member in members]
 
 
 def test_a_part_of_an_archive_that_no_image_has_isnt_read(tmp_path):
