@@ -21,7 +21,7 @@ _NUMBERS = {
 
 
 def as_path(name: epath.PathLike) -> epath.Path:
-    """The path with that name, on this host or in a bucket.
+    """The path with that name, on this host or in a bucket; ~ is the user's home.
 
     Raises:
         UsageError: it is a URL of another kind.
@@ -30,7 +30,7 @@ def as_path(name: epath.PathLike) -> epath.Path:
     if separator and scheme not in _SCHEMES:
         known = ", ".join(f"{each}://…" for each in _SCHEMES)
         raise UsageError(f"{os.fspath(name)} isn't a folder's name; in a bucket it is {known}.")
-    return epath.Path(name)
+    return epath.Path(name).expanduser()
 
 
 def is_remote(path: epath.PathLike) -> bool:

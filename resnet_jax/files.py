@@ -1,7 +1,7 @@
 """Files of this host, replaced as a whole."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,17 +18,16 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises:
         OSError: it can't be written; the old file is intact.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=DRAFT)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -6,7 +6,9 @@ a reason to lose a run, to end with another exit code, or not to end at all.
 
 import threading
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+T = TypeVar("T")
 
 
 class LossyStream:
@@ -40,6 +42,25 @@ class LossyStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def escaped(value: T) -> T:
+    """Text for a terminal, or a JSON-like document of such texts.
+
+    Names of files and classes, and what other hosts say, may hold characters that steer a terminal
+    or reverse its text. They become escapes, as Python writes them; line breaks and tabs stay.
+    """
+    result: Any = value
+    if isinstance(value, str) and not value.isprintable():
+        result = "".join(
+            c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode("ascii")
+            for c in value
+        )
+    elif isinstance(value, dict):
+        result = {escaped(key): escaped(entry) for key, entry in value.items()}
+    elif isinstance(value, list | tuple):
+        result = [escaped(entry) for entry in value]
+    return result
 
 
 def briefly(action: Callable[[], object], *, timeout_s: float) -> None:

@@ -6,8 +6,6 @@ save, and with what was restored. A checkpoint that fails is renamed STEP.corrup
 
 import concurrent.futures
 import contextlib
-import hashlib
-import json
 import logging
 import threading
 import time
@@ -26,7 +24,16 @@ from resnet_jax.checkpoint.damage import (
     is_damage,
     reading_together,
 )
-from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back
+from resnet_jax.checkpoint.integrity import (
+    check_step,
+    checksums,
+    different,
+    named_leaves,
+    own_step,
+    read_back,
+    sealed,
+    unsealed,
+)
 from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.memory import give_back_freed_memory
@@ -58,20 +65,20 @@ class Checkpointer:
         self._verified: set[int] = set()
         self._states = ocp.StandardCheckpointHandler()
         self._progress = ocp.JsonCheckpointHandler()
-        self._manager = self._open()
+        self._manager = self._open(create=keep is not None)
         self._broken = False  # a save has failed, and its remains weren't swept away yet
         self._saving: int | None = None  # the step of the save that wasn't settled yet
         self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
         self._verdict: concurrent.futures.Future[str | None] | None = None
 
-    def _open(self) -> Manager:
+    def _open(self, *, create: bool = False) -> Manager:
         """Look at what there is; away with what a save left unfinished, unless this only reads."""
         options = ocp.CheckpointManagerOptions(
             preservation_policy=retention(self._keep, self._verified),
             best_fn=merit,  # without it Orbax forgets the metrics when the process ends
             cleanup_tmp_directories=self._keep is not None,
             read_only=self._keep is None,
-            create=self._keep is not None,
+            create=create,  # but once: it may be renamed meanwhile
         )
         handlers = {"state": self._states, "progress": self._progress}
         with bucket_errors(self._directory):
@@ -107,6 +114,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return  # the same run has been here before: the state is the same to the bit
         sums = checksums(named_leaves(state))
+        record = sealed({"step": step, "progress": progress, "checksums": sums})
         with self._write_errors():
             if self._broken:
                 self._manager, self._broken = self._open(), False
@@ -115,7 +123,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(_sealed({"progress": progress, "checksums": sums})),
+                    progress=ocp.args.JsonSave(record),
                 ),
                 metrics=metrics,
                 force=True,
@@ -259,6 +267,7 @@ class Checkpointer:
         with self._read_errors(step):
             if flaw := describe(different(found, saved["checksums"])):
                 raise FlawError(flaw)
+            check_step(step, saved.get("step", own_step(state)))
         self._verified.add(step)
         return state, saved["progress"]
 
@@ -290,7 +299,9 @@ class Checkpointer:
 
     def _read_progress(self, step: int) -> dict[str, Any]:
         folder = self._directory / str(step) / "progress"
-        return _unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
+        saved = unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
+        check_step(step, saved.get("step"))
+        return saved
 
     def _set_aside(self, step: int, flaw: str) -> None:
         """Rename a damaged checkpoint, so that it is neither used nor deleted."""
@@ -391,24 +402,3 @@ class Checkpointer:
 
 def _abstract(like: Any) -> Any:
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-
-
-def _sealed(document: dict[str, Any]) -> dict[str, Any]:
-    return document | {"seal": _seal(document)}
-
-
-def _unsealed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document without its seal.
-
-    Raises:
-        FlawError: it isn't what was sealed.
-    """
-    inner = {name: value for name, value in document.items() if name != "seal"}
-    if document.get("seal") != _seal(inner):
-        raise FlawError("its progress fails its checksum")
-    return inner
-
-
-def _seal(document: dict[str, Any]) -> str:
-    text = json.dumps(document, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

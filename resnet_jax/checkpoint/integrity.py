@@ -1,8 +1,10 @@
-"""Checksums of arrays, to tell a checkpoint that was damaged from one that wasn't.
+"""Checksums of arrays and seals, to tell a checkpoint that was damaged from one that wasn't.
 
 Orbax and TensorStore keep no checksums of array data: a flipped bit is restored as another number.
 """
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from resnet_jax.checkpoint.damage import FlawError
 from resnet_jax.errors import DataError
 
 _LANES = ((0x9E3779B1, 0x00000000), (0x85EBCA77, 0x27D4EB2F))
@@ -123,3 +126,46 @@ def _kvstore(path: str) -> dict[str, str]:
         return {"driver": "file", "path": path}
     bucket, _, inside = rest.partition("/")
     return {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": inside}
+
+
+def own_step(state: Any) -> int | None:
+    """The number of steps that a state says it is after; None if it doesn't.
+
+    Versions that wrote no number beside the state wrote one in it.
+    """
+    leaf = named_leaves(state).get("step")
+    if leaf is None:
+        return None
+    return int(np.max(leaf.addressable_data(0)))  # of several seeds it is the same
+
+
+def check_step(step: int, saved: int | None) -> None:
+    """Refuse a checkpoint that was copied or renamed to another step's name.
+
+    Raises:
+        FlawError: it was.
+    """
+    if saved not in (step, None):
+        raise FlawError(f"it is a copy of that of step {saved}")
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with a digest of itself."""
+    return document | {"seal": _seal(document)}
+
+
+def unsealed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without its seal.
+
+    Raises:
+        FlawError: it isn't what was sealed.
+    """
+    inner = {name: value for name, value in document.items() if name != "seal"}
+    if document.get("seal") != _seal(inner):
+        raise FlawError("its progress fails its checksum")
+    return inner
+
+
+def _seal(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

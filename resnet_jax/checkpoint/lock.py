@@ -12,6 +12,7 @@ the first renewal, when one of them learns that the lock is the other's.
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.buckets import bucket_errors, is_remote
-from resnet_jax.checkpoint.workdir import write_atomically
+from resnet_jax.checkpoint.workdir import CONFIG, write_atomically
 from resnet_jax.errors import WriteError
 from resnet_jax.files import DRAFT
 
@@ -59,7 +60,9 @@ _all_held: set[_Held] = set()
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path, *, on_lost: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(
+    workdir: epath.Path, *, on_lost: Callable[[str], None] | None = None
+) -> Iterator[Callable[[], None]]:
     """Hold the lock of `workdir`, an existing directory, inside.
 
     A dead holder's lock is taken over: at once if its process ran on this start of this host and
@@ -69,6 +72,10 @@ def locked(workdir: epath.Path, *, on_lost: Callable[[str], None] | None = None)
         workdir: on a file system or in a bucket.
         on_lost: called in another thread with a sentence when another run has taken the lock over;
             it should end the process. By default the sentence is logged as an error.
+
+    Yields:
+        A function that raises a WriteError if the directory isn't the one any more that was locked:
+        renamed, moved or removed. To be asked before something is written into it.
 
     Raises:
         WriteError: another run holds it, or it can't be read or written.
@@ -90,9 +97,27 @@ def locked(workdir: epath.Path, *, on_lost: Callable[[str], None] | None = None)
     _all_held.add(held)
     threading.Thread(target=_renew, args=(held, on_lost or _log.error), daemon=True).start()
     try:
-        yield
+        yield functools.partial(_check_place, held)
     finally:
         _release(held)
+
+
+def _check_place(held: _Held) -> None:
+    folder = held.path.parent
+    try:
+        found = _look(held.path)
+    except OSError:  # what is written next will tell
+        return
+    if found is not None:
+        elsewhere = found[1].get("token", held.mine["token"]) != held.mine["token"]
+    else:
+        elsewhere = not is_remote(folder) and not (folder / CONFIG).exists()
+    if elsewhere:
+        raise WriteError(
+            f"Work directory {folder} was renamed, moved or removed while this run wrote to it."
+            " What was saved is in it, wherever it is now: move it back, or start the run again"
+            " with its new --workdir."
+        )
 
 
 def release_all(*, timeout_s: float = 3.0) -> None:
@@ -138,7 +163,8 @@ def _renew_once(path: epath.Path, mine: _Holder) -> str:
     """Show that this process lives; if the lock isn't its own any more, say whose it is instead."""
     found = _look(path)
     if found is None:
-        return "gone"
+        # Of a directory that went away with its lock, who writes into it learns by the check.
+        return "gone" if is_remote(path) or path.parent.exists() else ""
     if found[1].get("token", mine["token"]) != mine["token"]:
         return f"held by {_describe(found[1])}"
     if is_remote(path):

@@ -3,6 +3,7 @@
 It may be in a bucket, gs://…, where writing a file replaces it as a whole.
 """
 
+import fnmatch
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -49,6 +50,11 @@ def prepare_workdir(workdir: epath.Path) -> None:
             f"Work directory {workdir} is in a kind of bucket to which Orbax writes no checkpoints;"
             " nothing was started. Choose one in gs://…, or on a file system that all hosts share."
         )
+    if flaw := _flaw_of_name(workdir):
+        raise WriteError(
+            f"Work directory {os.fspath(workdir)!r} {flaw}; nothing was started. Choose another"
+            " --workdir."
+        )
     try:
         with bucket_errors(workdir):
             if not is_remote(workdir):  # there a client would make a mistyped bucket
@@ -63,6 +69,19 @@ def prepare_workdir(workdir: epath.Path) -> None:
             f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
             " started. Choose another --workdir."
         ) from None
+
+
+def _flaw_of_name(workdir: epath.Path) -> str:
+    """Why checkpoints couldn't be written to a directory of that name; "" if they can be."""
+    name = os.fspath(workdir if is_remote(workdir) else workdir.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "has a name that isn't UTF-8, in which Orbax can't save"
+    # Orbax looks for its files by a pattern, in which it leaves the name as it is.
+    if not all(fnmatch.fnmatchcase(part, part) for part in name.split("/")):
+        return "has brackets in its name, in which Orbax wouldn't find its own files"
+    return ""
 
 
 def sweep_drafts(workdir: epath.Path) -> None:

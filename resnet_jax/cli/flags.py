@@ -21,7 +21,7 @@ from resnet_jax.errors import (
     UsageError,
     did_you_mean,
 )
-from resnet_jax.output import LossyStream, briefly
+from resnet_jax.output import LossyStream, briefly, escaped
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _WRITING_S = 1.0
@@ -48,7 +48,7 @@ def report(error: ResnetJaxError) -> int:
 
 def _say(text: str) -> None:
     """Print on standard error; if that can't be written, the exit code has to tell it."""
-    print(text, file=LossyStream(sys.stderr))
+    print(escaped(text), file=LossyStream(sys.stderr))
 
 
 def end_with(message: str) -> NoReturn:
@@ -56,7 +56,7 @@ def end_with(message: str) -> NoReturn:
     error = PeerError(f"{message} What was saved before is intact; start the job again.")
     try:
         # Where process 0 was lost, JAX is about to abort this one: there are milliseconds left.
-        if not _write_at_once(f"error: {error}\n"):
+        if not _write_at_once(escaped(f"error: {error}\n")):
             briefly(lambda: report(error), timeout_s=_WRITING_S)
     finally:
         _end(error.exit_code, flush=_speaks_for_all())
@@ -141,10 +141,17 @@ def exit_code_of(run: Callable[[], Any]) -> int:
     return STOPPED_EARLY if result.stopped_early else 0
 
 
+class _EscapedLines(logging.Formatter):
+    """What is logged, but for what would steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
 def show_progress() -> None:
     """Let the package say what takes long, such as a download, and keep other libraries quiet."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_EscapedLines())
     ours = logging.getLogger("resnet_jax")
     ours.handlers = [handler]  # not beside that of an earlier command in this process
     ours.setLevel(logging.INFO)

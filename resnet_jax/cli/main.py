@@ -28,6 +28,7 @@ from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.errors import ResnetJaxError, UsageError
 from resnet_jax.memory import manage_memory
+from resnet_jax.output import escaped
 from resnet_jax.programs import keep_programs
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -88,5 +89,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        module.show(document, Console(highlight=False, soft_wrap=True))
+        module.show(escaped(document), Console(highlight=False, soft_wrap=True))
     return int(document.get("exit_code", 0))

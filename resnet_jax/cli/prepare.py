@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = Options(args.size, args.quality, args.corrupt)
     with _progress() as progress:
         return prepare(
-            args.source,
-            args.out,
+            args.source.expanduser(),
+            args.out.expanduser(),
             args.name,
             options,
             shards=args.shards,

@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
     if args.budget is not None and args.budget < 0:
         raise UsageError(f"--budget is {args.budget}; it can't be negative.")
+    workdir = args.workdir.expanduser()
     if args.list:
-        return {"artefacts": results.listing(ARTEFACTS, args.workdir)}
+        return {"artefacts": results.listing(ARTEFACTS, workdir)}
     if not args.artefact:
         raise UsageError("Which one? `resnet-jax reproduce --list` names them.")
     names = list(ARTEFACTS) if args.artefact == ["all"] else args.artefact
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
     done = [
         results.reproduce(
-            ARTEFACTS[name], args.workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
+            ARTEFACTS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
         )
         for name in names
     ]

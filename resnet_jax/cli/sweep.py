@@ -17,6 +17,7 @@ from rich.table import Table
 from resnet_jax.cli.config_flag import add_config_argument, load_config
 from resnet_jax.cli.flags import explain
 from resnet_jax.errors import STOPPED_EARLY, ConfigError, UsageError, WriteError
+from resnet_jax.output import escaped
 
 if TYPE_CHECKING:
     from etils import epath
@@ -176,7 +177,7 @@ def _reason(ended: "Ended") -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(escaped(text), file=sys.stderr, flush=True)
 
 
 def show(document: dict[str, Any], console: Console) -> None:

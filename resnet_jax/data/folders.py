@@ -30,7 +30,6 @@ _log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 LAYOUT = "CLASS/name.jpg or SPLIT/CLASS/name.jpg"
-_CHUNK = 2**20  # bytes
 _THREADS = 4
 
 
@@ -257,15 +256,11 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    """Digest of a file's content; of none if it can't be read, which the decoder will tell of."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Digest of a file's content; "" for a file that the decoder will refuse to read."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError:
+        return hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
+    except DataError:
         return ""
-    return digest.hexdigest()
 
 
 def _warn_of_copies(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> None:

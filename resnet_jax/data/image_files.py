@@ -23,7 +23,7 @@ _CONVERTIBLE = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
 MAX_PIXELS = 25_000_000
 """Of an image of a stranger."""
 _MAX_DECODED_BYTES = 150_000_000
-_MAX_FILE_BYTES = 32 * 2**20
+MAX_FILE_BYTES = 32 * 2**20
 _DRAFT = 4  # times the size that is wanted
 
 _Transpose = Image.Transpose
@@ -138,8 +138,8 @@ def read_file(path: Path) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError("it isn't a file")
-            if status.st_size > _MAX_FILE_BYTES:
-                raise DataError(f"it has more than {_MAX_FILE_BYTES // 2**20} MiB")
+            if status.st_size > MAX_FILE_BYTES:
+                raise DataError(f"it has more than {MAX_FILE_BYTES // 2**20} MiB")
             return file.readall()
     except IsADirectoryError as error:
         raise DataError("it isn't a file") from error

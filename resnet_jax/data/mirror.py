@@ -4,6 +4,7 @@ Records are read at random, and by a C++ reader that knows files only.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ from etils import epath
 
 from resnet_jax.buckets import bucket_errors
 from resnet_jax.data.array_cache import cache_root
+from resnet_jax.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def copy_here(folder: epath.Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        DataError: an object's name would lead out of the copy; nothing was written.
         OSError: it can't be read, or the copy can't be written.
         ImportError: the client of that kind of bucket isn't installed.
     """
@@ -53,12 +56,13 @@ def copy_here(folder: epath.Path) -> Path:
     }
     if not files:
         raise FileNotFoundError(os.fspath(folder))
+    targets = {name: _target(copy, root, name) for name in files}
     announced = False
     for name, info in files.items():
-        target = copy / name.removeprefix(f"{root}/")
+        target = targets[name]
         stamp = _stamp(info)
         if stamp is not None and target.exists():
-            here = target.stat()
+            here = target.lstat()
             if (here.st_size, here.st_mtime_ns) == (info["size"], stamp):
                 continue
         if not announced:
@@ -85,6 +89,25 @@ def copy_here(folder: epath.Path) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return copy
+
+
+def _target(copy: Path, root: str, name: str) -> Path:
+    """Where the copy of an object belongs: whatever its name, inside of `copy`.
+
+    Raises:
+        DataError: it would be elsewhere.
+    """
+    inside = name.removeprefix(f"{root}/")
+    parts = inside.split("/")
+    if inside == name or {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():
+        raise DataError(
+            f"the object {name!r} in the bucket has a name that no file can have; nothing was"
+            " copied. Remove the object, or use another folder."
+        )
+    for folder in itertools.accumulate(parts[:-1], lambda path, part: path / part, initial=copy):
+        if folder != copy and folder.is_symlink():
+            raise DataError(f"{folder} is a link to elsewhere; remove it. Nothing was copied.")
+    return copy.joinpath(*parts)
 
 
 def _stamp(info: dict[str, Any]) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from resnet_jax.data.folders import find_images
-from resnet_jax.data.image_files import read_file
+from resnet_jax.data.image_files import MAX_FILE_BYTES, read_file
 from resnet_jax.data.known import KNOWN_SETS
 from resnet_jax.errors import DataError
 
@@ -43,6 +43,8 @@ class Original:
         """
         if self.start < 0:
             return read_file(Path(self.path))
+        if self.length > MAX_FILE_BYTES:
+            raise DataError(f"it has more than {MAX_FILE_BYTES // 2**20} MiB")
         try:
             with open(self.path, "rb", buffering=0) as archive:
                 archive.seek(self.start)
@@ -138,6 +140,11 @@ def _members(path: Path, *, start: int = 0, length: int = -1) -> Iterator[tuple[
             inside = io.BufferedReader(_Section(file, start, length)) if length >= 0 else file
             with tarfile.open(fileobj=inside, mode="r:") as archive:
                 for member in archive:
+                    if member.issparse() or member.size < 0:
+                        raise DataError(
+                            f"the archive {path} has {member.name!r}, whose length isn't that of"
+                            " its data: this is no archive of images."
+                        )
                     if member.isfile():
                         yield os.path.basename(member.name), member.offset_data, member.size
     except (tarfile.TarError, EOFError, OSError) as error:

@@ -23,10 +23,12 @@ from resnet_jax.data.fit import Fit
 from resnet_jax.data.image_files import MODES, decode_image
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.data.skipped import SkippedExample
+from resnet_jax.data.tfds_metadata import check_metadata
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 _CHUNK = 2**20  # bytes
 _WHOLLY_DIGESTED_BYTES = 4 * 2**30
+_MAX_CLASSES = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,29 +122,36 @@ def open_prepared(
     Raises ConfigError for a name that nobody knows, DataError for a set that isn't prepared, isn't
     image classification with one image size, isn't ArrayRecord, or lacks part of its files.
     """
-    from tensorflow_datasets.core import naming, read_only_builder, registered
+    from tensorflow_datasets.core import naming, read_only_builder
+    from tensorflow_datasets.core.utils import error_utils
 
-    folder = local_data_folder(name, data_dir)
-    if data_dir and not folder.is_dir():
-        raise DataError(f"the data folder {folder} doesn't exist; create it to have data put there")
     try:
         naming.parse_builder_name_kwargs(name)
     except ValueError as error:
         raise ConfigError(
             f"{name!r} isn't a data set's name; write NAME, NAME/CONFIG or NAME:VERSION"
         ) from error
+    folder = local_data_folder(name, data_dir)
+    if data_dir and not folder.is_dir():
+        raise DataError(f"the data folder {folder} doesn't exist; create it to have data put there")
     try:
-        builder = read_only_builder.builder_from_files(name, data_dir=str(folder))
-    except registered.DatasetNotFoundError:
+        # TFDS's public function would read the metadata too, before they are checked.
+        with error_utils.record_error_context():
+            prepared = read_only_builder._find_builder_dir(name, data_dir=str(folder))
+    except Exception as error:
+        raise _not_sound(name, folder, error) from error
+    if prepared is None:
         if name not in ("cifar10", "cifar100"):
-            raise _not_prepared(name, folder) from None
+            raise _not_prepared(name, folder)
         from resnet_jax.data.cifar import prepare_cifar
 
         prepared = prepare_cifar(name, folder)
-        builder = read_only_builder.builder_from_directory(prepared)
-    except Exception as error:
+    try:
+        check_metadata(Path(prepared), within=folder)
+    except DataError as error:
         raise _not_sound(name, folder, error) from error
     try:
+        builder = read_only_builder.builder_from_directory(prepared)
         return _check(name, builder, image_size, prepare)
     except (ConfigError, DataError):
         raise
@@ -179,6 +188,8 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
         raise DataError(
             f"{folder} holds no data set {base!r}; prepare it in a local folder and copy that there"
         ) from None
+    except DataError:
+        raise
     except Exception as error:  # each kind of bucket has its own, and ImportError without a client
         raise DataError(f"{folder / base} can't be read ({first_line(error)}).") from error
     return copy.parent
@@ -196,6 +207,10 @@ def _check(
         raise DataError(
             f"{name!r} isn't an image classification set: it needs the features image and label, "
             f"and has {', '.join(parts) or 'none by name'}"
+        )
+    if not 0 < (label.num_classes or 0) <= _MAX_CLASSES:
+        raise DataError(
+            f"{name!r} has {label.num_classes} classes; there can be 1 to {_MAX_CLASSES:,}"
         )
     shape = tuple(image.shape)
     if image.np_dtype != np.uint8 or shape[-1] not in MODES:
@@ -235,8 +250,13 @@ def _check_shards(name: str, info: Any) -> list[Path]:
 
     files = []
     for split in info.splits.values():
-        for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+        for number, length in enumerate(split.shard_lengths):  # one by one, as they may be millions
+            path = split.filename_template.sharded_filepath(
+                shard_index=number, num_shards=split.num_shards
+            )
             try:
+                if not Path(path).is_file():  # a pipe would be waited for
+                    raise FileNotFoundError("there is no such file")
                 reader = array_record_module.ArrayRecordReader(str(path))
                 found = reader.num_records()
                 reader.close()

@@ -55,6 +55,7 @@ class PeerWatch:
                 process 0 then waits for the others to end, which takes them as long.
         """
         self._process, self._lines, self._end, self._grace_s = process, lines, end, grace_s
+        self._heard = dict.fromkeys(lines, b"")  # of the line that isn't complete yet
         self._left = threading.Event()
         self._lost = threading.Event()
         self._selector = selectors.DefaultSelector()
@@ -103,16 +104,14 @@ class PeerWatch:
             self._selector.unregister(line)
             self._lose(number, "its connection broke", lost=True)
             return
-        for said in text.splitlines():
-            try:
-                message = json.loads(said)
-                process, failure, lost = (message[name] for name in ("process", "failure", "lost"))
-            except (ValueError, KeyError, TypeError):
-                process, failure, lost = number, "it said something that can't be understood", False
+        *complete, rest = (self._heard[number] + text).split(b"\n")
+        self._heard[number] = rest
+        for said in [*complete, rest] if len(rest) > _LONGEST else complete:
+            process, failure, lost = _understand(said, number)
             if failure is None:
                 self._selector.unregister(line)  # it has done its part, and hangs up
-            else:
-                self._lose(process, failure, lost=lost)
+                return
+            self._lose(process, failure, lost=lost)
 
     def _lose(self, process: int, failure: str, *, lost: bool) -> None:
         """End this process, unless it ends by itself in time."""
@@ -136,3 +135,20 @@ class PeerWatch:
                     if line.recv(_LONGEST):  # it says that it is about to
                         continue
                 self._selector.unregister(line)
+
+
+def _understand(said: bytes, number: int) -> tuple[int, str | None, bool]:
+    """Which process has ended, why (None if it has done its part), and whether it was lost.
+
+    Args:
+        said: a line, which anything may stand in.
+        number: of the process that has said it.
+    """
+    try:
+        message = json.loads(said)
+        process, failure, lost = (message[name] for name in ("process", "failure", "lost"))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        process, failure, lost = None, 0, False
+    if type(process) is not int or not isinstance(failure, str | None) or type(lost) is not bool:
+        return number, "it said something that can't be understood", False
+    return process, failure and failure[:_LONGEST_REASON], lost

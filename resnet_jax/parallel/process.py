@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,7 @@ from resnet_jax.errors import ConfigError, PeerError, ResnetJaxError, UsageError
 from resnet_jax.output import briefly
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.peers import LAST_S, LEAVE_S, SETTLE_S, PeerWatch
-from resnet_jax.parallel.rollcall import call_roll
+from resnet_jax.parallel.rollcall import MOST_PROCESSES, call_roll
 
 _PATIENCE_S = 24 * 3600  # with processes that live and prepare something
 _preparations = itertools.count()
@@ -81,8 +82,8 @@ def find_job(
     processes = _number(_COUNT) if processes is None else processes
     process = _number(_RANK) if process is None else process
     local = _numbers(_LOCAL)
-    if processes is not None and processes < 1:
-        raise UsageError(f"--num_processes is {processes}; it must be at least 1.")
+    if processes is not None and not 1 <= processes <= MOST_PROCESSES:
+        raise UsageError(f"--num_processes is {processes}; it must be in 1 … {MOST_PROCESSES}.")
     if processes == 1:
         return None  # whatever a cluster would say
     if None in (coordinator, processes, process, local):
@@ -99,6 +100,11 @@ def find_job(
             f"{' and '.join(missing)} is missing: {why}, and the environment doesn't tell."
             " For a process on its own say --num_processes=1."
         )
+    if not 1 < processes <= MOST_PROCESSES:
+        raise UsageError(
+            f"The environment tells of {processes} processes; there can be {MOST_PROCESSES}."
+            " For a process on its own say --num_processes=1."
+        )
     if not 0 <= process < processes:
         raise UsageError(f"--process_id is {process}; it must be in 0 … {processes - 1}.")
     return Job(coordinator, processes, process, local)
@@ -107,14 +113,19 @@ def find_job(
 def _numbers(variable: str) -> tuple[int, ...] | None:
     """Numbers, separated by commas, in an environment variable; None if it isn't set."""
     text = os.environ.get(variable)
-    try:
-        return tuple(map(int, text.split(","))) if text else None
-    except ValueError:
-        raise UsageError(f"{variable} is {text!r}; it must be a number.") from None
+    if not text:
+        return None
+    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+        raise UsageError(
+            f"{variable} is {text[:80]!r}; it must be a number, or several, as in 0,1."
+        )
+    return tuple(map(int, text.split(",")))
 
 
 def _number(variable: str) -> int | None:
     numbers = _numbers(variable)
+    if numbers and len(numbers) > 1:
+        raise UsageError(f"{variable} is {os.environ[variable][:80]!r}; it must be a number.")
     return numbers[0] if numbers else None
 
 
@@ -138,8 +149,9 @@ def _ask_environment(
             coordinator, processes, process, local, None, 300
         )
     except Exception as error:  # whatever a metadata server or a scheduler's variables provoke
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
-            f"The cluster's description of this job can't be read ({error}); give --coordinator,"
+            f"The cluster's description of this job can't be read ({reason}); give --coordinator,"
             " --num_processes and --process_id, or --num_processes=1 for a process on its own."
         ) from error
     coordinator, processes, process, ids = found
@@ -153,16 +165,21 @@ def connect(
 
     Args:
         job: from `find_job`; None does nothing.
-        timeout_s: seconds to wait for the other processes.
+        timeout_s: seconds to wait for the other processes, up to a day.
         end: ends this process if another one is lost; see `PeerWatch`.
 
     Returns:
         The watch over the others, to be left at the end; None without a job.
 
     Raises:
+        UsageError: `timeout_s` is no such number.
         PeerError: another process isn't there in time.
         ConfigError: processes disagree about how many they are, or the port is in use.
     """
+    if not 1 <= timeout_s <= _PATIENCE_S:
+        raise UsageError(
+            f"--coordinator_timeout_s is {timeout_s}; it must be in 1 … {_PATIENCE_S:,} seconds."
+        )
     if job is None:
         return None
     lines = call_roll(

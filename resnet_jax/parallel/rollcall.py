@@ -10,17 +10,23 @@ when JAX takes it over; the lines between process 0 and the others stay open
 import contextlib
 import errno
 import json
+import resource
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from resnet_jax.errors import ConfigError, PeerError
 
+MOST_PROCESSES = 2**16
 _LONGEST_LINE = 4096  # bytes
 _LONGEST_ANSWER = 2**20  # bytes; it may list thousands of processes
 _LONGEST_QUOTE = 80  # bytes of what a stranger says
 _RETRY_S = 0.2
+_LATER_S = 5.0  # than its time-out process 0 may answer
+_MOST_CALLING = 256  # connections at a time that haven't said yet who they are
+_CALLING_S = 10.0  # for which they may be silent; a process says it at once, and calls again
+_SPARE_FILES = 64  # that a process needs beside a line to each other one
 _REFUSALS: dict[str, type[PeerError] | type[ConfigError]] = {
     "PeerError": PeerError,
     "ConfigError": ConfigError,
@@ -45,7 +51,8 @@ def call_roll(
     Raises:
         PeerError: some process isn't there in time; all that are get to know which.
         ConfigError: the address is none, its port is in use, or processes disagree about how many
-            they are or have the same number, or something else answers there.
+            they are or have the same number, or something else answers there, or process 0 may
+            open fewer files than there are processes.
     """
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -61,6 +68,7 @@ def _answer(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Wait for the calls of all others and tell them the outcome."""
+    _allow_files(processes + _SPARE_FILES)
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(address[1]))
@@ -120,33 +128,50 @@ def _calls(
     """Calls as they come: the connection, from where, the number, and of how many it thinks to be.
 
     Whoever says something else is a stranger, such as a health check; one that says nothing keeps
-    nobody waiting. The connections are left to `stack`.
+    nobody waiting, and is hung up on. The connections are left to `stack`.
 
     Raises:
         TimeoutError: at the deadline.
     """
     with selectors.DefaultSelector() as selector:
         selector.register(server, selectors.EVENT_READ)
-        heard: dict[socket.socket, tuple[str, bytes]] = {}
+        heard: dict[socket.socket, tuple[str, bytes, float]] = {}  # in the order of their calls
+
+        def hang_up(caller: socket.socket) -> None:
+            del heard[caller]
+            selector.unregister(caller)
+            caller.close()
+
         while (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+            for key, _ in selector.select(min(left, _CALLING_S)):
                 if key.fileobj is server:
-                    newcomer, (where, *_) = server.accept()
+                    if len(heard) == _MOST_CALLING:
+                        hang_up(next(iter(heard)))
+                    try:
+                        newcomer, (where, *_) = server.accept()
+                    except OSError:  # it has gone already
+                        continue
                     stack.enter_context(newcomer)
                     newcomer.setblocking(False)
                     selector.register(newcomer, selectors.EVENT_READ)
-                    heard[newcomer] = where, b""
+                    heard[newcomer] = where, b"", time.monotonic()
                     continue
                 caller: socket.socket = key.fileobj  # type: ignore[assignment]
-                where, earlier = heard[caller]
+                if caller not in heard:  # it was hung up on just now
+                    continue
+                where, earlier, began = heard[caller]
                 said = earlier + _next_piece(caller)
-                heard[caller] = where, said
+                heard[caller] = where, said, began
                 if said == earlier or said.endswith(b"\n") or len(said) > _LONGEST_LINE:
-                    selector.unregister(caller)
                     if call := _parse(said):
+                        del heard[caller]
+                        selector.unregister(caller)
                         yield caller, where, *call
                     else:
-                        caller.close()
+                        hang_up(caller)
+            overdue = time.monotonic() - _CALLING_S
+            for caller in [one for one, (*_, began) in heard.items() if began < overdue]:
+                hang_up(caller)
     raise TimeoutError
 
 
@@ -172,9 +197,11 @@ def _parse(said: bytes) -> tuple[int, int] | None:
     """The caller's number, and how many it thinks there are; None for a stranger."""
     try:
         call = json.loads(said)
-        return int(call["process"]), int(call["of"])
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        numbers = call["process"], call["of"]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
+    # JSON has truth values and fractions too, and numbers without end.
+    return numbers if all(type(n) is int and 0 <= n <= MOST_PROCESSES for n in numbers) else None
 
 
 def _call(
@@ -188,9 +215,7 @@ def _call(
                 connection = stack.enter_context(socket.create_connection(address, timeout=left))
                 call = json.dumps({"process": process, "of": processes}).encode() + b"\n"
                 connection.sendall(call)
-                # Process 0 may wait for others as long as we do, and a little later.
-                connection.settimeout(left + 5)
-                if answer := _line(connection):
+                if answer := _line(connection, deadline + _LATER_S):
                     if refusal := _refusal(answer, address):
                         raise refusal
                     stack.pop_all()
@@ -233,10 +258,15 @@ def _listen(port: int) -> socket.socket:
         return socket.create_server(("", port), backlog=4096)
 
 
-def _line(connection: socket.socket) -> bytes:
-    """The next line that arrives, b"" if the other side hangs up before its end."""
+def _line(connection: socket.socket, deadline: float) -> bytes:
+    """The next line that arrives, b"" if the other side hangs up before its end.
+
+    Raises:
+        TimeoutError: at the deadline.
+    """
     received = b""
     while b"\n" not in received and len(received) < _LONGEST_ANSWER:
+        connection.settimeout(max(deadline - time.monotonic(), 1e-3))
         piece = connection.recv(_LONGEST_LINE)
         if not piece:
             return b""
@@ -244,5 +274,29 @@ def _line(connection: socket.socket) -> bytes:
     return received.partition(b"\n")[0]
 
 
-def _numbers(processes: Iterable[int]) -> str:
-    return ", ".join(map(str, processes))
+def _allow_files(count: int) -> None:
+    """Let this process open that many files.
+
+    Raises:
+        ConfigError: it may not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise ConfigError(
+            f"Process 0 needs {count:,} open files, one for each process and {_SPARE_FILES} more,"
+            f" and may have {hard:,}; start it with a higher `ulimit -n`, or fewer processes."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+def _numbers(processes: Sequence[int]) -> str:
+    """Numbers in order, of which there may be thousands: "1, 3 … 7"."""
+    runs: list[list[int]] = []
+    for number in processes:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join(" … ".join(map(str, run)) for run in runs)

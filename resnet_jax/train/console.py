@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
-from resnet_jax.output import LossyStream
+from resnet_jax.output import LossyStream, escaped
 from resnet_jax.parallel.process import is_main
 from resnet_jax.train.experiment import Experiment
 
@@ -60,7 +60,7 @@ class TrainingConsole:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        self.console.print(escaped(text), markup=False)
 
     def opening(self, experiment: Experiment, workdir: epath.Path) -> None:
         """Say what is about to happen."""

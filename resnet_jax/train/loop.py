@@ -102,8 +102,7 @@ def _fit(
     with nothing_to_lose(stop), failing_together(about) as common:
         validate(config)
         prepare_workdir(workdir)
-        if is_main():
-            held.enter_context(locked(workdir, on_lost=on_hang))
+        check_place = held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else None
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
         common["the data's fingerprint"] = experiment.dataset.fingerprint
@@ -119,7 +118,11 @@ def _fit(
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
-    run = Run(experiment, workdir, checkpoints, stop, watchdog, stop_at_step=stop_at_step)
+    run = Run(
+        *(experiment, workdir, checkpoints, stop, watchdog),
+        check_place=check_place,
+        stop_at_step=stop_at_step,
+    )
     try:
         return run.go()
     except BaseException:

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _all_finite = jax.jit(all_finite)
 _LONGEST_WAIT_S = 30  # between attempts of the last save
+_MOST_DOUBLINGS = 6  # of the log intervals between attempts of others: up to 64
 _SETTLING = 3  # dispatches after which a step finds its memory where the last one left it
 
 
@@ -81,13 +83,19 @@ class Run:
         stop: StopRequest,
         watchdog: Watchdog,
         *,
+        check_place: Callable[[], None] | None,
         stop_at_step: int | None,
     ) -> None:
-        """Be ready to go; the arguments are as in `fit`, checked."""
+        """Be ready to go; the arguments are as in `fit`, checked.
+
+        `check_place` raises a WriteError if `workdir` isn't where it was; None in other processes
+        than the main one.
+        """
         self._experiment, self._plan = experiment, experiment.plan
         self._config, self._dataset = experiment.config, experiment.dataset
         self._workdir, self._checkpoints = workdir, checkpoints
         self._stop, self._watchdog, self._stop_at_step = stop, watchdog, stop_at_step
+        self._check_place = check_place
         self._clock = Clock()
         self._waited_s = 0.0  # for images, up to the last log point
         self._failed_saves = 0  # in a row
@@ -206,7 +214,12 @@ class Run:
     def _pause(self, *, last: bool) -> None:
         """Log, score, save, in this order: a checkpoint's step is on record before the checkpoint
         exists, so a resumed run neither repeats nor misses a line.
+
+        Raises:
+            WriteError: the work directory isn't where it was.
         """
+        if self._check_place:
+            self._check_place()
         if self._config.precise_bn and self._plan.evaluates_at(self._step):
             self._watchdog.now(f"measuring the statistics of step {self._step}")
             with self._clock.paused(self._state):
@@ -373,7 +386,7 @@ class Run:
             self._count_failure(error, last=False)
 
     def _count_failure(self, error: WriteError, *, last: bool) -> None:
-        """Say when the next attempt is, each time twice as late.
+        """Say when the next attempt is, each time twice as late up to a limit.
 
         Raises:
             WriteError: there have been enough.
@@ -382,7 +395,7 @@ class Run:
         if self._failed_saves >= self._config.save_attempts:
             raise error
         self._best = self._best_on_disk  # a checkpoint that isn't there can't be the best
-        patience = 2 ** (self._failed_saves - 1)
+        patience = 2 ** min(self._failed_saves - 1, _MOST_DOUBLINGS)
         if last:
             patience = min(patience, _LONGEST_WAIT_S)
             when = f"the next attempt is in {patience} s"

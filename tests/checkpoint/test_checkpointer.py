@@ -112,6 +112,64 @@ def test_another_shape_is_refused(tmp_path):
     assert again.steps() == [4]
 
 
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("how", [shutil.copytree, Path.symlink_to, Path.rename])
+def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
+    how, older, tmp_path, monkeypatch, caplog
+):
+    def seal_as_before(document):
+        """As versions did that kept no number of the step beside the state."""
+        return seal({name: value for name, value in document.items() if name != "step"})
+
+    seal = checkpointer.sealed
+    with monkeypatch.context() as patch:
+        if older:
+            patch.setattr(checkpointer, "sealed", seal_as_before)
+        checkpoints = Checkpointer(tmp_path, keep=3)
+        for step in (2, 4, 5):
+            state = _state(float(step)) | {"step": jnp.int32(step)}
+            checkpoints.save(step, state, progress={"at": step}, metrics=None)
+        checkpoints.close()
+    first, second = (tmp_path / "8", tmp_path / "5")
+    how(*((second, first) if how is not Path.symlink_to else (first, second)))
+    if not older:
+        with pytest.raises(DataError, match="it is a copy of that of step 5"):
+            Checkpointer(tmp_path, keep=None).progress(8)
+    with pytest.raises(DataError, match="step 8 can't be restored .*copy of that of step 5"):
+        Checkpointer(tmp_path, keep=None).restore_on_one_device(8)
+    step, state, progress = Checkpointer(tmp_path, keep=3).restore_newest(_state(0.0))
+    newest = 4 if how is Path.rename else 5
+    assert (step, int(state["step"]), progress) == (newest, newest, {"at": newest})
+    assert (tmp_path / "8.corrupt").exists()
+    assert "step 8 is damaged (it is a copy of that of step 5)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["123.txt", "7", "tmp", "-5", "1_0", "008", "٤٤", " 9", "9.orbax-checkpoint-tmp", "\udcff"],
+)
+def test_other_files_among_checkpoints_dont_matter(name, tmp_path):
+    _save_three(tmp_path)
+    (tmp_path / name).write_bytes(b"mine") if name in ("123.txt", "7") else (
+        tmp_path / name
+    ).mkdir()
+    checkpoints = Checkpointer(tmp_path, keep=3)
+    like = {"w": jnp.zeros((50, 50)), "n": jnp.int32(0)}
+    assert checkpoints.restore_newest(like)[0] == 3
+    checkpoints.save(4, like, progress={}, metrics=None)
+    checkpoints.close()
+    assert Checkpointer(tmp_path, keep=3).steps() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["99999999999", "9" * 40])
+def test_a_folder_that_is_named_like_a_later_checkpoint_is_set_aside(name, tmp_path):
+    _save_three(tmp_path)
+    (tmp_path / name).mkdir()
+    like = {"w": jnp.zeros((50, 50)), "n": jnp.int32(0)}
+    assert Checkpointer(tmp_path, keep=3).restore_newest(like)[0] == 3
+    assert (tmp_path / f"{name}.corrupt").is_dir()
+
+
 def _flip_a_bit(path: Path, rng: np.random.Generator) -> None:
     data = bytearray(path.read_bytes())
     data[rng.integers(len(data))] ^= 1 << rng.integers(8)

@@ -2,9 +2,12 @@
 
 import errno
 
+import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from resnet_jax.buckets import as_path
+from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -83,6 +86,36 @@ def test_a_directory_that_cannot_be_written_is_refused(failing):
 def test_a_kind_of_bucket_that_takes_no_checkpoints_is_refused(bucket):
     with with_s3(), pytest.raises(WriteError, match="to which Orbax writes no checkpoints"):
         prepare_workdir(epath.Path("s3://bucket/runs/one"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("run[1]", "has brackets in its name"),
+        ("of [all-runs]/one", "has brackets in its name"),
+        ("run\udcff", "a name that isn't UTF-8"),
+    ],
+)
+def test_a_name_in_which_orbax_cannot_save_is_refused_at_the_start(tmp_path, name, reason):
+    with pytest.raises(WriteError, match=f"{reason}.* nothing was started"):
+        prepare_workdir(epath.Path(tmp_path) / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["run[1", "r?n*", "run]", "a b", "läufe", "{x}", "%41", "a\nb"])
+def test_other_names_are_taken(tmp_path, name):
+    workdir = epath.Path(tmp_path) / name
+    prepare_workdir(workdir)
+    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=1)
+    checkpoints.save(1, {"w": jnp.ones(3)}, progress={}, metrics=None)
+    checkpoints.close()
+    assert checkpoints.steps() == [1]
+
+
+def test_the_users_home_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/runs/one") == epath.Path(tmp_path) / "runs" / "one"
+    assert as_path("gs://~/runs") == epath.Path("gs://~/runs")
 
 
 def test_a_bucket_is_never_made(bucket):

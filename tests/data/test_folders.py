@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -337,6 +338,16 @@ def test_pipes_and_broken_links_are_no_images(animals):
     (animals / "dog" / "link.jpg").unlink()
     (animals / "dog" / "link.png").symlink_to(animals / "dog" / "0.png")
     assert len(load(animals).splits["train"]) == 25
+
+
+def test_a_file_that_is_no_image_by_its_size_isnt_read(animals):
+    """A sparse one has terabytes that take no place on a disk."""
+    (animals / "cat" / "vast.jpg").touch()
+    os.truncate(animals / "cat" / "vast.jpg", 2**42)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"'cat/vast\.jpg': it has more than 32 MiB"):
+        load(animals)
+    assert time.monotonic() - began < 10
 
 
 def test_copies_in_another_class_or_split_are_warned_of(animals, caplog):

@@ -1,12 +1,15 @@
 """Data in a bucket, copied to this host; see tests/fake_bucket.py."""
 
+import io
 import os
 import secrets
+import shutil
 
 import pytest
 from etils import epath
 
 from resnet_jax.data import mirror
+from resnet_jax.errors import DataError
 from tests.fake_bucket import BucketFileSystem, ClientError, S3FileSystem, with_s3
 
 
@@ -115,3 +118,44 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(data, flowers, monke
             mirror.copy_here(flowers)
     copy = mirror.copy_here(flowers)
     assert (copy / "1.0.0" / "b").read_bytes() == b"longer than before"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../../stolen", "1.0.0/../../stolen", "/stolen", "1.0.0//stolen", "./stolen"),
+        *("..\\stolen", "1.0.0/sto\0len", "1.0.0/\x1b]0;stolen", "/"),
+    ],
+)
+def test_no_object_leaves_the_copy(data, flowers, monkeypatch, tmp_path, name):
+    """Nothing is written at all, whichever object comes first."""
+    find = BucketFileSystem.find
+
+    def find_hostile(self, path, **options):
+        found = find(self, path, **options)
+        root = self._strip_protocol(path)
+        hostile = f"{root}/{name}" if name != "/" else f"/{root}x/stolen"
+        return found | {hostile: {"name": hostile, "size": 3, "type": "file"}}
+
+    monkeypatch.setattr(BucketFileSystem, "find", find_hostile)
+    monkeypatch.setattr(BucketFileSystem, "open", lambda *_, **__: io.BytesIO(b"bad"))
+    with pytest.raises(DataError, match=r"has a name that no file can have; nothing was copied"):
+        mirror.copy_here(flowers)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_links_in_the_cache_are_not_followed(data, flowers, tmp_path):
+    copy = mirror.copy_here(flowers)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_bytes(b"kept")
+    (copy / "1.0.0" / "a").unlink()
+    (copy / "1.0.0" / "a").symlink_to(elsewhere / "kept")
+    mirror.copy_here(flowers)
+    assert (copy / "1.0.0" / "a").read_bytes() == b"abc"
+    shutil.rmtree(copy / "1.0.0")
+    (copy / "1.0.0").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="is a link to elsewhere; remove it"):
+        mirror.copy_here(flowers)
+    assert [path.name for path in elsewhere.iterdir()] == ["kept"]
+    assert (elsewhere / "kept").read_bytes() == b"kept"

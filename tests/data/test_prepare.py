@@ -266,6 +266,34 @@ def _tar(path, members):
             archive.addfile(member, io.BytesIO(data))
 
 
+@pytest.mark.parametrize("kind", ["sparse", "sparse (pax)", "vast", "negative"])
+def test_an_archive_is_not_larger_than_it_is(kind, tmp_path):
+    """Some hundred bytes whose headers promise terabytes."""
+    member = tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG")
+    member.size = {"vast": 2**42, "negative": -1024}.get(kind, 512)
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    if kind == "sparse":  # its one piece, and the length with the gaps
+        pieces = b"00000000000\0" + b"00000001000\0" + bytes(73) + b"77777777777\0"
+        header = header[:148] + b" " * 8 + b"S" + header[157:386] + pieces + bytes(17)
+        header = header[:148] + b"%06o\0 " % tarfile.calc_chksums(header)[0] + header[156:]
+    elif kind == "sparse (pax)":
+        member.pax_headers = {"GNU.sparse.map": "0,512", "GNU.sparse.size": str(2**42)}
+        header = member.tobuf(tarfile.PAX_FORMAT)
+    archive = tmp_path / originals.VALIDATION_ARCHIVE
+    archive.write_bytes(header + bytes(512) + bytes(1024))
+    members = (Original(n, 0, str(archive), *where) for n, *where in originals._members(archive))
+    with pytest.raises(DataError, match="length isn't that of its data|has more than 32 MiB"):
+        [member.read() for member in members]
+
+
+def test_a_part_of_an_archive_that_no_image_has_isnt_read(tmp_path):
+    path = tmp_path / "vast"
+    path.touch()
+    os.truncate(path, 2**42)
+    with pytest.raises(DataError, match="it has more than 32 MiB"):
+        Original("cat/0.jpg", 0, str(path), 0, 2**42).read()
+
+
 def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 

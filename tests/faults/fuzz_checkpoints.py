@@ -6,8 +6,9 @@ from pathlib import Path
 
 from etils import epath
 
-from resnet_jax.checkpoint.checkpointer import _sealed, _unsealed
 from resnet_jax.checkpoint.damage import FlawError
+from resnet_jax.checkpoint.integrity import sealed as seal
+from resnet_jax.checkpoint.integrity import unsealed
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, check_config, read_config
 from resnet_jax.train.config import default_config, describe_differences, from_json, to_json
 from resnet_jax.train.metrics_log import read_metrics
@@ -31,7 +32,7 @@ def main(record: mutate.Record, cases: int, folder: Path) -> dict[str, object]:
     """Read each case; what isn't refused must be what was written."""
     workdir = epath.Path(folder)
     (folder / "checkpoints" / "1").mkdir(parents=True)
-    sealed, config = _sealed(PROGRESS), to_json(default_config())
+    sealed, config = seal(PROGRESS), to_json(default_config())
     lines = "".join(json.dumps(RECORD | {"step": step}) + "\n" for step in (5, 10, 12))
     forged = 0
     for case in range(cases):
@@ -48,7 +49,7 @@ def main(record: mutate.Record, cases: int, folder: Path) -> dict[str, object]:
                 continue
             with record.case(case):
                 try:
-                    inner = _unsealed(content)
+                    inner = unsealed(content)
                 except FlawError:
                     record.refused += 1
                     record.accepted -= 1

@@ -116,6 +116,33 @@ def test_of_a_long_reason_the_first_line_arrives():
     assert job.ended[2].get(timeout=5) == f"Process 1 has ended: {'ä' * 500}."
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b"[]\n", b"\xff\n", b"{}\n", b"x" * 5000, b"[" * 4000 + b"\n"),
+        b'{"process": 2, "failure": 3, "lost": false}\n',
+        b'{"process": "2", "failure": "x", "lost": false}\n',
+        b'{"process": 2, "failure": "x", "lost": "no"}\n',
+    ],
+)
+def test_whatever_a_process_says_the_others_hear_of_it(said):
+    """The thread that listens outlives it."""
+    job = Job(grace_s=0.1)
+    job.lines[2][0].sendall(said)
+    reason = "it said something that can't be understood"
+    for number in (0, 1):
+        assert job.ended[number].get(timeout=5) == f"Process 2 has ended: {reason}."
+
+
+def test_a_line_may_arrive_in_pieces():
+    job = Job(grace_s=0.1)
+    for piece in (b'{"process": 2, "fail', b'ure": "no room", "lost": ', b"false}\n"):
+        job.lines[2][0].sendall(piece)
+        time.sleep(0.1)
+    for number in (0, 1):
+        assert job.ended[number].get(timeout=5) == "Process 2 has ended: no room."
+
+
 _MEMBER = """
 import itertools, os, signal, sys
 from resnet_jax.cli.flags import end_with, exit_code_of

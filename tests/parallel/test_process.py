@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import contextlib
+import os
+import resource
 import socket
+import threading
 import time
 
 import jax
@@ -10,6 +13,7 @@ import portpicker
 import pytest
 
 from resnet_jax.errors import ConfigError, PeerError, UsageError
+from resnet_jax.parallel import rollcall
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.parallel.process import (
     Job,
@@ -33,8 +37,6 @@ _SLURM = {
 
 @pytest.fixture(autouse=True)
 def _no_scheduler(monkeypatch):
-    import os
-
     for name in [n for n in os.environ if n.startswith(_SCHEDULERS)]:
         monkeypatch.delenv(name)
 
@@ -103,9 +105,10 @@ def test_jaxs_variables_are_read(monkeypatch):
     )
     assert find_job() == Job("first:1234", 4, 0, (2,))
     assert find_job(processes=8, process=7) == Job("first:1234", 8, 7, (2,))
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "four")
-    with pytest.raises(UsageError, match="JAX_NUM_PROCESSES is 'four'; it must be a number"):
-        find_job()
+    for wrong in ("four", "-4", "4,5", "4_0", "٤", "9" * 5000):
+        monkeypatch.setenv("JAX_NUM_PROCESSES", wrong)
+        with pytest.raises(UsageError, match="JAX_NUM_PROCESSES is '.*'; it must be a number"):
+            find_job()
     monkeypatch.delenv("JAX_NUM_PROCESSES")
     with pytest.raises(UsageError, match="--num_processes is missing: JAX_COORDINATOR_ADDRESS and"):
         find_job()
@@ -147,7 +150,8 @@ def test_a_tpu_slice_on_kubernetes_is_read(monkeypatch):
         ({"processes": 4}, "--coordinator and --process_id is missing: --num_processes was given"),
         ({"coordinator": "a:1"}, "--num_processes and --process_id is missing"),
         ({"coordinator": "a:1", "processes": 4, "process": 4}, "it must be in 0 … 3"),
-        ({"coordinator": "a:1", "processes": 0, "process": 0}, "it must be at least 1"),
+        ({"coordinator": "a:1", "processes": 0, "process": 0}, "it must be in 1 … 65536"),
+        ({"coordinator": "a:1", "processes": 10**12, "process": 0}, "it must be in 1 … 65536"),
     ],
 )
 def test_an_incomplete_description_is_refused(given, message):
@@ -289,10 +293,97 @@ def test_something_else_on_the_port_is_named(said):
     assert len(str(error)) < 600
 
 
+def test_a_crowd_of_silent_strangers_uses_up_no_files(monkeypatch):
+    monkeypatch.setattr(rollcall, "_MOST_CALLING", 8)
+    monkeypatch.setattr(rollcall, "_CALLING_S", 0.2)
+    port = portpicker.pick_unused_port()
+    before = len(os.listdir("/proc/self/fd"))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as strangers:
+        roll = pool.submit(_roll, [(0, 2)], port=port)
+        for _ in range(50):
+            strangers.enter_context(_dial(port))
+        time.sleep(0.5)
+        opened = len(os.listdir("/proc/self/fd")) - before - 50
+        assert opened < 10  # the server, the selector, and those that were kept
+        slow = strangers.enter_context(_dial(port))
+        assert _is_hung_up_on(slow, b" ")
+        assert _roll([(1, 2)], port=port) == [None]
+        assert roll.result() == [None]
+
+
+def _is_hung_up_on(stranger, said):
+    """Whether the other side hangs up within seconds, though it is told something all the time."""
+    stranger.settimeout(0.05)
+    for _ in range(60):
+        try:
+            stranger.sendall(said)
+            if not stranger.recv(1):
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *(b'{"process": true, "of": 2}\n', b'{"process": 1.0, "of": 2}\n'),
+        *(b'{"process": "1", "of": "2"}\n', b'{"process": -1, "of": 2}\n'),
+        b'{"process": 1, "of": ' + b"9" * 4000 + b"}\n",
+    ],
+)
+def test_who_gives_no_number_of_a_process_is_a_stranger(said):
+    port = portpicker.pick_unused_port()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        roll = pool.submit(_roll, [(0, 2)], port=port)
+        with _dial(port) as stranger:
+            stranger.sendall(said)
+            assert _roll([(1, 2)], port=port) == [None]
+        assert roll.result() == [None]
+
+
+def test_more_processes_than_open_files_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(ConfigError, match=r"needs 1,064 open files, .* have 64; .* `ulimit -n`"):
+        call_roll("127.0.0.1:9", process=0, processes=1000, timeout_s=1)
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), 0.0, -1.0, 1e9])
+def test_a_time_out_without_end_is_refused(timeout_s):
+    with pytest.raises(
+        UsageError, match=r"--coordinator_timeout_s is .*; it must be in 1 … 86,400"
+    ):
+        connect(Job("127.0.0.1:9", 2, 1), timeout_s=timeout_s, end=print)
+
+
+@pytest.mark.parametrize("said", [b"", b"x"])
+def test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer(said, monkeypatch):
+    """It says nothing, or a byte now and then, and never ends its line."""
+    monkeypatch.setattr(rollcall, "_LATER_S", 0.5)
+    done = threading.Event()
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        port, began = server.getsockname()[1], time.monotonic()
+        roll = pool.submit(_roll, [(1, 2)], port=port, timeout_s=1.0)
+        with server.accept()[0] as caller, contextlib.suppress(OSError):
+            while said and time.monotonic() - began < 10:
+                caller.sendall(said)
+                done.wait(0.1)
+            (error,) = roll.result()
+        (error,) = roll.result()
+    assert isinstance(error, PeerError)
+    assert f"can't reach process 0 at 127.0.0.1:{port} within 1 s (timed out)" in str(error)
+    assert time.monotonic() - began < 8
+
+
 def test_a_long_list_of_missing_processes_arrives():
     for error in _roll([(0, 2000), (1, 2000)], timeout_s=1.0):
         assert isinstance(error, PeerError)
-        assert "1998, 1999 didn't call process 0" in str(error)
+        assert "Of 2000 processes 2 … 1999 didn't call process 0" in str(error)
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:70000"])
