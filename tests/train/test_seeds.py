@@ -205,7 +205,6 @@ def test_a_seed_that_is_skipped_leaves_the_other_alone(tmp_path, alone):
             {"seeds": (0, 1), "vary": (("schedule.base_lr", (0.1, -1.0)),)},
             "Of seeds[1]: schedule.base_lr is -1.0; it can't be negative",
         ),
-        ({"seeds": (0, 1), "precise_bn": 2}, "several seeds in one program have no precise_bn"),
         (
             {"seeds": (0, 1), "nonfinite__policy": "rollback"},
             "several seeds in one program have no nonfinite.policy='rollback'",
