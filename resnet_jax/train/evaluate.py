@@ -265,7 +265,8 @@ def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
     # Ties are broken as argmax breaks them, or a network of equal logits would always be right.
     ahead = (logits > of_label) | ((logits == of_label) & before_label)
     # A NaN compares false with everything and would put its label first.
-    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), classes)
+    last = max(classes, 5)  # not among the first five either, where there are fewer classes
+    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), last)
     ones = mask.astype(jnp.int32)
     predicted = logits.argmax(axis=-1)
     confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(ones)
