@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.train import seeds as seeds_module
 from resnet_jax.train.experiment import Experiment
 
 
@@ -45,9 +46,12 @@ def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, confi
                 np.testing.assert_array_equal(leaf, old)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(devices, config):
-    """On two devices each has a seed of its own."""
+@pytest.mark.parametrize(("devices", "one_by_one"), [(1, True), (1, False), (2, True)])
+def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(
+    devices, one_by_one, config, monkeypatch
+):
+    """On two devices each has a seed of its own; accelerators measure all seeds together."""
+    monkeypatch.setattr(seeds_module, "_one_by_one", lambda mesh: one_by_one)
     config.seeds, config.mesh.data = (0, 3), devices
     together = Experiment.make(config)
     assert together.seeds.spread == (devices > 1)
