@@ -230,9 +230,7 @@ class Run:
         """
         scores_now = self._plan.evaluates_at(self._step)
         if self._config.precise_bn and scores_now:
-            self._watchdog.now(f"measuring the statistics of step {self._step}")
-            with self._clock.paused(self._state):
-                self._state = self._precise_statistics(self._state, self._batches)
+            self._measure_statistics()
         if self._plan.logs_at(self._step):
             self._log_training()
         scores_now = scores_now and "validation" in self._evaluators
@@ -251,6 +249,13 @@ class Run:
             self._diagnose()
         if saves_now:
             self._save(scores, last=last)
+
+    def _measure_statistics(self) -> None:
+        self._watchdog.now(f"measuring the statistics of step {self._step}")
+        waited = self._batches.waited_s
+        with self._clock.paused(self._state):
+            self._state = self._precise_statistics(self._state, self._batches)
+        self._waited_s += self._batches.waited_s - waited  # training didn't wait for those
 
     def _log_training(self) -> None:
         """Fetch the meter, and write means over the examples since the last log point.
