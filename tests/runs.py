@@ -44,6 +44,7 @@ TINY = (
     "--config.log_every=2",
     "--config.steps_per_dispatch=2",
     "--config.ema_decay=0.9",
+    "--config.precise_bn=0",
 )
 """Twelve steps, with a checkpoint after every second and scores after every fourth."""
 

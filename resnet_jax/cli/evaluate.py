@@ -91,6 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             " normalisation of the images may be others than its publisher's."
         )
     document |= {"mirrored": args.mirrored, **scores.scalars()}
+    assert scores.confusion is not None  # they don't come from the record of a run
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:

@@ -9,6 +9,7 @@ devices nor of processes can change the order.
 import bisect
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -20,7 +21,6 @@ from resnet_jax.data.sources import ImageSet
 from resnet_jax.parallel.mesh import place, replicated
 
 
-@functools.lru_cache(maxsize=4)  # a batch may straddle two epochs
 def epoch_permutation(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " n"]:
     """Order of the examples in one epoch, int32 [num_examples], equal on every platform.
 
@@ -46,6 +46,22 @@ class ExampleStream:
     batch_size: int
     repeats: int = 1
 
+    def __reduce__(self) -> tuple[type["ExampleStream"], tuple[int, ...]]:
+        """Another process remembers orders of its own."""
+        return ExampleStream, (self.seed, self.num_examples, self.batch_size, self.repeats)
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], Int[np.ndarray, " n"]]:
+        """`epoch_permutation` by the epoch. It keeps the last few: a batch may straddle two."""
+        order = functools.partial(epoch_permutation, self.seed, num_examples=self.num_examples)
+        return functools.lru_cache(maxsize=4)(order)
+
+    @functools.cached_property
+    def _distinct(self) -> "ExampleStream":
+        """With repeats, the images of a batch without them."""
+        images = -(-self.batch_size // self.repeats)
+        return dataclasses.replace(self, batch_size=images, repeats=1)
+
     def take(
         self, step: int, steps: int
     ) -> tuple[Int[np.ndarray, "steps b"], Int[np.ndarray, "steps b"]]:
@@ -54,10 +70,8 @@ class ExampleStream:
         With repeats, the "epoch" of each is another number: no two (id, epoch) are the same.
         """
         if self.repeats > 1:
-            images = -(-self.batch_size // self.repeats)
-            distinct = dataclasses.replace(self, batch_size=images, repeats=1)
-            ids, epochs = distinct.take(step, steps)
-            number = np.repeat(np.arange(self.repeats, dtype=np.int32), images)
+            ids, epochs = self._distinct.take(step, steps)
+            number = np.repeat(np.arange(self.repeats, dtype=np.int32), ids.shape[1])
             tiled = np.tile(epochs, self.repeats) * self.repeats + number
             return np.tile(ids, self.repeats)[:, : self.batch_size], tiled[:, : self.batch_size]
         start, stop = step * self.batch_size, (step + steps) * self.batch_size
@@ -66,8 +80,7 @@ class ExampleStream:
         ids = np.empty(len(position), np.int32)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            order = epoch_permutation(self.seed, int(epoch), self.num_examples)
-            ids[here] = order[within[here]]
+            ids[here] = self._order(int(epoch))[within[here]]
         shape = (steps, self.batch_size)
         return ids.reshape(shape), epochs.astype(np.int32).reshape(shape)
 

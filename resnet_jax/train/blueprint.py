@@ -91,6 +91,22 @@ def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> Non
         )
 
 
+def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network) -> None:
+    if not config.precise_bn:
+        return
+    if not hasattr(model, "bn_momentum"):
+        reason = "isn't a network for which statistics can be measured anew"
+    elif model.norm != "batch":
+        reason = f"has no running statistics: its model.norm is {model.norm!r}"
+    elif getattr(model, "bn_frozen", False):
+        reason = "keeps its running statistics: model.bn_frozen is True"
+    else:
+        return
+    raise ConfigError(
+        f"precise_bn is {config.precise_bn}, and {config.model.name} {reason}; set precise_bn to 0."
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blueprint:
     """What a config stands for, given the sizes of its data. Nothing is read, nothing computed.
@@ -150,11 +166,7 @@ class Blueprint:
         overrides = model_overrides(config)
         model = create_model(config.model.name, **overrides, num_classes=num_classes)
         _check_fine_tuning(config, model)
-        if config.precise_bn and not hasattr(model, "bn_momentum"):
-            raise ConfigError(
-                f"precise_bn is {config.precise_bn}, and {config.model.name} isn't a network for"
-                " which statistics can be measured anew; set it to 0."
-            )
+        _check_precise_statistics(config, model)
         return {
             "config": config,
             "mesh": mesh,
@@ -272,6 +284,7 @@ class Blueprint:
             recipe=self.recipe,
             mesh=self.mesh,
             resident=self.resident,
+            seeds=self.seeds,
         )
 
     def _parts_of_step(

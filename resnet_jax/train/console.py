@@ -138,8 +138,9 @@ class TrainingConsole:
         ):
             return
         self._last_line = now
-        batch_size = record["examples"] / record["step"]
-        eta = (self._total - record["step"]) * batch_size / record["img_per_s"]
+        seeds = len(record["seeds"]["loss"]) if "seeds" in record else 1
+        of_step = seeds * record["examples"] / record["step"]  # images, of all seeds together
+        eta = (self._total - record["step"]) * of_step / record["img_per_s"]
         self.say(
             f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
             f"  ETA {_clock(eta)}"

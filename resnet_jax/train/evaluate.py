@@ -17,6 +17,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.sources import ImageSet
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import place, replicated, split
+from resnet_jax.train.state import finite_or_largest
 from resnet_jax.train.step import cross_entropy
 
 _RESIDENT_BYTES = 2**30
@@ -35,7 +36,8 @@ class Evaluation:
         top1, top5: share of examples, in 0…1, whose label is the first, or among the first five,
             of the logits. Between equal logits the class with the lower number comes first; an
             example with a logit that isn't finite counts as wrong.
-        confusion: int64 [true class, predicted class] counts.
+        confusion: int64 [true class, predicted class] counts; None where the scores were read from
+            the record of a run.
         seeds: the scores of each seed, if these are means over several.
     """
 
@@ -43,7 +45,7 @@ class Evaluation:
     loss: float
     top1: float
     top5: float
-    confusion: Int[np.ndarray, "k k"]
+    confusion: Int[np.ndarray, "k k"] | None
     seeds: tuple["Evaluation", ...] = ()
 
     def scalars(self) -> dict[str, Any]:
@@ -54,15 +56,24 @@ class Evaluation:
             return {"examples": self.examples, **with_spread(of_seeds)}
         return {"examples": self.examples, **{name: getattr(self, name) for name in names}}
 
+    @classmethod
+    def from_scalars(cls, scalars: Mapping[str, Any]) -> "Evaluation":
+        """The scores of which these are the `scalars`, without the confusion matrix."""
+        names = ("loss", "top1", "top5")
+        examples, values = scalars["examples"], scalars.get("seeds", {})
+        of_seeds = zip(*(values[name] for name in names), strict=True) if values else ()
+        return cls(
+            examples,
+            **{name: scalars[name] for name in names},
+            confusion=None,
+            seeds=tuple(cls(examples, loss, top1, top5, None) for loss, top1, top5 in of_seeds),
+        )
+
 
 def bounded(scores: Evaluation) -> Evaluation:
     """The same, where losses of single seeds that overflow are the largest of float32."""
-    largest = float(np.finfo(np.float32).max)
     return mean_over_seeds(
-        [
-            one if math.isfinite(one.loss) else dataclasses.replace(one, loss=largest)
-            for one in scores.seeds
-        ]
+        [dataclasses.replace(one, loss=finite_or_largest(one.loss)) for one in scores.seeds]
     )
 
 
@@ -177,7 +188,8 @@ def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
         name: statistics.fmean(getattr(score, name) for score in scores)
         for name in ("loss", "top1", "top5")
     }
-    confusion = np.sum([score.confusion for score in scores], axis=0)
+    confusions = [score.confusion for score in scores if score.confusion is not None]
+    confusion = np.sum(confusions, axis=0)
     return Evaluation(scores[0].examples, **means, confusion=confusion, seeds=tuple(scores))
 
 
@@ -253,7 +265,8 @@ def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
     # Ties are broken as argmax breaks them, or a network of equal logits would always be right.
     ahead = (logits > of_label) | ((logits == of_label) & before_label)
     # A NaN compares false with everything and would put its label first.
-    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), classes)
+    last = max(classes, 5)  # not among the first five either, where there are fewer classes
+    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), last)
     ones = mask.astype(jnp.int32)
     predicted = logits.argmax(axis=-1)
     confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(ones)

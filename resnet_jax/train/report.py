@@ -159,6 +159,14 @@ def recorded_summary(workdir: epath.Path) -> Iterator[dict[str, Any]]:
         ) from None
 
 
+def recorded_scores(summary: dict[str, Any]) -> dict[str, Evaluation]:
+    """What was given to `run_summary` as `evaluation`, but for the confusion matrices."""
+    scores = dict(summary["final"])
+    if summary["best"] and "test" in summary["best"]:
+        scores["test_best"] = summary["best"]["test"]
+    return {name: Evaluation.from_scalars(scalars) for name, scalars in scores.items()}
+
+
 def draw_confusion(
     path: Path, confusion: Int[np.ndarray, "k k"], class_names: tuple[str, ...]
 ) -> None:

@@ -29,7 +29,13 @@ from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.pretrained import check_unchanged
-from resnet_jax.train.report import draw_curves, recorded_summary, run_summary, write_summary
+from resnet_jax.train.report import (
+    draw_curves,
+    recorded_scores,
+    recorded_summary,
+    run_summary,
+    write_summary,
+)
 from resnet_jax.train.state import Meter, TrainState, numbered
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
@@ -53,7 +59,8 @@ class FitResult:
         history: the records of metrics.jsonl, one dict per log point.
         evaluation: final scores by name: "validation", "test", with moving averages also
             "validation_ema" and "test_ema", and "test_best", the test split under the best
-            checkpoint if that is intact. Empty if the run stopped early.
+            checkpoint if that is intact. Empty if the run stopped early; without confusion
+            matrices if it had finished before, as they are read from summary.json then.
         best: {"step", "top1", "loss"} on the validation split, or None without one.
         stopped_early: the run was asked to stop; all is saved, and `fit` goes on from here.
     """
@@ -106,10 +113,10 @@ class Run:
         """Go on from the newest good checkpoint, to the end or a stop."""
         with nothing_to_lose(self._stop):
             self._restore()
-        self._evaluators = self._experiment.evaluators()
         total_steps = self._plan.total_steps
         if self._step >= total_steps and exchange(self._is_on_record())[MAIN]:
             return self._as_recorded()
+        self._evaluators = self._experiment.evaluators()
         with (
             MetricsLog(self._workdir, start_step=self._step) as self._log,
             TrainingConsole(total_steps=total_steps, start_step=self._step) as self._console,
@@ -151,11 +158,11 @@ class Run:
             return (self._workdir / SUMMARY).exists()
 
     def _as_recorded(self) -> FitResult:
-        """Finished and on record: what was measured then is left as it is."""
-        evaluation = self._final_scores()
+        """Finished and on record: nothing is scored again, and files are left as they are."""
         with TrainingConsole(total_steps=self._plan.total_steps, start_step=self._step) as console:
             console.opening(self._experiment, self._workdir)
             with recorded_summary(self._workdir) as summary:
+                evaluation = recorded_scores(summary)
                 console.closing(summary, self._workdir)
         history = read_metrics(self._workdir / METRICS)
         return FitResult(self._state, history, evaluation, self._best, stopped_early=False)
@@ -201,49 +208,79 @@ class Run:
                 give_back_freed_memory()
             stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
             stopping = stopping or self._is_told_to_stop_here()
-            try:
-                if failed:
-                    self._hear_of_failure()
-                self._pause(last=stopping or self._step == self._plan.total_steps)
-            except NonfiniteError as found:
-                self._recover(found)
+            if failed:
+                self._hear_of_failure()
+            self._pause(last=stopping or self._step == self._plan.total_steps)
 
     def _is_told_to_stop_here(self) -> bool:
         return self._stop_at_step is not None and self._step >= self._stop_at_step
 
     def _pause(self, *, last: bool) -> None:
-        """Log, score, save, in this order: a checkpoint's step is on record before the checkpoint
-        exists, so a resumed run neither repeats nor misses a line.
+        """Log, score and save what is due; the last pause saves in any case.
+
+        If something isn't finite and the run goes back, the same is done with the state that it
+        has then, which is saved in any case, too.
 
         Raises:
             WriteError: the work directory isn't where it was.
         """
         if self._check_place:
             self._check_place()
-        if self._config.precise_bn and self._plan.evaluates_at(self._step):
-            self._watchdog.now(f"measuring the statistics of step {self._step}")
-            with self._clock.paused(self._state):
-                self._state = self._precise_statistics(self._state, self._batches)
+        while True:
+            try:
+                self._log_score_and_save(last=last)
+                return
+            except NonfiniteError as found:
+                self._recover(found)
+                last = True
+
+    def _log_score_and_save(self, *, last: bool) -> None:
+        """In this order: a checkpoint's step is on record before the checkpoint exists, so a
+        resumed run neither repeats nor misses a line.
+
+        Raises:
+            NonfiniteError: something isn't finite; it is neither measured, scored nor saved.
+        """
+        scores_now = self._plan.evaluates_at(self._step)
+        if self._config.precise_bn and scores_now:
+            self._measure_statistics()
         if self._plan.logs_at(self._step):
             self._log_training()
-        if self._plan.diagnoses_at(self._step):
-            self._diagnose()
-        scores = None
-        if self._plan.evaluates_at(self._step) and "validation" in self._evaluators:
-            scores = self._validate()
-        due = bool(scores) or self._plan.saves_at(self._step)
+        scores_now = scores_now and "validation" in self._evaluators
+        diagnoses_now = self._plan.diagnoses_at(self._step)
+        due = scores_now or self._plan.saves_at(self._step)
         if self._retry_at is not None:
             due = self._step >= self._retry_at
-        if due or last:
+        saves_now = due or last
+        if scores_now or diagnoses_now or saves_now:
+            self._check_finite()
+        best = self._best
+        scores = self._validate() if scores_now else None
+        if not saves_now:
+            self._best = best  # a state that isn't saved can't be the best
+        if diagnoses_now:
+            self._diagnose()
+        if saves_now:
             self._save(scores, last=last)
 
+    def _measure_statistics(self) -> None:
+        self._watchdog.now(f"measuring the statistics of step {self._step}")
+        waited = self._batches.waited_s
+        with self._clock.paused(self._state):
+            self._state = self._precise_statistics(self._state, self._batches)
+        self._waited_s += self._batches.waited_s - waited  # training didn't wait for those
+
     def _log_training(self) -> None:
-        """Fetch the meter, and write means over the examples since the last log point."""
+        """Fetch the meter, and write means over the examples since the last log point.
+
+        Raises:
+            NonfiniteError: there were steps that weren't finite, which aren't to be skipped. The
+                others are on record.
+        """
         meters = self._experiment.meters(self._state)
-        if nonfinite := sum(int(meter.nonfinite) for meter in meters):
-            if self._config.nonfinite.policy != "skip":
-                what = f"The loss or its gradient{self._whose(meters)}"
-                raise NonfiniteError(what, self._step, numbered(meters))
+        nonfinite = sum(int(meter.nonfinite) for meter in meters)
+        skips = self._config.nonfinite.policy == "skip"
+        if nonfinite and skips:
             self._nonfinite.write(numbered(meters), "skipped")
             what = f"{nonfinite} of the steps before {self._step} weren't finite"
             self._nonfinite.go_on(nonfinite, f"{what}, and were skipped")
@@ -269,6 +306,9 @@ class Run:
             self._log.write(record)
             self._console.train(record)
         self._state = self._state.replace(meter=self._experiment.empty_meter())
+        if nonfinite and not skips:
+            what = f"The loss or its gradient{self._whose(meters)}"
+            raise NonfiniteError(what, self._step, numbered(meters))
 
     def _diagnose(self) -> None:
         """Measure the network, put that on record, and draw it."""
@@ -329,12 +369,10 @@ class Run:
         """Save in the background; after the last step wait until it is done, and done well.
 
         Raises:
-            NonfiniteError: it would be a state that can't be trained on.
             WriteError: this has failed for the last time.
         """
         with self._clock.paused(self._state):
             self._watchdog.now(f"saving step {self._step}")
-            self._check_finite()
             while True:
                 try:
                     self._save_once(scores)
@@ -348,7 +386,8 @@ class Run:
 
     def _check_finite(self) -> None:
         state, meters = self._state, self._experiment.meters(self._state)
-        finite = bool(_all_finite((state.params, state.batch_stats, state.ema)))
+        with self._clock.paused(state):
+            finite = bool(_all_finite((state.params, state.batch_stats, state.ema)))
         counted = any(meter.nonfinite for meter in meters)
         if not finite or (counted and self._config.nonfinite.policy != "skip"):
             what = f"A loss, gradient, parameter or statistic{self._whose(meters)}"
@@ -378,12 +417,12 @@ class Run:
         if self._checkpoints.settle():
             self._failed_saves, self._best_on_disk = 0, self._best_being_saved
 
-    def _hear_of_failure(self) -> None:
-        """A save in the background has failed, here or in another process."""
+    def _hear_of_failure(self, *, last: bool = False) -> None:
+        """Wait for a save in the background, which may have failed here or in another process."""
         try:
             self._settle()
         except WriteError as error:
-            self._count_failure(error, last=False)
+            self._count_failure(error, last=last)
 
     def _count_failure(self, error: WriteError, *, last: bool) -> None:
         """Say when the next attempt is, each time twice as late up to a limit.
@@ -411,6 +450,8 @@ class Run:
     def _recover(self, found: NonfiniteError) -> None:
         """Go back to the newest checkpoint, and on from here with its state, if that is wanted.
 
+        The caller saves it.
+
         What built up to the fault lies in the batches since: none of them is trained on again
         (the remedy of Chowdhery et al. 2022, 2204.02311, section 5.1).
 
@@ -420,7 +461,7 @@ class Run:
         restored = None
         if self._config.nonfinite.policy == "rollback":
             self._watchdog.now("restoring")
-            self._settle()
+            self._hear_of_failure(last=True)
             restored = self._checkpoints.restore_newest(self._experiment.abstract_state)
         if restored is None:
             self._nonfinite.write(found.steps, "the run ended")
@@ -429,8 +470,7 @@ class Run:
         self._nonfinite.write(found.steps, f"went back to step {good}")
         self._nonfinite.go_on(1, f"{found}; went back to the checkpoint of step {good}")
         self._state = state.moved_to(self._step).replace(meter=self._experiment.empty_meter())
-        self._best = progress["best"]
-        self._save(None, last=True)
+        self._best = self._best_on_disk = self._best_being_saved = progress["best"]
 
     def _end_of(self, found: NonfiniteError) -> NumericalError:
         self._checkpoints.finish_writing()  # of an earlier step, and good

@@ -71,7 +71,6 @@ def _dict(config: ConfigDict) -> dict[str, Any]:
 def _check_combination(config: ConfigDict) -> None:
     refused = {
         "data.random_crop_area": streams(config),
-        "precise_bn": config.precise_bn > 0,
         "nonfinite.policy='rollback'": config.nonfinite.policy == "rollback",
     }
     for name, is_set in refused.items():

@@ -1,5 +1,6 @@
 """Everything that a run carries from step to step, and so everything that a checkpoint holds."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,13 @@ from resnet_jax.parallel.mesh import place
 
 MOST_NUMBERED = 16
 """How many steps that weren't finite a meter has the numbers of."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def finite_or_largest(value: float) -> float:
+    """The value, or the largest float32 for one that overflowed: JSON has only finite numbers."""
+    return value if math.isfinite(value) else _LARGEST
 
 
 class Meter(struct.PyTreeNode):
@@ -54,11 +62,15 @@ class Meter(struct.PyTreeNode):
         )
 
     def means(self) -> dict[str, float]:
-        """Means over the examples, and of the norm over the steps; there must be some."""
+        """Means over the examples, and of the norm over the steps; there must be some.
+
+        Where a sum has overflowed, though all of its terms are finite, the mean is the largest
+        float32.
+        """
         return {
-            "loss": float(self.loss / self.examples),
+            "loss": finite_or_largest(float(self.loss / self.examples)),
             "top1": float(self.top1 / self.examples),
-            "grad_norm": float(self.grad_norm / self.steps),
+            "grad_norm": finite_or_largest(float(self.grad_norm / self.steps)),
         }
 
 

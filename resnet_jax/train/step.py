@@ -340,14 +340,13 @@ def pick_batch(
 
 
 def sum_moments(
-    state: TrainState, batch: Batch, *, model: Network, recipe: Recipe, mesh: Mesh
-) -> tuple[Any, Float[Array, ""]]:
+    state: TrainState, batch: Batch, *, model: Network, recipe: Recipe, mesh: Mesh | None
+) -> Any:
     """Sum the moments over the micro-batches of a batch, which are augmented as in a step.
 
     Returns:
         A tree like the running statistics, of which "mean" has sums of means, and "var" sums of
-        means of squares; and the number of micro-batches. Of a unit that a micro-batch dropped,
-        the running statistics count.
+        means of squares. Of a unit that a micro-batch dropped, the running statistics count.
     """
     exact = model.copy(bn_momentum=0.0)  # its new running statistics are the batch's own
 
@@ -357,10 +356,8 @@ def sum_moments(
         stats = _gradients(state, part, number, exact, recipe, mesh, None).batch_stats
         return jax.tree.map(jnp.add, sums, _moments(stats)), None
 
-    micro_batches = batch.labels.shape[0]
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    sums, _ = jax.lax.scan(add, zero, (batch, jnp.arange(micro_batches)))
-    return sums, jnp.float32(micro_batches)
+    return jax.lax.scan(add, zero, (batch, jnp.arange(len(batch.labels))))[0]
 
 
 def _moments(stats: Any) -> Any:

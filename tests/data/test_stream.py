@@ -1,11 +1,14 @@
 """The order of examples and their augmentation are functions of the seed and the position."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_jax.data import loader
 from resnet_jax.data.augment import (
     crop_and_flip,
     example_keys,
@@ -14,6 +17,7 @@ from resnet_jax.data.augment import (
 )
 from resnet_jax.data.loader import ExampleStream, epoch_permutation
 from resnet_jax.errors import ConfigError
+from resnet_jax.train.seeds import SeedStreams
 
 
 @settings(deadline=None, max_examples=50)
@@ -33,6 +37,30 @@ def test_the_stream_does_not_depend_on_how_it_is_cut(start, first, second):
     parts = stream.take(start, first), stream.take(start + first, second)
     for i in range(2):
         np.testing.assert_array_equal(whole[i], np.concatenate([part[i] for part in parts]))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_each_epoch_of_each_of_many_seeds_is_put_in_order_once(repeats, monkeypatch):
+    asked = []
+
+    def counted(seed, epoch, num_examples):
+        asked.append((seed, epoch))
+        return epoch_permutation(seed, epoch, num_examples)
+
+    monkeypatch.setattr(loader, "epoch_permutation", counted)
+    seeds = SeedStreams(tuple(ExampleStream(seed, 20, 6, repeats) for seed in range(8)))
+    for step in range(0, 20, 2):  # 120 examples, which are 6 epochs or, repeated, 2
+        seeds.take(step, 2)
+    assert sorted(asked) == [(seed, epoch) for seed in range(8) for epoch in range(6 // repeats)]
+
+
+def test_a_stream_is_the_same_in_another_process():
+    stream = ExampleStream(7, 23, 5, repeats=2)
+    before = stream.take(3, 2)
+    again = pickle.loads(pickle.dumps(stream))
+    assert again == stream
+    for ours, wanted in zip(again.take(3, 2), before, strict=True):
+        np.testing.assert_array_equal(ours, wanted)
 
 
 def test_the_order_is_the_same_in_every_version():

@@ -5,6 +5,11 @@ import json
 import numpy as np
 import pytest
 
+import resnet_jax
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.errors import NumericalError
+from resnet_jax.train import step as step_module
+from tests.faults.inject import Fault
 from tests.runs import digest, steps_on_record, train
 
 # The poisoned program rounds differently from the plain one, so this is what others compare with.
@@ -93,3 +98,62 @@ def test_a_run_can_go_back(tmp_path, record_property):
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
     ended = train(tmp_path / "run", "--config.nonfinite.policy=rollback", fault="step:0:nan")
     assert (ended.code, "Nothing was saved" in ended.last_line) == (70, True)
+
+
+@pytest.fixture
+def rollback(tiny_config, monkeypatch):
+    """A config that goes back, and a function that poisons the batch of a step in this process."""
+    tiny_config.model.stage_sizes = (1,)
+    tiny_config.nonfinite.policy = "rollback"
+    monkeypatch.setattr(step_module, "_gradients", step_module._gradients)  # to put it back
+    return tiny_config, lambda step: Fault("step", step, "nan").install("")
+
+
+def _steps(result, split):
+    of_split = (r for r in result.history if r["split"] == split)
+    return [r["step"] for r in of_split if r.get("weights", "raw") == "raw"]
+
+
+def test_going_back_at_the_last_step_leaves_no_record_out(rollback, tmp_path):
+    """Twelve steps, with a record after every fifth and the last, and scores after every fourth."""
+    config, poison = rollback
+    poison(11)
+    result = resnet_jax.fit(config, tmp_path / "run")
+    assert _record(tmp_path / "run")[0]["outcome"] == "went back to step 11"
+    assert _steps(result, "train") == [5, 10, 12]
+    assert _steps(result, "validation") == [4, 8, 12]
+    last = [r for r in result.history if r["split"] == "validation" and r["weights"] == "raw"][-1]
+    assert last["loss"] == result.evaluation["validation"].loss
+    assert Checkpointer(tmp_path / "run" / "checkpoints", keep=None).steps()[-1] == 12
+
+
+def test_a_save_that_fails_while_the_run_goes_back_is_tried_again(rollback, tmp_path, monkeypatch):
+    """The checkpoint of step 5 turns out to be bad when the run is to go back to it."""
+    config, poison = rollback
+    poison(5)
+    verdict = Checkpointer._flaw_on_disk
+
+    def flaw_on_disk(self, manager, step, sums):
+        return "made up" if step == 5 else verdict(self, manager, step, sums)
+
+    monkeypatch.setattr(Checkpointer, "_flaw_on_disk", flaw_on_disk)
+    monkeypatch.setattr(Checkpointer, "has_failed", lambda self: False)  # isn't known so early
+    result = resnet_jax.fit(config, tmp_path / "run")
+    assert [r["outcome"] for r in _record(tmp_path / "run")] == ["went back to step 4"]
+    assert (int(result.state.step), result.stopped_early) == (12, False)
+    assert _steps(result, "train") == [5, 10, 12]
+    assert (tmp_path / "run" / "checkpoints" / "5.corrupt").is_dir()
+
+
+@pytest.mark.parametrize(("rate", "norm"), [(3e38, "batch"), (1e22, "none")])
+def test_measuring_inside_a_network_that_diverges_ends_as_training_does(
+    rate, norm, tiny_config, tmp_path
+):
+    """Parameters that aren't finite aren't measured; those that are may have large activations."""
+    tiny_config.model.stage_sizes, tiny_config.model.norm = (1,), norm
+    tiny_config.duration, tiny_config.log_every = 2 * 32.0, 1
+    tiny_config.schedule.base_lr, tiny_config.schedule.reference_batch = rate, 32
+    tiny_config.schedule.warmup, tiny_config.diagnostics.every = 0.0, 32.0
+    tiny_config.diagnostics.what = ("norms",)
+    with pytest.raises(NumericalError, match="stopped being finite at or shortly before step"):
+        resnet_jax.fit(tiny_config, tmp_path / "run")

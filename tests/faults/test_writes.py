@@ -5,6 +5,9 @@ import subprocess
 
 import pytest
 
+import resnet_jax
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.errors import WriteError
 from tests.runs import digest, small_disk, start, steps_on_record, train
 
 _SAVE = "orbax.checkpoint:CheckpointManager.save"
@@ -69,3 +72,21 @@ def test_what_couldnt_be_saved_isnt_success(tmp_path, record_property):
     assert ended.code == 73, ended.said
     assert "No space left on device" in ended.last_line
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_step_that_was_scored_but_not_saved_isnt_the_best(tiny_config, tmp_path, monkeypatch):
+    """The save of step 3 fails, step 4 is scored, and the next save is that of step 5."""
+    tiny_config.model.stage_sizes = (1,)
+    save = Checkpointer.save
+
+    def failing(self, step, *args, **kwargs):
+        if step == 3:
+            raise WriteError("made up.")
+        save(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(Checkpointer, "save", failing)
+    result = resnet_jax.fit(tiny_config, tmp_path / "run", stop_at_step=5)
+    assert 4 in [r["step"] for r in result.history if r["split"] == "validation"]
+    checkpoints = Checkpointer(tmp_path / "run" / "checkpoints", keep=None)
+    assert checkpoints.steps()[-1] == 5
+    assert (checkpoints.progress(5)["best"], result.best) == (None, None)

@@ -83,6 +83,22 @@ def test_a_network_of_nans_scores_nothing():
     assert np.isnan(scores.loss)
 
 
+def test_an_infinite_logit_counts_as_wrong_among_few_classes_too():
+    """With three, each is among the first five; the loss is finite."""
+
+    class Infinite(Brightness):
+        num_classes = 3
+
+        def apply(self, variables, images):
+            return images[:, 0, :, 0] - jnp.array([jnp.inf, 0, 0])
+
+    data = ImageSet(np.zeros((4, 1, 3, 1), np.uint8), np.ones(4, np.int32))
+    evaluator = Evaluator(Infinite(), data, batch_size=4, mesh=make_mesh(data=1))
+    scores = evaluator({}, {"mean": np.float32(0), "std": np.float32(1)})
+    assert (scores.top1, scores.top5) == (0, 0)
+    assert scores.loss == pytest.approx(np.log(2))
+
+
 def test_a_miscount_is_an_error(monkeypatch):
     data = _image_set(20)
     evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))

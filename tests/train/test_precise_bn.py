@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.train import seeds as seeds_module
 from resnet_jax.train.experiment import Experiment
 
 
@@ -43,6 +44,42 @@ def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, confi
         if before:
             for leaf, old in zip(*map(jax.tree.leaves, (after.params, before.params)), strict=True):
                 np.testing.assert_array_equal(leaf, old)
+
+
+@pytest.mark.parametrize(("devices", "one_by_one"), [(1, True), (1, False), (2, True)])
+def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(
+    devices, one_by_one, config, monkeypatch
+):
+    """On two devices each has a seed of its own; accelerators measure all seeds together."""
+    monkeypatch.setattr(seeds_module, "_one_by_one", lambda mesh: one_by_one)
+    config.seeds, config.mesh.data = (0, 3), devices
+    together = Experiment.make(config)
+    assert together.seeds.spread == (devices > 1)
+    state = together.initial_state().moved_to(7)
+
+    measured = together.precise_statistics()(state, together.batches())
+
+    for number, single in enumerate(together.singles):
+        config.seeds, config.mesh.data, config.seed = (), 1, single.config.seed
+        alone = Experiment.make(config)
+        state = alone.initial_state().moved_to(7)
+        expected = alone.precise_statistics()(state, alone.batches())
+        for ema in (False, True):
+            leaves = (tree.variables(ema=ema)["batch_stats"] for tree in (measured, expected))
+            for leaf, wanted in zip(*map(jax.tree.leaves, leaves), strict=True):
+                np.testing.assert_allclose(leaf[number], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_of_several_seeds_scores_them_by_precise_statistics(config, tmp_path):
+    config.seeds, config.duration = (0, 3), 4 * 32.0
+    result = resnet_jax.fit(config, tmp_path / "run")
+    assert {len(r["seeds"]["top1"]) for r in result.history if r["split"] == "validation"} == {2}
+    experiment = Experiment.make(config)
+    measured = experiment.precise_statistics()(result.state, experiment.batches())
+    for leaf, wanted in zip(
+        *map(jax.tree.leaves, (measured.batch_stats, result.state.batch_stats)), strict=True
+    ):
+        np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
 
 
 def test_a_run_measures_before_it_scores_and_goes_on_as_it_would(config, tmp_path):

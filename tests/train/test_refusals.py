@@ -93,6 +93,30 @@ def test_an_impossible_config_is_refused(
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "reason"),
+    [
+        ("resnet20", {"norm": "group", "norm_groups": 4}, "its model.norm is 'group'"),
+        ("resnet20", {"norm": "none"}, "its model.norm is 'none'"),
+        ("fixup_resnet20", {}, "its model.norm is 'fixup'"),
+        ("vgg11", {}, "its model.norm is 'none'"),
+        ("resnet20", {"bn_frozen": True}, "keeps its running statistics: model.bn_frozen is True"),
+        ("highway19", {}, "isn't a network for which statistics can be measured anew"),
+    ],
+)
+@pytest.mark.parametrize("seeds", [(), (0, 1)])
+def test_precise_statistics_that_would_have_no_effect_are_refused(
+    seeds, name, fields, reason, tiny_config, tmp_path, never_compile
+):
+    tiny_config.precise_bn, tiny_config.seeds = 4, seeds
+    tiny_config.model.stage_sizes = tiny_config.model.width = None
+    tiny_config.model.update(name=name, **fields)
+    with pytest.raises(ConfigError, match=f"^precise_bn is 4, and {name} .*{reason}") as error:
+        resnet_jax.fit(tiny_config, tmp_path / "run")
+    assert "set precise_bn to 0" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_missing_data_are_named_with_the_remedy(tiny_config, tmp_path, never_compile):
     tiny_config.data.name = "mnist"
     tiny_config.data.dir = str(tmp_path / "nothing")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import read_metrics
 
 STEPS = 12
@@ -155,15 +156,35 @@ def test_sigterm_saves_and_the_run_goes_on(tiny_config, tmp_path):
     assert int(again.state.step) == step + 1
 
 
-def test_a_finished_run_is_scored_again_and_its_record_left_alone(uninterrupted, keep_all):
+def test_a_finished_run_shows_its_record_and_is_neither_trained_nor_scored(
+    uninterrupted, keep_all, monkeypatch, capsys
+):
     whole, expected = uninterrupted
     files = ("summary.json", "metrics.jsonl", "curves.png", "config.json")
     before = [(whole / file).read_bytes() for file in files]
+    for name in ("evaluators", "train_steps", "batches"):
+        monkeypatch.setattr(Experiment, name, None)
     again = resnet_jax.fit(keep_all, whole)
     assert [(whole / file).read_bytes() for file in files] == before
+    assert again.evaluation.keys() == expected.evaluation.keys()
     for name, scored in expected.evaluation.items():
         assert again.evaluation[name].scalars() == scored.scalars()
+        assert again.evaluation[name].confusion is None
     assert again.history == expected.history
+    assert again.best == expected.best
+    shown = capsys.readouterr().out
+    assert "trained already; its record is left as it is" in shown
+    assert f"top-1 {100 * expected.evaluation['test'].top1:.2f} % of 100 test images" in shown
+
+
+def test_a_finished_run_without_a_summary_is_scored_again(uninterrupted, keep_all, tmp_path):
+    whole, expected = uninterrupted
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    again = resnet_jax.fit(keep_all, tmp_path / "run")
+    assert (tmp_path / "run" / "summary.json").exists()
+    for name, scored in expected.evaluation.items():
+        np.testing.assert_array_equal(again.evaluation[name].confusion, scored.confusion)
 
 
 def test_only_the_newest_checkpoints_and_the_best_are_kept(keep_all, uninterrupted, tmp_path):

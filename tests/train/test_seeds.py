@@ -97,6 +97,15 @@ def test_records_have_each_seed_their_mean_and_their_deviation(many):
     )
 
 
+def test_a_finished_run_started_again_has_the_scores_of_each_seed(many):
+    result, workdir = many
+    again = resnet_jax.fit(_config(seeds=SEEDS, vary=VARY), workdir)
+    assert again.evaluation.keys() == result.evaluation.keys()
+    for name, scores in result.evaluation.items():
+        assert again.evaluation[name].scalars() == scores.scalars()
+        assert [s.top1 for s in again.evaluation[name].seeds] == [s.top1 for s in scores.seeds]
+
+
 def test_seeds_are_shared_out_to_devices_and_are_the_same(many, tmp_path):
     result, _ = many
     spread = resnet_jax.fit(_config(seeds=SEEDS, vary=VARY, mesh__data=2), tmp_path / "run")
@@ -205,7 +214,6 @@ def test_a_seed_that_is_skipped_leaves_the_other_alone(tmp_path, alone):
             {"seeds": (0, 1), "vary": (("schedule.base_lr", (0.1, -1.0)),)},
             "Of seeds[1]: schedule.base_lr is -1.0; it can't be negative",
         ),
-        ({"seeds": (0, 1), "precise_bn": 2}, "several seeds in one program have no precise_bn"),
         (
             {"seeds": (0, 1), "nonfinite__policy": "rollback"},
             "several seeds in one program have no nonfinite.policy='rollback'",

@@ -234,6 +234,26 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photo
         network.evaluate("train")
 
 
+def test_images_that_are_read_again_for_statistics_keep_no_step_waiting(
+    config, tmp_path, monkeypatch
+):
+    """A minute for each of the last three steps at steps 5 and 10, and no time for training."""
+    config.precise_bn = 3
+    take, taken = StreamedBatches.take, []
+
+    def timed(self, step):
+        batch = take(self, step)
+        self.waited_s = 60.0 * (len(taken) + 1 - len({*taken, step}))
+        taken.append(step)
+        return batch
+
+    monkeypatch.setattr(StreamedBatches, "take", timed)
+    result = resnet_jax.fit(config, tmp_path / "run")
+    again = [step for number, step in enumerate(taken) if step in taken[:number]]
+    assert again == 2 * [2, 3, 4] + 2 * [7, 8, 9]  # the moving averages have some of their own
+    assert [r["data_wait"] for r in result.history if r["split"] == "train"] == [0.0] * 5
+
+
 def test_a_run_of_growing_images_goes_on_in_either_size(config, tmp_path):
     config.data.early_sizes, config.data.size_boundaries = (8,), (4 * 8.0,)
     resnet_jax.fit(config, tmp_path / "whole")

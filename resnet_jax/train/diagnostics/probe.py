@@ -22,7 +22,7 @@ from resnet_jax.train.diagnostics.measures import (
     take_pass,
 )
 from resnet_jax.train.losses import LOSSES
-from resnet_jax.train.state import TrainState
+from resnet_jax.train.state import TrainState, finite_or_largest
 
 _ITERATIONS = 16  # of Lanczos
 
@@ -70,11 +70,12 @@ class Probe:
         self._curvature = jax.jit(self._sharpness)
 
     def __call__(self, state: TrainState) -> Measured:
-        """Measure a state."""
+        """Measure a state; what overflows is the largest float32."""
         scalars, matrix = jax.device_get(self._measure(state))
         if "sharpness" in self._what:
             scalars |= jax.device_get(self._curvature(state))
-        return Measured({name: float(value) for name, value in scalars.items()}, matrix)
+        values = {name: finite_or_largest(float(value)) for name, value in scalars.items()}
+        return Measured(values, matrix)
 
     def _measured(self, state: TrainState) -> tuple[dict[str, Any], Any]:
         passed = take_pass(
