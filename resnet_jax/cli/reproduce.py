@@ -81,18 +81,10 @@ def show(document: dict[str, Any], console: Console) -> None:
             console.print("* of the results in benchmarks/results/papers")
         return
     for result in document["results"]:
-        table = Table(title=result["title"])
-        for heading in (
-            "what",
-            "on",
-            "published",
-            "source",
-            "measured",
-            "n",
-            "accepted",
-            "verdict",
-        ):
-            table.add_column(heading, no_wrap=heading == "measured")
+        table = Table(
+            *("what", "on", "published", "source", "measured", "n", "accepted", "verdict"),
+            title=result["title"],
+        )
         for row in result["rows"]:
             table.add_row(*_cells(row))
         console.print(table)

@@ -8,7 +8,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.text import Text
 
-_SHORTEST = 12
+_SHORTEST = 16
 """Characters to which a column of text may be narrowed by folds within words."""
 
 
