@@ -105,7 +105,9 @@ check_training_flags() {
         fail "--stop_at_step would stop and start the run for ever." ;;
     esac
   done
-  [[ "$workdir" == gs://* || "$workdir" == s3://* ]] ||
+  [[ "$workdir" != s3://* ]] ||
+    fail "--workdir is '$workdir', where checkpoints can't be written; write --workdir=gs://BUCKET/PATH."
+  [[ "$workdir" == gs://* ]] ||
     fail "--workdir is '$workdir'; workers share no disk, so write --workdir=gs://BUCKET/PATH."
 }
 

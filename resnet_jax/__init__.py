@@ -41,6 +41,8 @@ _HOME = {
     "restore_run": "train.restore",
 }
 
+__version__ = "0.1.0"  # also in pyproject.toml
+
 __all__ = [  # noqa: RUF022 - from the model to the run
     "create_model",
     "init_variables",

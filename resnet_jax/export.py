@@ -27,6 +27,13 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _MAX_BYTES = 2**31 - 2**26
 """Of parameters: a file of `jax.export` has less than 2 GiB, and the program itself takes some."""
 
+READABLE_LATER, READABLE_EARLIER = "6 months", "3 weeks"
+"""How much newer or older than the jaxlib that exported a program the jaxlib may be that runs it.
+
+These are the guarantees of `jax.export` ("Compatibility guarantees" in JAX's page on exporting).
+They count from one release of jaxlib to the other, not from the day of the export.
+"""
+
 _PACKAGES = ("flax", "jax", "jaxlib")
 
 

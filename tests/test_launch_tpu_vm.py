@@ -259,6 +259,7 @@ def test_tpu_vm_dry_run_prints_what_would_run(tpu):
     [
         (["run", "--config=x", "--workdir=/tmp/run"], "write --workdir=gs://BUCKET/PATH"),
         (["run", "--config=x"], "write --workdir=gs://BUCKET/PATH"),
+        (["run", "--workdir=s3://b/r"], "'s3://b/r', where checkpoints can't be written; write"),
         (["run", "--workdir=gs://b/r", "--stop_at_step=3"], "for ever"),
         (["--spto", "create"], "--spto is no option"),
         (["launch"], "'launch' is no command"),

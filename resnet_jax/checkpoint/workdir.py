@@ -12,6 +12,7 @@ from pathlib import Path
 from etils import epath
 
 from resnet_jax.buckets import bucket_errors, is_remote
+from resnet_jax.distribution import how_to_add
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.files import DRAFT, replace_file
 
@@ -106,10 +107,7 @@ def sweep_drafts(workdir: epath.Path) -> None:
 
 def _no_client(workdir: epath.Path) -> str:
     extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
-    return (
-        f"Work directory {workdir} needs a client of that kind of bucket; pip install"
-        f" 'resnet-jax[{extra}]'."
-    )
+    return f"Work directory {workdir} needs a client of that kind of bucket: {how_to_add(extra)}."
 
 
 def read_config(workdir: epath.Path) -> str:

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.cli.config_flag import add_config_argument, load_config
+from resnet_jax.cli.tables import Table
 from resnet_jax.errors import UsageError
 
 HELP = "Measure the steps of a config, or its input pipeline, on this machine."

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from resnet_jax.cli.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
 HELP = "Draw the curves of several runs in one figure, and say what differs between them."

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.cli.config_flag import add_config_argument, load_config
+from resnet_jax.cli.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
 if TYPE_CHECKING:

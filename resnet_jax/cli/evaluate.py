@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.cli.preprocessing_flags import (
     add_preprocessing_flags,
@@ -17,6 +16,7 @@ from resnet_jax.cli.preprocessing_flags import (
     resize_value,
 )
 from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
+from resnet_jax.cli.tables import Table
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print what was written."""
+    from resnet_jax.export import READABLE_EARLIER, READABLE_LATER
+
     output = document["output"]
     first = f"{output}: {document['model']}, {document['bytes']:,} bytes"
     if document["format"] == "safetensors":
@@ -122,6 +124,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         lines = [
             f"{first}, for {', '.join(document['platforms'])}",
             f"takes {images}, {how}; returns {logits}",
+            f"jaxlib {document['versions']['jaxlib']} wrote it; a jaxlib up to {READABLE_LATER}"
+            f" newer or {READABLE_EARLIER} older runs it: keep the network, to export it again",
             f"{output}.json: all of this, for programs to read",
         ]
     for line in lines:

@@ -19,7 +19,6 @@ from resnet_jax.errors import (
     ResnetJaxError,
     StoppedEarly,
     UsageError,
-    did_you_mean,
 )
 from resnet_jax.output import LossyStream, briefly, escaped
 
@@ -230,6 +229,7 @@ def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
 def _unknown_field(argv: Sequence[str]) -> ConfigError | None:
     """The first `--config.NAME` that no config has."""
     from resnet_jax.train.config import default_config, flatten  # noqa: PLC0415 - needs JAX
+    from resnet_jax.train.field_names import unknown_field  # noqa: PLC0415
 
     known = flatten(default_config())
     for argument in argv[1:]:
@@ -238,6 +238,5 @@ def _unknown_field(argv: Sequence[str]) -> ConfigError | None:
             fields = ", ".join(name for name in known if name.startswith(f"{found[1]}."))
             if fields:
                 return ConfigError(f"{found[1]} is a section of the config; its fields: {fields}.")
-            hint = did_you_mean(found[1], known)
-            return ConfigError(f"There is no config field {found[1]!r}.{hint}")
+            return unknown_field(found[1], known)
     return None

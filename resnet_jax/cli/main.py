@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from resnet_jax import __version__
 from resnet_jax.cli import (
     bench,
     build,
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document that tells of a failure has the "exit_code" that its process ends with.
     """
     parser = _Parser(prog="resnet-jax", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"resnet_jax {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", required=True, parser_class=_Parser)
     for name, module in _SUBCOMMANDS.items():
         subparser = subparsers.add_parser(

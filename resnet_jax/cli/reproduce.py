@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from resnet_jax.cli.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
 
 HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
@@ -68,10 +68,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the table of each artefact, or the list."""
     if "artefacts" in document:
-        table = Table("artefact", "what", "paper", "cpu", "full")
+        table = Table()
+        table.add_column("artefact", no_wrap=True)
+        for heading in ("what", "paper", *_SEEDS):
+            table.add_column(heading)
+        committed = False
         for one in document["artefacts"]:
-            table.add_row(one["name"], one["title"], one["paper"], one["cpu"], one["full"])
+            verdicts = [one[size] + " *" * (size in one["committed"]) for size in _SEEDS]
+            committed |= bool(one["committed"])
+            table.add_row(one["name"], one["title"], one["paper"], *verdicts)
         console.print(table)
+        if committed:
+            console.print("* of the results in benchmarks/results/papers")
         return
     for result in document["results"]:
         table = Table(

@@ -5,9 +5,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.cli.config_flag import add_config_argument, load_config
+from resnet_jax.cli.tables import Table
 
 if TYPE_CHECKING:
     from resnet_jax.models.presets import Network
@@ -89,7 +89,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     for heading in ("layer", "kind"):
         table.add_column(heading, no_wrap=True)
     for heading in ("output", "parameters", "MACs"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for layer in document["layers"]:
         output = "×".join(map(str, layer["output_shape"]))
         macs = f"{layer['macs']:,}" if layer["macs"] else ""

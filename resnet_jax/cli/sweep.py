@@ -12,12 +12,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from resnet_jax.cli.config_flag import add_config_argument, load_config
 from resnet_jax.cli.flags import explain
+from resnet_jax.cli.sweep_console import SweepConsole
+from resnet_jax.cli.tables import Table
 from resnet_jax.errors import STOPPED_EARLY, ConfigError, UsageError, WriteError
-from resnet_jax.output import escaped
 
 if TYPE_CHECKING:
     from etils import epath
@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from resnet_jax.buckets import as_path
     from resnet_jax.checkpoint.stop import StopRequest
     from resnet_jax.checkpoint.workdir import prepare_workdir
-    from resnet_jax.research.sweep import check_runs, plan_runs
-    from resnet_jax.research.workers import environments_for, train_all
+    from resnet_jax.research.sweep import check_runs, labels_of, plan_runs
+    from resnet_jax.research.workers import Ended, environments_for, train_all
 
     if args.processes < 1:
         raise UsageError(f"--processes is {args.processes}; it must be at least 1.")
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_runs(runs, workdir)
     prepare_workdir(workdir)
     left = [one for one in runs if not one.is_finished(workdir)]
-    _say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
     failed: dict[str, Ended] = {}
     with (
         StopRequest() as stop,
+        SweepConsole(labels_of(runs)) as progress,
         contextlib.closing(
             train_all(
                 left,
@@ -78,11 +78,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
         ) as events,
     ):
-        for one, ended in events:
-            _tell(one, ended)
-            if ended and ended.state == "failed":
-                failed[one.name] = ended
-            if ended and ended.state == "finished":
+        progress.say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
+        for one, event in events:
+            if not isinstance(event, Ended):
+                progress.show(one.name, event)
+                continue
+            if event.state == "failed":
+                failed[one.name] = event
+                if event.exit_code == _A_BUG:
+                    progress.say(event.said.rstrip())
+                progress.end(one.name, f"failed with exit code {event.exit_code}: {_reason(event)}")
+            else:
+                progress.end(one.name, f"{event.state} after {event.wall_s:.0f} s")
+            if event.state == "finished":
                 _write(_document(runs, workdir), workdir)
     document = _document(runs, workdir)
     _write(document, workdir)
@@ -141,7 +149,9 @@ def _document(runs: "tuple[PlannedRun, ...]", workdir: "epath.Path") -> dict[str
         "files": [str(workdir / name) for name in (_TABLE, _DOCUMENT)],
         "runs": [one.name for one in runs],
         "finished": len({row["run"] for row in rows}),
-        "groups": group_rows(rows, overridden_fields(runs)),
+        "groups": group_rows(
+            rows, overridden_fields(runs), named={one.name for one in runs if one.is_named}
+        ),
         "made_by": made_by(runs, workdir),
         "rows": rows,
     }
@@ -159,25 +169,10 @@ def _write(document: dict[str, Any], workdir: "epath.Path") -> None:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
 
 
-def _tell(one: "PlannedRun", ended: "Ended | None") -> None:
-    if ended is None:
-        _say(f"{one.name}: begins, or goes on")
-    elif ended.state == "failed":
-        if ended.exit_code == _A_BUG:
-            _say(ended.said.rstrip())
-        _say(f"{one.name}: failed with exit code {ended.exit_code}: {_reason(ended)}")
-    else:
-        _say(f"{one.name}: {ended.state} after {ended.wall_s:.0f} s")
-
-
 def _reason(ended: "Ended") -> str:
     """Why a run failed: its line of error or, without one, the last thing it said."""
     lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else ended.last_line
-
-
-def _say(text: str) -> None:
-    print(escaped(text), file=sys.stderr, flush=True)
 
 
 def show(document: dict[str, Any], console: Console) -> None:

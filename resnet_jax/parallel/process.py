@@ -139,14 +139,18 @@ def _ask_environment(
     # JAX offers this as a part of `initialize` only, which starts connecting at once.
     from jax._src.clusters import ClusterEnv  # noqa: PLC0415
 
-    # JAX reads Open MPI 4's variables, and only where Open MPI 4's own launcher has set them.
+    # JAX reads Open MPI 4's variables, and only where Open MPI 4's own launcher has set them. For
+    # Open MPI 5, JAX 0.12 asks mpi4py, even for what SLURM knows: the address of process 0.
+    scheduler = None  # whichever JAX finds
     if processes is None and process is None and "OMPI_COMM_WORLD_SIZE" in os.environ:
+        if "OMPI_MCA_orte_hnp_uri" not in os.environ and "SLURM_STEP_NODELIST" in os.environ:
+            scheduler = "slurm"
         processes = _number("OMPI_COMM_WORLD_SIZE")
         process = _number("OMPI_COMM_WORLD_RANK")
         local = local or _numbers("OMPI_COMM_WORLD_LOCAL_RANK")  # as JAX does: a device for each
     try:
         found = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, process, local, None, 300
+            coordinator, processes, process, local, scheduler, 300
         )
     except Exception as error:  # whatever a metadata server or a scheduler's variables provoke
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.distribution import how_to_add
 from resnet_jax.errors import UsageError, did_you_mean
 
 GIB = 2**30
@@ -149,7 +150,7 @@ def _prepare_libtpu() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             "XLA's TPU compiler isn't installed; it is part of libtpu, which any Linux host can"
-            " have: pip install 'resnet-jax[tpu]' (or -e '.[tpu]' in a checkout)."
+            f" have: {how_to_add('tpu')}."
         )
     defaults = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server that knows a TPU

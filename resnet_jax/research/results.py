@@ -17,6 +17,9 @@ from resnet_jax.research.figures import journal_style
 from resnet_jax.research.lab import Lab, Size
 from resnet_jax.train.report import provenance
 
+COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "papers"
+"""Results that a checkout has; an installed package doesn't have the folder."""
+
 _COLUMNS = (
     "artefact",
     "size",
@@ -96,25 +99,38 @@ def reproduce(
 
 
 def listing(artefacts: Mapping[str, Artefact], workdir: Path) -> list[dict[str, Any]]:
-    """Name, title, paper, and the verdict at each size, of those that `workdir` has results of.
+    """Name, title, paper, and the verdict at each size.
+
+    A verdict is that of the results in `workdir`, else of those in `COMMITTED`; "committed" lists
+    the sizes of the latter.
 
     Raises:
         DataError: a result file is damaged.
     """
-    return [
-        {"name": name, "title": artefact.title, "paper": artefact.paper}
-        | {size: _verdict(artefact, workdir, size) for size in get_args(Size)}
-        for name, artefact in artefacts.items()
-    ]
+    listed = []
+    for name, artefact in artefacts.items():
+        verdicts = {size: _verdict(artefact, workdir, size) for size in get_args(Size)}
+        committed = [size for size, (_, folder) in verdicts.items() if folder == COMMITTED]
+        about = {"name": name, "title": artefact.title, "paper": artefact.paper}
+        about |= {size: verdict for size, (verdict, _) in verdicts.items()}
+        listed.append(about | {"committed": committed})
+    return listed
 
 
-def _verdict(artefact: Artefact, workdir: Path, size: Size) -> str:
+def _verdict(artefact: Artefact, workdir: Path, size: Size) -> tuple[str, Path | None]:
+    """The verdict, and the folder of the results it is of."""
     if size not in artefact.runs:
-        return "–"
-    path = workdir / f"{artefact.name}.{size}.json"
-    if not path.exists():
-        return "not run: budget" if size == "full" else "not run"
-    try:
-        return str(json.loads(path.read_bytes())["verdict"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path} can't be used ({error}); remove it and run it again.") from None
+        return "–", None
+    for folder in (workdir, COMMITTED):
+        path = folder / f"{artefact.name}.{size}.json"
+        if not path.exists():
+            continue
+        try:
+            return str(json.loads(path.read_bytes())["verdict"]), folder
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DataError(
+                f"{path} can't be used ({error}); remove it and run it again."
+            ) from None
+    if size == "full" and artefact.runs["full"] is artefact.runs["cpu"]:
+        return "as cpu", None
+    return ("not run: budget" if size == "full" else "not run"), None

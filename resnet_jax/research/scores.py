@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -15,7 +15,7 @@ from resnet_jax.checkpoint.workdir import read_config
 from resnet_jax.data.known import find_known
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
-from resnet_jax.research.sweep import PlannedRun, overridden_fields
+from resnet_jax.research.sweep import PlannedRun, label_by_difference, overridden_fields
 from resnet_jax.train.config import flatten, from_json, model_overrides
 from resnet_jax.train.report import recorded_summary
 from resnet_jax.train.seeds import single_configs
@@ -131,20 +131,30 @@ def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     }
 
 
-def group_rows(rows: Sequence[Row], fields: Sequence[str]) -> list[dict[str, Any]]:
+def group_rows(
+    rows: Sequence[Row], fields: Sequence[str], *, named: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Gather the rows of a sweep that differ in nothing but the seed.
 
+    Args:
+        rows: of `sweep_rows`.
+        fields: the overridden ones, but for the seed.
+        named: the runs to which the sweep gives names.
+
     Returns:
-        Of each group: "label"; "runs", their names; the values of the overridden `fields`;
+        Of each group: "label", what the names share if all are given, else what differs from the
+        other groups; "runs", their names; the values of the overridden `fields`;
         "seeds"; "scores" as of `summarize_scores`; "wall_s" of all its runs together; "params".
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str([row[field] for field in fields]), []).append(row)
     names = {key: list(dict.fromkeys(row["run"] for row in of)) for key, of in groups.items()}
+    values = [{field: of[0][field] for field in fields} for of in groups.values()]
+    labels = dict(zip(groups, label_by_difference(values) if values else (), strict=True))
     return [
         {
-            "label": shared_name(names[key]),
+            "label": shared_name(names[key]) if {*names[key]} <= {*named} else labels[key],
             "runs": names[key],
             "fields": {field: of[0][field] for field in fields},
             "seeds": list(dict.fromkeys(row["seed"] for row in of)),

@@ -1,9 +1,10 @@
 """Sweeps: the runs that a config and its overrides stand for, all checked before one begins."""
 
+import collections
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
-from resnet_jax.train.config import describe_differences, set_field, to_json, validate
+from resnet_jax.train.config import describe_differences, flatten, set_field, to_json, validate
 from resnet_jax.train.experiment import Experiment
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
@@ -28,11 +29,13 @@ class PlannedRun:
         name: of its folder.
         fields: names of the fields that it overrides.
         config: with the overrides.
+        is_named: the sweep gives the name; otherwise it is made of the overrides.
     """
 
     name: str
     fields: tuple[str, ...]
     config: ConfigDict
+    is_named: bool
 
     def is_finished(self, workdir: epath.Path) -> bool:
         """Whether it is on record in the sweep's directory, with this config.
@@ -71,6 +74,7 @@ def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
                 ' {"model.name": "resnet56"}.'
             )
         overrides = dict(given)
+        is_named = overrides.get("name") is not None
         name = overrides.pop("name", None)
         config = base.copy_and_resolve_references()
         for field, value in overrides.items():
@@ -79,7 +83,7 @@ def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
             except ConfigError as error:
                 raise ConfigError(f"Run {number} of the sweep: {error}") from None
         name = default_name(overrides) if name is None else _checked_name(name)
-        runs.append(PlannedRun(name, tuple(overrides), config))
+        runs.append(PlannedRun(name, tuple(overrides), config, is_named))
     if not runs:
         raise ConfigError("sweep() yields no run.")
     _check_apart(runs)
@@ -93,6 +97,35 @@ def default_name(overrides: Mapping[str, Any]) -> str:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return f"{name[: _LONGEST_NAME - 9]}-{digest}"
+
+
+def label_by_difference(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of each of several configs, what differs between them: "shortcut=A, width=32".
+
+    Args:
+        values: of each, dotted field → value, with the same fields; of a single config all are
+            shown.
+    """
+    alone = len(values) == 1
+    differing = [name for name in values[0] if alone or len({repr(of[name]) for of in values}) > 1]
+    last_parts = collections.Counter(name.rpartition(".")[2] for name in differing)
+    short = {name: name.rpartition(".")[2] for name in differing}
+    shown = {name: part if last_parts[part] == 1 else name for name, part in short.items()}
+    return [
+        ", ".join(f"{shown[name]}={_as_text(of[name])}" for name in differing) or _BASE
+        for of in values
+    ]
+
+
+def labels_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
+    """Run's name → what to call it beside the other runs: what differs, unless it is named."""
+    fields = dict.fromkeys(field for run in runs for field in run.fields)
+    flat = [flatten(run.config) for run in runs]
+    labels = label_by_difference([{field: of[field] for field in fields} for of in flat])
+    return {
+        run.name: run.name if run.is_named else label
+        for run, label in zip(runs, labels, strict=True)
+    }
 
 
 def _as_text(value: Any) -> str:

@@ -17,12 +17,14 @@ from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.errors import STOPPED_EARLY, PeerError
+from resnet_jax.research.progress import Progress
 from resnet_jax.research.sweep import PlannedRun
 from resnet_jax.train.config import to_json
 from resnet_jax.train.doctor import probe
 from resnet_jax.train.doctor.child import Child
 
 _LOOK_S = 0.1
+_LONGEST_LOOK = 1 << 20  # bytes
 _PROBE_TIMEOUT_S = 120.0
 
 State = Literal["finished", "stopped", "failed"]
@@ -62,7 +64,9 @@ class _Worker:
     ) -> None:
         """Start it, with just this environment."""
         self.run = run
+        self.progress = Progress()
         self._began = time.monotonic()
+        self._read = 0  # bytes of the output
         self._asked = False
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
@@ -86,6 +90,17 @@ class _Worker:
         if not self._asked:
             self._asked = True
             self._process.terminate()
+
+    def has_progressed(self) -> bool:
+        """Look at what it has printed since the last time, and whether that changes `progress`."""
+        before = self.progress
+        # The process writes at the file's own position, which mustn't be moved.
+        new = os.pread(self._output.fileno(), _LONGEST_LOOK, self._read)
+        lines, newline, _ = new.rpartition(b"\n")
+        self._read += len(lines + newline)
+        for line in lines.decode(errors="replace").splitlines():
+            self.progress = self.progress.after(line)
+        return self.progress != before
 
     def ended(self) -> Ended | None:
         """How it ended; None if it hasn't."""
@@ -117,7 +132,7 @@ def train_all(
     command: Sequence[str],
     environments: Sequence[Mapping[str, str]],
     stop: StopRequest,
-) -> Generator[tuple[PlannedRun, Ended | None]]:
+) -> Generator[tuple[PlannedRun, Progress | Ended]]:
     """Make these runs, or go on with them, as many at a time as there are environments.
 
     Close the generator, also after an error: that ends the processes which haven't ended.
@@ -132,7 +147,8 @@ def train_all(
         stop: once that is requested no run begins, and those under way are told to stop.
 
     Yields:
-        (run, None) when a run begins, and (run, how it ended) when it has ended.
+        (run, `Progress()`) when a run begins, (run, how far it is) when it has told of that, and
+        (run, how it ended) when it has ended.
     """
     waiting = list(reversed(runs))
     workers: dict[int, _Worker] = {}  # by the number of their environment
@@ -143,10 +159,12 @@ def train_all(
                     run = waiting.pop()
                     variables = {**os.environ, **environment}
                     workers[number] = _Worker(run, workdir, command, variables)
-                    yield run, None
+                    yield run, Progress()
             for number, worker in list(workers.items()):
                 if stop.requested:
                     worker.ask_to_stop()
+                if worker.has_progressed():
+                    yield worker.run, worker.progress
                 if ended := worker.ended():
                     del workers[number]
                     worker.close()

@@ -14,6 +14,7 @@ from resnet_jax.data.policies import LARGEST_MAGNITUDE, PolicyName
 from resnet_jax.data.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
+from resnet_jax.train.field_names import unknown_field
 
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
@@ -458,7 +459,7 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     """
     known = flatten(config)
     if name not in known:
-        raise ConfigError(f"There is no config field {name!r}.{did_you_mean(name, known)}")
+        raise unknown_field(name, known)
     *path, last = name.split(".")
     node = config
     for key in path:

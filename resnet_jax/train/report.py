@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from resnet_jax import __version__
 from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CURVES, SUMMARY, write_atomically
 from resnet_jax.errors import DataError, WriteError
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_NAMED_CLASSES = 40
-_PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "resnet_jax": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a source tree that isn't installed
+        except metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return versions
 

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from resnet_jax.distribution import how_to_add
 from resnet_jax.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def _download(reference: str, model: str, revision: str) -> str:
         from huggingface_hub import errors  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
-            f"{reference} isn't a file here, and to take it from the Hub needs its client: pip"
-            " install 'resnet-jax[hub]'."
+            f"{reference} isn't a file here, and to take it from the Hub needs its client:"
+            f" {how_to_add('hub')}."
         ) from None
 
     def fetch(file: str, commit: str) -> Path:

@@ -130,7 +130,7 @@ def test_a_bucket_is_never_made(bucket):
     [
         (ClientError("Forbidden,\n 403"), r"failing/config\.json can't be read: Forbidden, 403\."),
         (FileNotFoundError("b/x"), r"failing isn't the directory of a run: config\.json: No such"),
-        (ImportError("gcsfs"), r"failing needs a client .*; pip install 'resnet-jax\[gcs\]'\."),
+        (ImportError("gcsfs"), r"failing needs a client .* pip install -e '\.\[gcs\]'"),
     ],
 )
 def test_a_config_that_cannot_be_read(failing, raised, message):

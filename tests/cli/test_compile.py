@@ -36,7 +36,7 @@ def test_without_libtpu_one_line_says_how_to_get_it(monkeypatch, capsys):
     )
     assert main(["compile", IMAGENET, "--topology=v5e:2x2"]) == 64
     error = capsys.readouterr().err
-    assert "pip install 'resnet-jax[tpu]'" in error
+    assert "pip install -e '.[tpu]'" in error
     assert error.count("\n") == 1
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -79,7 +80,9 @@ def test_people_read_what_was_written(whole, tmp_path, capsys):
     assert lines[1] == (
         "takes uint8 images of n×8×8×1, as in files; returns float32 logits of n×10"
     )
-    assert lines[2].startswith(f"{out}.json: ")
+    (life,) = lines[2:-1]
+    assert life.startswith(f"jaxlib {version('jaxlib')} wrote it; a jaxlib up to 6 months newer")
+    assert lines[-1].startswith(f"{out}.json: ")
 
 
 _FILE = ["--weights", "net.npz", "--model", "resnet20"]

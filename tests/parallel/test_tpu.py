@@ -38,7 +38,7 @@ def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
     )
-    with pytest.raises(UsageError, match=r"pip install 'resnet-jax\[tpu\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[tpu\]'"):
         prepare_environment()
 
 

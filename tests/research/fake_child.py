@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-STOPS, FAILS, IS_KILLED = 75, 70, 9
+STOPS, FAILS, IS_KILLED, TELLS = 75, 70, 9, 50
 """Seeds; all others finish at once."""
 
 
@@ -45,6 +45,21 @@ def main() -> int:
         folder.mkdir(parents=True)
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(60)
+    if seed == TELLS:
+        from resnet_jax.train.console import TrainingConsole  # imports JAX
+
+        with TrainingConsole(total_steps=12, start_step=0) as console:
+            console.train(
+                {"step": 4, "epoch": 0.5, "loss": 0.3, "top1": 0.4, "img_per_s": 4.0}
+                | {"examples": 124}
+            )
+            time.sleep(0.5)
+            scores = {"split": "validation", "weights": "raw", "step": 8, "examples": 100}
+            scores |= {"loss": 0.2, "top1": 0.5, "std": {"top1": 0.01}}
+            console.evaluation(scores)
+            sys.stdout.write("step 12/12  a line that isn't whole")
+            sys.stdout.flush()
+            time.sleep(0.5)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(job["config"])
     (folder / "summary.json").write_text(json.dumps(summary(config, 0.9 + seed / 100)))

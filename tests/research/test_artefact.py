@@ -7,7 +7,9 @@ import math
 import pytest
 
 from resnet_jax.cli.main import main
+from resnet_jax.research import results
 from resnet_jax.research.artefact import Row, Within, overall
+from resnet_jax.research.results import COMMITTED
 from tests.cli.mistakes import assert_one_line
 
 
@@ -62,7 +64,7 @@ def test_bounds_as_text(within, text):
     assert str(within) == text
 
 
-def test_a_table_is_reproduced_and_listed(tmp_path, capsys):
+def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     assert main(["reproduce", "he2015-table1", f"--workdir={tmp_path}", "--json"]) == 0
     [result] = json.loads(capsys.readouterr().out)["results"]
     assert result["verdict"] == "reproduced"
@@ -75,9 +77,20 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys):
 
     assert main(["reproduce", "--list", f"--workdir={tmp_path}", "--json"]) == 0
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["artefacts"]}
-    assert listed["he2015-table1"]["cpu"] == "reproduced"
-    assert listed["he2015-fig6"]["cpu"] == "not run"
-    assert listed["he2015-fig6"]["full"] == "not run: budget"
+    assert (listed["he2015-table1"]["cpu"], listed["he2015-table1"]["committed"]) == (
+        "reproduced",
+        [],
+    )
+    assert listed["he2015-table1"]["full"] == "as cpu"
+    committed = json.loads((COMMITTED / "he2016-table1.cpu.json").read_text())["verdict"]
+    assert listed["he2016-table1"]["cpu"] == committed
+    assert listed["he2016-table1"]["committed"] == ["cpu"]
+    assert listed["he2016-table1"]["full"] == "not run: budget"
+
+    monkeypatch.setattr(results, "COMMITTED", tmp_path / "not a checkout")
+    assert main(["reproduce", "--list", f"--workdir={tmp_path}", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["artefacts"]}
+    assert (listed["he2015-fig6"]["cpu"], listed["he2015-fig6"]["committed"]) == ("not run", [])
 
     (tmp_path / "he2015-table1.cpu.json").write_text("{")
     arguments = ["reproduce", "--list", f"--workdir={tmp_path}"]

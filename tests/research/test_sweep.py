@@ -12,8 +12,9 @@ from etils import epath
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.errors import ConfigError
 from resnet_jax.research import workers
+from resnet_jax.research.progress import Progress
 from resnet_jax.research.scores import as_csv, group_rows, score_rows, shared_name, sweep_rows
-from resnet_jax.research.sweep import check_runs, plan_runs
+from resnet_jax.research.sweep import check_runs, labels_of, plan_runs
 from resnet_jax.train.config import default_config, flatten
 from tests.conftest import make_tiny_config
 from tests.research import fake_child
@@ -101,7 +102,7 @@ def test_a_directory_of_another_config_is_refused(tmp_path):
         check_runs(plan_runs(make_tiny_config(), [{"seed": 1}]), epath.Path(tmp_path))
 
 
-def _train(runs, workdir, *, processes=2, stop_at=None):
+def _train(runs, workdir, *, processes=2, stop_at=None, told=None):
     ended = {}
     with (
         StopRequest() as stop,
@@ -115,9 +116,12 @@ def _train(runs, workdir, *, processes=2, stop_at=None):
             )
         ) as events,
     ):
-        for run, how in events:
-            ended[run.name] = how
-            if how is None and run.name == stop_at:
+        for run, event in events:
+            if isinstance(event, workers.Ended):
+                ended[run.name] = event
+            elif told is not None:
+                told.append((run.name, event))
+            if run.name == stop_at and event == Progress():
                 os.kill(os.getpid(), signal.SIGTERM)
     return ended
 
@@ -133,6 +137,18 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     }
     assert "isn't finite" in ended["seed=70"].said
     assert [run.is_finished(epath.Path(tmp_path)) for run in runs] == [False, True, False, True]
+
+
+def test_how_far_the_runs_are_is_told_as_they_go_on(tmp_path):
+    told = []
+    ended = _train(_seeds(fake_child.TELLS, 1), tmp_path, told=told)
+    assert [how.state for how in ended.values()].count("finished") == 2
+    assert [event for name, event in told if name == "seed=1"] == [Progress()]
+    assert [str(event) for name, event in told if name == f"seed={fake_child.TELLS}"] == [
+        "no step yet",
+        "step 4/12  ETA 1:02",
+        "step 8/12  validation 50.00 ± 1.00 %  ETA 1:02",
+    ]
 
 
 def test_a_stop_is_passed_on_and_nothing_begins_after_it(tmp_path):
@@ -212,7 +228,7 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path):
     _train(runs[:5], tmp_path)  # one isn't finished
     rows = sweep_rows(runs, workdir)
     narrow, wide = group_rows(rows, ("model.width",))
-    assert narrow["label"] == "model.width=8"
+    assert narrow["label"] == "width=8"
     assert narrow["seeds"] == [1, 2, 3]
     assert narrow["scores"]["test"]["n"] == 3
     assert narrow["scores"]["test"]["top1"] == pytest.approx({"mean": 0.92, "std": 0.01})
@@ -223,6 +239,53 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path):
         "run,model.width,seed,split,weights,step,examples,loss,top1,top5,wall_s,img_per_s,params",
         '"model.width=8,seed=1",8,1,test,raw,12,100,0.08999999999999997,0.91,1.0,2.0,100.0,67906',
     ]
+
+
+def test_rows_are_called_by_what_differs_unless_the_sweep_names_them():
+    fields = {"model.stage_sizes": (1, 1), "model.width": 4, "optimizer.name": "sgd"}
+    runs = plan_runs(
+        default_config(),
+        [
+            fields | {"model.name": "resnet20", "seed": 1},
+            fields | {"model.name": "resnet20", "model.stage_sizes": (2, 1)},
+            fields | {"model.name": "resnet56", "optimizer.name": "lars"},
+            {"name": "mine"},
+        ],
+    )
+    *_, mine = labels = list(labels_of(runs).values())
+    assert labels[0] == (
+        "stage_sizes=1-1, width=4, optimizer.name=sgd, model.name=resnet20, seed=1"
+    )
+    assert mine == "mine"
+    two = labels_of(runs[:2])
+    assert list(two.values()) == ["stage_sizes=1-1, seed=1", "stage_sizes=2-1, seed=0"]
+    assert list(labels_of(runs[3:]).values()) == ["mine"]
+    assert list(labels_of(plan_runs(default_config(), [{}])).values()) == ["base"]
+    assert list(labels_of(plan_runs(default_config(), [{"model.width": 8}])).values()) == [
+        "width=8"
+    ]
+
+
+def test_groups_of_named_runs_keep_the_names():
+    rows = [
+        {
+            "run": run,
+            "seed": seed,
+            "split": "test",
+            "weights": "raw",
+            "step": 1,
+            "model.width": width,
+        }
+        | {"loss": 0.1, "top1": 0.9, "top5": 1.0, "wall_s": 1.0, "params": 3}
+        for run, seed, width in (
+            ("thin,seed=0", 0, 4),
+            ("thin,seed=1", 1, 4),
+            ("model.width=8", 0, 8),
+        )
+    ]
+    named, default = group_rows(rows, ("model.width",), named={"thin,seed=0", "thin,seed=1"})
+    assert (named["label"], default["label"]) == ("thin", "width=8")
+    assert group_rows([], ("model.width",)) == []
 
 
 @pytest.mark.parametrize(

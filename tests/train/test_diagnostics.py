@@ -12,6 +12,7 @@ import resnet_jax
 from resnet_jax.errors import ConfigError
 from resnet_jax.train.diagnostics import measures
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
+from resnet_jax.train.diagnostics.figure import make_figure
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.step import cross_entropy
@@ -230,3 +231,64 @@ def test_what_cannot_be_measured_is_refused(changes, message, tmp_path):
     with pytest.raises(ConfigError) as caught:
         resnet_jax.fit(config, tmp_path / "run")
     assert message in str(caught.value)
+
+
+def _history(parts, units):
+    """Two records, with the names in alphabetical order, as JAX returns them."""
+    values = {f"{family}/{part}": 1.0 for family in ("grad_norm", "update_ratio") for part in parts}
+    values |= {f"activation_rms/{part}": 2.0 for part in parts if part != "fc"}
+    for number, unit in enumerate(units):
+        values |= {f"signal_mean2/{unit}": 1.0 + number, f"signal_var/{unit}": 101.0 + number}
+    values |= {"bn_drift/log_var": 0.1, "bn_drift/mean": 0.2, "cka/mean": 0.5}
+    record = {"split": "diagnostics"} | dict(sorted(values.items()))
+    return [record | {"step": step, "epoch": float(step)} for step in (4, 8)]
+
+
+def test_the_figure_says_the_same_in_all_panels():
+    parts = ["stem", *(f"stage{number}" for number in range(1, 12)), "fc"]
+    units = [f"layer{stage}_{unit}" for stage in (1, 2) for unit in range(11)]
+    figure = make_figure(_history(parts, units), np.eye(len(units)), title="a network")
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    of_parts = ["norm of the gradient", "activation, root mean square", "update / weight"]
+    colors = {}
+    for title in of_parts:
+        shown = {line.get_label(): line.get_color() for line in panels[title].lines}
+        assert list(shown) == [part for part in parts if part in shown]  # as in the network
+        assert panels[title].get_legend() is None
+        for part, color in shown.items():
+            np.testing.assert_array_equal(colors.setdefault(part, color), color)
+    assert len({str(color) for color in colors.values()}) == len(parts)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts] == parts
+
+    drift = panels["drift of running statistics"].get_legend()
+    assert [text.get_text() for text in drift.texts] == ["mean", "log_var"]  # as the lines end
+    signal = panels["signal of units, by channel"]
+    for line in signal.lines:
+        assert list(line.get_xdata()) == list(range(1, len(units) + 1))
+        assert list(np.diff(line.get_ydata())) == [1.0] * (len(units) - 1)  # from unit to unit
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 54])
+def test_the_figure_counts_units_from_one(count):
+    units = [f"layer1_{unit}" for unit in range(count)]
+    figure = make_figure(_history(["stem", "stage1", "fc"], units), np.eye(count), title="a")
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    similarity = panels["similarity (CKA)"]
+    assert similarity.images[0].get_extent() == [0.5, count + 0.5, 0.5, count + 0.5]
+    for axes in (similarity, panels["signal of units, by channel"]):
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks
+        assert all(tick == round(tick) and 1 <= tick <= count for tick in ticks)
+
+
+def test_the_figures_legends_cover_no_line():
+    units = [f"layer1_{unit}" for unit in range(5)]
+    figure = make_figure(_history(["stem", "stage1", "fc"], units), np.eye(5), title="a")
+    figure.canvas.draw()
+    panels = [axes.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()] + figure.legends
+    assert len(legends) == 3
+    for legend in legends:
+        assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)

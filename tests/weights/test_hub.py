@@ -124,5 +124,5 @@ def test_a_damaged_cache_is_noticed(models, name):
 
 def test_without_the_extra_it_says_so(models, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"pip install 'resnet-jax\[hub\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[hub\]'"):
         local_file(NAME)

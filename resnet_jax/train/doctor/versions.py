@@ -4,6 +4,7 @@ import platform
 from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 
+from resnet_jax.distribution import DISTRIBUTION
 from resnet_jax.errors import ConfigError
 from resnet_jax.train.doctor.finding import Finding, fail, ok, warn
 
@@ -18,7 +19,7 @@ _BACKENDS = {
 
 
 def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
-    """Python, the packages that resnet-jax and JAX require, and the backends of accelerators.
+    """Python, the packages that resnet_jax and JAX require, and the backends of accelerators.
 
     Args:
         present: "tpu" or "gpu", if there seems to be one.
@@ -26,11 +27,12 @@ def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet  # noqa: PLC0415 - for the doctor only
 
     try:
-        ours = metadata.metadata("resnet-jax")
+        ours = metadata.metadata(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         yield warn(
             "versions",
-            "resnet-jax isn't installed, so it isn't known which versions it needs",
+            f"{DISTRIBUTION} isn't installed (older installs of resnet_jax had another name), so it"
+            " isn't known which versions it needs",
             "pip install -e .",
         )
         return
@@ -39,8 +41,8 @@ def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
     failures = []
     needed = ours["Requires-Python"] or ""
     if not SpecifierSet(needed).contains(python, prereleases=True):
-        failures.append((f"python is {python}, but resnet-jax needs {needed}", "use another"))
-    failures += _unmet("resnet-jax")
+        failures.append((f"python is {python}, but {DISTRIBUTION} needs {needed}", "use another"))
+    failures += _unmet(DISTRIBUTION)
     failures += _unmet("jax", extras=[_BACKENDS[name] for name in backends])
     for plugin, found in backends.items():
         if plugin.endswith("-plugin"):

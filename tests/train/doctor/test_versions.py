@@ -35,9 +35,10 @@ def test_the_installed_versions_fit(installed):
 @pytest.mark.parametrize(
     ("others", "message", "remedy"),
     [
-        ({"jax": "0.9.1"}, "jax is 0.9.1, but resnet-jax", "pip install 'jax<0.12,>=0.10'"),
-        ({"optax": None}, "optax isn't installed, but resnet-jax", "pip install 'optax>=0.2.8'"),
+        ({"jax": "0.9.1"}, "jax is 0.9.1, but resnet-linen", "pip install 'jax<0.13,>=0.10'"),
+        ({"optax": None}, "optax isn't installed, but resnet-linen", "pip install 'optax>=0.2.8'"),
         ({"jaxlib": "0.9.0"}, "jaxlib is 0.9.0, but jax ", "pip install 'jaxlib"),
+        ({"orbax-checkpoint": "1.0.0"}, "orbax-checkpoint is 1.0.0, but", "pip install 'orbax-"),
         ({"libtpu": "0.0.1"}, "libtpu is 0.0.1, but jax ", "pip install 'libtpu=="),
     ],
 )
@@ -75,4 +76,6 @@ def test_a_version_mismatch_ends_with_78(capsys, quick, installed):
     installed({"flax": "0.1"})
     code, found = run_doctor(capsys)
     assert code == 78
-    assert found["versions"][0]["message"].startswith("flax is 0.1, but resnet-jax 0.1.0 needs >=")
+    assert found["versions"][0]["message"].startswith(
+        "flax is 0.1, but resnet-linen 0.1.0 needs >="
+    )

@@ -1,0 +1,86 @@
+"""What a sweep shows while it runs: how far each of the runs under way is."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import IO, cast
+
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from resnet_jax.output import LossyStream, escaped
+from resnet_jax.research.progress import Progress
+
+_SECONDS_BETWEEN_LINES = 30.0  # of one run, in a log
+_SHORTEST_LABEL = 8
+
+
+class SweepConsole:
+    """Prints on standard error; a context manager.
+
+    On a terminal that can move its cursor, the last lines are the runs that are under way. In a
+    log, in a pipe and on a dumb terminal each of them gets a line every half minute, if there is
+    anything new.
+    """
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        """Show these runs.
+
+        Args:
+            labels: name → what to call it on a line of a terminal.
+        """
+        self._labels = labels
+        self._runs: dict[str, Progress] = {}
+        self._last_line: dict[str, float] = {}
+        output = cast(IO[str], LossyStream(sys.stderr))
+        self._console = Console(file=output, highlight=False, soft_wrap=True)
+        self._live = Live(
+            console=self._console,
+            get_renderable=self._lines,
+            transient=True,
+            refresh_per_second=2,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
+
+    def __enter__(self) -> "SweepConsole":
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(escaped(text), markup=False)
+
+    def show(self, name: str, progress: Progress) -> None:
+        """Show how far a run is; the first time it begins."""
+        now = time.monotonic()
+        if name not in self._runs:
+            self._last_line[name] = now
+            self.say(f"{name}: begins, or goes on")
+        self._runs[name] = progress
+        if not self._is_live and now - self._last_line[name] >= _SECONDS_BETWEEN_LINES:
+            self._last_line[name] = now
+            self.say(f"{name}: {progress}")
+
+    def end(self, name: str, text: str) -> None:
+        """A run has ended."""
+        del self._runs[name]
+        self.say(f"{name}: {text}")
+
+    def _lines(self) -> Group:
+        """A line per run, no longer than the terminal is wide: the label gives way."""
+        lines = []
+        runs = [(escaped(self._labels[name]), str(progress)) for name, progress in self._runs.items()]
+        room = self._console.width - max((cell_len(told) for _, told in runs), default=0) - 2
+        longest = max((cell_len(label) for label, _ in runs), default=0)
+        for label, told in runs:
+            line = f"{set_cell_size(label, max(min(longest, room), _SHORTEST_LABEL))}  {told}"
+            lines.append(Text(set_cell_size(line, self._console.width).rstrip(), no_wrap=True))
+        return Group(*lines)
