@@ -254,6 +254,7 @@ class Blueprint:
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
             loss=self.config.loss,
+            bce_threshold=self.config.bce_threshold,
             ema_every=self.config.ema_every,
             ema_warmup=self.config.ema_warmup,
             sam_radius=self.config.sam_radius,

@@ -18,7 +18,7 @@ from resnet_jax.models.presets import NETWORKS
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
 Trainable = Literal["all", "head"]
-Loss = Literal["softmax", "bce"]
+Loss = Literal["softmax", "bce", "bce_sum"]
 Diagnostic = Literal["norms", "signal", "bn_drift", "updates", "gates", "cka", "sharpness"]
 
 MAY_CHANGE = (
@@ -148,6 +148,8 @@ def default_config() -> ConfigDict:
     config.optimizer.trainable = "all"  # or "head": the classifier alone
     # The learning rate of what lies d stages before the classifier is multiplied by its d-th power.
     config.optimizer.layer_decay = 1.0
+    # Factor of the learning rate of biases and scales: of every parameter that isn't a kernel.
+    config.optimizer.scalar_rate = 1.0
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # or "step", "constant", "linear", "poly"
@@ -160,8 +162,11 @@ def default_config() -> ConfigDict:
     config.schedule.boundaries = ()  # of "step"
     config.schedule.scales = (1.0,)  # of "step": one more than boundaries
 
-    # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
+    # Cross-entropy of the "softmax", or of each class for itself: their mean over classes, "bce",
+    # or their sum, "bce_sum". With a threshold, smoothed and mixed targets above it become 1 for
+    # these two, the others 0; 0 keeps them as they are.
     config.loss = "softmax"
+    config.bce_threshold = 0.0
     config.label_smoothing = 0.0
     # Of the distribution of shares: mixup and CutMix of neighbours in a batch; 0 for none. With
     # both, an example has one of them. "top1" of training then counts the label of its own share.
@@ -283,6 +288,7 @@ def validate(config: ConfigDict) -> None:
         "steps_per_dispatch",
         "optimizer.epsilon",
         "optimizer.trust_coefficient",
+        "optimizer.scalar_rate",
         "schedule.reference_batch",
         "schedule.power",
         "distill.temperature",
@@ -351,9 +357,14 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= distill.weight <= 1:
         raise ConfigError(f"distill.weight is {distill.weight}; it must be at least 0, at most 1.")
     shares = ("optimizer.momentum", "optimizer.beta2", "schedule.warmup_from", "schedule.final")
-    for name in (*shares, "label_smoothing", "ema_decay"):
+    for name in (*shares, "label_smoothing", "bce_threshold", "ema_decay"):
         if not 0 <= flat[name] < 1:
             raise ConfigError(f"{name} is {flat[name]}; it must be at least 0 and less than 1.")
+    if config.bce_threshold and config.loss == "softmax":
+        raise ConfigError(
+            f"bce_threshold is {config.bce_threshold}, and loss is 'softmax'; the threshold is for"
+            " 'bce' and 'bce_sum'."
+        )
 
 
 def _check_normalization(config: ConfigDict) -> None:
