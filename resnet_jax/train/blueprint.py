@@ -150,6 +150,8 @@ class Blueprint:
         overrides = model_overrides(config)
         model = create_model(config.model.name, **overrides, num_classes=num_classes)
         _check_fine_tuning(config, model)
+        if config.optimizer.trainable == "head" and model.norm == "batch":
+            model = model.copy(bn_frozen=True)  # else training would change all but the classifier
         if config.precise_bn and not hasattr(model, "bn_momentum"):
             raise ConfigError(
                 f"precise_bn is {config.precise_bn}, and {config.model.name} isn't a network for"

@@ -145,7 +145,9 @@ def default_config() -> ConfigDict:
     # Parameter groups: "norm", "bias". "lars" and "lamb" leave them at the schedule's rate, too.
     config.optimizer.decay_exempt = ()
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0 for no clipping
-    config.optimizer.trainable = "all"  # or "head": the classifier alone
+    # Or "head": the classifier alone. All else is as in inference: normalised by the running
+    # statistics, which stay as they are.
+    config.optimizer.trainable = "all"
     # The learning rate of what lies d stages before the classifier is multiplied by its d-th power.
     config.optimizer.layer_decay = 1.0
     # Factor of the learning rate of biases and scales: of every parameter that isn't a kernel.
@@ -347,6 +349,11 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(
             "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
             " set one of them."
+        )
+    if config.optimizer.trainable == "head" and config.precise_bn:
+        raise ConfigError(
+            f"optimizer.trainable is 'head', and precise_bn is {config.precise_bn}, which would"
+            " replace running statistics; set it to 0."
         )
     distill = config.distill
     if bool(distill.teacher) != bool(distill.model):
