@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from resnet_jax.data.augment import normalization_shapes
 from resnet_jax.data.known import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.loader import CropSizes
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.sources import parse_split
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import Network, create_model, init_variables
@@ -31,19 +31,20 @@ from resnet_jax.train.step import Recipe, make_train_steps
 from resnet_jax.train.teacher import teacher_model
 
 
-def evaluation_preprocessing(config: ml_collections.ConfigDict) -> Preprocessing:
-    """How images that aren't trained on are prepared, if those that are are decoded as needed.
+def evaluation_crop(config: ml_collections.ConfigDict) -> ScaleAndCrop | None:
+    """How images that are scored get their size; None if all have it.
+
+    Images that are trained on are prepared so, too, unless they are decoded as needed.
 
     Raises:
-        ConfigError: a size can't be.
+        ConfigError: `data.eval_resize` is smaller than `data.eval_size`.
     """
     data = config.data
-    return Preprocessing(
-        mean=tuple(map(float, data.mean)),  # type: ignore[arg-type]
-        std=tuple(map(float, data.std)),  # type: ignore[arg-type]
-        size=data.eval_size or data.image_size,
-        resize=data.eval_resize or data.eval_size or data.image_size,
-        interpolation=data.interpolation,
+    size = data.eval_size or data.image_size
+    if not size:
+        return None
+    return ScaleAndCrop.square(
+        size, resize=data.eval_resize or size, interpolation=data.interpolation
     )
 
 
@@ -318,10 +319,8 @@ class Blueprint:
 
     def evaluation_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the images that are scored."""
-        if not streams(self.config):
-            return self.image_shape
-        size = evaluation_preprocessing(self.config).size
-        return size, size, 3
+        crop = evaluation_crop(self.config)
+        return (*crop.size, self.image_shape[-1]) if crop else self.image_shape
 
     @property
     def resident(self) -> bool:

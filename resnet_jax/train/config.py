@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from ml_collections import ConfigDict, config_dict
 
 from resnet_jax.data.policies import LARGEST_MAGNITUDE, PolicyName
+from resnet_jax.data.preprocessing import Interpolation
 from resnet_jax.data.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
@@ -90,7 +91,8 @@ def default_config() -> ConfigDict:
     # eval_size at the centre cut out. None is image_size.
     config.data.eval_size = config_dict.placeholder(int)
     config.data.eval_resize = config_dict.placeholder(int)
-    config.data.interpolation = "bilinear"  # or "bicubic"
+    # Of every scaling but that of random-resized crops; or "bicubic".
+    config.data.interpolation = "bilinear"
     # Processes that decode, in as many threads as there are cores; 0: this one, -1: one for every
     # eight cores.
     config.data.workers = -1
@@ -256,6 +258,7 @@ def validate(config: ConfigDict) -> None:
         ("optimizer.trainable", Trainable),
         ("loss", Loss),
         ("data.policy", PolicyName),
+        ("data.interpolation", Interpolation),
     )
     for name, kind in choices:
         known = get_args(kind)
@@ -403,6 +406,11 @@ def _check_streaming(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"data.{name} is {data[name]}; it goes with data.random_crop_area."
                 )
+        if data.interpolation != "bilinear" and data.image_size is None:
+            raise ConfigError(
+                f"data.interpolation is {data.interpolation!r}, and nothing is scaled; it goes with"
+                " data.image_size."
+            )
         return
     numbers = all(isinstance(share, int | float) for share in area)
     if len(area) != 2 or not numbers or not 0 < area[0] <= area[1] <= 1:
@@ -414,6 +422,12 @@ def _check_streaming(config: ConfigDict) -> None:
         raise ConfigError(
             "data.random_crop_area needs data.image_size, and data.mean and data.std: images that"
             " are decoded as they are needed aren't measured."
+        )
+    size = data.eval_size or data.image_size
+    if data.eval_resize is not None and data.eval_resize < size:
+        raise ConfigError(
+            f"data.eval_resize is {data.eval_resize}, of which the {size} pixels of data.eval_size"
+            " can't be cut out."
         )
     sizes, edges = data.early_sizes, data.size_boundaries
     rising = all(a < b for a, b in itertools.pairwise((0, *edges)))

@@ -12,11 +12,11 @@ from PIL import Image, ImageOps
 import resnet_jax
 from resnet_jax.data import decoding, fit, sources
 from resnet_jax.data.folders import ImageFile, in_fair_order
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import Preprocessing, ScaleAndCrop
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.doctor.run import check_data
-from tests.data.hostile_images import pixels, save
+from tests.data.hostile_images import fitted, pixels, save
 from tests.data.test_sources import own_cache
 
 __all__ = ["own_cache"]
@@ -44,7 +44,7 @@ def load(root, *, image_size=None, corrupt="stop", **splits):
         "folder",
         splits=splits or {"train": "train"},
         data_dir=str(root),
-        image_size=image_size,
+        crop=image_size and ScaleAndCrop.square(image_size, resize=image_size),
         corrupt=corrupt,
     )
 
@@ -153,7 +153,7 @@ def test_the_fingerprint_knows_pixels_labels_and_names(animals, change):
 
 
 def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
-    """As `resnet-jax predict --resize` makes them: scaled, cropped at the centre, upright, RGB."""
+    """As `resnet-jax predict` makes them: scaled, cropped at the centre, upright, RGB."""
     original = Image.fromarray(pixels(40, 60))
     exif = Image.Exif()
     exif[0x0112] = 6  # it lies on its side
@@ -176,10 +176,7 @@ def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
     )
     for number, content in enumerate(kinds.values()):
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-        expected = ImageOps.fit(image, (16, 16), Image.Resampling.BILINEAR)
-        difference = np.abs(found[number].astype(int) - np.asarray(expected, int))
-        assert difference.max() <= 12, list(kinds)[number]
-        assert difference.mean() <= 2, list(kinds)[number]
+        np.testing.assert_array_equal(found[number], fitted(image, 16, 16), list(kinds)[number])
 
 
 def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
@@ -190,9 +187,9 @@ def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
         (folder / name / "1.png").write_bytes(save(image))
     prepare = Preprocessing((0.5,) * 3, (0.5,) * 3, size=8, resize=12, interpolation="bicubic")
     splits = {"test": "train"}
-    data = load_dataset("folder", splits=splits, data_dir=str(folder), prepare=prepare)
+    data = load_dataset("folder", splits=splits, data_dir=str(folder), crop=prepare.crop)
     np.testing.assert_array_equal(data.splits["test"].images, [prepare.apply(image)] * 2)
-    other = load_dataset("folder", splits=splits, data_dir=str(folder), image_size=8)
+    other = load(folder, image_size=8, test="train")
     assert other.fingerprint != data.fingerprint
 
 
@@ -223,7 +220,7 @@ def test_nothing_is_decoded_twice_nor_when_it_has_changed_taken_from_the_cache(
 ):
     first = load(animals, image_size=4)
     load(animals, image_size=5)
-    monkeypatch.setattr(fit, "fit_image", None)  # calling it would fail
+    monkeypatch.setattr(fit, "open_upright", None)  # calling it would fail
     assert load(animals, image_size=4).fingerprint == first.fingerprint
     path = animals / "cat" / "3.png"
     before = path.stat()
