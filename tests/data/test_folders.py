@@ -1,6 +1,7 @@
 """Folders of one's own images: found, divided, made to fit, and refused in a line."""
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import resnet_jax
+from resnet_jax.cli.main import main
 from resnet_jax.data import decoding, fit, sources
 from resnet_jax.data.folders import ImageFile, in_fair_order
 from resnet_jax.data.preprocessing import Preprocessing, ScaleAndCrop
@@ -363,7 +365,7 @@ def test_the_doctor_knows_folders(animals):
     assert "train (train[:50%]) 12 images of 6×5×3, 3 classes" in found.message
 
 
-def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path):
+def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path, capsys):
     root = write(tmp_path / "images", {"cat": 40, "dog": 40})
     config = tiny_config
     config.data.name, config.data.dir, config.data.image_size = "folder", str(root), 8
@@ -380,3 +382,14 @@ def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_p
     assert network.image_shape == (8, 8, 3)
     again = network.evaluate("test")  # on more devices
     assert again.loss == pytest.approx(result.evaluation["test"].loss, rel=1e-4)
+
+    # Its own files, of 6×5 pixels, are prepared as they were in training.
+    files = [str(root / "cat" / "0.png"), str(root / "dog" / "1.png")]
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), *files, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = [
+        {top["index"]: top["probability"] for top in one["top"]} for one in document["predictions"]
+    ]
+    expected = network.predict([np.asarray(Image.open(file)) for file in files])
+    np.testing.assert_allclose([[one[0], one[1]] for one in found], expected, rtol=1e-3)

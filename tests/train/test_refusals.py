@@ -76,6 +76,8 @@ def never_compile(monkeypatch):
         ("loss", "hinge", "loss is 'hinge'; it can be softmax, bce"),
         ("bce_threshold", 0.2, "bce_threshold is 0.2, and loss is 'softmax'"),
         ("optimizer.scalar_rate", 0.0, "optimizer.scalar_rate is 0.0; it must be greater than 0"),
+        ("data.interpolation", "nonsense", "it can be bilinear, bicubic"),
+        ("data.interpolation", "bicubic", "nothing is scaled; it goes with data.image_size"),
         ("ema_every", 0, "ema_every is 0; it must be greater than 0"),
         ("sam_radius", -0.1, "sam_radius is -0.1; it can't be negative"),
         ("duration", 1e300, "it must be less than 2**31 steps"),
