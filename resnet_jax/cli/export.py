@@ -179,7 +179,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _from_run(args: argparse.Namespace) -> _Network:
     network = restore_network(args, args.workdir)
-    crop = network.fit.crop
+    crop = network.image_fit.crop
     return _Network(
         model=network.model,
         variables=network.variables,

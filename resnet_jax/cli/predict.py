@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=ALONE,
         type=resize_value,
         metavar="N",
-        help="with a run that didn't scale its images, without N and last: scale, crop the centre"
-        " and convert colours where an image doesn't fit (other runs prepare images as ever);"
-        " with --weights: pixels of the shorter side before the crop, or none",
+        help="with a run that took images as they are, without N and last: scale, crop the centre"
+        " and convert colours where an image doesn't fit; other runs prepare images as in training"
+        " without it; with --weights: pixels of the shorter side before the crop, or none",
     )
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run)
@@ -115,7 +115,7 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
     workdir = str(args.paths[0])
     network = restore_network(args, workdir)
-    fit, size = network.fit, network.image_shape[:2]
+    fit, size = network.image_fit, network.image_shape[:2]
     if args.resize and not fit.crop:
         fit = Fit(network.image_shape, ScaleAndCrop(size, size))
     classifier = Classifier(

@@ -57,7 +57,7 @@ class TrainedNetwork:
         """Say in a line what it is, without its arrays."""
         count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.variables["params"]))
         height, width, channels = self.image_shape
-        crop = self.fit.crop
+        crop = self.image_fit.crop
         how = (
             f"scaled to {crop.cover[0]}×{crop.cover[1]} and cropped" if crop and crop.cover else ""
         )
@@ -69,7 +69,7 @@ class TrainedNetwork:
         )
 
     @property
-    def fit(self) -> Fit:
+    def image_fit(self) -> Fit:
         """How the run gave its images the shape that the network takes.
 
         Images that weren't scaled must have that shape; the colours of those of a folder, and of
@@ -91,7 +91,7 @@ class TrainedNetwork:
         mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
         if (height, channels) != (width, 3) or mean.shape != (3,):
             return None
-        data, crop = self.config.data, self.fit.crop
+        data, crop = self.config.data, self.image_fit.crop
         return Preprocessing(
             mean=tuple(map(float, data.mean)) or tuple((mean / 255).tolist()),  # type: ignore[arg-type]
             std=tuple(map(float, data.std)) or tuple((std / 255).tolist()),  # type: ignore[arg-type]
@@ -116,8 +116,8 @@ class TrainedNetwork:
         """Probabilities of the classes for images as they are in files.
 
         The images are prepared as the run prepared those that it was scored on: scaled and cropped
-        if the run did so (`fit`), and normalised. A program is compiled for each power of two up
-        to 32 images, when it is first needed.
+        if the run did so (`image_fit`), and normalised. A program is compiled for each power of
+        two up to 32 images, when it is first needed.
 
         Args:
             images: uint8 [h, w, c] each, upright, with the channels of `image_shape`. Of a run
@@ -131,7 +131,7 @@ class TrainedNetwork:
 
     def _fitted(self, number: int, image: Any) -> UInt8[np.ndarray, "h w c"]:
         try:
-            return self.fit.apply(image)
+            return self.image_fit.apply(image)
         except DataError as error:
             raise DataError(f"image {number} can't be used: {error}.") from None
         except ConfigError as error:

@@ -57,7 +57,7 @@ def test_an_exported_run_prepares_images_as_the_run_does(network, interpolation)
     network.config.data.interpolation = interpolation
     image = pixels(21, 34)
     exported = network.preprocessing().apply(image)
-    np.testing.assert_array_equal(exported, network.fit.apply(image))
+    np.testing.assert_array_equal(exported, network.image_fit.apply(image))
     resized = Image.fromarray(image).resize(
         (12, 8), getattr(Image.Resampling, interpolation.upper())
     )

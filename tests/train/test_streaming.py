@@ -224,7 +224,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photo
     assert (prepared.size, prepared.resize) == (14, 16)
     again = network.evaluate("test")
     assert again.top1 == whole.evaluation["test"].top1
-    assert network.preprocessing().crop == network.fit.crop
+    assert network.preprocessing().crop == network.image_fit.crop
     test = load_dataset(
         "folder", splits={"test": "train[40:]"}, data_dir=str(photos), streamed=["test"]
     ).streamed["test"]
