@@ -30,6 +30,7 @@ from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.cli.weights_flags import add_weights_flags
 from resnet_jax.data.augment import given_normalization, normalize
 from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ResnetJaxError
 from resnet_jax.weights.preprocessing import read_preprocessing
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "folder",
         splits={"train": TRAIN, "test": TEST},
         data_dir=str(args.images),
-        image_size=args.size,
+        crop=ScaleAndCrop.square(args.size, resize=args.size),
     )
     train, test = data.splits["train"], data.splits["test"]
     args.out.mkdir(parents=True, exist_ok=True)

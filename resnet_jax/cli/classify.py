@@ -11,17 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
-import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_jax.data.folders import SUFFIXES
-from resnet_jax.errors import DataError, NumericalError
+from resnet_jax.errors import DataError
 from resnet_jax.output import LossyStream
+from resnet_jax.train.predictor import Predictor
 
-_BATCH = 32  # images
-_BATCH_PIXELS = 2**22  # no more of them than this, if the images are large
 _THREADS = 4
 
 
@@ -30,20 +28,14 @@ class Classifier:
     """A network, and what leads from the path of an image to the names of its classes.
 
     Attributes:
-        model: the linen module.
-        variables: for `model.apply`.
-        read: gives the image in a file as the network takes it, but for `normalize`: uint8 of
-            `image_shape`. It raises a DataError that names the file.
-        normalize: uint8 [n, h, w, c] → float32, under `jit`.
-        image_shape: (h, w, c).
+        predictor: the network.
+        read: gives the image in a file as `predictor` takes it, uint8. It raises a DataError that
+            names the file.
         class_names: one per logit, or None.
     """
 
-    model: Any
-    variables: Any
+    predictor: Predictor
     read: Callable[[Path], np.ndarray]
-    normalize: Callable[[jax.Array], jax.Array]
-    image_shape: tuple[int, int, int]
     class_names: Sequence[str] | None
 
 
@@ -87,9 +79,7 @@ def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict
     Raises:
         NumericalError: the network gives something else than numbers.
     """
-    height, width, _ = classifier.image_shape
-    size = min(_BATCH, len(paths), max(1, _BATCH_PIXELS // (height * width)))
-    probabilities = _compile(classifier, size)
+    size = classifier.predictor.batch_size(len(paths))
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
     read = _read_ahead(classifier.read, paths, ahead=2 * size)
@@ -102,36 +92,14 @@ def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict
                 if isinstance(error, DataError)
             ]
             if good:
-                values = probabilities([image for _, image in good])
+                images = [image for _, image in good]
+                values = classifier.predictor(images, batch_size=size)
                 for (path, _), row in zip(good, values, strict=True):
                     predictions.append(
                         {"image": str(path), "top": _best(row, classifier.class_names, top)}
                     )
             advance(len(some))
     return {"predictions": predictions, "unreadable": unreadable}
-
-
-def _compile(classifier: Classifier, size: int) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """A function of up to `size` images that gives float32 [n, k], compiled for `size` of them."""
-    variables = jax.device_put(classifier.variables)
-
-    @jax.jit
-    def apply(variables: Any, images: jax.Array) -> jax.Array:
-        logits: Any = classifier.model.apply(variables, classifier.normalize(images))
-        return jax.nn.softmax(logits)
-
-    def probabilities(images: Sequence[np.ndarray]) -> np.ndarray:
-        batch = np.zeros((size, *classifier.image_shape), np.uint8)
-        batch[: len(images)] = images
-        values = np.asarray(apply(variables, batch))[: len(images)]
-        if not np.isfinite(values).all():
-            raise NumericalError(
-                "The network's logits aren't finite; its weights don't go together with the"
-                " model's fields or with the normalisation of the images."
-            )
-        return values
-
-    return probabilities
 
 
 def _best(

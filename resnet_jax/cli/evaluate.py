@@ -137,7 +137,11 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
     model, variables, path = load_network(args)
     preprocessing = preprocessing_of(args, path, model.num_classes)
     dataset = load_dataset(
-        args.data, splits={"scored": args.split}, data_dir=args.data_dir, prepare=preprocessing
+        args.data,
+        splits={"scored": args.split},
+        data_dir=args.data_dir,
+        crop=preprocessing.crop,
+        channels=3,
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
     mesh = make_mesh()

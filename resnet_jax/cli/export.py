@@ -24,6 +24,15 @@ EXAMPLE = (
 
 _OF_WEIGHTS = ("model", "field", "image_size", "mean", "std")
 _OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
+_OF_OTHERS = {
+    **dict.fromkeys((".onnx", ".ort"), "ONNX"),
+    **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt"), "PyTorch"),
+    **dict.fromkeys((".pb", ".tflite", ".h5", ".keras"), "TensorFlow"),
+    **dict.fromkeys((".npz", ".npy"), "NumPy"),
+    **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML"),
+    **dict.fromkeys((".engine", ".plan", ".trt"), "TensorRT"),
+}
+"""Suffixes → whose format a reader would take the file for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +130,9 @@ def show(document: dict[str, Any], console: Console) -> None:
             for name in ("images", "logits")
         )
         how = "as in files" if document["images"]["dtype"] == "uint8" else "normalised"
+        if crop := document.get("crop"):
+            covered = "×".join(map(str, crop["cover"]))
+            how = f"scaled until they cover {covered} ({crop['interpolation']}), and cropped"
         lines = [
             f"{first}, for {', '.join(document['platforms'])}",
             f"takes {images}, {how}; returns {logits}",
@@ -149,6 +161,12 @@ def _check(args: argparse.Namespace) -> None:
             f"{args.output} and --format={args.format} don't go together: a name in .safetensors is"
             " for --format=safetensors, and for it only."
         )
+    if owner := _OF_OTHERS.get(args.output.suffix.lower()):
+        raise UsageError(
+            f"{args.output} is named as a file of {owner}, and a program is StableHLO; name it"
+            f" {args.output.with_suffix('.stablehlo')}, or write weights with --format=safetensors,"
+            " from which PyTorch makes ONNX and others (docs/use_pretrained.md, Export a network)."
+        )
     if bool(args.mean) != bool(args.std):
         raise UsageError("--mean and --std go together.")
     if args.std and min(args.std) == 0:
@@ -165,6 +183,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _from_run(args: argparse.Namespace) -> _Network:
     network = restore_network(args, args.workdir)
+    crop = network.image_fit.crop
     return _Network(
         model=network.model,
         variables=network.variables,
@@ -175,6 +194,7 @@ def _from_run(args: argparse.Namespace) -> _Network:
             "step": network.step,
             "ema": args.ema,
             "class_names": list(network.class_names),
+            "crop": dataclasses.asdict(crop) if crop else None,
         },
         preprocessing=network.preprocessing(),
     )

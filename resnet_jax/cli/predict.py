@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.data.fit import Fit
 
 HELP = "Classify image files with a checkpoint of a run, or with a weight file."
 EXAMPLE = (
@@ -52,9 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=ALONE,
         type=resize_value,
         metavar="N",
-        help="with a run, without N and last: scale, crop the centre and convert colours where an"
-        " image doesn't fit the model; with --weights: pixels of the shorter side before the crop,"
-        " or none",
+        help="with a run that took images as they are, without N and last: scale, crop the centre"
+        " and convert colours where an image doesn't fit; other runs prepare images as in training"
+        " without it; with --weights: pixels of the shorter side before the crop, or none",
     )
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run)
@@ -107,28 +107,20 @@ def show(document: dict[str, Any], console: Console) -> None:
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a run, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.augment import normalize
-    from resnet_jax.data.image_files import read_image
+    from resnet_jax.data.fit import Fit
+    from resnet_jax.data.preprocessing import ScaleAndCrop
     from resnet_jax.errors import UsageError
-    from resnet_jax.train.config import streams
 
     if args.resize not in (None, ALONE):
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
     workdir = str(args.paths[0])
     network = restore_network(args, workdir)
-
-    def read(path: Path) -> "np.ndarray":
-        if streams(network.config):
-            return _read(path, prepared)
-        return read_image(path, network.image_shape, resize=bool(args.resize))
-
-    prepared: Any = network.preprocessing() if streams(network.config) else None
+    fit, size = network.image_fit, network.image_shape[:2]
+    if args.resize and not fit.crop:
+        fit = Fit(network.image_shape, ScaleAndCrop(size, size))
     classifier = Classifier(
-        model=network.model,
-        variables=network.variables,
-        read=read,
-        normalize=lambda images: normalize(images, network.normalization),
-        image_shape=network.image_shape,
+        predictor=network.predictor,
+        read=lambda path: read_fitted(path, fit, remedy="--resize makes images fit"),
         class_names=network.class_names,
     )
     return classifier, {"workdir": workdir, "step": network.step}
@@ -137,15 +129,17 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a weight file, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
+    from resnet_jax.data.fit import Fit
+    from resnet_jax.train.predictor import Predictor
 
     model, variables, path = load_network(args)
     preprocessing = preprocessing_of(args, path, model.num_classes)
+    size = preprocessing.size
+    # The middle of a photograph that nothing has scaled is hardly what is meant.
+    fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
     classifier = Classifier(
-        model=model,
-        variables=variables,
-        read=lambda path: _read(path, preprocessing),
-        normalize=preprocessing.normalize,
-        image_shape=(preprocessing.size, preprocessing.size, 3),
+        predictor=Predictor(model, variables, preprocessing.normalize, fit.shape),
+        read=lambda path: read_fitted(path, fit, remedy=f"--resize {size} makes images fit"),
         class_names=preprocessing.class_names,
     )
     fields = dataclasses.asdict(preprocessing)
@@ -157,20 +151,19 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     }
 
 
-def _read(path: Path, preprocessing: "Preprocessing") -> "np.ndarray":
-    """The crop of an image file, uint8."""
-    from resnet_jax.data.image_files import read_upright
-    from resnet_jax.errors import DataError
+def read_fitted(path: Path, fit: "Fit", *, remedy: str) -> "np.ndarray":
+    """The pixels of an image file as the network takes them, uint8.
 
-    image = read_upright(path)
-    height, width, size = *image.shape[:2], preprocessing.size
-    # The middle of a photograph that nothing has scaled is hardly what is meant.
-    if preprocessing.resize is None and (height, width) != (size, size):
-        raise DataError(
-            f"{path} can't be used: it is {height}×{width} (height×width), not {size}×{size};"
-            f" --resize {size} makes images fit."
-        )
+    Raises:
+        DataError: it can't be read, or not be made to fit; with the `remedy` if it has another size
+            or other colours.
+    """
+    from resnet_jax.data.image_files import read_file
+    from resnet_jax.errors import ConfigError, DataError
+
     try:
-        return preprocessing.apply(image)
+        return fit.decode(read_file(path))
+    except ConfigError as error:
+        raise DataError(f"{path} can't be used: {error}; {remedy}.") from None
     except DataError as error:
-        raise DataError(f"{path} can't be used: {error}.") from None
+        raise DataError(f"{path} can't be read: {error}.") from None

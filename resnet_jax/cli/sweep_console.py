@@ -77,7 +77,9 @@ class SweepConsole:
     def _lines(self) -> Group:
         """A line per run, no longer than the terminal is wide: the label gives way."""
         lines = []
-        runs = [(escaped(self._labels[name]), str(progress)) for name, progress in self._runs.items()]
+        runs = [
+            (escaped(self._labels[name]), str(progress)) for name, progress in self._runs.items()
+        ]
         room = self._console.width - max((cell_len(told) for _, told in runs), default=0) - 2
         longest = max((cell_len(label) for label, _ in runs), default=0)
         for label, told in runs:

@@ -29,8 +29,8 @@ class EncodedSplit:
         name: of the split.
         where: the split, in messages: "split 'train' of 'cifar10' in DIRECTORY".
         remedy: what to do about a damaged example, in messages: "prepare the data set again".
-        shape: (n, h, w, c) of its images.
-        fit: how they get that shape.
+        examples: how many there are.
+        fit: how their images become arrays.
         cache: folder of its decoded arrays.
         open: called when they aren't there.
     """
@@ -38,10 +38,15 @@ class EncodedSplit:
     name: str
     where: str
     remedy: str
-    shape: tuple[int, int, int, int]
+    examples: int
     fit: Fit
     cache: Path
     open: Callable[[], Records]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, h, w, c) of the images."""
+        return (self.examples, *self.fit.shape)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
@@ -143,9 +148,14 @@ class _Blocks:
         if not -(2**31) <= record.label < 2**31:
             return DataError(f"{record.where}its label, {record.label}, is out of bounds")
         try:
-            return self._split.fit.decode(record.image, self._split.shape[1:]), record.label
-        except (DataError, ConfigError) as error:
-            return type(error)(f"{record.where}{error}")
+            return self._split.fit.decode(record.image), record.label
+        except DataError as error:
+            return DataError(f"{record.where}{error}")
+        except ConfigError as error:
+            return ConfigError(
+                f"{record.where}{error} as the first image; set data.image_size, to which images"
+                " are scaled and cropped"
+            )
 
     def _damaged(self, index: int, error: Exception) -> DataError:
         return DataError(

@@ -21,8 +21,8 @@ from resnet_jax.data import array_cache
 from resnet_jax.data.decoding import EncodedSplit
 from resnet_jax.data.encoded import Record
 from resnet_jax.data.fit import Fit
-from resnet_jax.data.image_files import fit_image, image_size, read_file
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.image_files import image_size, read_file
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.errors import ConfigError, DataError
 
@@ -49,8 +49,12 @@ class ImageFolder:
     folder: Path
     files: Mapping[str, Sequence[ImageFile]]
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
     fit: Fit
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, 3) of the images as `fit` gives them."""
+        return self.fit.shape
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -70,7 +74,7 @@ class ImageFolder:
             name=split,
             where=f"split {split!r} of {str(self.folder)!r}",
             remedy="repair or remove that file",
-            shape=(len(self.files[split]), *self.image_shape),
+            examples=len(self.files[split]),
             fit=self.fit,
             cache=array_cache.cache_folder("folder", f"{self.fingerprint(split)}{self.fit.name}"),
             open=lambda: self.records(split),
@@ -109,19 +113,7 @@ class ImageRecords:
                 yield error
 
 
-def _as_they_are(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    try:
-        return fit_image(data, shape, scale=False)
-    except ConfigError as error:
-        raise ConfigError(
-            f"{error} as the first image; set data.image_size, to which images are scaled and"
-            " cropped"
-        ) from None
-
-
-def open_folder(
-    data_dir: str | None, *, size: int | None, prepare: Preprocessing | None = None
-) -> ImageFolder:
+def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFolder:
     """Find the images in a folder and check everything that can be checked without decoding.
 
     Hidden files and folders, and files that aren't images beside the folders of classes, don't
@@ -129,8 +121,7 @@ def open_folder(
 
     Args:
         data_dir: the folder.
-        size: height and width to which images are scaled and cropped; None if all are alike.
-        prepare: by which they are scaled and cropped instead.
+        crop: how images get one size; None if all have it.
 
     Raises:
         ConfigError: no folder was named, or it is in a bucket.
@@ -160,10 +151,8 @@ def open_folder(
         files[split].append(ImageFile(path, label, digest))
     _warn_of_copies(folder, files)
     ordered = {split: in_fair_order(some) for split, some in files.items()}
-    side = prepare.size if prepare else size
-    height, width = (side, side) if side else _first_size(folder, ordered)
-    fit = Fit.make(_as_they_are, size=size, prepare=prepare)
-    return ImageFolder(folder, ordered, class_names, (height, width, 3), fit)
+    height, width = crop.size if crop else _first_size(folder, ordered)
+    return ImageFolder(folder, ordered, class_names, Fit((height, width, 3), crop))
 
 
 def in_fair_order(files: Iterable[ImageFile]) -> list[ImageFile]:

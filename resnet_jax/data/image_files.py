@@ -1,15 +1,13 @@
-"""Image files from anywhere, read with suspicion."""
+"""Image files from anywhere, read with suspicion; scaling is `resnet_jax.data.preprocessing`'s."""
 
 import io
 import os
 import stat
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL import Image
 
 from resnet_jax.data.image_bytes import Still, cut_down
 from resnet_jax.errors import ConfigError, DataError
@@ -24,7 +22,6 @@ MAX_PIXELS = 25_000_000
 """Of an image of a stranger."""
 _MAX_DECODED_BYTES = 150_000_000
 MAX_FILE_BYTES = 32 * 2**20
-_DRAFT = 4  # times the size that is wanted
 
 _Transpose = Image.Transpose
 _UPRIGHT = {
@@ -37,27 +34,6 @@ _UPRIGHT = {
     8: _Transpose.ROTATE_90,
 }
 """Exif's orientation → what sets the image upright."""
-
-
-def read_image(
-    path: Path, shape: tuple[int, int, int], *, resize: bool = False
-) -> UInt8[np.ndarray, "h w c"]:
-    """Read a PNG or JPEG file as uint8 of exactly `shape`, upright as its Exif data say.
-
-    Args:
-        path: of the file.
-        shape: (h, w, c) that the model takes.
-        resize: make an image fit: scale it so that it covers `shape`, cut out its centre, and
-            convert its colours. Otherwise an image that doesn't fit is refused.
-
-    Raises:
-        DataError: not an image, a damaged, an animated or an oversized one, or one that doesn't
-            fit.
-    """
-    try:
-        return _fit(cut_down(read_file(path), max_pixels=MAX_PIXELS), shape, resize=resize)
-    except DataError as error:
-        raise DataError(f"{path} can't be read: {error}.") from error.__cause__
 
 
 def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -73,38 +49,49 @@ def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def decode_upright(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a PNG or JPEG at its own size, as RGB, upright as its Exif data say.
+    """The pixels of a PNG or JPEG at its own size, as RGB; see `open_upright`."""
+    return np.asarray(open_upright(data), np.uint8)
+
+
+def open_upright(data: bytes, *, channels: int = 3, convert: bool = True) -> Image.Image:
+    """Decode a PNG or JPEG at its own size, upright as its Exif data say.
+
+    Args:
+        data: content of the file.
+        channels: of the result: 1, 3 or 4.
+        convert: convert the colours of images that have others. Otherwise they are refused.
 
     Raises:
         DataError: damaged, animated or oversized. The message begins with "it", for the caller to
             say what.
+        ConfigError: of other colours that aren't to be converted; likewise.
     """
-    still = cut_down(data, max_pixels=MAX_PIXELS)
-    return _fit(still, (*_upright(still), 3), resize=True)
-
-
-def fit_image(
-    data: bytes, shape: tuple[int, int, int], *, scale: bool = True
-) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of a PNG or JPEG, upright, colours converted, scaled and cropped to `shape`.
-
-    It is scaled so that it covers `shape`, smoothed where it shrinks, and its centre cut out.
-
-    Raises:
-        DataError: damaged, animated or oversized. The message begins with "it", for the caller to
-            say what.
-        ConfigError: without `scale` it must have that height and width, and hasn't; likewise.
-    """
-    still = cut_down(data, max_pixels=MAX_PIXELS)
-    if not scale and (height_and_width := _upright(still)) != shape[:2]:
-        found, wanted = ("{}×{}".format(*size) for size in (height_and_width, shape))
-        raise ConfigError(f"it is {found} (height×width), not {wanted}")
-    return _fit(still, shape, resize=True)
+    still, mode = cut_down(data, max_pixels=MAX_PIXELS), MODES[channels]
+    image = _open(still)
+    if image.mode not in _CONVERTIBLE or still.depth > 8:
+        raise DataError(f"it has {still.depth} bits per channel, not 8")
+    if image.mode != mode and not convert:
+        raise ConfigError(f"it is {image.mode}, not {mode}")
+    pixel = _CONVERTIBLE[image.mode] + (_CONVERTIBLE[mode] if image.mode != mode else 0)
+    if image.width * image.height * pixel > _MAX_DECODED_BYTES:
+        raise DataError(f"it has {image.width}×{image.height} pixels, too many in {image.mode}")
+    image = _load(image)
+    if image.mode != mode:
+        image = image.convert(mode)
+    if still.orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[still.orientation])
+    return image
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG, set upright; raises as `fit_image`."""
-    return _upright(cut_down(data, max_pixels=MAX_PIXELS))
+    """Height and width of a PNG or JPEG, set upright.
+
+    Raises:
+        DataError: damaged, animated or oversized; as `open_upright`.
+    """
+    still = cut_down(data, max_pixels=MAX_PIXELS)
+    size = (still.height, still.width)
+    return size if still.orientation < 5 else size[::-1]  # others lie on their side
 
 
 def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
@@ -150,42 +137,6 @@ def read_file(path: Path) -> bytes:
 def _open_at_once(path: str, flags: int) -> int:
     """Open a file; a pipe isn't waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _upright(still: Still) -> tuple[int, int]:
-    size = (still.height, still.width)
-    return size if still.orientation < 5 else size[::-1]  # others lie on their side
-
-
-def _fit(still: Still, shape: tuple[int, int, int], *, resize: bool) -> UInt8[np.ndarray, "h w c"]:
-    height, width, channels = shape
-    mode = MODES[channels]
-    lies = still.orientation >= 5  # on its side
-    size = _upright(still)[::-1]
-    image = _open(still)
-    if image.mode not in _CONVERTIBLE or still.depth > 8:
-        raise DataError(f"it has {still.depth} bits per channel, not 8")
-    if not resize and (size, image.mode) != ((width, height), mode):
-        raise DataError(
-            f"it is {size[0]}×{size[1]} {image.mode}, but the model takes {width}×{height} {mode};"
-            " --resize makes images fit"
-        )
-    if still.format == "JPEG" and size != (width, height):
-        # What is much too large is decoded at a half, a quarter or an eighth of its size.
-        wanted = (_DRAFT * height, _DRAFT * width) if lies else (_DRAFT * width, _DRAFT * height)
-        cast(JpegImageFile, image).draft(image.mode, wanted)
-    pixel = _CONVERTIBLE[image.mode] + (_CONVERTIBLE[mode] if image.mode != mode else 0)
-    if image.width * image.height * pixel > _MAX_DECODED_BYTES:
-        raise DataError(f"it has {size[0]}×{size[1]} pixels, too many in {image.mode}")
-    image = _load(image)
-    if image.mode != mode:
-        image = image.convert(mode)
-    fitting = (height, width) if lies else (width, height)
-    if image.size != fitting:
-        image = ImageOps.fit(image, fitting, Image.Resampling.BILINEAR)
-    if still.orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[still.orientation])
-    return np.asarray(image, np.uint8).reshape(shape)
 
 
 def _open(still: Still) -> Image.Image:

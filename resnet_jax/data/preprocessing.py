@@ -22,6 +22,87 @@ _MOST_PIXELS = 25_000_000
 
 
 @dataclasses.dataclass(frozen=True)
+class ScaleAndCrop:
+    """How an image of any size gets the size that a network takes.
+
+    It is scaled so that it covers `cover`, and `size` is cut out at its centre: to the bit what
+    torchvision's `Resize` and `CenterCrop` do with an image of Pillow's, where both are squares.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        cover: height and width that the scaled image covers, at least `size`: one side is equal to
+            it, the other is at least as long. None doesn't scale.
+        interpolation: by which it is scaled, always smoothed where it shrinks.
+
+    Raises:
+        ConfigError: `cover` is smaller than `size`, or the interpolation is unknown.
+    """
+
+    size: tuple[int, int]
+    cover: tuple[int, int] | None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be done."""
+        if self.cover and (self.cover[0] < self.size[0] or self.cover[1] < self.size[1]):
+            found, wanted = ("{}×{}".format(*sides) for sides in (self.cover, self.size))
+            raise ConfigError(
+                f"images are scaled to {found} pixels (height×width), of which {wanted} can't be"
+                " cut out; scale them to a larger size."
+            )
+        _check_interpolation(self.interpolation)
+
+    @classmethod
+    def square(
+        cls, size: int, *, resize: int | None, interpolation: Interpolation = "bilinear"
+    ) -> "ScaleAndCrop":
+        """A square of `size`, of an image whose shorter side has `resize` pixels first."""
+        return cls((size, size), None if resize is None else (resize, resize), interpolation)
+
+    @property
+    def name(self) -> str:
+        """A text that tells two of them apart, for the names of files."""
+        sides = ["x".join(map(str, sorted({*s}))) for s in (self.size, self.cover or (0, 0))]
+        return f"{sides[0]}-of-{sides[1]}-{self.interpolation}"
+
+    def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+        """Scale and crop an image of 8 bits per channel.
+
+        As in torchvision, the longer side is rounded down and the corner of the crop to even. An
+        image that is smaller than the crop isn't framed in black.
+
+        Raises:
+            DataError: the image is too small, or too long and narrow. The message begins with
+                "it", for the caller to say what.
+        """
+        if self.cover is not None:
+            image = image.resize(self._scaled(image), _FILTERS[self.interpolation])
+        (height, width), (rows, columns) = (image.height, image.width), self.size
+        if height < rows or width < columns:
+            raise DataError(
+                f"it is {height}×{width} (height×width), of which {rows}×{columns} can't be cut out"
+            )
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        part = image.crop((left, top, left + columns, top + rows))
+        # A copy is writable.
+        return np.asarray(part, np.uint8).reshape(rows, columns, -1).copy()
+
+    def _scaled(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height of the scaled image."""
+        assert self.cover is not None
+        rows, columns = self.cover
+        if image.height * columns < image.width * rows:
+            height, width = rows, int(rows * image.width / image.height)
+        else:
+            height, width = int(columns * image.height / image.width), columns
+        if height * width > _MOST_PIXELS:
+            raise DataError(
+                f"it is {image.height}×{image.width} (height×width), too long and narrow"
+            )
+        return width, height
+
+
+@dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """What is done with an RGB image before a network sees it, and what its logits mean.
 
@@ -61,38 +142,18 @@ class Preprocessing:
                 f"resize is {reprlib.repr(self.resize)}; it is of pixels, from size, {self.size},"
                 f" to {_LONGEST_SIDE}"
             )
-        if self.interpolation not in get_args(Interpolation):
-            shown, known = reprlib.repr(self.interpolation), " or ".join(get_args(Interpolation))
-            raise ConfigError(f"interpolation is {shown}; it can be {known}")
+        _check_interpolation(self.interpolation)
         if self.class_names is not None:
             _check_names(self.class_names)
 
+    @property
+    def crop(self) -> ScaleAndCrop:
+        """What `apply` does."""
+        return ScaleAndCrop.square(self.size, resize=self.resize, interpolation=self.interpolation)
+
     def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-        """Scale and crop one image, to the bit as torchvision does with one of Pillow's.
-
-        Its `Resize(resize)` rounds the longer side down and its `CenterCrop(size)` rounds halves
-        to even. Other than there, an image that is smaller than the crop isn't framed in black.
-
-        Raises:
-            DataError: the image is too small, or too long and narrow. The message begins with
-                "it", for the caller to say what.
-        """
-        height, width = image.shape[:2]
-        if self.resize is not None:
-            longer = int(self.resize * max(height, width) / min(height, width))
-            if self.resize * longer > _MOST_PIXELS:
-                raise DataError(f"it is {height}×{width} (height×width), too long and narrow")
-            height, width = (self.resize, longer) if height < width else (longer, self.resize)
-            scaled = Image.fromarray(image).resize((width, height), _FILTERS[self.interpolation])
-            image = np.asarray(scaled)
-        if min(height, width) < self.size:
-            raise DataError(
-                f"it is {height}×{width} (height×width), of which {self.size}×{self.size} can't be"
-                " cut out"
-            )
-        top, left = (round((side - self.size) / 2) for side in (height, width))
-        # A copy: a view would keep the whole image in memory.
-        return image[top : top + self.size, left : left + self.size].copy()
+        """Scale and crop one image; see `ScaleAndCrop.apply`."""
+        return self.crop.apply(Image.fromarray(image))
 
     @property
     def normalization(self) -> dict[str, Any]:
@@ -146,6 +207,12 @@ def _are_fractions(values: Any) -> bool:
         and len(values) == 3
         and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
     )
+
+
+def _check_interpolation(value: Any) -> None:
+    if value not in get_args(Interpolation):
+        shown, known = reprlib.repr(value), " or ".join(get_args(Interpolation))
+        raise ConfigError(f"interpolation is {shown}; it can be {known}")
 
 
 def _is_side(value: Any) -> bool:

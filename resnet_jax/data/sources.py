@@ -29,7 +29,7 @@ from resnet_jax.data.skipped import CorruptPolicy, SkippedExample
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.data.preprocessing import ScaleAndCrop
 
 MEMORY_LIMIT_BYTES = 16 * 2**30
 """Largest total of decoded images that `load_dataset` takes into host memory."""
@@ -121,8 +121,8 @@ def load_dataset(
     *,
     splits: Mapping[str, str],
     data_dir: str | None = None,
-    image_size: int | None = None,
-    prepare: "Preprocessing | None" = None,
+    crop: "ScaleAndCrop | None" = None,
+    channels: int | None = None,
     corrupt: CorruptPolicy = "stop",
     streamed: Sequence[str] = (),
 ) -> Dataset:
@@ -133,9 +133,8 @@ def load_dataset(
     $TFDS_DATA_DIR, else in ~/tensorflow_datasets; `digits` needs none, and "folder" is the images
     in `data_dir` (see `resnet_jax.data.folders`).
 
-    With `image_size` every image is scaled so that its shorter side has that many pixels, smoothed
-    where it shrinks, and the square at its centre cut out. `prepare` does so as a network's
-    publisher says (but for normalisation). Without either, all must have one size.
+    With `crop` every image is scaled and cropped, and converted to `channels`; None keeps those of
+    the data set. Without `crop` all images must have one size.
 
     No example may be in two roles, so that no model is selected on what it was trained on, or
     tested on what it was trained or selected on.
@@ -154,7 +153,7 @@ def load_dataset(
         raise ConfigError(f"data.corrupt is {corrupt!r}; it can be {known}.")
     if not splits:
         raise ConfigError(f"no split of {name!r} was asked for; give at least one, e.g. train")
-    source = open_source(name, data_dir, image_size=image_size, prepare=prepare)
+    source = open_source(name, data_dir, crop=crop, channels=channels)
     spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
     _refuse_overlap(name, splits, spans)
     read = {role: parts for role, parts in spans.items() if role not in streamed}
@@ -343,30 +342,30 @@ def open_source(
     name: str,
     data_dir: str | None,
     *,
-    image_size: int | None = None,
-    prepare: "Preprocessing | None" = None,
+    crop: "ScaleAndCrop | None" = None,
+    channels: int | None = None,
 ) -> Source:
     """Find the data set; nothing is decoded yet.
 
     The arguments are those of `load_dataset`, and what is raised.
     """
     if name == "digits":
-        if image_size or prepare:
+        if crop:
             raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
         return Digits()
     if name == "folder":
         from resnet_jax.data.folders import open_folder
 
-        return open_folder(data_dir, size=image_size, prepare=prepare)
+        return open_folder(data_dir, crop=crop)
     known = find_known(name)
-    if known and not known.one_size and not (image_size or prepare):
+    if known and not known.one_size and not crop:
         raise ConfigError(
             f"the images of {name!r} differ in size; set data.image_size, to which they are scaled"
             " and cropped (`resnet-jax compile` and `summary` work without reading any)"
         )
     from resnet_jax.data.tfds_reader import open_prepared
 
-    return open_prepared(name, data_dir, image_size=image_size, prepare=prepare)
+    return open_prepared(name, data_dir, crop=crop, channels=channels)
 
 
 class Digits:

@@ -20,8 +20,8 @@ from resnet_jax.data import array_cache, mirror
 from resnet_jax.data.decoding import EncodedSplit, first_line
 from resnet_jax.data.encoded import Record
 from resnet_jax.data.fit import Fit
-from resnet_jax.data.image_files import MODES, decode_image
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.image_files import MODES
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.skipped import SkippedExample
 from resnet_jax.data.tfds_metadata import check_metadata
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
@@ -33,18 +33,19 @@ _MAX_CLASSES = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`.
-
-    `image_shape` is that of the images as `fit` gives them.
-    """
+    """A prepared image classification set on disk; see `resnet_jax.data.sources.Source`."""
 
     name: str
     builder: Any
     lengths: Mapping[str, int]
-    image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     files_digest: str
     fit: Fit
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images as `fit` gives them."""
+        return self.fit.shape
 
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images and labels of one split; see `EncodedSplit.read`."""
@@ -59,7 +60,7 @@ class Prepared:
             name=split,
             where=f"split {split!r} of {self.name!r} in {self.builder.data_dir}",
             remedy="prepare the data set again",
-            shape=(self.lengths[split], *self.image_shape),
+            examples=self.lengths[split],
             fit=self.fit,
             cache=array_cache.cache_folder(self.name, f"{self.files_digest}{self.fit.name}"),
             open=lambda: self.records(split),
@@ -111,13 +112,12 @@ def open_prepared(
     name: str,
     data_dir: str | None,
     *,
-    image_size: int | None = None,
-    prepare: Preprocessing | None = None,
+    crop: ScaleAndCrop | None = None,
+    channels: int | None = None,
 ) -> Prepared:
     """Find the prepared set and check everything that can be checked without decoding.
 
-    With `image_size` images of any sizes are scaled and cropped to that height and width; with
-    `prepare` as it says, in RGB.
+    With `crop` images of any sizes are scaled and cropped, and converted to `channels`.
 
     Raises ConfigError for a name that nobody knows, DataError for a set that isn't prepared, isn't
     image classification with one image size, isn't ArrayRecord, or lacks part of its files.
@@ -152,7 +152,7 @@ def open_prepared(
         raise _not_sound(name, folder, error) from error
     try:
         builder = read_only_builder.builder_from_directory(prepared)
-        return _check(name, builder, image_size, prepare)
+        return _check(name, builder, crop, channels)
     except (ConfigError, DataError):
         raise
     except Exception as error:  # TFDS believes what its files say of each other
@@ -195,9 +195,7 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
     return copy.parent
 
 
-def _check(
-    name: str, builder: Any, image_size: int | None, prepare: Preprocessing | None
-) -> Prepared:
+def _check(name: str, builder: Any, crop: ScaleAndCrop | None, channels: int | None) -> Prepared:
     import tensorflow_datasets as tfds
 
     info, features = builder.info, builder.info.features
@@ -218,10 +216,8 @@ def _check(
             f"the images of {name!r} have shape {shape} and type {image.np_dtype}; only uint8 "
             "images with 1, 3 or 4 channels can be held in memory"
         )
-    if prepare:
-        shape = (prepare.size, prepare.size, 3)
-    elif image_size:
-        shape = (image_size, image_size, shape[-1])
+    if crop:
+        shape = (*crop.size, channels or shape[-1])
     elif None in shape:
         raise ConfigError(
             f"the images of {name!r} differ in size: their shape is {shape}; set data.image_size,"
@@ -237,10 +233,9 @@ def _check(
         name=name,
         builder=builder,
         lengths={split: one.num_examples for split, one in info.splits.items()},
-        image_shape=shape,
         class_names=tuple(label.names),
         files_digest=_files_digest(Path(builder.data_dir), files),
-        fit=Fit.make(decode_image, size=image_size, prepare=prepare),
+        fit=Fit(shape, crop, stored=True),
     )
 
 

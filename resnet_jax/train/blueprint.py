@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from resnet_jax.data.augment import normalization_shapes
 from resnet_jax.data.known import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.loader import CropSizes
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.sources import parse_split
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import Network, create_model, init_variables
@@ -31,19 +31,20 @@ from resnet_jax.train.step import Recipe, make_train_steps
 from resnet_jax.train.teacher import teacher_model
 
 
-def evaluation_preprocessing(config: ml_collections.ConfigDict) -> Preprocessing:
-    """How images that aren't trained on are prepared, if those that are are decoded as needed.
+def evaluation_crop(config: ml_collections.ConfigDict) -> ScaleAndCrop | None:
+    """How images that are scored get their size; None if all have it.
+
+    Images that are trained on are prepared so, too, unless they are decoded as needed.
 
     Raises:
-        ConfigError: a size can't be.
+        ConfigError: `data.eval_resize` is smaller than `data.eval_size`.
     """
     data = config.data
-    return Preprocessing(
-        mean=tuple(map(float, data.mean)),  # type: ignore[arg-type]
-        std=tuple(map(float, data.std)),  # type: ignore[arg-type]
-        size=data.eval_size or data.image_size,
-        resize=data.eval_resize or data.eval_size or data.image_size,
-        interpolation=data.interpolation,
+    size = data.eval_size or data.image_size
+    if not size:
+        return None
+    return ScaleAndCrop.square(
+        size, resize=data.eval_resize or size, interpolation=data.interpolation
     )
 
 
@@ -99,7 +100,9 @@ def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network)
     elif model.norm != "batch":
         reason = f"has no running statistics: its model.norm is {model.norm!r}"
     elif getattr(model, "bn_frozen", False):
-        reason = "keeps its running statistics: model.bn_frozen is True"
+        head = config.optimizer.trainable == "head"
+        cause = "optimizer.trainable is 'head'" if head else "model.bn_frozen is True"
+        reason = f"keeps its running statistics: {cause}"
     else:
         return
     raise ConfigError(
@@ -166,6 +169,8 @@ class Blueprint:
         overrides = model_overrides(config)
         model = create_model(config.model.name, **overrides, num_classes=num_classes)
         _check_fine_tuning(config, model)
+        if config.optimizer.trainable == "head" and model.norm == "batch":
+            model = model.copy(bn_frozen=True)  # else training would change all but the classifier
         _check_precise_statistics(config, model)
         return {
             "config": config,
@@ -266,6 +271,7 @@ class Blueprint:
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
             loss=self.config.loss,
+            bce_threshold=self.config.bce_threshold,
             ema_every=self.config.ema_every,
             ema_warmup=self.config.ema_warmup,
             sam_radius=self.config.sam_radius,
@@ -328,10 +334,8 @@ class Blueprint:
 
     def evaluation_shape(self) -> tuple[int, int, int]:
         """(h, w, c) of the images that are scored."""
-        if not streams(self.config):
-            return self.image_shape
-        size = evaluation_preprocessing(self.config).size
-        return size, size, 3
+        crop = evaluation_crop(self.config)
+        return (*crop.size, self.image_shape[-1]) if crop else self.image_shape
 
     @property
     def resident(self) -> bool:

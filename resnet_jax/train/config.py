@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from ml_collections import ConfigDict, config_dict
 
 from resnet_jax.data.policies import LARGEST_MAGNITUDE, PolicyName
+from resnet_jax.data.preprocessing import Interpolation
 from resnet_jax.data.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import NETWORKS
@@ -19,7 +20,7 @@ from resnet_jax.train.field_names import unknown_field
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
 Trainable = Literal["all", "head"]
-Loss = Literal["softmax", "bce"]
+Loss = Literal["softmax", "bce", "bce_sum"]
 Diagnostic = Literal["norms", "signal", "bn_drift", "updates", "gates", "cka", "sharpness"]
 
 MAY_CHANGE = (
@@ -91,7 +92,8 @@ def default_config() -> ConfigDict:
     # eval_size at the centre cut out. None is image_size.
     config.data.eval_size = config_dict.placeholder(int)
     config.data.eval_resize = config_dict.placeholder(int)
-    config.data.interpolation = "bilinear"  # or "bicubic"
+    # Of every scaling but that of random-resized crops; or "bicubic".
+    config.data.interpolation = "bilinear"
     # Processes that decode, in as many threads as there are cores; 0: this one, -1: one for every
     # eight cores.
     config.data.workers = -1
@@ -146,9 +148,13 @@ def default_config() -> ConfigDict:
     # Parameter groups: "norm", "bias". "lars" and "lamb" leave them at the schedule's rate, too.
     config.optimizer.decay_exempt = ()
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0 for no clipping
-    config.optimizer.trainable = "all"  # or "head": the classifier alone
+    # Or "head": the classifier alone. All else is as in inference: normalised by the running
+    # statistics, which stay as they are.
+    config.optimizer.trainable = "all"
     # The learning rate of what lies d stages before the classifier is multiplied by its d-th power.
     config.optimizer.layer_decay = 1.0
+    # Factor of the learning rate of biases and scales: of every parameter that isn't a kernel.
+    config.optimizer.scalar_rate = 1.0
 
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # or "step", "constant", "linear", "poly"
@@ -161,8 +167,11 @@ def default_config() -> ConfigDict:
     config.schedule.boundaries = ()  # of "step"
     config.schedule.scales = (1.0,)  # of "step": one more than boundaries
 
-    # Cross-entropy of the "softmax", or "bce": of each class for itself, their mean over classes.
+    # Cross-entropy of the "softmax", or of each class for itself: their mean over classes, "bce",
+    # or their sum, "bce_sum". With a threshold, smoothed and mixed targets above it become 1 for
+    # these two, the others 0; 0 keeps them as they are.
     config.loss = "softmax"
+    config.bce_threshold = 0.0
     config.label_smoothing = 0.0
     # Of the distribution of shares: mixup and CutMix of neighbours in a batch; 0 for none. With
     # both, an example has one of them. "top1" of training then counts the label of its own share.
@@ -250,6 +259,7 @@ def validate(config: ConfigDict) -> None:
         ("optimizer.trainable", Trainable),
         ("loss", Loss),
         ("data.policy", PolicyName),
+        ("data.interpolation", Interpolation),
     )
     for name, kind in choices:
         known = get_args(kind)
@@ -284,6 +294,7 @@ def validate(config: ConfigDict) -> None:
         "steps_per_dispatch",
         "optimizer.epsilon",
         "optimizer.trust_coefficient",
+        "optimizer.scalar_rate",
         "schedule.reference_batch",
         "schedule.power",
         "distill.temperature",
@@ -343,6 +354,11 @@ def validate(config: ConfigDict) -> None:
             "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
             " set one of them."
         )
+    if config.optimizer.trainable == "head" and config.precise_bn:
+        raise ConfigError(
+            f"optimizer.trainable is 'head', and precise_bn is {config.precise_bn}, which would"
+            " replace running statistics; set it to 0."
+        )
     distill = config.distill
     if bool(distill.teacher) != bool(distill.model):
         raise ConfigError(
@@ -352,9 +368,14 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= distill.weight <= 1:
         raise ConfigError(f"distill.weight is {distill.weight}; it must be at least 0, at most 1.")
     shares = ("optimizer.momentum", "optimizer.beta2", "schedule.warmup_from", "schedule.final")
-    for name in (*shares, "label_smoothing", "ema_decay"):
+    for name in (*shares, "label_smoothing", "bce_threshold", "ema_decay"):
         if not 0 <= flat[name] < 1:
             raise ConfigError(f"{name} is {flat[name]}; it must be at least 0 and less than 1.")
+    if config.bce_threshold and config.loss == "softmax":
+        raise ConfigError(
+            f"bce_threshold is {config.bce_threshold}, and loss is 'softmax'; the threshold is for"
+            " 'bce' and 'bce_sum'."
+        )
 
 
 def _check_normalization(config: ConfigDict) -> None:
@@ -386,6 +407,11 @@ def _check_streaming(config: ConfigDict) -> None:
                 raise ConfigError(
                     f"data.{name} is {data[name]}; it goes with data.random_crop_area."
                 )
+        if data.interpolation != "bilinear" and data.image_size is None:
+            raise ConfigError(
+                f"data.interpolation is {data.interpolation!r}, and nothing is scaled; it goes with"
+                " data.image_size."
+            )
         return
     numbers = all(isinstance(share, int | float) for share in area)
     if len(area) != 2 or not numbers or not 0 < area[0] <= area[1] <= 1:
@@ -397,6 +423,12 @@ def _check_streaming(config: ConfigDict) -> None:
         raise ConfigError(
             "data.random_crop_area needs data.image_size, and data.mean and data.std: images that"
             " are decoded as they are needed aren't measured."
+        )
+    size = data.eval_size or data.image_size
+    if data.eval_resize is not None and data.eval_resize < size:
+        raise ConfigError(
+            f"data.eval_resize is {data.eval_resize}, of which the {size} pixels of data.eval_size"
+            " can't be cut out."
         )
     sizes, edges = data.early_sizes, data.size_boundaries
     rising = all(a < b for a, b in itertools.pairwise((0, *edges)))

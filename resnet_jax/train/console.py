@@ -81,9 +81,7 @@ class TrainingConsole:
         elif experiment.pretrained:
             self.say(experiment.pretrained.announce(config, experiment.dataset.num_classes))
         if config.optimizer.trainable == "head":
-            moving = experiment.model.norm == "batch" and not config.model.bn_frozen
-            statistics = "; running statistics move too" if moving else ""
-            self.say(f"only the classifier is trained{statistics}")
+            self.say("only the classifier is trained")
 
     def stopped(self, step: int, workdir: epath.Path) -> None:
         """Say that the run stopped early and lost nothing."""

@@ -15,7 +15,7 @@ from resnet_jax.data.sources import Dataset, ImageSet, load_dataset
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
-from resnet_jax.train.blueprint import Blueprint, evaluation_preprocessing
+from resnet_jax.train.blueprint import Blueprint, evaluation_crop
 from resnet_jax.train.config import model_overrides, streams
 from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
 from resnet_jax.train.plan import check_batch
@@ -44,15 +44,14 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
         DataError: data that are missing or damaged.
     """
     splits = {role: config.data[role] for role in ("train", "validation", "test")}
-    reading: dict[str, Any] = {"image_size": config.data.image_size}
-    if streams(config):
-        reading = {"prepare": evaluation_preprocessing(config), "streamed": ("train",)}
     return load_dataset(
         config.data.name,
         splits={role: spec for role, spec in splits.items() if spec},
         data_dir=config.data.dir,
+        crop=evaluation_crop(config),
+        channels=3 if streams(config) else None,
         corrupt=config.data.corrupt,
-        **reading,
+        streamed=("train",) if streams(config) else (),
     )
 
 
@@ -161,13 +160,17 @@ class Experiment(Blueprint):
         if not self.seeds:
             yield state
             return
+        for number in range(len(self.seeds)):
+            yield self._entry(state, number)
+
+    @functools.cached_property
+    def _entry(self) -> jax.stages.Wrapped:
+        """The state of one of several seeds; jitted once, for all calls of `single_states`."""
 
         def entry(tree: TrainState, number: jax.Array) -> TrainState:
             return jax.tree.map(lambda leaf: leaf[number], tree)
 
-        take = jax.jit(entry, out_shardings=replicated(self.mesh))
-        for number in range(len(self.seeds)):
-            yield take(state, number)
+        return jax.jit(entry, out_shardings=replicated(self.mesh))
 
     def meters(self, state: TrainState) -> list[Meter]:
         """The meter of each seed, on the host; one without several."""

@@ -19,6 +19,28 @@ def binary_cross_entropy(
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
+def summed_binary_cross_entropy(
+    logits: Float[Array, "n k"], targets: Float[Array, "n k"]
+) -> Float[Array, " n"]:
+    """`binary_cross_entropy` summed over classes: k times as large.
+
+    For recipes whose SGD learning rate was tuned for the sum, such as MosaicML's
+    (composer/loss/loss.py).
+    """
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+
+def binarize(targets: Float[Array, "n k"], threshold: float) -> Float[Array, "n k"]:
+    """Targets above `threshold` become 1, all others 0.
+
+    With mixup or CutMix an image then belongs to both of its classes, unless the share of a class
+    is at most `threshold`. As in timm's `BinaryCrossEntropy` (timm/loss/binary_cross_entropy.py,
+    `target_threshold`), the targets come smoothed and mixed: smoothing by s only moves the share
+    at which a class begins to count, from t to about t / (1 - s).
+    """
+    return (targets > threshold).astype(targets.dtype)
+
+
 def distillation(
     logits: Float[Array, "n k"], taught: Float[Array, "n k"], *, temperature: float
 ) -> Float[Array, " n"]:
@@ -34,5 +56,6 @@ def distillation(
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "softmax": optax.softmax_cross_entropy,
     "bce": binary_cross_entropy,
+    "bce_sum": summed_binary_cross_entropy,
 }
 """By the name in a config."""

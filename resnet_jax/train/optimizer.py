@@ -48,7 +48,8 @@ def make_optimizer(
 
     For fine-tuning a `ResNet`: with `layer_decay` below 1 the learning rate of parameters at
     distance d from the classifier, see `distances_from_head`, is multiplied by its d-th power
-    (Howard & Ruder 2018, 1801.06146, section 3.2; there by layer, here by stage). With `trainable`
+    (Howard & Ruder 2018, 1801.06146, section 3.2; there by layer, here by stage). `scalar_rate`
+    multiplies the rate of all parameters but kernels, as Fixup's authors do. With `trainable`
     "head" all but the classifier is left alone, has no state here, and doesn't count for clipping.
 
     Args:
@@ -64,6 +65,8 @@ def make_optimizer(
     optimizer = optax.chain(clip, *_transformations(config, schedule))
     if config.layer_decay < 1:
         optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
+    if config.scalar_rate != 1:
+        optimizer = optax.chain(optimizer, _scale_scalars(config.scalar_rate))
     if config.trainable == "head":
         rules = {True: optimizer, False: optax.set_to_zero()}
         optimizer = optax.partition(rules, in_head)
@@ -153,5 +156,13 @@ def _muon(
 def _scale_by_distance(decay: float) -> optax.GradientTransformation:
     def scale(updates: Any, _: Any) -> Any:
         return jax.tree.map(lambda u, d: u * decay**d, updates, distances_from_head(updates))
+
+    return optax.stateless(scale)
+
+
+def _scale_scalars(rate: float) -> optax.GradientTransformation:
+    def scale(updates: Any, _: Any) -> Any:
+        groups = parameter_groups(updates)
+        return jax.tree.map(lambda u, g: u if g == "kernel" else u * rate, updates, groups)
 
     return optax.stateless(scale)

@@ -25,12 +25,7 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") -> ConfigDict:
-    """The config of a recipe.
-
-    Args:
-        recipe: a name in `RECIPES`.
-        model: name of a preset.
-        data: "imagenet2012", or "cifar10" for what the module's docstring says.
+    """The config of a recipe of `RECIPES`, for a preset and "imagenet2012" or "cifar10".
 
     Raises:
         ConfigError: unknown recipe or data.
@@ -51,8 +46,7 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
 
 def _imagenet(config: ConfigDict) -> None:
     """What most recipes have in common."""
-    config.model.dtype = "bfloat16"
-    data = config.data
+    config.model.dtype, data = "bfloat16", config.data
     data.name = "imagenet2012"
     data.validation, data.test = "", "validation"  # the test images have no public labels
     data.random_crop_area, data.image_size, data.eval_resize = (0.08, 1.0), 224, 256
@@ -69,6 +63,7 @@ def _scale_to_cifar(config: ConfigDict) -> None:
     data.test, data.resident = "test", True
     data.random_crop_area, data.early_sizes, data.size_boundaries = (), (), ()
     data.image_size = data.eval_size = data.eval_resize = None
+    data.interpolation = "bilinear"  # nothing is scaled
     data.mean, data.std, data.crop_padding = _CIFAR_MEAN, _CIFAR_STD, 4
     config.model.dtype = "float32"
     schedule, batch = config.schedule, _CIFAR_BATCH
@@ -141,11 +136,13 @@ def bag_of_tricks(config: ConfigDict) -> None:
 
 
 def _nvidia(config: ConfigDict, epochs: float) -> None:
-    """NVIDIA's DeepLearningExamples, ConvNets/configs.yml."""
+    """NVIDIA's DeepLearningExamples, PyTorch/Classification/ConvNets/configs.yml.
+
+    Their `last_bn_0_init` is False: the last scale of a branch begins at 1.
+    """
     _peak(config, 0.256, batch=2048, warmup=8.0)
     config.schedule.reference_batch = 256
     config.duration = epochs
-    config.model.zero_init_scale = True
     config.optimizer.momentum = 0.875
     config.optimizer.weight_decay = 1 / 32768
     config.optimizer.decay_exempt = ("norm",)
@@ -187,7 +184,12 @@ def mlperf_lars(config: ConfigDict) -> None:
 
 
 def _rsb(config: ConfigDict, rate: float, *, epochs: float, decay: float, magnitude: float) -> None:
-    """Wightman et al. 2021 (2110.00476), table 2."""
+    """Wightman et al. 2021 (2110.00476), table 2, as timm trains it.
+
+    Section 3.1: a mixed image belongs to both classes, whose targets are 1. timm's train.py and
+    timm/loss/binary_cross_entropy.py (`--bce-loss --bce-target-thresh 0.2`) smooth and mix targets
+    before the threshold: A1's label smoothing only moves the share that counts, to 0.222.
+    """
     _peak(config, rate, batch=2048, warmup=5.0)
     config.duration = epochs
     config.model.zero_init_scale = True
@@ -196,7 +198,7 @@ def _rsb(config: ConfigDict, rate: float, *, epochs: float, decay: float, magnit
     config.optimizer.clip_norm = 1.0  # as timm's and Apex's LAMB do unless they're told otherwise
     config.optimizer.weight_decay = decay
     config.optimizer.decay_exempt = ("norm", "bias")
-    config.loss = "bce"
+    config.loss, config.bce_threshold = "bce", 0.2
     config.data.policy = "randaugment"
     config.data.magnitude, config.data.magnitude_std = magnitude, 0.5
     config.data.eval_resize, config.data.interpolation = 235, "bicubic"  # a crop of 95 %
@@ -245,12 +247,16 @@ def torchvision_v2(config: ConfigDict) -> None:
 
 
 def resnet_rs(config: ConfigDict) -> None:
-    """Bello et al. 2021 (2103.07579); `model` resnetrs50 and up. EXPECTED: RS-50 at 160: 78.8 %."""
+    """Bello et al. 2021 (2103.07579); `model` resnetrs50 and up. EXPECTED: RS-50 at 160: 78.8 %.
+
+    tensorflow/tpu, models/official/resnet: resnet_rs/configs, and resnet_main.py for the rest.
+    """
     _peak(config, 0.1, batch=4096, warmup=5.0)
     config.schedule.reference_batch = 256
     config.duration = 350.0
+    config.optimizer.nesterov = True
     config.optimizer.weight_decay = 4e-5
-    config.optimizer.decay_exempt = ("norm", "bias")
+    config.optimizer.decay_exempt = ("norm",)
     config.data.image_size, config.data.eval_resize = 160, 192
     config.data.policy, config.data.magnitude = "randaugment", 10.0
     config.label_smoothing = 0.1
@@ -258,17 +264,18 @@ def resnet_rs(config: ConfigDict) -> None:
 
 
 def _mosaic(config: ConfigDict, *, epochs: float, smoothing: float) -> None:
-    """MosaicML's recipes of 2022 (mosaicml/benchmarks), without BlurPool and their initial biases.
+    """MosaicML's recipes of 2022, without BlurPool and their initial biases and scales.
 
-    Sizes grow in four steps between 40 % and 80 % of the run, where theirs grow by 4 pixels.
+    mosaicml/examples, examples/resnet_imagenet: all parameters decay, and binary cross-entropy is
+    summed over classes (composer/loss/loss.py). Sizes grow in four steps between 40 % and 80 % of
+    the run, theirs by 4 pixels.
     """
     _peak(config, 2.048, batch=2048, warmup=8.0)
     config.duration = epochs
     config.optimizer.momentum = 0.875
     config.optimizer.decay = "decoupled"
     config.optimizer.weight_decay = 5e-4 / 2.048  # theirs is multiplied by the rate over its peak
-    config.optimizer.decay_exempt = ("norm",)
-    config.loss, config.label_smoothing = "bce", smoothing
+    config.loss, config.label_smoothing = "bce_sum", smoothing
     config.data.image_size, config.data.eval_size, config.data.eval_resize = 176, 224, 232
     config.data.early_sizes = (88, 112, 144)
     config.data.size_boundaries = (0.47 * epochs, 0.6 * epochs, 0.8 * epochs)
@@ -281,14 +288,18 @@ def mosaic_mild(config: ConfigDict) -> None:
 
 
 def mosaic_medium(config: ConfigDict) -> None:
-    """MosaicML, medium, with the weight decay of mild; SAM at every tenth step."""
+    """MosaicML, medium: with SAM at every tenth step."""
     _mosaic(config, epochs=135.0, smoothing=0.1)
     config.mixup = 0.2
     config.sam_radius, config.sam_every = 0.5, 10
 
 
-def _ffcv(config: ConfigDict, epochs: float) -> None:
-    """Leclerc et al. 2022, ffcv-imagenet rn50_configs; without BlurPool."""
+def _ffcv(config: ConfigDict, epochs: float, *, enlarged: float) -> None:
+    """Leclerc et al. 2022, libffcv/ffcv-imagenet, rn50_configs; without BlurPool.
+
+    `enlarged` is the first epoch of 192 pixels: the middle between their `start_ramp` and
+    `end_ramp`, rounded up (`get_resolution` in train_imagenet.py).
+    """
     _peak(config, 1.7, batch=4096, warmup=2.0)
     config.schedule.name = "linear"
     config.duration = epochs
@@ -296,18 +307,18 @@ def _ffcv(config: ConfigDict, epochs: float) -> None:
     config.optimizer.decay_exempt = ("norm",)
     config.label_smoothing = 0.1
     config.data.image_size, config.data.early_sizes = 192, (160,)
-    config.data.size_boundaries = (0.75 * epochs,)
+    config.data.size_boundaries = (enlarged,)
     config.data.eval_size, config.data.eval_resize = 256, 292  # their crop of 224 in 256
 
 
 def ffcv_16(config: ConfigDict) -> None:
     """ffcv-imagenet, 16 epochs. EXPECTED: 73.8 %, theirs at 256 pixels and mirrored too."""
-    _ffcv(config, 16.0)
+    _ffcv(config, 16.0, enlarged=12.0)  # between 11 and 13
 
 
 def ffcv_88(config: ConfigDict) -> None:
     """ffcv-imagenet, 88 epochs. EXPECTED: 78.4 %, theirs at 256 pixels and mirrored too."""
-    _ffcv(config, 88.0)
+    _ffcv(config, 88.0, enlarged=71.0)  # between 65 and 76
 
 
 def _cifar(config: ConfigDict, *, epochs: float, decay: float) -> None:
@@ -348,12 +359,16 @@ def stochastic_depth(config: ConfigDict) -> None:
 
 
 def fixup(config: ConfigDict) -> None:
-    """Zhang et al. 2019 (1901.09321), CIFAR-10; theirs has a tenth of the rate for scalars.
+    """Zhang et al. 2019 (1901.09321), CIFAR-10, with the defaults of their code.
+
+    hongyi-zhang/Fixup, cifar/cifar_train.py; there mixup has one share for a whole batch.
 
     EXPECTED: 92.76 % for fixup_resnet110.
     """
-    _cifar(config, epochs=200.0, decay=5e-4)
-    config.schedule.name = "cosine"
+    _cifar(config, epochs=200.0, decay=1e-4)
+    _steps(config, 100.0, 150.0)
+    config.optimizer.nesterov = False
+    config.optimizer.scalar_rate = 0.1
     config.mixup = 1.0
 
 

@@ -1,6 +1,8 @@
 """A trained network from a run's directory: to score, or to classify images with."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,18 +16,20 @@ from resnet_jax.buckets import as_path
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.data.augment import normalize
+from resnet_jax.data.fit import Fit
 from resnet_jax.data.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
-from resnet_jax.train.blueprint import evaluation_preprocessing
+from resnet_jax.train.blueprint import evaluation_crop
 from resnet_jax.train.config import from_json, model_overrides, streams
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data
+from resnet_jax.train.predictor import Predictor
 from resnet_jax.train.seeds import single_configs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrainedNetwork:
     """A checkpoint of a run, ready to use.
 
@@ -37,6 +41,7 @@ class TrainedNetwork:
         normalization: {"mean", "std"} of the training images, in grey levels.
         class_names: one per logit.
         image_shape: (h, w, c) of the images it was scored on, and takes.
+        source: the directory of the run.
     """
 
     config: ConfigDict
@@ -46,6 +51,33 @@ class TrainedNetwork:
     normalization: dict[str, jax.Array]
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    source: str = ""
+
+    def __repr__(self) -> str:
+        """Say in a line what it is, without its arrays."""
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.variables["params"]))
+        height, width, channels = self.image_shape
+        crop = self.image_fit.crop
+        how = (
+            f"scaled to {crop.cover[0]}×{crop.cover[1]} and cropped" if crop and crop.cover else ""
+        )
+        return (
+            f"<TrainedNetwork {self.config.model.name}: {count:,} parameters,"
+            f" {len(self.class_names)} classes, uint8 images"
+            f" {how or 'as they are'} ({height}×{width}×{channels}),"
+            f" step {self.step:,} of {self.source or 'a run'}>"
+        )
+
+    @property
+    def image_fit(self) -> Fit:
+        """How the run gave its images the shape that the network takes.
+
+        Images that weren't scaled must have that shape; the colours of those of a folder, and of
+        those that were scaled, were converted.
+        """
+        crop = evaluation_crop(self.config)
+        convert = crop is not None or self.config.data.name == "folder"
+        return Fit(self.image_shape, crop, convert=convert)
 
     def preprocessing(self) -> Preprocessing | None:
         """How images are prepared for the network, as a weight file says it.
@@ -55,30 +87,58 @@ class TrainedNetwork:
         Raises:
             ConfigError: the name of a class isn't a line of text.
         """
-        if streams(self.config):
-            prepared = evaluation_preprocessing(self.config)
-            return dataclasses.replace(prepared, class_names=self.class_names)
         height, width, channels = self.image_shape
         mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
         if (height, channels) != (width, 3) or mean.shape != (3,):
             return None
+        data, crop = self.config.data, self.image_fit.crop
         return Preprocessing(
-            mean=tuple((mean / 255).tolist()),
-            std=tuple((std / 255).tolist()),
+            mean=tuple(map(float, data.mean)) or tuple((mean / 255).tolist()),  # type: ignore[arg-type]
+            std=tuple(map(float, data.std)) or tuple((std / 255).tolist()),  # type: ignore[arg-type]
             size=height,
-            resize=self.config.data.image_size or None,
+            resize=crop.cover[0] if crop and crop.cover else None,
+            interpolation=crop.interpolation if crop else "bilinear",
             class_names=self.class_names,
         )
 
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """What `predict` calls with images that have the network's shape."""
+        statistics = jax.device_put(self.normalization)
+        return Predictor(
+            self.model,
+            self.variables,
+            lambda images: normalize(images, statistics),
+            self.image_shape,
+        )
+
     def predict(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "n k"]:
-        """Probabilities of the classes for images of `image_shape`."""
+        """Probabilities of the classes for images as they are in files.
 
-        def probabilities(variables: Any, normalization: Any, batch: Any) -> jax.Array:
-            logits: Any = self.model.apply(variables, normalize(batch, normalization))
-            return jax.nn.softmax(logits)
+        The images are prepared as the run prepared those that it was scored on: scaled and cropped
+        if the run did so (`image_fit`), and normalised. A program is compiled for each power of
+        two up to 32 images, when it is first needed.
 
-        batch = np.stack(images)
-        return np.asarray(jax.jit(probabilities)(self.variables, self.normalization, batch))
+        Args:
+            images: uint8 [h, w, c] each, upright, with the channels of `image_shape`. Of a run
+                that didn't scale its images, all have `image_shape`.
+
+        Raises:
+            DataError: an image is of another type, shape or size.
+            NumericalError: the network gives something else than numbers.
+        """
+        return self.predictor([self._fitted(number, one) for number, one in enumerate(images)])
+
+    def _fitted(self, number: int, image: Any) -> UInt8[np.ndarray, "h w c"]:
+        try:
+            return self.image_fit.apply(image)
+        except DataError as error:
+            raise DataError(f"image {number} can't be used: {error}.") from None
+        except ConfigError as error:
+            raise DataError(
+                f"image {number} can't be used: {error}, and this run didn't scale images; scale"
+                " and crop it first."
+            ) from None
 
     def evaluate(
         self, split: str, *, data_dir: str | None = None, mirrored: bool = False
@@ -187,4 +247,5 @@ def restore_run(
         normalization=state["normalization"],
         class_names=class_names,
         image_shape=tuple(progress["image_shape"]),
+        source=str(workdir),
     )

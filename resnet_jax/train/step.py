@@ -19,7 +19,7 @@ from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.groups import in_head
-from resnet_jax.train.losses import LOSSES, distillation
+from resnet_jax.train.losses import LOSSES, binarize, distillation
 from resnet_jax.train.seeds import Seeds, batch_layout, map_over_seeds, state_layout
 from resnet_jax.train.state import TrainState, counts
 
@@ -35,7 +35,8 @@ class Recipe:
         random_erasing: the probability that a part of an image is erased.
         mixup, cutmix: α of each, see `mix`; 0 for none.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
-        loss: "softmax" or "bce", of `LOSSES`.
+        loss: a name in `LOSSES`.
+        bce_threshold: of `losses.binarize`, for the binary cross-entropies; 0 keeps soft targets.
         ema_decay: of the moving averages; 0 for none.
         ema_every: steps between their updates.
         ema_warmup: update number t, from 0, has a decay of at most (1 + t) / (10 + t), so that
@@ -61,6 +62,7 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     loss: str = "softmax"
+    bce_threshold: float = 0.0
     ema_every: int = 1
     ema_warmup: bool = False
     sam_radius: float = 0.0
@@ -173,7 +175,7 @@ def _gradients(
 def _augment(
     state: TrainState, part: Batch, keys: jax.Array, model: Network, recipe: Recipe
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-    """The inputs of the network, and the probabilities that its logits are to have.
+    """The inputs of the network, and the targets of its logits.
 
     Each kind of augmentation has keys of its own, so that turning one on leaves the others alone.
     """
@@ -193,6 +195,8 @@ def _augment(
     targets = optax.smooth_labels(targets, recipe.label_smoothing)
     if recipe.mixup or recipe.cutmix:
         inputs, targets = mix(inputs, targets, own(3), mixup=recipe.mixup, cutmix=recipe.cutmix)
+    if recipe.bce_threshold:
+        targets = binarize(targets, recipe.bce_threshold)
     return inputs, targets
 
 

@@ -102,7 +102,7 @@ def test_predict_refuses_what_does_not_fit_or_makes_it_fit(run, capsys, tmp_path
     Image.fromarray(noise).save(torn)
     torn.write_bytes(torn.read_bytes()[:-40])
     messages = {
-        photo: "30×20 RGB, but the model takes 8×8 L",
+        photo: "it is RGB, not L; --resize makes images fit",
         text: "isn't a PNG or JPEG image",
         torn: "can't be read",
         tmp_path / "none.png": "No such file",

@@ -38,6 +38,7 @@ def test_the_program_of_a_run_takes_images_as_they_are_in_files(whole, tmp_path,
     assert beside["step"] == network.step
     assert beside["ema"] is True
     assert beside["model"] == network.config.model.name
+    assert beside["crop"] is None
 
 
 def test_weights_of_a_run_have_pytorchs_names_and_layout(whole, tmp_path, capsys):
@@ -109,6 +110,12 @@ _FILE = ["--weights", "net.npz", "--model", "resnet20"]
         (["out", *_FILE, "--mean", "0", "--std", "0"], 64, "--std has a 0"),
         (["run", "out", "--batch", "0"], 64, "--batch is 0; it must be at least 1"),
         (["run", "out.safetensors"], 64, "--format=stablehlo don't go together"),
+        (
+            ["run", "out.onnx"],
+            64,
+            "named as a file of ONNX, and a program is StableHLO; name it out.s",
+        ),
+        (["run", "out.PTH"], 64, "named as a file of PyTorch"),
         (["run", "out", "--format=safetensors"], 64, "--format=safetensors don't go together"),
         (
             ["run", "out.safetensors", "--format=safetensors", "--platforms=cpu"],

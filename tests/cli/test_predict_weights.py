@@ -12,6 +12,7 @@ import resnet_jax
 from resnet_jax.cli import classify as classify_module
 from resnet_jax.cli.main import main
 from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.train import predictor
 from tests.cli.mistakes import assert_one_line
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
@@ -116,7 +117,7 @@ def _walk_in_order(root):
 
 def test_a_folder_with_bad_images(folder, network, weights, capsys, monkeypatch):
     """Good ones are classified in batches of one shape, bad ones listed."""
-    monkeypatch.setattr(classify_module, "_BATCH", 8)
+    monkeypatch.setattr(predictor, "_BATCH", 8)
     traced = []
     counting = _counting(resnet_jax.ResNet.__call__, traced)
     monkeypatch.setattr(resnet_jax.ResNet, "__call__", counting)

@@ -4,9 +4,14 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from resnet_jax.cli.predict import read_fitted
+from resnet_jax.data.fit import Fit
+from resnet_jax.data.preprocessing import ScaleAndCrop
 
 SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/etc/passwd) (r) file\n%%EOF\n"
@@ -17,6 +22,24 @@ def pixels(height: int = 8, width: int = 8, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
     return np.asarray(corners.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """Scaled until it covers height × width, and cropped at the centre, by Pillow alone."""
+    factor = max(height / image.height, width / image.width)
+    sides = (max(width, int(image.width * factor)), max(height, int(image.height * factor)))
+    scaled = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = round((sides[0] - width) / 2), round((sides[1] - height) / 2)
+    part = np.asarray(scaled.crop((left, top, left + width, top + height)))
+    return part if part.ndim == 3 else part[..., None]
+
+
+def read_image(
+    path: Path, shape: tuple[int, int, int] = (8, 8, 3), *, resize: bool = True
+) -> np.ndarray:
+    """What `resnet-jax predict` reads for a network that takes `shape`."""
+    crop = ScaleAndCrop(shape[:2], shape[:2]) if resize else None
+    return read_fitted(path, Fit(shape, crop, convert=resize), remedy="--resize makes images fit")
 
 
 def save(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:

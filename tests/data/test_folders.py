@@ -1,6 +1,7 @@
 """Folders of one's own images: found, divided, made to fit, and refused in a line."""
 
 import io
+import json
 import logging
 import os
 import shutil
@@ -11,13 +12,14 @@ import pytest
 from PIL import Image, ImageOps
 
 import resnet_jax
+from resnet_jax.cli.main import main
 from resnet_jax.data import decoding, fit, sources
 from resnet_jax.data.folders import ImageFile, in_fair_order
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import Preprocessing, ScaleAndCrop
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.doctor.run import check_data
-from tests.data.hostile_images import pixels, save
+from tests.data.hostile_images import fitted, pixels, save
 from tests.data.test_sources import own_cache
 
 __all__ = ["own_cache"]
@@ -45,7 +47,7 @@ def load(root, *, image_size=None, corrupt="stop", **splits):
         "folder",
         splits=splits or {"train": "train"},
         data_dir=str(root),
-        image_size=image_size,
+        crop=image_size and ScaleAndCrop.square(image_size, resize=image_size),
         corrupt=corrupt,
     )
 
@@ -154,7 +156,7 @@ def test_the_fingerprint_knows_pixels_labels_and_names(animals, change):
 
 
 def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
-    """As `resnet-jax predict --resize` makes them: scaled, cropped at the centre, upright, RGB."""
+    """As `resnet-jax predict` makes them: scaled, cropped at the centre, upright, RGB."""
     original = Image.fromarray(pixels(40, 60))
     exif = Image.Exif()
     exif[0x0112] = 6  # it lies on its side
@@ -177,10 +179,7 @@ def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
     )
     for number, content in enumerate(kinds.values()):
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
-        expected = ImageOps.fit(image, (16, 16), Image.Resampling.BILINEAR)
-        difference = np.abs(found[number].astype(int) - np.asarray(expected, int))
-        assert difference.max() <= 12, list(kinds)[number]
-        assert difference.mean() <= 2, list(kinds)[number]
+        np.testing.assert_array_equal(found[number], fitted(image, 16, 16), list(kinds)[number])
 
 
 def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
@@ -191,9 +190,9 @@ def test_images_are_prepared_as_a_networks_publisher_says(tmp_path):
         (folder / name / "1.png").write_bytes(save(image))
     prepare = Preprocessing((0.5,) * 3, (0.5,) * 3, size=8, resize=12, interpolation="bicubic")
     splits = {"test": "train"}
-    data = load_dataset("folder", splits=splits, data_dir=str(folder), prepare=prepare)
+    data = load_dataset("folder", splits=splits, data_dir=str(folder), crop=prepare.crop)
     np.testing.assert_array_equal(data.splits["test"].images, [prepare.apply(image)] * 2)
-    other = load_dataset("folder", splits=splits, data_dir=str(folder), image_size=8)
+    other = load(folder, image_size=8, test="train")
     assert other.fingerprint != data.fingerprint
 
 
@@ -224,7 +223,7 @@ def test_nothing_is_decoded_twice_nor_when_it_has_changed_taken_from_the_cache(
 ):
     first = load(animals, image_size=4)
     load(animals, image_size=5)
-    monkeypatch.setattr(fit, "fit_image", None)  # calling it would fail
+    monkeypatch.setattr(fit, "open_upright", None)  # calling it would fail
     assert load(animals, image_size=4).fingerprint == first.fingerprint
     path = animals / "cat" / "3.png"
     before = path.stat()
@@ -377,7 +376,7 @@ def test_the_doctor_knows_folders(animals):
     assert "train (train[:50%]) 12 images of 6×5×3, 3 classes" in found.message
 
 
-def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path):
+def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path, capsys):
     root = write(tmp_path / "images", {"cat": 40, "dog": 40})
     config = tiny_config
     config.data.name, config.data.dir, config.data.image_size = "folder", str(root), 8
@@ -394,3 +393,14 @@ def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_p
     assert network.image_shape == (8, 8, 3)
     again = network.evaluate("test")  # on more devices
     assert again.loss == pytest.approx(result.evaluation["test"].loss, rel=1e-4)
+
+    # Its own files, of 6×5 pixels, are prepared as they were in training.
+    files = [str(root / "cat" / "0.png"), str(root / "dog" / "1.png")]
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), *files, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = [
+        {top["index"]: top["probability"] for top in one["top"]} for one in document["predictions"]
+    ]
+    expected = network.predict([np.asarray(Image.open(file)) for file in files])
+    np.testing.assert_allclose([[one[0], one[1]] for one in found], expected, rtol=1e-3)

@@ -20,6 +20,7 @@ from resnet_jax.data import originals
 from resnet_jax.data.image_files import decode_upright
 from resnet_jax.data.originals import Original
 from resnet_jax.data.prepare import Options, prepare
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.shards import Shard, write_shard
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError, WriteError
@@ -73,7 +74,7 @@ def test_tfds_reads_what_is_written_and_so_do_we(photos, tmp_path):
         "pets",
         splits={"train": "train", "test": "val"},
         data_dir=str(tmp_path / "data"),
-        image_size=8,
+        crop=ScaleAndCrop.square(8, resize=8),
         streamed=["train"],
     )
     assert data.lengths == {"train": 24, "test": 10}

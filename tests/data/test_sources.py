@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
-from resnet_jax.data import array_cache, decoding, sources, tfds_reader
+from resnet_jax.data import array_cache, decoding, fit, sources
+from resnet_jax.data.image_files import decode_image
+from resnet_jax.data.preprocessing import ScaleAndCrop
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import ConfigError, DataError
+from tests.data.hostile_images import fitted
 
 CLASSES = ["cat", "dog", "owl"]
 COUNTS = {"train": 20, "test": 6}
@@ -134,7 +137,7 @@ def test_data_dir_comes_from_the_environment(tiny, monkeypatch):
 def test_second_load_decodes_nothing(tiny, monkeypatch, own_cache):
     first = load(tiny, train="train", test="test")
     assert not list(own_cache.rglob("*.part"))
-    monkeypatch.setattr(tfds_reader, "decode_image", None)  # calling it would fail
+    monkeypatch.setattr(fit, "decode_image", None)  # calling it would fail
     assert same_sets(load(tiny, train="train", test="test"), first)
 
 
@@ -261,7 +264,7 @@ def encode_mode(pixels, mode):
 )
 def test_images_that_are_not_what_was_promised_raise(kind):
     with pytest.raises(DataError, match="^it "):
-        tfds_reader.decode_image(damaged_image(kind), (4, 5, 3))
+        decode_image(damaged_image(kind), (4, 5, 3))
 
 
 def test_sixteen_bit_colour_is_not_cut_to_eight():
@@ -278,15 +281,15 @@ def test_sixteen_bit_colour_is_not_cut_to_eight():
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
     assert Image.open(io.BytesIO(png)).mode == "RGB"  # Pillow would cut it silently
     with pytest.raises(DataError, match="16 bits"):
-        tfds_reader.decode_image(png, (4, 5, 3))
+        decode_image(png, (4, 5, 3))
 
 
 def test_jpeg_and_grey_are_decoded_as_pillow_does():
     jpeg = encode(pixels_of("train", 0), "JPEG")
     expected = np.asarray(Image.open(io.BytesIO(jpeg)))
-    np.testing.assert_array_equal(tfds_reader.decode_image(jpeg, (4, 5, 3)), expected)
+    np.testing.assert_array_equal(decode_image(jpeg, (4, 5, 3)), expected)
     grey = pixels_of("train", 1)[..., :1]
-    np.testing.assert_array_equal(tfds_reader.decode_image(encode(grey[..., 0]), (4, 5, 1)), grey)
+    np.testing.assert_array_equal(decode_image(encode(grey[..., 0]), (4, 5, 1)), grey)
 
 
 def test_damaged_image_is_named_by_split_and_index(tmp_path):
@@ -356,7 +359,10 @@ def test_images_of_varying_size_are_refused_unless_they_are_made_to_fit(tmp_path
     with pytest.raises(ConfigError, match=r"\(None, None, 3\); set data.image_size"):
         load(tmp_path / "tfds")
     data = load_dataset(
-        "tiny", splits={"train": "train"}, data_dir=str(tmp_path / "tfds"), image_size=4
+        "tiny",
+        splits={"train": "train"},
+        data_dir=str(tmp_path / "tfds"),
+        crop=ScaleAndCrop.square(4, resize=4),
     )
     assert data.image_shape == (4, 4, 3)
     brightness = data.splits["train"].images[:, 0, 0, 0]
@@ -365,21 +371,21 @@ def test_images_of_varying_size_are_refused_unless_they_are_made_to_fit(tmp_path
 
 def test_images_are_scaled_and_cropped_to_another_size(tiny, caplog):
     for size in (3, None, 2, 3):
-        data = load_dataset("tiny", splits={"train": "train"}, data_dir=str(tiny), image_size=size)
+        crop = ScaleAndCrop.square(size, resize=size) if size else None
+        data = load_dataset("tiny", splits={"train": "train"}, data_dir=str(tiny), crop=crop)
         assert data.image_shape == ((size, size, 3) if size else (4, 5, 3))
     assert "decoding again" not in caplog.text  # the cache keeps the sizes apart
     original = load(tiny).splits["train"]
     for image, label, stored in zip(
         data.splits["train"].images, data.splits["train"].labels, original.images, strict=True
     ):
-        fitted = ImageOps.fit(Image.fromarray(stored), (3, 3), Image.Resampling.BILINEAR)
-        np.testing.assert_array_equal(image, np.asarray(fitted))
+        np.testing.assert_array_equal(image, fitted(Image.fromarray(stored), 3, 3))
         assert 0 <= label < 3
 
 
 def test_digits_keep_their_size():
     with pytest.raises(ConfigError, match="digits come as they are"):
-        load_dataset("digits", splits={"train": "train"}, image_size=16)
+        load_dataset("digits", splits={"train": "train"}, crop=ScaleAndCrop.square(16, resize=16))
 
 
 def test_sets_that_are_not_image_classification_are_refused(tmp_path):

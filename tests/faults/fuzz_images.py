@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.image_files import decode_image, read_image
+from resnet_jax.data.image_files import decode_image
 from resnet_jax.errors import DataError
 from tests.data import hostile_images as make
 from tests.faults import mutate
@@ -70,7 +70,7 @@ def main(record: mutate.Record, cases: int, folder: Path) -> dict[str, object]:
         path.write_bytes(data)
         warnings.simplefilter("always")
         with record.case(case):
-            image = read_image(path, SHAPE, resize=bool(case % 3))
+            image = make.read_image(path, SHAPE, resize=bool(case % 3))
             assert (image.shape, image.dtype) == (SHAPE, np.uint8)
         try:
             image = decode_image(data, SHAPE)

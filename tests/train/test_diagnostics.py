@@ -16,6 +16,7 @@ from resnet_jax.train.diagnostics.figure import make_figure
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.step import cross_entropy
+from tests.compilations import compilations
 from tests.conftest import make_tiny_config
 
 ALL = ("norms", "signal", "bn_drift", "updates", "gates", "cka", "sharpness")
@@ -201,6 +202,25 @@ def test_a_run_measures_as_it_goes_and_as_well_after_a_stop(tmp_path):
     resnet_jax.fit(config, tmp_path / "stopped", stop_at_step=7)
     resnet_jax.fit(config, tmp_path / "stopped")
     assert _records(tmp_path / "stopped") == records
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 3)])
+def test_only_the_first_measurement_compiles(seeds):
+    config = _config(seeds=seeds)
+    config.diagnostics.what = ("norms",)
+    config.ema_decay = 0.0
+    experiment = Experiment.make(config)
+    state, probe = experiment.initial_state(), experiment.probe()
+
+    def measure():
+        return [probe(one) for one in experiment.single_states(state)]
+
+    with compilations() as first:
+        measure()
+    with compilations() as second:
+        measure()
+    assert first
+    assert not second
 
 
 def test_the_step_is_the_same_with_and_without(tiny_config):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax.train.losses import binary_cross_entropy, distillation
+from resnet_jax.train.losses import LOSSES, binarize, binary_cross_entropy, distillation
 
 
 def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():
@@ -14,6 +14,29 @@ def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():
     p = 1 / (1 + np.exp(-logits))
     expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(axis=-1)
     np.testing.assert_allclose(binary_cross_entropy(logits, targets), expected, rtol=1e-5)
+
+
+def test_the_summed_one_is_as_many_times_larger_as_there_are_classes():
+    logits, targets = jnp.array([[0.5, -1.0, 2.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    mean, total = (LOSSES[name](logits, targets) for name in ("bce", "bce_sum"))
+    np.testing.assert_allclose(total, 3 * mean, rtol=1e-6)
+
+
+def test_both_classes_of_a_mixed_image_count_fully():
+    """timm's order: targets are smoothed, mixed, and compared with the threshold."""
+
+    def mixed(share, smoothing):
+        one_hot = np.eye(10, dtype=np.float32)[[3, 7]]
+        smooth = (1 - smoothing) * one_hot + smoothing / 10
+        return jnp.asarray(share * smooth[:1] + (1 - share) * smooth[1:])
+
+    both, one = np.eye(10)[[3]] + np.eye(10)[[7]], np.eye(10)[[3]]
+    for smoothing in (0.0, 0.1):
+        for share in (0.5, 0.75, 0.25):
+            np.testing.assert_array_equal(binarize(mixed(share, smoothing), 0.2), both)
+        np.testing.assert_array_equal(binarize(mixed(1.0, smoothing), 0.2), one)
+    np.testing.assert_array_equal(binarize(mixed(0.79, 0.0), 0.2), both)
+    np.testing.assert_array_equal(binarize(mixed(0.79, 0.1), 0.2), one)  # 0.9 · 0.21 + 0.01 < 0.2
 
 
 def test_binary_cross_entropy_of_large_logits_is_finite():

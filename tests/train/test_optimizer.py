@@ -234,6 +234,17 @@ def test_rates_fall_with_the_distance_from_the_classifier(name):
     np.testing.assert_array_equal(slow["fc"]["kernel"], base["fc"]["kernel"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_all_but_kernels_can_have_a_rate_of_their_own(name):
+    def first_step(scalar_rate):
+        optimizer = make_optimizer(_config(name, scalar_rate=scalar_rate), lambda step: 0.1)
+        return optimizer.update(SLOPES[0], optimizer.init(WEIGHTS), WEIGHTS)[0]
+
+    slow, base = first_step(0.1), first_step(1.0)
+    np.testing.assert_allclose(slow["bn1"]["scale"], 0.1 * base["bn1"]["scale"], rtol=1e-6)
+    np.testing.assert_array_equal(slow["fc"]["kernel"], base["fc"]["kernel"])
+
+
 def test_unknown_names_and_decays_that_an_optimiser_lacks_are_refused():
     with pytest.raises(ConfigError, match="optimizer.name is 'lasr'.*Did you mean 'lars'"):
         _steps(_config("lasr"))

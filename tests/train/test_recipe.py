@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.train.losses import binary_cross_entropy
+from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import Batch, Recipe, train_step
 
@@ -166,16 +166,20 @@ def test_eight_devices_go_uphill_together():
 # --- losses ---------------------------------------------------------------------------------------
 
 
-def test_the_binary_loss_is_trained_on_and_reported():
+@pytest.mark.parametrize(
+    ("name", "threshold", "on", "off"),
+    [("bce", 0.0, 0.8, 0.1), ("bce", 0.2, 1.0, 0.0), ("bce_sum", 0.0, 0.8, 0.1)],
+)
+def test_a_binary_loss_is_trained_on_and_reported(name, threshold, on, off):
     batch = _batch(0)
-    before, after = _run([batch], loss="bce", label_smoothing=0.3)
+    before, after = _run([batch], loss=name, label_smoothing=0.3, bce_threshold=threshold)
 
     def loss(params):
         inputs = (batch.images[0].astype(np.float32) - 127.5) / 73.6
         variables = {"params": params, "batch_stats": before.batch_stats}
         logits, _ = MODEL.apply(variables, inputs, train=True, mutable=["batch_stats"])
-        targets = 0.7 * np.eye(CLASSES)[batch.labels[0]] + 0.1
-        return binary_cross_entropy(logits, targets).mean()
+        targets = np.where(np.eye(CLASSES)[batch.labels[0]], on, off)
+        return LOSSES[name](logits, targets).mean()
 
     value, gradient = jax.value_and_grad(loss)(before.params)
     _assert_close(after.params, _after(before, gradient))

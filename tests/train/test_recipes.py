@@ -69,6 +69,23 @@ def test_a_batch_on_cifar_keeps_the_rate_of_each_image():
         assert config.batch_size == 128
 
 
+def test_what_their_authors_code_says():
+    """Fields that a reader of the papers alone would set otherwise; sources: recipes.py."""
+    for name in ("rsb_a1", "rsb_a2", "rsb_a3"):
+        assert (make(name).loss, make(name).bce_threshold) == ("bce", 0.2)
+    assert not make("nvidia_90").model.zero_init_scale
+    assert make("ffcv_16").data.size_boundaries == (12.0,)
+    assert make("ffcv_88").data.size_boundaries == (71.0,)
+    assert make("resnet_rs", model="resnetrs50").optimizer.nesterov
+    for name in ("mosaic_mild", "mosaic_medium"):
+        assert (make(name).loss, make(name).optimizer.decay_exempt) == ("bce_sum", ())
+    fixup = make("fixup", model="fixup_resnet110", data="cifar10")
+    assert (fixup.schedule.name, fixup.schedule.boundaries) == ("step", (100.0, 150.0))
+    assert (fixup.optimizer.weight_decay, fixup.optimizer.scalar_rate) == (1e-4, 0.1)
+    assert not fixup.optimizer.nesterov
+    assert fixup.mixup == 1.0
+
+
 def test_mistakes_are_one_line():
     with pytest.raises(ConfigError, match="no recipe 'rsb'.*rsb_a1"):
         make("rsb")

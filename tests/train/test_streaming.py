@@ -13,6 +13,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
+from resnet_jax.data.image_files import decode_upright
 from resnet_jax.data.loader import CropSizes, ExampleStream
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.data.stream import StreamedBatches
@@ -223,10 +224,14 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photo
     assert (prepared.size, prepared.resize) == (14, 16)
     again = network.evaluate("test")
     assert again.top1 == whole.evaluation["test"].top1
+    assert network.preprocessing().crop == network.image_fit.crop
     test = load_dataset(
-        "folder", splits={"test": "train[40:]"}, data_dir=str(photos), prepare=prepared
-    ).splits["test"]
-    right = network.predict(list(test.images)).argmax(axis=1) == test.labels
+        "folder", splits={"test": "train[40:]"}, data_dir=str(photos), streamed=["test"]
+    ).streamed["test"]
+    records = dict(test.fetch(range(len(test))))
+    images = [decode_upright(records[i].image) for i in range(len(test))]
+    labels = [records[i].label for i in range(len(test))]
+    right = network.predict(images).argmax(axis=1) == labels
     assert right.mean() == pytest.approx(again.top1)
     capsys.readouterr()
     assert main(["predict", str(tmp_path / "whole"), str(photos / "cat"), "--json"]) == 0

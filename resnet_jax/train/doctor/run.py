@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -21,6 +22,9 @@ from resnet_jax.data.sources import open_source, parse_split
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.train.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.train.doctor.host import nearest_existing
+
+if TYPE_CHECKING:
+    from resnet_jax.data.preprocessing import ScaleAndCrop
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.")
 _MOST_SHOWN = 6
@@ -39,6 +43,7 @@ def check_config(
     Raises:
         ConfigError: an invalid config, or not the one that `workdir` is bound to.
     """
+    from resnet_jax.train.blueprint import evaluation_crop
     from resnet_jax.train.config import describe_differences, to_json, validate
 
     config = load()
@@ -54,7 +59,7 @@ def check_config(
         check_data,
         config.data.name,
         data_dir=data_dir or config.data.dir,
-        image_size=config.data.image_size,
+        crop=evaluation_crop(config),
         splits=splits,
     )
     yield from diagnose({"data": data})
@@ -66,7 +71,7 @@ def check_data(
     name: str,
     *,
     data_dir: str | None = None,
-    image_size: int | None = None,
+    crop: "ScaleAndCrop | None" = None,
     splits: Mapping[str, str] | None = None,
     label: str = "data",
 ) -> Iterator[Finding]:
@@ -75,7 +80,7 @@ def check_data(
     Args:
         name: of the data set.
         data_dir: folder of prepared sets; None for the default.
-        image_size: to which images are scaled and cropped; None for those that have one size.
+        crop: how images get one size; None for those that have it.
         splits: role → split expression, as in a config; None if no config is known.
         label: name of the finding.
 
@@ -96,7 +101,7 @@ def check_data(
     if name in ("cifar10", "cifar100") and not _is_prepared(name, data_dir):
         yield _cifar_to_come(name, data_dir)
         return
-    source = open_source(name, data_dir, image_size=image_size)
+    source = open_source(name, data_dir, crop=crop)
     if splits is None:
         sizes = dict(source.lengths)
     else:
