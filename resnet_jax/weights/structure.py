@@ -106,7 +106,7 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
     unknown = []
     for name in sorted(arrays, key=_natural):
         head, _, last = name.removesuffix(":0").replace("/", ".").rpartition(".")
-        if last in _COUNTERS:
+        if is_counter(name):
             continue
         if last not in _KINDS or not head:
             unknown.append(name)
@@ -126,6 +126,11 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
             module.kind = "dense" if len(shape) == 2 else "conv"
             module.width = shape[-1 if module.channels_last else 0]
     return list(modules.values()), unknown
+
+
+def is_counter(name: str) -> bool:
+    """Whether an array of a file only counts something, and so is no weight."""
+    return re.split("[./]", name)[-1] in _COUNTERS
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
