@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HELP = "Classify image files with a checkpoint of a run, or with a weight file."
 EXAMPLE = (
     "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize, or"
-    " resnet-jax predict --weights resnet50.safetensors --model resnet50 photos/"
+    " resnet-jax predict --weights mine.safetensors photos/"
 )
 
 _OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
@@ -138,11 +138,11 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     """The network of a weight file, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
 
-    model, variables, path = load_network(args)
-    preprocessing = preprocessing_of(args, path, model.num_classes)
+    network = load_network(args)
+    preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
     classifier = Classifier(
-        model=model,
-        variables=variables,
+        model=network.model,
+        variables=network.variables,
         read=lambda path: _read(path, preprocessing),
         normalize=preprocessing.normalize,
         image_shape=(preprocessing.size, preprocessing.size, 3),
@@ -152,7 +152,7 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     del fields["class_names"]
     return classifier, {
         "weights": str(args.weights),
-        "model": args.model,
+        "model": network.name,
         "preprocessing": fields,
     }
 

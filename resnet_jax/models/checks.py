@@ -59,7 +59,6 @@ _NEEDS: tuple[Rule, ...] = (
     ),
     (("stem_norm",), lambda m: m.order == "preact", "order='preact'"),
     (("deep_stem_widths",), lambda m: m.stem == "deep", "stem='deep'"),
-    (("head_dropout",), lambda m: m.num_classes > 0, "a classifier"),
 )
 
 

@@ -260,6 +260,27 @@ def create_model(name: str, **fields: Any) -> Network:
     return preset.build(**{**preset.fields, **fields})  # type: ignore[return-value]
 
 
+def preset_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The preset that is nearest to a network, and the fields in which the network differs.
+
+    Returns:
+        Name and fields for `create_model`, which makes an equal network of them. No field is None.
+    """
+    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    values = {name: getattr(model, name) for name in names}
+
+    def differences(preset: Preset) -> dict[str, Any]:
+        theirs = {f.name: f.default for f in dataclasses.fields(preset.build)} | preset.fields
+        return {name: value for name, value in values.items() if value != theirs[name]}
+
+    found = [
+        (name, fields)
+        for name, preset in PRESETS.items()
+        if preset.build is type(model) and None not in (fields := differences(preset)).values()
+    ]
+    return min(found, key=lambda pair: len(pair[1]))
+
+
 def _float_type(field: str, value: Any) -> jnp.dtype:
     for known in (jnp.float32, jnp.bfloat16):  # float16 would need loss scaling
         if value in (known, jnp.dtype(known), jnp.dtype(known).name):

@@ -134,7 +134,9 @@ class ResNet(Grammar, kw_only=True):
         return self.stem_pool or ("none" if self.stem == "cifar" else "max")
 
     def _stem_stride(self) -> int:
-        return (1 if self.stem == "cifar" else 2) * (1 if self.resolved_stem_pool() == "none" else 2)
+        return (1 if self.stem == "cifar" else 2) * (
+            1 if self.resolved_stem_pool() == "none" else 2
+        )
 
     def _stem(self, x: Array, stats: dict[str, bool]) -> Array:
         width = self.stem_width or self.width

@@ -77,13 +77,20 @@ def read_model(weights: str | os.PathLike[str]) -> ResNet:
         ConfigError: the extra [hub] is missing.
     """
     path = local_file(weights)
-    arrays, metadata = read_file(path)
-    model = model_in(metadata, arrays, path)
+    model = find_model(path)
     if model is None:
-        raise DataError(
-            f"{path} doesn't say which network it's of. Name it: create_model(NAME), or --model."
-        )
+        raise DataError(f"{path} doesn't say which network it's of. Make it by create_model(NAME).")
     return model
+
+
+def find_model(path: str) -> ResNet | None:
+    """The network of a weight file on this machine; None if the file doesn't hold its fields.
+
+    Raises:
+        DataError: as for `read_model`, but for the last.
+    """
+    arrays, metadata = read_file(path)
+    return model_in(metadata, arrays, path)
 
 
 def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtypeStruct]:

@@ -229,6 +229,15 @@ def test_unknown_names_fields_and_values_suggest_the_nearest():
         resnet_jax.create_model("resnet50", dtype="int8")
 
 
+def test_num_classes_0_takes_the_head_away_with_its_dropout():
+    model = resnet_jax.create_model("resnetrs50", stage_sizes=(1, 1), width=8)
+    assert model.head_dropout
+    body = model.copy(num_classes=0)
+    variables = resnet_jax.init_variables(body, jax.random.key(0), (32, 32, 3))
+    assert "fc" not in variables["params"]
+    assert body.apply(variables, jnp.ones((1, 32, 32, 3))).shape == (1, 64)
+
+
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, jnp.int32])
 def test_integers_of_other_types_are_pythons(kind):
     fields = {"num_classes": 10, "width": 4, "stage_sizes": (1, 2), "output_stride": 1}
