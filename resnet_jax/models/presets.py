@@ -112,6 +112,10 @@ def _pre_activation() -> dict[str, Preset]:
         table[f"wrn{depth}_{factor}"] = _cifar(
             (depth - 4) // 6, order="preact", width=16 * factor, stem_width=16
         )
+    # The authors' code has no normalisation between the stem and the first unit's shortcut. That
+    # makes a difference only where this unit doesn't project: for a factor of 1.
+    table["wrn16_1"] = _cifar(2, order="preact", width=16, stem_norm=False)
+    table["wrn16_2"] = _cifar(2, order="preact", width=32, stem_width=16)
     return table
 
 
