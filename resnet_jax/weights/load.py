@@ -13,6 +13,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
+from resnet_jax.weights.arrays import FormatError
 from resnet_jax.weights.behaviour import check_behaviour, is_ours, model_in
 from resnet_jax.weights.files import read_file
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
@@ -181,7 +182,15 @@ def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> di
     for leaf in leaves:
         module, _, name = leaf.partition("/")[2].rpartition("/")
         wanted.setdefault(module, set()).add(name)
-    found, unexpected = find_modules(arrays, wanted)
+    kernels = {
+        leaf.removeprefix("params/").removesuffix("/kernel"): value.shape
+        for leaf, value in leaves.items()
+        if leaf.endswith("/kernel")
+    }
+    try:
+        found, unexpected = find_modules(arrays, wanted, kernels)
+    except FormatError as error:
+        raise DataError(f"{file} {error}") from None
     first = found.get("conv1_1" if "conv1_1" in wanted else "conv1")
     if (
         first and first.kind == "conv" and "weight" in first.tensors
