@@ -55,7 +55,8 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
     arrays, metadata = read_file(path)
     check_behaviour(model, metadata, arrays, path)
     flat = (_read_by_name if is_ours(metadata) else _recognise)(model, arrays, path)
-    flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}
+    with np.errstate(over="ignore"):  # it is infinite then, which is refused
+        flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}
     damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
     if damaged:
         raise DataError(f"{path} has values that aren't finite, in {_some(damaged)}.")

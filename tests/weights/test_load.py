@@ -337,11 +337,16 @@ ONES = np.ones(8, np.float32)
             "has values that aren't finite, in params/layer1_0/bn1/scale",
         ),
         (
+            _changed(layer1__0__bn1__weight=np.full(8, 1e300)),
+            "has values that aren't finite, in params/layer1_0/bn1/scale",
+        ),
+        (
             _changed(**{"layer1__0__conv1__weight": np.ones((8, 8, 1, 1))}),
             r"conv1/kernel is \(1, 1, 8",
         ),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_what_does_not_fit_is_listed(change, message, tmp_path):
     model = resnet_jax.ResNet(**BASIC)
     arrays = _published(_random(model), publishers.torchvision)
