@@ -19,6 +19,7 @@ from typing import Any
 import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.published import PUBLISHED
+from resnet_jax.models.sizes import preset_sizes
 from resnet_jax.research.catalogue import ARTEFACTS
 
 sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
@@ -76,19 +77,17 @@ def results_table() -> str:
 
 
 def models_table() -> str:
-    """Every preset: its size, as computed, and its error, as published."""
+    """Every preset: its size, as benchmarks/sizes.py counts it, and its error, as published."""
     lines = [
         "| model | parameters | multiply-adds | image | published top-1 error | recipe | source |",
         "|---|---|---|---|---|---|---|",
     ]
+    sizes = preset_sizes()
     for name in resnet_jax.list_models():
-        preset = PRESETS[name]
-        # Scanned, a network of a thousand layers is traced as quickly as one of twenty.
-        fields = {"scan": True} if preset.build is resnet_jax.ResNet else {}
-        summary = resnet_jax.summarize(resnet_jax.create_model(name, **fields), preset.image_shape)
+        image = "×".join(map(str, PRESETS[name].image_shape))
         lines.append(
-            f"| `{name}` | {summary.params:,} | {summary.macs / 1e6:,.1f} M"
-            f" | {'×'.join(map(str, preset.image_shape))} | {published(name)} |"
+            f"| `{name}` | {sizes[name].params:,} | {sizes[name].macs / 1e6:,.1f} M"
+            f" | {image} | {published(name)} |"
         )
     return "\n".join(lines)
 

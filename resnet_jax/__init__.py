@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from resnet_jax.train.config import default_config
     from resnet_jax.train.loop import FitResult, fit
     from resnet_jax.train.restore import TrainedNetwork, restore_run
-    from resnet_jax.weights.load import load_weights
+    from resnet_jax.weights.load import load_weights, read_model
     from resnet_jax.weights.save import save_weights
 
 _HOME = {
@@ -32,6 +32,7 @@ _HOME = {
     "stack_units": "models.surgery",
     "unstack_units": "models.surgery",
     "load_weights": "weights.load",
+    "read_model": "weights.load",
     "save_weights": "weights.save",
     "summarize": "models.summary",
     "default_config": "train.config",
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "stack_units",
     "unstack_units",
     "load_weights",
+    "read_model",
     "save_weights",
     "default_config",
     "fit",

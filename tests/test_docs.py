@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,10 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
-from resnet_jax.models.presets import PRESETS
 from tests.faults.catalogue import FAULTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-class Counts(NamedTuple):
-    """What a table says of a network: parameters, and multiply-adds of one image."""
-
-    params: int
-    macs: int
 
 
 def _tables():
@@ -38,25 +29,8 @@ def test_the_results_in_the_readme_are_those_of_the_result_files():
     assert tables.results_table() in README
 
 
-@pytest.fixture
-def peers_counted(monkeypatch):
-    """The counts that tests/models/test_presets.py proves of networks, without counting again."""
-    peers = json.loads((ROOT / "tests" / "golden" / "peer_counts.json").read_text())
-    known = {}
-    for name, peer in peers.items():
-        fields = {"scan": True} if PRESETS[name].build is resnet_jax.ResNet else {}
-        model = resnet_jax.create_model(name, **fields)
-        known[model, (224, 224, 3)] = Counts(peer["params"], peer["macs"])
-    count = resnet_jax.summarize
-    monkeypatch.setattr(
-        resnet_jax,
-        "summarize",
-        lambda model, shape: known.get((model, shape)) or count(model, shape),
-    )
-
-
 @pytest.mark.parametrize("table", [name for name in _tables().TABLES if name != "results"])
-def test_the_tables_of_the_docs_are_generated(table, peers_counted):
+def test_the_tables_of_the_docs_are_generated(table):
     path, text, rendered = _tables().render(table)
     assert rendered == text, f"{path.name} is old: python benchmarks/tables.py"
 

@@ -134,8 +134,11 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
 
     if not args.data:
         raise UsageError("--data is missing: the data set to score the network on, or folder.")
-    model, variables, path = load_network(args)
-    preprocessing = preprocessing_of(args, path, model.num_classes)
+    network = load_network(args)
+    model = network.model
+    preprocessing = preprocessing_of(
+        args, network.path, model.num_classes, defaults=_as_they_come(args.data, network.name)
+    )
     dataset = load_dataset(
         args.data,
         splits={"scored": args.split},
@@ -151,18 +154,29 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
         mesh=mesh,
     )
-    arrays = place((variables, preprocessing.normalization), replicated(mesh))
+    arrays = place((network.variables, preprocessing.normalization), replicated(mesh))
     scores = evaluator(*arrays, mirrored=args.mirrored)
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
     document = {
         "weights": str(args.weights),
-        "model": args.model,
+        "model": network.name,
         "data": args.data,
         "split": args.split,
         "preprocessing": fields,
     }
     return document, scores, dataset.class_names
+
+
+def _as_they_come(data: str, preset: str) -> dict[str, Any]:
+    """Fields of `Preprocessing` for a data set whose images have the network's size already."""
+    from resnet_jax.data.known import find_known
+    from resnet_jax.models.presets import find_preset
+
+    known = find_known(data)
+    if known is None or not known.one_size or known.image_shape != find_preset(preset).image_shape:
+        return {}
+    return {"size": known.image_shape[0], "resize": None, "interpolation": "bilinear"}
 
 
 def _check_classes(

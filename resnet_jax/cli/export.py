@@ -205,15 +205,15 @@ def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.models.presets import find_preset
     from resnet_jax.weights.preprocessing import read_preprocessing
 
-    model, variables, path = load_network(args)
-    height, width, channels = find_preset(args.model).image_shape
-    with open(path, "rb") as file:
+    network = load_network(args)
+    height, width, channels = find_preset(network.name).image_shape
+    with open(network.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
-        model=model,
-        variables=variables,
+        model=network.model,
+        variables=network.variables,
         image_shape=(args.image_size or height, args.image_size or width, channels),
         normalization=given_normalization(args.mean or (), args.std or ()) or None,
-        notes={"model": args.model, "weights": args.weights.name, "weights_sha256": digest},
-        preprocessing=read_preprocessing(path),
+        notes={"model": network.name, "weights": args.weights.name, "weights_sha256": digest},
+        preprocessing=read_preprocessing(network.path),
     )

@@ -17,6 +17,7 @@ from resnet_jax.cli import (
     doctor,
     evaluate,
     export,
+    list_models,
     mlperf,
     predict,
     prepare,
@@ -34,6 +35,7 @@ from resnet_jax.programs import keep_programs
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _SUBCOMMANDS = {
+    "list": list_models,
     "summary": summary,
     "eval": evaluate,
     "predict": predict,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HELP = "Classify image files with a checkpoint of a run, or with a weight file."
 EXAMPLE = (
     "resnet-jax predict runs/cifar10 cat.png frog.jpg --resize, or"
-    " resnet-jax predict --weights resnet50.safetensors --model resnet50 photos/"
+    " resnet-jax predict --weights mine.safetensors photos/"
 )
 
 _OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
@@ -132,13 +132,13 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     from resnet_jax.data.fit import Fit
     from resnet_jax.train.predictor import Predictor
 
-    model, variables, path = load_network(args)
-    preprocessing = preprocessing_of(args, path, model.num_classes)
+    network = load_network(args)
+    preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
     size = preprocessing.size
     # The middle of a photograph that nothing has scaled is hardly what is meant.
     fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
     classifier = Classifier(
-        predictor=Predictor(model, variables, preprocessing.normalize, fit.shape),
+        predictor=Predictor(network.model, network.variables, preprocessing.normalize, fit.shape),
         read=lambda path: read_fitted(path, fit, remedy=f"--resize {size} makes images fit"),
         class_names=preprocessing.class_names,
     )
@@ -146,7 +146,7 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     del fields["class_names"]
     return classifier, {
         "weights": str(args.weights),
-        "model": args.model,
+        "model": network.name,
         "preprocessing": fields,
     }
 

@@ -3,6 +3,8 @@
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +54,20 @@ def _numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} isn't numbers, such as 0.5,0.5,0.5") from None
 
 
-def preprocessing_of(args: argparse.Namespace, path: str, num_classes: int) -> "Preprocessing":
+def preprocessing_of(
+    args: argparse.Namespace,
+    path: str,
+    num_classes: int,
+    *,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+) -> "Preprocessing":
     """What the flags say, and what they don't, as a weight file or one beside it says.
 
     Args:
         args: with the flags.
         path: of the weight file on this machine.
         num_classes: of its network; names of classes must be as many.
+        defaults: fields that neither the flags nor the file need say.
 
     Raises:
         UsageError: something that is needed is unknown, or a value can't be.
@@ -86,8 +95,8 @@ def preprocessing_of(args: argparse.Namespace, path: str, num_classes: int) -> "
         except DataError as error:
             flags = ", ".join(f"--{name}" for name in (*_NEEDED, "classes"))
             raise DataError(f"{error} If all of {flags} are given, it isn't looked at.") from None
-        if found:
-            known, missing = dict(vars(found)), []
+        known = dict(vars(found)) if found else dict(defaults)
+        missing = [flag for flag in missing if flag.removeprefix("--") not in known]
     if missing:
         raise UsageError(
             f"neither {args.weights} nor a file beside it says how images are prepared for its"

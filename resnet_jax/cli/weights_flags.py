@@ -4,6 +4,7 @@
 
 import argparse
 import ast
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ def add_weights_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="safetensors or npz, or a model of the Hub: OWNER/NAME[@REVISION]",
     )
-    group.add_argument("--model", help="name of its preset, such as resnet50")
+    group.add_argument(
+        "--model", help="name of its preset, such as resnet50, if the file doesn't say it"
+    )
     group.add_argument(
         "--field",
         type=_field,
         action="append",
         metavar="NAME=VALUE",
-        help="of the model, where it isn't the preset's, such as shortcut=B or num_classes=7",
+        help="of the model, where it isn't the preset's or the file's, such as shortcut=B or"
+        " num_classes=7",
     )
 
 
@@ -52,28 +56,47 @@ def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {why}.")
 
 
-def load_network(args: argparse.Namespace) -> tuple[Any, dict[str, Any], str]:
-    """The network that the flags describe.
+@dataclasses.dataclass(frozen=True)
+class LoadedNetwork:
+    """The network of a weight file.
 
-    Returns:
-        The linen module, which has a classifier, its variables, and the path of the file on this
-        machine.
+    Attributes:
+        name: of its preset, or of the nearest one.
+        model: the linen module, which has a classifier.
+        variables: of the network.
+        path: of the file on this machine.
+    """
+
+    name: str
+    model: Any
+    variables: dict[str, Any]
+    path: str
+
+
+def load_network(args: argparse.Namespace) -> LoadedNetwork:
+    """The network that the flags describe, and what they leave open as the file says.
 
     Raises:
-        UsageError: --model is missing.
+        UsageError: --model is missing, and the file doesn't say which network it's of.
         ConfigError: it can't be the model.
         DataError: the file can't be read, or is another network's.
     """
     from resnet_jax.errors import ConfigError, UsageError
-    from resnet_jax.models.presets import create_model
+    from resnet_jax.models.presets import create_model, preset_of
     from resnet_jax.weights.hub import local_file
-    from resnet_jax.weights.load import load_weights
+    from resnet_jax.weights.load import find_model, load_weights
 
-    if not args.model:
-        raise UsageError("--model is missing: a weight file doesn't say which network it's of.")
-    model: Any = create_model(args.model, **dict(args.field or ()))
-    path = local_file(args.weights)
+    name, fields, path = args.model, dict(args.field or ()), local_file(args.weights)
+    if not name:
+        of_file = find_model(path)
+        if of_file is None:
+            raise UsageError(
+                f"--model is missing: {args.weights} doesn't say which network it's of."
+            )
+        name, of_file_fields = preset_of(of_file)
+        fields = of_file_fields | fields
+    model: Any = create_model(name, **fields)
     variables = load_weights(model, path)
     if not model.num_classes:
         raise ConfigError("The model has no classifier; --field num_classes=N gives it one.")
-    return model, variables, path
+    return LoadedNetwork(name, model, variables, path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -58,7 +59,6 @@ _NEEDS: tuple[Rule, ...] = (
     ),
     (("stem_norm",), lambda m: m.order == "preact", "order='preact'"),
     (("deep_stem_widths",), lambda m: m.stem == "deep", "stem='deep'"),
-    (("head_dropout",), lambda m: m.num_classes > 0, "a classifier"),
 )
 
 
@@ -134,6 +134,9 @@ def check_highway(model: "HighwayNet") -> None:
 def check_fields(model: Any) -> None:
     """Check the type and range of each field of a network's dataclass.
 
+    Integers of other types, such as NumPy's, become Python's: fields are hashed and written as
+    JSON.
+
     Raises:
         ConfigError: naming the field, its value and what it can be.
     """
@@ -146,6 +149,11 @@ def check_fields(model: Any) -> None:
             if value is None:
                 continue
             hint = next(arg for arg in get_args(hint) if arg is not type(None))
+        if hint is int or get_origin(hint) is tuple:
+            whole = _with_python_integers(value)
+            if whole is not value:
+                setattr(model, name, whole)  # a module is open until its __post_init__ has run
+                value = whole
         _check_value(f"model.{name}", value, hint, fraction=name in _FRACTIONS)
     if hasattr(model, "norm_epsilon") and model.norm_epsilon <= 0:
         raise ConfigError(f"model.norm_epsilon is {model.norm_epsilon}; it must be positive.")
@@ -179,6 +187,20 @@ def _check_value(name: str, value: Any, hint: Any, *, fraction: bool) -> None:
             raise ConfigError(f"{name} is {value}; it must be in [0, 1).")
         if name == "model.se_ratio" and not 0 <= value <= 1:
             raise ConfigError(f"{name} is {value}; it must be in [0, 1].")
+
+
+def _with_python_integers(value: Any) -> Any:
+    """The integer, or the tuple of integers, as Python's; anything else as it is."""
+    if isinstance(value, tuple):
+        converted = tuple(_with_python_integers(item) for item in value)
+        same = all(new is old for new, old in zip(converted, value, strict=True))
+        return value if same else converted
+    if isinstance(value, bool):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -112,6 +112,10 @@ def _pre_activation() -> dict[str, Preset]:
         table[f"wrn{depth}_{factor}"] = _cifar(
             (depth - 4) // 6, order="preact", width=16 * factor, stem_width=16
         )
+    # The authors' code has no normalisation between the stem and the first unit's shortcut. That
+    # makes a difference only where this unit doesn't project: for a factor of 1.
+    table["wrn16_1"] = _cifar(2, order="preact", width=16, stem_norm=False)
+    table["wrn16_2"] = _cifar(2, order="preact", width=32, stem_width=16)
     return table
 
 
@@ -258,6 +262,27 @@ def create_model(name: str, **fields: Any) -> Network:
         if field in fields:
             fields[field] = _float_type(field, fields[field])
     return preset.build(**{**preset.fields, **fields})  # type: ignore[return-value]
+
+
+def preset_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The preset that is nearest to a network, and the fields in which the network differs.
+
+    Returns:
+        Name and fields for `create_model`, which makes an equal network of them. No field is None.
+    """
+    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    values = {name: getattr(model, name) for name in names}
+
+    def differences(preset: Preset) -> dict[str, Any]:
+        theirs = {f.name: f.default for f in dataclasses.fields(preset.build)} | preset.fields
+        return {name: value for name, value in values.items() if value != theirs[name]}
+
+    found = [
+        (name, fields)
+        for name, preset in PRESETS.items()
+        if preset.build is type(model) and None not in (fields := differences(preset)).values()
+    ]
+    return min(found, key=lambda pair: len(pair[1]))
 
 
 def _float_type(field: str, value: Any) -> jnp.dtype:

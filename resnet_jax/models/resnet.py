@@ -129,11 +129,14 @@ class ResNet(Grammar, kw_only=True):
             info[f"stage{stage}"] = Feature(features, total)
         return info
 
-    def _stem_pool(self) -> StemPool:
+    def resolved_stem_pool(self) -> StemPool:
+        """`stem_pool`, or what None stands for."""
         return self.stem_pool or ("none" if self.stem == "cifar" else "max")
 
     def _stem_stride(self) -> int:
-        return (1 if self.stem == "cifar" else 2) * (1 if self._stem_pool() == "none" else 2)
+        return (1 if self.stem == "cifar" else 2) * (
+            1 if self.resolved_stem_pool() == "none" else 2
+        )
 
     def _stem(self, x: Array, stats: dict[str, bool]) -> Array:
         width = self.stem_width or self.width
@@ -152,7 +155,7 @@ class ResNet(Grammar, kw_only=True):
         else:
             kernel_size, stride = (3, 1) if self.stem == "cifar" else (7, 2)
             x = self._conv(width, kernel_size, stride, name="conv1")(x)
-        pool = self._stem_pool()
+        pool = self.resolved_stem_pool()
         # The maximum of activated values is the activated maximum, of a quarter as many values.
         keeps_order = self.stem_norm and self.activation == "relu"
         if pool == "max" and keeps_order and self._by_batch(train=stats["train"]):

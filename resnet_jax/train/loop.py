@@ -26,6 +26,7 @@ from resnet_jax.parallel.process import failing_together, is_main
 from resnet_jax.train.common import common_ground
 from resnet_jax.train.config import describe_differences, to_json, validate
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.pretrained import name_model
 from resnet_jax.train.run import FitResult, Run, nothing_to_lose
 from resnet_jax.train.watchdog import Watchdog
 
@@ -103,6 +104,7 @@ def _fit(
         validate(config)
         prepare_workdir(workdir)
         check_place = held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else None
+        config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
         common["the data's fingerprint"] = experiment.dataset.fingerprint

@@ -8,13 +8,16 @@ from typing import Any
 
 import jax
 import ml_collections
+from etils import epath
 from flax import traverse_util
 
+from resnet_jax.checkpoint.workdir import read_config
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.models.presets import init_variables
+from resnet_jax.models.presets import init_variables, preset_of
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.train.config import from_json
 from resnet_jax.weights.hub import local_file
-from resnet_jax.weights.load import load_weights
+from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing
 
 _CHUNK = 2**20  # bytes
@@ -56,6 +59,41 @@ class Pretrained:
             f"begins with {self.path} (SHA-256 {self.sha256[:_SHOWN]}…) and {head}; images are"
             f" normalised {normalised}"
         )
+
+
+def name_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> ml_collections.ConfigDict:
+    """The config with the network of `init_from`'s file, if `model.name` is "".
+
+    A run that is resumed when the file is gone has the network in its own config.
+
+    Args:
+        config: of the run; fields of `model` that are set stay as they are.
+        workdir: directory of the run.
+
+    Raises:
+        ConfigError: `init_from` is empty, too.
+        DataError: the file doesn't say which network it's of, or can't be read.
+    """
+    if config.model.name:
+        return config
+    if not config.init_from:
+        raise ConfigError(
+            "model.name is empty; name a preset, or let init_from name a file of save_weights,"
+            " whose network the run then has."
+        )
+    try:
+        name, fields = preset_of(read_model(config.init_from))
+        fields |= {"name": name}
+    except DataError as error:
+        try:
+            fields = dict(from_json(read_config(workdir)).model)
+        except ConfigError:  # there is no such run
+            raise error from None
+    named = config.copy_and_resolve_references()
+    for field, value in fields.items():
+        if field == "name" or (field in named.model and named.model[field] is None):
+            named.model[field] = value
+    return named
 
 
 def read_pretrained(

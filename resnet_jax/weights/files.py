@@ -47,7 +47,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         PickleFileError: it's a pickle: PyTorch's .pt, .pth and .bin files, .pkl.
         DataError: it isn't there, it's neither format, or it isn't sound.
     """
-    return decode_weights(_read(path), os.fspath(path))[0]
+    return read_file(path)[0]
+
+
+def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """All arrays of a .safetensors or .npz file, and its metadata; a .npz has none.
+
+    Raises:
+        DataError: as for `read_weights`.
+    """
+    return decode_weights(_read(path), os.fspath(path))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -56,7 +65,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         DataError: as for `read_weights`; all of the file is checked.
     """
-    return decode_weights(_read(path), os.fspath(path))[1]
+    return read_file(path)[1]
 
 
 def decode_weights(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

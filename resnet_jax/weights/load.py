@@ -13,11 +13,13 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.weights.behaviour import check_behaviour
-from resnet_jax.weights.files import read_metadata, read_weights
+from resnet_jax.weights.arrays import FormatError
+from resnet_jax.weights.behaviour import check_behaviour, is_ours, model_in
+from resnet_jax.weights.files import read_file
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
 from resnet_jax.weights.hub import local_file
-from resnet_jax.weights.structure import Module, find_modules
+from resnet_jax.weights.save import from_torch_array, torch_name
+from resnet_jax.weights.structure import Module, find_modules, is_counter
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +29,12 @@ _SHOWN = 3  # entries of a list, in a message
 def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, Any]:
     """Read variables for a network from a weight file of this package or of another one.
 
-    Names and layouts are recognised as structure.py describes. Biases of convolutions and merged
-    normalisations become part of batch normalisations (folding.py). What a file can't tell isn't
-    guessed: the stride's place in a bottleneck (v1 or v1.5), kinds of shortcuts without
-    parameters, `norm_epsilon` and the order of input channels are the model's, and are compared
-    only with what `save_weights` has noted in the file.
+    A file of `save_weights` is read by its names, and the model is compared with the fields that
+    the file holds (behaviour.py). Names and layouts of others are recognised as structure.py
+    describes; biases of convolutions and merged normalisations become part of batch normalisations
+    (folding.py). What such a file can't tell isn't guessed: the stride's place in a bottleneck (v1
+    or v1.5), kinds of shortcuts without parameters, `norm_epsilon` and the order of input channels
+    are the model's.
 
     Args:
         model: for which network. With `num_classes=0` the file's classifier is left out.
@@ -43,30 +46,69 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
 
     Raises:
         DataError: the file can't be read, isn't sound, or doesn't fit the model. The message lists
-            what is missing, unexpected or of another shape.
+            what is missing, unexpected or of another shape, or names the field that differs.
         ConfigError: the model is no `ResNet`, or the extra [hub] is missing.
     """
     if not isinstance(model, ResNet):
         raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
     path = local_file(weights)
-    check_behaviour(model, read_metadata(path), path)
-    arrays = read_weights(path)
-    flat = _fit(model, arrays, path)
-    if model.shortcut == "A" and any(name.endswith("linear.weight") for name in arrays):
-        _log.warning(
-            "%s has names as akamaster/pytorch_resnet_cifar10 writes them, whose shortcuts have"
-            " zeros on both sides: if it's of that code, the model's shortcut is 'A_middle'",
-            path,
-        )
+    arrays, metadata = read_file(path)
+    check_behaviour(model, metadata, arrays, path)
+    flat = (_read_by_name if is_ours(metadata) else _recognise)(model, arrays, path)
+    with np.errstate(over="ignore"):  # it is infinite then, which is refused
+        flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}
+    damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
+    if damaged:
+        raise DataError(f"{path} has values that aren't finite, in {_some(damaged)}.")
     tree = traverse_util.unflatten_dict(flat, sep="/")
     return stack_units(tree) if model.scan else tree
+
+
+def read_model(weights: str | os.PathLike[str]) -> ResNet:
+    """The network of a weight file that `save_weights` wrote, made of the fields in the file.
+
+    Args:
+        weights: as for `load_weights`.
+
+    Returns:
+        The model, of `dtype` float32 and unrolled; `model.copy(dtype=…)` changes that.
+
+    Raises:
+        DataError: the file can't be read, isn't sound, or doesn't hold the fields of a model: files
+            of others don't, nor those of `save_weights` before it wrote them.
+        ConfigError: the extra [hub] is missing.
+    """
+    path = local_file(weights)
+    model = find_model(path)
+    if model is None:
+        raise DataError(f"{path} doesn't say which network it's of. Make it by create_model(NAME).")
+    return model
+
+
+def find_model(path: str) -> ResNet | None:
+    """The network of a weight file on this machine; None if the file doesn't hold its fields.
+
+    Raises:
+        DataError: as for `read_model`, but for the last.
+    """
+    arrays, metadata = read_file(path)
+    return model_in(metadata, arrays, path)
 
 
 def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the variables of a network for images of that many channels, by path, unrolled."""
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    tree = jax.eval_shape(model.copy(scan=False, remat=False).init, jax.random.key(0), image)
-    return traverse_util.flatten_dict(tree, sep="/")
+    # Scanned: one unit of a stage is traced for all that are alike.
+    tree = jax.eval_shape(model.copy(scan=True, remat=False).init, jax.random.key(0), image)
+    leaves = {}
+    for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
+        first, rest, last = path.partition("_rest/")
+        if not rest:
+            leaves[path] = leaf
+            continue
+        unit = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        leaves |= {f"{first}_{i}/{last}": unit for i in range(1, leaf.shape[0] + 1)}
+    return leaves
 
 
 class _Differences(NamedTuple):
@@ -88,14 +130,68 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
-    """The variables by path, from the arrays by the file's names."""
+def _read_by_name(
+    model: ResNet, arrays: Mapping[str, np.ndarray], file: str
+) -> dict[str, np.ndarray]:
+    """The variables by path, from the arrays of a file that `save_weights` wrote."""
+    first = torch_name(f"params/conv1{'_1' if model.stem == 'deep' else ''}/kernel", model)
+    shape = arrays[first].shape if first in arrays else ()
+    leaves = expected_leaves(model, shape[1] if len(shape) == 4 else 3)
+    names = {leaf: torch_name(leaf, model) for leaf in leaves}
+    found = {
+        leaf: from_torch_array(leaf, arrays[name], len(leaves[leaf].shape))
+        for leaf, name in names.items()
+        if name in arrays
+    }
+    left = set() if model.num_classes else {torch_name(leaf, model) for leaf in _HEAD}
+    unexpected = sorted(set(arrays) - set(names.values()) - left)
+    differences = _Differences(
+        missing=[leaf for leaf in leaves if leaf not in found],
+        unexpected=[name for name in unexpected if not is_counter(name)],
+        shapes=_other_shapes(found, leaves),
+    )
+    if any(differences):
+        classes = found["params/fc/kernel"].shape[-1] if "params/fc/kernel" in found else None
+        hint = _hint_of_classes(differences.shapes, classes)
+        raise DataError(f"{file} doesn't fit the model: {differences}.{hint}")
+    return found
+
+
+_HEAD = ("params/fc_shift/bias", "params/fc/kernel", "params/fc/bias")
+
+
+def _other_shapes(
+    found: Mapping[str, np.ndarray], leaves: Mapping[str, jax.ShapeDtypeStruct]
+) -> list[str]:
+    return [
+        f"{leaf} is {found[leaf].shape} in the file, {leaves[leaf].shape} in the model"
+        for leaf in leaves
+        if leaf in found and found[leaf].shape != leaves[leaf].shape
+    ]
+
+
+def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
+    """The variables by path, from the arrays of a file of others."""
+    if model.shortcut == "A" and any(name.endswith("linear.weight") for name in arrays):
+        _log.warning(
+            "%s has names as akamaster/pytorch_resnet_cifar10 writes them, whose shortcuts have"
+            " zeros on both sides: if it's of that code, the model's shortcut is 'A_middle'",
+            file,
+        )
     leaves = expected_leaves(model)
     wanted: dict[str, set[str]] = {}  # by module: names of its leaves
     for leaf in leaves:
         module, _, name = leaf.partition("/")[2].rpartition("/")
         wanted.setdefault(module, set()).add(name)
-    found, unexpected = find_modules(arrays, wanted)
+    kernels = {
+        leaf.removeprefix("params/").removesuffix("/kernel"): value.shape
+        for leaf, value in leaves.items()
+        if leaf.endswith("/kernel")
+    }
+    try:
+        found, unexpected = find_modules(arrays, wanted, kernels)
+    except FormatError as error:
+        raise DataError(f"{file} {error}") from None
     first = found.get("conv1_1" if "conv1_1" in wanted else "conv1")
     if (
         first and first.kind == "conv" and "weight" in first.tensors
@@ -115,12 +211,9 @@ def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str
         modules[module] = {name: taken[name] for name in taken if name in wanted[module]}
         unexpected += [of_file.tensors[_KIND[name]] for name in taken if name not in wanted[module]]
     _add_merged(modules, biases, wanted, epsilon=model.norm_epsilon)
-    missing = [leaf for leaf in leaves if _array(modules, leaf) is None]
-    shapes = [
-        f"{leaf} is {array.shape} in the file, {leaves[leaf].shape} in the model"
-        for leaf in leaves
-        if (array := _array(modules, leaf)) is not None and array.shape != leaves[leaf].shape
-    ]
+    arrays_of = {leaf: a for leaf in leaves if (a := _array(modules, leaf)) is not None}
+    missing = [leaf for leaf in leaves if leaf not in arrays_of]
+    shapes = _other_shapes(arrays_of, leaves)
     shapes += [
         f"the bias of {conv} is {bias.shape} in the file"
         for conv, bias in biases.items()
@@ -133,11 +226,8 @@ def _fit(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str
     if unfolded:
         names = [found[path].tensors["bias"] for path in unfolded]
         raise DataError(f"{file} doesn't fit the model: no normalisation can take {_some(names)}.")
-    flat = {leaf: np.asarray(_array(modules, leaf), np.float32) for leaf in leaves}
-    damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
-    if damaged:
-        raise DataError(f"{file} has values that aren't finite, in {_some(damaged)}.")
-    return flat
+    # Again, because folding has changed some of them.
+    return {leaf: array for leaf in leaves if (array := _array(modules, leaf)) is not None}
 
 
 _KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "mean", "var": "var"}
@@ -185,11 +275,8 @@ def _add_merged(
 
 def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
     """What the file is, as far as it can be told."""
-    if len(shapes) and all("/fc/" in shape for shape in shapes) and "fc" in found:
-        return (
-            f" It has {found['fc'].width} classes: load into a model with as many, or without a"
-            " classifier (num_classes=0)."
-        )
+    if hint := _hint_of_classes(shapes, found["fc"].width if "fc" in found else None):
+        return hint
     units = [path for path in found if path.endswith("/conv1")]
     stages: dict[str, int] = {}
     for path in units:
@@ -199,3 +286,13 @@ def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
     branch = sum(path.startswith("layer1_0/conv") for path in found)
     sizes = ", ".join(map(str, stages.values()))
     return f" It has stages of {sizes} units with {branch} convolutions each."
+
+
+def _hint_of_classes(shapes: list[str], classes: int | None) -> str:
+    """What to do if only the classifier has another size."""
+    if classes is None or not shapes or not all("/fc/" in shape for shape in shapes):
+        return ""
+    return (
+        f" It has {classes} classes: load into a model with as many, or without a classifier"
+        " (num_classes=0)."
+    )

@@ -45,8 +45,9 @@ def save_weights(
 
     torchvision's modules, and timm's for networks that torchvision hasn't, take it by
     `load_state_dict`, but for the counters `num_batches_tracked` (`strict=False`). Pre-activation
-    networks on CIFAR have torchvision's names with "bn_final" before the classifier.
-    `load_weights` gives back the same bits.
+    networks on CIFAR have torchvision's names with "bn_final" before the classifier. The file also
+    holds the model's fields, so `load_weights` gives back the same bits, and refuses a model that
+    would compute something else; `read_model` makes the model.
 
     Args:
         path: of the file; an existing one is replaced when all is written.
@@ -62,7 +63,8 @@ def save_weights(
         raise ConfigError(f"Weights of a ResNet can be saved, not of {type(model).__name__}.")
     leaves = traverse_util.flatten_dict(unstack_units(dict(variables)), sep="/")
     arrays = {torch_name(leaf, model): _torch_array(leaf, a, model) for leaf, a in leaves.items()}
-    notes = {"format": "pt"} | behaviour_of(model) | dict(metadata or {})
+    # Last, because `metadata` may be of the file that these weights came from.
+    notes = {"format": "pt"} | dict(metadata or {}) | behaviour_of(model)
     write_weights(path, arrays, metadata=notes)
 
 
@@ -98,3 +100,17 @@ def _torch_array(leaf: str, array: Any, model: ResNet) -> np.ndarray:
         array = array[None, None]
     axes = (3, 2, 0, 1) if array.ndim == 4 else (1, 0)
     return np.ascontiguousarray(array.transpose(axes))
+
+
+def from_torch_array(leaf: str, array: np.ndarray, rank: int) -> np.ndarray:
+    """The inverse of what `save_weights` does to an array.
+
+    Args:
+        leaf: path of the variable, such as "params/layer1_0/conv1/kernel".
+        array: as the file has it.
+        rank: of the variable.
+    """
+    if not leaf.endswith("/kernel") or array.ndim not in (2, 4):
+        return array
+    array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    return array[0, 0] if array.ndim > rank and array.shape[:2] == (1, 1) else array

@@ -4,15 +4,19 @@ Every publisher names things differently: "layer1.0.conv1.weight", "stage_1.0.co
 "block1/unit01/a/standardized_conv2d/kernel", "conv2_block1_1_conv/kernel:0". But all of them number
 stages and units, and within a unit names are in the order of computation. So names serve to group
 and to order, shapes tell convolutions from normalisations, and the place in the order gives each
-module its name here, which is nearly torchvision's: `layer1_0/conv2`.
+module its name here, which is nearly torchvision's: `layer1_0/conv2`. Where two modules of one
+shape could change places and names don't tell which is which, the file is refused.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
+
+from resnet_jax.weights.arrays import FormatError, quoted
 
 # The last part of a name, and what it is. Kernels of TensorFlow and Flax, which alone have these
 # names, have the output channels last.
@@ -28,11 +32,12 @@ _NUMBER = re.compile(r"([0-9]+)")
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
 _STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>[0-9]{1,4})(?:_x)?"
-_UNIT = r"(?:(?:layers?|blocks?|units?)[._]?)?(?P<unit>[0-9]{1,4})"
-_IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)")
+_UNIT = r"(?:[a-z_]*?(?:layers?|blocks?|units?)[._]?)?(?P<unit>[0-9]{1,4})"
+_IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)", re.I)
 # Keras calls a unit's shortcut "0": conv2_block1_0_conv.
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|conv_?dim|identity|^0_(conv|bn)$", re.I)
 _EXCITATION = re.compile(r"(^|[._])(se|se_module|squeeze\w*|excit\w*)([._]|$)", re.I)
+_FINAL = re.compile(r"final|last|post", re.I)
 _CLASSIFIER = re.compile(r"(^|[._])(fc|linear|classifier|head|logits|predictions|output)([._]|$)")
 
 
@@ -45,19 +50,22 @@ class Module:
         tensors: the file's names of its arrays, by "weight", "bias", "mean", "var".
         kind: "conv", "norm" or "dense".
         width: channels that come out of it.
-        channels_last: its kernel is [h, w, in, out] or [in, out], not PyTorch's [out, in, h, w] or
-            [out, in].
+        shape: of its kernel, [h, w, in, out] or [in, out]; of a normalisation's scale.
+        channels_last: the file has its kernel so, not as PyTorch's [out, in, h, w] or [out, in].
     """
 
     name: str
     tensors: dict[str, str]
     kind: str = ""
     width: int = 0
+    shape: tuple[int, ...] = ()
     channels_last: bool = False
 
 
 def find_modules(
-    arrays: Mapping[str, np.ndarray], expected: Collection[str]
+    arrays: Mapping[str, np.ndarray],
+    expected: Collection[str],
+    kernels: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Module], list[str]]:
     """The modules of a residual network in a weight file, by the names that they have here.
 
@@ -66,10 +74,15 @@ def find_modules(
         expected: paths of the modules that there should be, such as "layer1_0/conv1", "fc". They
             decide what order alone can't: whether the first normalisation of the first unit is
             the stem's.
+        kernels: shapes of the kernels of those modules that have one.
 
     Returns:
         Modules by path, also such as aren't expected; and the names of the arrays that have no
         place. A second module of the same place has none either.
+
+    Raises:
+        FormatError: modules of one shape could change places, and their names don't order them; or
+            the first unit's normalisation isn't where the network has it.
     """
     modules, unknown = _group(arrays)
     units: dict[tuple[int, int], list[tuple[str, Module]]] = {}
@@ -82,15 +95,17 @@ def find_modules(
         else:
             outside.append(module)
     placed: list[tuple[str, Module]] = []
+    of_stem: list[Module] = []
     for stage, rank in _ranks(stage for stage, _ in units).items():
         for unit, number in _ranks(unit for s, unit in units if s == stage).items():
-            named = _name_unit(units[stage, unit])
+            path = f"layer{rank + 1}_{number}"
+            named = _name_unit(units[stage, unit], path, kernels)
             if (rank, number) == (0, 0):
-                named, first = _without_norm_of_stem(named, expected)
-                outside += first
-            placed += [(f"layer{rank + 1}_{number}/{path}", module) for path, module in named]
+                named, of_stem = _without_norm_of_stem(named, expected)
+            placed += [(f"{path}/{name}", module) for name, module in named]
     width = placed[-1][1].width if placed else 0
-    placed += _name_outside(outside, expected, width)
+    placed += [("bn1", module) for module in of_stem]
+    placed += _name_outside(outside, expected, width, normalised=bool(of_stem))
     paths: dict[str, Module] = {}
     for path, module in placed:
         if path in paths:
@@ -106,7 +121,7 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
     unknown = []
     for name in sorted(arrays, key=_natural):
         head, _, last = name.removesuffix(":0").replace("/", ".").rpartition(".")
-        if last in _COUNTERS:
+        if is_counter(name):
             continue
         if last not in _KINDS or not head:
             unknown.append(name)
@@ -121,11 +136,18 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
     for module in modules.values():
         shape = arrays[module.tensors.get("weight", next(iter(module.tensors.values())))].shape
         if len(shape) not in (2, 4) or (len(shape) == 4 and math.prod(shape) == max(shape)):
-            module.kind, module.width = "norm", max(shape, default=0)
+            module.kind, module.shape = "norm", (max(shape, default=0),)
         else:
             module.kind = "dense" if len(shape) == 2 else "conv"
-            module.width = shape[-1 if module.channels_last else 0]
+            theirs = shape if module.channels_last else (*shape[2:], *shape[1::-1])
+            module.shape = tuple(theirs)
+        module.width = module.shape[-1]
     return list(modules.values()), unknown
+
+
+def is_counter(name: str) -> bool:
+    """Whether an array of a file only counts something, and so is no weight."""
+    return re.split("[./]", name)[-1] in _COUNTERS
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -138,19 +160,74 @@ def _ranks(numbers: Iterable[int]) -> dict[int, int]:
     return {number: rank for rank, number in enumerate(sorted(set(numbers)))}
 
 
-def _name_unit(modules: list[tuple[str, Module]]) -> list[tuple[str, Module]]:
+def _name_unit(
+    modules: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, Module]]:
     """The modules of one unit: the branch in order, the shortcut, squeeze and excitation."""
-    counts: dict[str, int] = {}
+    roles: dict[str, list[tuple[str, Module]]] = {}
     named = []
     for rest, module in modules:
         kind = "bn" if module.kind == "norm" else "conv"
         if _SHORTCUT.search(rest):
             named.append((f"downsample_{kind}", module))
-            continue
-        role = "se/fc" if _EXCITATION.search(rest) else kind
-        counts[role] = counts.get(role, 0) + 1
-        named.append((f"{role}{counts[role]}", module))
+        else:
+            role = "se/fc" if _EXCITATION.search(rest) else kind
+            roles.setdefault(role, []).append((rest, module))
+    if f"{unit}/downsample_conv" in kernels and not named:
+        named += _shortcut_by_shape(roles.get("conv", []), unit, kernels)
+    for role, members in roles.items():
+        _check_order(members)
+        named += [(f"{role}{number}", module) for number, (_, module) in enumerate(members, 1)]
     return named
+
+
+def _shortcut_by_shape(
+    convs: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
+) -> list[tuple[str, Module]]:
+    """Take the convolution of the shortcut, which no name tells, out of those of a unit."""
+    branch = [kernels[f"{unit}/conv{i}"] for i in range(1, 4) if f"{unit}/conv{i}" in kernels]
+    if len(convs) != len(branch) + 1:
+        return []
+    fitting = []
+    for place, (_, module) in enumerate(convs):
+        others = [other.shape for _, other in convs[:place] + convs[place + 1 :]]
+        if module.shape == kernels[f"{unit}/downsample_conv"] and others == branch:
+            fitting.append(place)
+    if len(fitting) > 1:
+        first, second = (convs[place][1].name for place in fitting[:2])
+        raise _ambiguous(first, second)
+    return [("downsample_conv", convs.pop(place)[1]) for place in fitting]
+
+
+def _check_order(modules: list[tuple[str, Module]]) -> None:
+    """Refuse modules of one shape whose order of computation their names don't tell.
+
+    Raises:
+        FormatError: there are such.
+    """
+    alike: dict[tuple[int, ...], tuple[str, Module]] = {}
+    for name, module in modules:
+        if module.shape in alike:
+            earlier, other = alike[module.shape]
+            if not _tells_order(earlier, name):
+                raise _ambiguous(other.name, module.name)
+        alike[module.shape] = name, module
+
+
+def _tells_order(first: str, second: str) -> bool:
+    """Whether two names differ in a number, in a letter that stands alone, or by a last number."""
+    parts = [re.findall(r"[0-9]+|[a-z]+", name, re.I) for name in (first, second)]
+    one, other = next(
+        ((a, b) for a, b in itertools.zip_longest(*parts, fillvalue="") if a != b), ("", "")
+    )
+    return (other.isdecimal() and (one.isdecimal() or not one)) or len(one) == len(other) == 1
+
+
+def _ambiguous(first: str, second: str) -> FormatError:
+    return FormatError(
+        f"has {quoted(first)} and {quoted(second)} of one shape, and their names don't tell which"
+        " of them is computed first. Number them in the order of computation."
+    )
 
 
 def _without_norm_of_stem(
@@ -158,7 +235,11 @@ def _without_norm_of_stem(
 ) -> tuple[list[tuple[str, Module]], list[Module]]:
     """The first unit of a pre-activation network, and the normalisation that is the stem's here.
 
-    Others put it into the unit, although its result goes to the shortcut too.
+    Others put it into the unit, where its result goes to the shortcut too if that is projected.
+
+    Raises:
+        FormatError: the shortcut isn't projected: with others it takes what comes before the
+            normalisation, and here what comes after it.
     """
     if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
         return named, []
@@ -166,6 +247,12 @@ def _without_norm_of_stem(
     convs = [path for path, _ in named if path.startswith("conv")]
     if len(norms) < len(convs):  # theirs is outside too: those in the unit begin with the second
         return [(_later(path), module) for path, module in named], []
+    if "layer1_0/downsample_conv" not in expected:
+        name = next(module.name for path, module in named if path == "bn1")
+        raise FormatError(
+            f"has {quoted(name)} in its first unit, whose shortcut then takes what comes before it,"
+            " and the model normalises before the unit. Set model.stem_norm=False."
+        )
     return [pair for pair in named if pair[0] != "bn1"], [m for path, m in named if path == "bn1"]
 
 
@@ -174,9 +261,12 @@ def _later(path: str) -> str:
 
 
 def _name_outside(
-    modules: list[Module], expected: Collection[str], width: int
+    modules: list[Module], expected: Collection[str], width: int, *, normalised: bool
 ) -> list[tuple[str, Module]]:
-    """The stem, the last normalisation, `width` wide, and the classifier."""
+    """The stem, the last normalisation, `width` wide, and the classifier.
+
+    `normalised`: the stem's normalisation isn't among the modules.
+    """
     named: list[tuple[str, Module]] = []
     convs: list[Module] = []
     norms: list[Module] = []
@@ -186,8 +276,7 @@ def _name_outside(
         else:
             (norms if module.kind == "norm" else convs).append(module)
     if "bn_final" in expected and norms:
-        # Of two that are equally wide the later is the last.
-        last = max(norms, key=lambda norm: (norm.width == width, norms.index(norm)))
+        last = _last_norm(norms, width)
         norms.remove(last)
         named.append(("bn_final", last))
     # In a stem of several layers the last normalisation is numbered like that of a stem of one:
@@ -197,6 +286,8 @@ def _name_outside(
     deep = "conv1_1" in expected
     conv_paths = ["conv1_1", "conv1_2", "conv1_3"] if deep else ["conv1"]
     norm_paths = ["bn1_1", "bn1_2", "bn1"] if deep else ["bn1"]
+    if normalised:
+        norm_paths.remove("bn1")
     for modules_of, paths, more in (
         (convs, conv_paths, "pool_conv"),
         (norms, norm_paths, "pool_bn"),
@@ -205,3 +296,17 @@ def _name_outside(
             path = paths[number] if number < len(paths) else more
             named.append((path, module))
     return named
+
+
+def _last_norm(norms: list[Module], width: int) -> Module:
+    """The normalisation after the last unit: by its width, else by its name or number.
+
+    Raises:
+        FormatError: none of these tells it.
+    """
+    wide = [norm for norm in norms if norm.width == width] or norms
+    final = [norm for norm in wide if _FINAL.search(norm.name)]
+    if len(final) == 1:
+        return final[0]
+    _check_order([(norm.name, norm) for norm in wide])
+    return wide[-1]

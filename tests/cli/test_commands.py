@@ -137,9 +137,28 @@ def test_summary_as_json(capsys):
     assert half["activation_bytes"] == pytest.approx(whole["activation_bytes"] / 2, rel=1e-3)
 
 
+def test_models_are_listed_with_sizes_and_what_was_published(capsys):
+    rows = _json(capsys, "list")["models"]
+    assert [row["model"] for row in rows] == resnet_jax.list_models()
+    (row,) = _json(capsys, "list", "resnet5?")["models"][1:]
+    assert (row["model"], row["params"], row["image_shape"]) == ("resnet56", 853_018, [32, 32, 3])
+    assert row["published"]["top1_error_percent"] == 6.97
+    assert row["published"]["url"].startswith("https://")
+    assert _json(capsys, "list", "plain20")["models"][0]["published"] is None
+    assert main(["list", "seres*"]) == 0
+    out = capsys.readouterr().out
+    assert "seresnext101_32x4d" in out
+    assert "48,955,416" in out
+    assert max(map(len, out.splitlines())) <= 80
+    with pytest.raises(SystemExit):
+        main(["list", "--help"])
+    assert "example: resnet-jax list 'resnet5*'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["list", "resnt50"], 64, "No model's name matches 'resnt50'. Did you mean 'resnet50'?"),
         (["summary", "resnet51"], 78, "Did you mean 'resnet56'"),
         (["summary", "resnet50", "--image-size", "0"], 64, "--image-size is 0"),
         (["eval", "no-such-run"], 78, "no-such-run isn't the directory of a run"),

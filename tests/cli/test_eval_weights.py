@@ -9,6 +9,8 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.cli.main import main
+from resnet_jax.data.known import KNOWN_SETS, KnownSet
+from resnet_jax.data.prepare import Options, prepare
 from resnet_jax.data.preprocessing import Preprocessing
 from tests.cli import mistakes
 
@@ -65,6 +67,62 @@ def _assert_refused(arguments, code, message, capsys):
 def _run(capsys, *arguments):
     assert main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_a_file_of_this_package_needs_no_flags(place, capsys):
+    root, _ = place
+    with_flags = _run(capsys, *_arguments(root, "told.safetensors", "--split=train"))
+    arguments = ["eval", "--weights", str(root / "told.safetensors"), "--split=train"]
+    document = _run(capsys, *arguments, "--data=folder", f"--data-dir={root / 'animals'}")
+    assert document == with_flags
+
+
+@pytest.fixture(scope="module")
+def small_cifar(tmp_path_factory):
+    """A prepared data set of twenty images of 32×32 in ten classes."""
+    root = tmp_path_factory.mktemp("cifar")
+    rng = np.random.default_rng(0)
+    for name in "abcdefghij":
+        (root / "images/test" / name).mkdir(parents=True)
+        for number in range(2):
+            image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+            image.save(root / "images/test" / name / f"{number}.png")
+    prepare(root / "images", root / "data", "my_cifar", Options(), workers=1)
+    return root / "data"
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setitem(KNOWN_SETS, "my_cifar", KnownSet((32, 32, 3), 10, {"test": 20}))
+
+
+def test_images_of_the_networks_size_need_no_flags_on_size(small_cifar, tmp_path, capsys):
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=4)
+    variables = resnet_jax.init_variables(model, jax.random.key(2), (32, 32, 3))
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    arguments = ["eval", "--weights", str(tmp_path / "w.safetensors"), "--data=my_cifar"]
+    arguments += [f"--data-dir={small_cifar}"]
+    _assert_refused(arguments, 64, "prepared for its network; give --mean, --std, as", capsys)
+    statistics = ["--mean=0.5,0.4,0.3", "--std=0.3,0.2,0.1"]
+    document = _run(capsys, *arguments, *statistics)
+    assert document["examples"] == 20
+    assert document["preprocessing"]["size"] == 32
+    assert document["preprocessing"]["resize"] is None
+    by_hand = ["--size=32", "--resize=none"]
+    assert _run(capsys, *arguments, *statistics, *by_hand) == document
+    scaled = _run(capsys, *arguments, *statistics, "--resize=40", "--interpolation=bicubic")
+    assert scaled["loss"] != document["loss"]
+
+
+def test_a_network_of_another_size_is_not_given_the_images_as_they_are(
+    small_cifar, tmp_path, capsys
+):
+    model = resnet_jax.create_model("resnet18", stage_sizes=(1, 1), width=4, num_classes=10)
+    variables = resnet_jax.init_variables(model, jax.random.key(2), (32, 32, 3))
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    arguments = ["eval", "--weights", str(tmp_path / "w.safetensors"), "--data=my_cifar"]
+    arguments += [f"--data-dir={small_cifar}", "--mean=0.5,0.4,0.3", "--std=0.3,0.2,0.1"]
+    _assert_refused(arguments, 64, "give --size, --resize, --interpolation, as its", capsys)
 
 
 FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.3,0.2,0.1", "--size=16"]

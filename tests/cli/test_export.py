@@ -96,7 +96,7 @@ _FILE = ["--weights", "net.npz", "--model", "resnet20"]
         (["out"], 64, "give either a run's directory or --weights"),
         (["run", "out", *_FILE], 64, "give either a run's directory or --weights"),
         (["no-such-run", "out"], 78, "no-such-run isn't the directory of a run"),
-        (["out", "--weights", "net.npz"], 64, "--model is missing"),
+        (["out", "--weights", "net.npz"], 65, "net.npz can't be read: No such file"),
         (["out", *_FILE], 65, "net.npz can't be read: No such file"),
         (
             ["out", "--weights", "net.npz", "--model", "resnet21"],
@@ -149,5 +149,6 @@ def test_an_unknown_platform_is_one_line(whole, tmp_path, capsys):
 def test_networks_without_such_weights_are_one_line(tmp_path, capsys):
     np.savez(tmp_path / "net.npz", w=np.zeros(1))
     arguments = ["export", str(tmp_path / "out"), "--weights", str(tmp_path / "net.npz")]
+    assert_one_line(arguments, 64, "net.npz doesn't say which network it's of", capsys)
     assert_one_line([*arguments, "--model=vgg11"], 78, "into a ResNet, not into VGG", capsys)
     assert_one_line([*arguments, "--model=resnet20"], 65, "doesn't fit the model", capsys)

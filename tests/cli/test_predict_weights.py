@@ -181,6 +181,18 @@ def test_flags_say_what_the_file_does_not(folder, network, weights, capsys, tmp_
     assert capsys.readouterr().out.startswith(line)
 
 
+def test_a_file_of_this_package_needs_no_flags(network, weights, capsys, tmp_path):
+    image = _noise(30, 24)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    arguments = ["--weights", weights / "told.safetensors", tmp_path / "a.png"]
+    document = _run(capsys, 0, *arguments)
+    _assert_right(document["predictions"], network, {tmp_path / "a.png": image})
+    assert document["model"] == "resnet20"
+    half = _run(capsys, 0, *arguments, "--field", "dtype=bfloat16")
+    top = [one["predictions"][0]["top"] for one in (document, half)]
+    assert top[0] != top[1]
+
+
 def test_flags_come_before_what_the_file_says(weights, capsys, tmp_path):
     Image.fromarray(_noise(24, 24)).save(tmp_path / "a.png")
     arguments = ["--weights", weights / "told.safetensors", "--model", "resnet20", *FIELDS]
@@ -254,7 +266,11 @@ SILENT = ["predict", "--weights", "silent.safetensors", "--model", "resnet20", *
         ([*SILENT, *FLAGS, "--field", "num_classes=0"], 78, "has no classifier"),
         ([*SILENT, "--ema"], 64, "--ema is for a network of a run"),
         ([*SILENT, "--top", "0"], 64, "--top is 0"),
-        (["predict", "--weights", "silent.safetensors", "a.png"], 64, "--model is missing"),
+        (["predict", "--weights", "other.npz", "a.png"], 64,
+         "--model is missing: other.npz doesn't say which network it's of"),
+        ([*SILENT, *FLAGS, "--field", "shortcut=A_pool"], 65, "with shortcut 'A', and the model"),
+        ([*SILENT[:3], "--field", "norm_epsilon=0.1", *FLAGS, "a.png"], 65, "with norm_epsilon 1e"),
+        ([*SILENT[:3], "--field", "wdth=4", "a.png"], 78, "no field 'wdth'"),
         (["predict", "--weights", "none.safetensors", *SILENT[3:]], 65, "No such file"),
         ([*SILENT[:-1], "empty"], 65, "no images (.jpeg, .jpg, .png) in empty"),
         (["predict", "run"], 64, "give a run's directory and images"),
@@ -265,6 +281,7 @@ SILENT = ["predict", "--weights", "silent.safetensors", "--model", "resnet20", *
 def test_mistakes_are_one_line(arguments, code, message, weights, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.symlink(weights / "silent.safetensors", "silent.safetensors")
+    np.savez("other.npz", conv1=np.ones(3))
     Image.fromarray(_noise(24, 24)).save("a.png")
     (tmp_path / "three.txt").write_text("one\ntwo\r\nthree\n")
     (tmp_path / "gap.txt").write_text("one\n\nthree")

@@ -192,7 +192,11 @@ _HEADERS = {
     "100 dimensions": (_safetensors({"a": _tensor(0, 4, (1,) * 100)}, bytes(4)), "which can't be"),
     "shape of fractions": (_safetensors({"a": _tensor(0, 4, (1.0,))}, bytes(4)), _UNSOUND),
     "boolean 2": (_safetensors({"a": _tensor(0, 1, dtype="BOOL")}, b"\2"), "neither 0 nor 1"),
-    "type F8": (_safetensors({"a": _tensor(0, 1, dtype="F8_E4M3")}, b"\2"), "'F8_E4M3'"),
+    **{
+        f"type {kind}": (_safetensors({"a": _tensor(0, 1, dtype=kind)}, b"\2"), f"'{kind}'")
+        for kind in ("F8_E4M3", "F8_E5M2", "F8_E8M0")
+    },
+    "complex": (_safetensors({"a": _tensor(0, 8, dtype="C64")}, bytes(8)), "'C64'"),
     "unknown type": (_safetensors({"a": _tensor(0, 4, dtype="O")}, bytes(4)), _UNSOUND),
     "metadata that isn't text": (_safetensors({"__metadata__": {"a": [1]}}), _UNSOUND),
     "deep": (_safetensors(b'{"a":' + _DEEP + b"}"), _UNSOUND),

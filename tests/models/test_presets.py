@@ -11,6 +11,7 @@ import resnet_jax
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.sizes import preset_sizes
 from resnet_jax.train.optimizer import parameter_groups
 
 # Parameters, and multiply-adds of one 224×224 image, counted in PyTorch by forward hooks on the
@@ -31,6 +32,9 @@ AUTHORS = {
     "wrn28_12": (52_517_850, 52.5),
     "wrn22_8": (17_158_106, 17.2),
     "wrn22_10": (26_797_914, 26.8),
+    # Others count 175,994 for the first, with its 928 running means and variances.
+    "wrn16_1": (175_066, None),
+    "wrn16_2": (691_674, None),
     "wrn16_8": (10_961_370, 11.0),
     "wrn16_10": (17_116_634, 17.1),
     "resnext29_8x64d": (34_426_698, 34.4),
@@ -62,6 +66,34 @@ def test_parameters_are_the_authors(name):
     assert count(name).params == params
     if published is not None:
         assert params / 1e6 == pytest.approx(published, abs=0.06)
+
+
+def test_the_table_of_sizes_has_every_preset_and_the_counts_of_others():
+    sizes = preset_sizes()
+    assert list(sizes) == resnet_jax.list_models()
+    for name, (params, _) in AUTHORS.items():
+        assert sizes[name].params == params
+    for name, peer in PEERS.items():
+        if PRESETS[name].image_shape == (224, 224, 3):
+            assert sizes[name] == (peer["params"], peer["macs"])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_table_of_sizes_is_counted(name):
+    """If it isn't, `python benchmarks/sizes.py` counts again."""
+    summary = count(name)
+    assert preset_sizes()[name] == (summary.params, summary.macs)
+
+
+def test_wide_networks_of_factor_1_are_the_authors_at_the_first_unit():
+    """Their first unit's shortcut takes what the stem gives, before any normalisation."""
+    model = resnet_jax.create_model("wrn16_1")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert "bn1" in shapes["params"]["layer1_0"]
+    assert "bn1" not in shapes["params"]
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(shapes["batch_stats"]))
+    assert count("wrn16_1").params + statistics == 175_994
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])

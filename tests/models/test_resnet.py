@@ -229,6 +229,40 @@ def test_unknown_names_fields_and_values_suggest_the_nearest():
         resnet_jax.create_model("resnet50", dtype="int8")
 
 
+def test_num_classes_0_takes_the_head_away_with_its_dropout():
+    model = resnet_jax.create_model("resnetrs50", stage_sizes=(1, 1), width=8)
+    assert model.head_dropout
+    body = model.copy(num_classes=0)
+    variables = resnet_jax.init_variables(body, jax.random.key(0), (32, 32, 3))
+    assert "fc" not in variables["params"]
+    assert body.apply(variables, jnp.ones((1, 32, 32, 3))).shape == (1, 64)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, jnp.int32])
+def test_integers_of_other_types_are_pythons(kind):
+    fields = {"num_classes": 10, "width": 4, "stage_sizes": (1, 2), "output_stride": 1}
+    given = {name: kind(value) for name, value in fields.items() if name != "stage_sizes"}
+    given["stage_sizes"] = tuple(kind(units) for units in fields["stage_sizes"])
+    model = resnet_jax.create_model("resnet20", **given)
+    for name, value in fields.items():
+        assert getattr(model, name) == value
+        assert type(getattr(model, name)) is type(value)
+    assert all(type(units) is int for units in model.stage_sizes)
+    plain = resnet_jax.create_model("resnet20", **fields)
+    assert model == plain
+    assert hash(model) == hash(plain)
+    assert model.copy(width=kind(8)) == plain.copy(width=8)
+
+
+@pytest.mark.parametrize("value", [True, np.bool_(True), 10.0, np.float64(10), np.ones(2, int)])
+def test_what_is_no_integer_is_refused(value):
+    for field in ("num_classes", "bn_group_size"):
+        with pytest.raises(ConfigError, match=f"model.{field} is .*; it takes integers from"):
+            resnet_jax.create_model("resnet20", **{field: value})
+    with pytest.raises(ConfigError, match="model.stage_sizes is .*; it takes integers from 1 up"):
+        resnet_jax.create_model("resnet20", stage_sizes=(1, value))
+
+
 def test_list_models_takes_a_pattern():
     assert resnet_jax.list_models("resnet3*") == [
         "resnet32",

@@ -15,6 +15,7 @@ from resnet_jax.train.config import default_config, set_field
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.groups import distances_from_head, in_head
 from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.weights.files import read_weights, write_weights
 from tests.data.test_folders import write
 from tests.data.test_sources import own_cache
 
@@ -267,6 +268,33 @@ def test_a_run_goes_on_without_the_file_but_not_with_another(config, weights, tm
     np.testing.assert_array_equal(
         network.variables["params"]["fc"]["bias"], whole.state.params["fc"]["bias"]
     )
+
+
+def test_the_file_says_which_network_a_run_has(config, weights, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(weights.read_bytes())
+    config.init_from = str(copy)
+    resnet_jax.fit(config, tmp_path / "named", stop_at_step=1)
+    for name in ("name", "stage_sizes", "shortcut", "width"):
+        config.model[name] = "" if name == "name" else None
+    config.model.head_dropout = 0.5
+    resnet_jax.fit(config, tmp_path / "run", stop_at_step=1)
+    models = [
+        resnet_jax.restore_run(tmp_path / run).model.copy(head_dropout=0.0)
+        for run in ("run", "named")
+    ]
+    assert models[0] == models[1]
+    assert json.loads((tmp_path / "run/config.json").read_text())["model"]["head_dropout"] == 0.5
+    copy.unlink()
+    resnet_jax.fit(config, tmp_path / "run", stop_at_step=2)
+    with pytest.raises(DataError, match=r"copy.safetensors can't be read"):
+        resnet_jax.fit(config, tmp_path / "other")
+    write_weights(copy, read_weights(weights))
+    with pytest.raises(DataError, match="doesn't say which network it's of"):
+        resnet_jax.fit(config, tmp_path / "other")
+    config.init_from = ""
+    with pytest.raises(ConfigError, match="model.name is empty; name a preset, or let init_from"):
+        resnet_jax.fit(config, tmp_path / "other")
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -111,6 +111,17 @@ def wide(leaf: str) -> str:
     return f"block{stage}.layer.{number}.{module}.{TORCH[kind]}"
 
 
+def wide_nblock(leaf: str) -> str:
+    """Code derived from it that names a stage's units and the normalisations otherwise."""
+    name = wide(leaf).replace(".layer.", ".nblockLayer.")
+    return re.sub(r"\bbn(\d)\.", r"batch_norm\1.", name)
+
+
+def wide_unnamed_shortcut(leaf: str) -> str:
+    """Everything in a unit is numbered, the shortcut too."""
+    return wide(leaf).replace("convShortcut", "conv9")
+
+
 def wide_functional(leaf: str) -> str:
     """szagoruyko/wide-residual-networks, the functional code: everything counts from zero."""
     unit, module, kind = _parts(leaf)

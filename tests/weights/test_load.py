@@ -1,6 +1,7 @@
 """Weights by other names and in other layouts become the same variables, or are refused."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,9 @@ BASIC = BOTTLENECK | {"branch": "basic", "stem": "cifar"}
 WIDE = BASIC | {"order": "preact", "width": 16, "stem_width": 8}
 BIT = BOTTLENECK | {"width": 32, "order": "preact", "norm": "group", "stem_norm": False}
 BIT |= {"weight_standardized": True}
+
+# The projection of its first unit has a shape that no convolution of the branch has.
+BIT_WIDE_STEM = BIT | {"stem_width": 64}
 
 IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
@@ -75,7 +79,11 @@ def _assert_equal(variables, values):
         (publishers.transformers, BOTTLENECK),
         (publishers.keras, BOTTLENECK),
         (publishers.wide, WIDE),
-        (publishers.wide, WIDE | {"shortcut": "A"}),
+        (publishers.wide, WIDE | {"width": 8, "stem_norm": False}),  # a factor of 1
+        (publishers.wide_nblock, WIDE),
+        (publishers.wide_nblock, WIDE | {"width": 8, "stem_norm": False}),
+        (publishers.wide_unnamed_shortcut, WIDE),
+        (publishers.wide_unnamed_shortcut, WIDE | {"branch": "bottleneck"}),
         (publishers.wide_functional, WIDE),
         (publishers.big_transfer, BIT),
     ],
@@ -104,6 +112,57 @@ def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplo
         assert ("the model's shortcut is 'A_middle'" in caplog.text) == warns
 
 
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_a_first_unit_that_normalises_for_itself_is_not_taken_for_one_that_shares(
+    shortcut, tmp_path
+):
+    """Its shortcut takes what comes before, ours what comes after the stem's normalisation."""
+    fields = WIDE | {"shortcut": shortcut, "width": 16 if shortcut == "A" else 8}
+    model = resnet_jax.ResNet(**fields, stem_norm=False)
+    arrays = _published(_random(model), publishers.wide)
+    with pytest.raises(DataError, match=r"'block1.layer.0.bn1' in its first unit.*stem_norm=False"):
+        _load(model.copy(stem_norm=True), arrays, tmp_path)
+    _load(model, arrays, tmp_path)
+
+
+def _renamed(old, new):
+    return lambda leaf: re.sub(old, new, publishers.torchvision(leaf))
+
+
+def _words(leaf):
+    words = {"conv1.w": "first.w", "conv2.w": "second.w"}
+    name = publishers.torchvision(leaf)
+    return re.sub(r"(?<=\.)conv\d\.w", lambda match: words[match[0]], name)
+
+
+ONE_STAGE = WIDE | {"stage_sizes": (2,), "width": 8, "shortcut": "A"}
+
+
+@pytest.mark.parametrize(
+    ("rename", "fields", "message"),
+    [
+        (_words, BASIC, "has 'layer1.0.first' and 'layer1.0.second' of one shape, and their names"),
+        (_renamed("bn_final", "norm"), ONE_STAGE, "has 'bn1' and 'norm' of one shape"),
+        (_renamed("bn_final", "norm_last"), ONE_STAGE, None),
+        (_renamed("bn_final", "bn2"), ONE_STAGE, None),
+        (_renamed("bn_final", "norm"), ONE_STAGE | {"stage_sizes": (1, 1)}, None),
+        (_renamed(r"downsample\.0", "conv3"), BASIC | {"order": "preact"}, None),
+        (_renamed(r"downsample\.0", "conv4"), BIT_WIDE_STEM, None),
+        (_renamed(r"downsample\.0", "conv4"), BIT, "conv3' and 'layer1.0.conv4' of one shape"),
+    ],
+)
+def test_names_that_do_not_tell_the_order_are_refused(rename, fields, message, tmp_path):
+    model = resnet_jax.ResNet(**fields)
+    values = _random(model)
+    arrays = _published(values, rename)
+    if message is None:
+        _assert_equal(_load(model, arrays, tmp_path), values)
+        return
+    with pytest.raises(DataError, match=message) as refused:
+        _load(model, arrays, tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 @settings(max_examples=12, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
@@ -122,7 +181,7 @@ def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplo
         }
     )
 )
-def test_what_is_saved_is_loaded_to_the_bit(tmp_path, fields):
+def test_names_of_save_weights_are_recognised_without_its_metadata(tmp_path, fields):
     try:
         model = resnet_jax.ResNet(width=32, **fields)
     except ConfigError:
@@ -131,7 +190,7 @@ def test_what_is_saved_is_loaded_to_the_bit(tmp_path, fields):
     if model.scan:
         variables = resnet_jax.stack_units(variables)
     resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
-    loaded = resnet_jax.load_weights(model, tmp_path / "w.safetensors")
+    loaded = _load(model, read_weights(tmp_path / "w.safetensors"), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
 
 
@@ -278,11 +337,16 @@ ONES = np.ones(8, np.float32)
             "has values that aren't finite, in params/layer1_0/bn1/scale",
         ),
         (
+            _changed(layer1__0__bn1__weight=np.full(8, 1e300)),
+            "has values that aren't finite, in params/layer1_0/bn1/scale",
+        ),
+        (
             _changed(**{"layer1__0__conv1__weight": np.ones((8, 8, 1, 1))}),
             r"conv1/kernel is \(1, 1, 8",
         ),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_what_does_not_fit_is_listed(change, message, tmp_path):
     model = resnet_jax.ResNet(**BASIC)
     arrays = _published(_random(model), publishers.torchvision)
