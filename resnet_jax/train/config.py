@@ -354,11 +354,6 @@ def validate(config: ConfigDict) -> None:
             "optimizer.trainable is 'head', and optimizer.layer_decay lowers the rates of all else;"
             " set one of them."
         )
-    if config.optimizer.trainable == "head" and config.precise_bn:
-        raise ConfigError(
-            f"optimizer.trainable is 'head', and precise_bn is {config.precise_bn}, which would"
-            " replace running statistics; set it to 0."
-        )
     distill = config.distill
     if bool(distill.teacher) != bool(distill.model):
         raise ConfigError(

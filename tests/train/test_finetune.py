@@ -315,7 +315,7 @@ VGG = {"model.name": "vgg11"} | dict.fromkeys(
         ({"optimizer.layer_decay": 0.0}, ConfigError, "greater than 0 and at most 1"),
         ({"optimizer.layer_decay": 1.5}, ConfigError, "greater than 0 and at most 1"),
         ({"optimizer.layer_decay": 0.5, "optimizer.trainable": "head"}, ConfigError, "set one of"),
-        ({"precise_bn": 2, "optimizer.trainable": "head"}, ConfigError, "replace running statist"),
+        ({"precise_bn": 2, "optimizer.trainable": "head"}, ConfigError, "keeps its running stat"),
         ({"data.mean": (0.5,), "data.std": (0.5,)}, ConfigError, "1 values, but the images 3"),
         ({"data.mean": (0.5, 0.5, 0.5)}, ConfigError, "both have a value per channel"),
         ({"data.mean": (127.0,) * 3, "data.std": (60.0,) * 3}, ConfigError, "values in 0…1"),
