@@ -43,7 +43,7 @@ def make_schedule(
         hint = did_you_mean(name, known)
         raise ConfigError(f"schedule.name is {name!r}; it can be {', '.join(known)}.{hint}")
     peak = config.base_lr * batch_size / config.reference_batch
-    if peak > np.finfo(np.float32).max:
+    if peak > float(np.finfo(np.float32).max):
         raise ConfigError(
             f"schedule.base_lr is {config.base_lr}: a learning rate of {peak:.3g} isn't a float32."
         )
