@@ -91,8 +91,8 @@ def check_behaviour(
         mode = " (mode 'batch')" if name == "stochastic_depth" else ""
         raise DataError(
             f"{file} is of a network with {name} {_shown(theirs[name])}, and the model has"
-            f" {_shown(ours[name])}{mode}: parameters alike, results not. Set model.{name}; to"
-            f" change it on purpose, load first and apply model.copy({name}=…)."
+            f" {_shown(ours[name])}{mode}, which gives other results. Set model.{name}; to change"
+            f" it on purpose, load into the file's model and apply model.copy({name}=…)."
         )
 
 
