@@ -26,7 +26,7 @@ _RETRY_S = 0.2
 _LATER_S = 5.0  # than its time-out process 0 may answer
 _MOST_CALLING = 256  # connections at a time that haven't said yet who they are
 _CALLING_S = 10.0  # for which they may be silent; a process says it at once, and calls again
-_SPARE_FILES = 64  # that a process needs beside a line to each other one
+_SPARE_FILES = 32  # that a process needs beside a line to each other one
 _REFUSALS: dict[str, type[PeerError] | type[ConfigError]] = {
     "PeerError": PeerError,
     "ConfigError": ConfigError,
@@ -149,7 +149,9 @@ def _calls(
                         hang_up(next(iter(heard)))
                     try:
                         newcomer, (where, *_) = server.accept()
-                    except OSError:  # it has gone already
+                    except OSError:  # it has gone already, or there is no file left for it
+                        if heard:
+                            hang_up(next(iter(heard)))
                         continue
                     stack.enter_context(newcomer)
                     newcomer.setblocking(False)
