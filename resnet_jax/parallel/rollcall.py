@@ -10,13 +10,13 @@ when JAX takes it over; the lines between process 0 and the others stay open
 import contextlib
 import errno
 import json
-import resource
 import selectors
 import socket
 import time
 from collections.abc import Iterator, Sequence
 
 from resnet_jax.errors import ConfigError, PeerError
+from resnet_jax.files import allow_files
 
 MOST_PROCESSES = 2**16
 _LONGEST_LINE = 4096  # bytes
@@ -68,7 +68,7 @@ def _answer(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Wait for the calls of all others and tell them the outcome."""
-    _allow_files(processes + _SPARE_FILES)
+    allow_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(address[1]))
@@ -274,23 +274,6 @@ def _line(connection: socket.socket, deadline: float) -> bytes:
             return b""
         received += piece
     return received.partition(b"\n")[0]
-
-
-def _allow_files(count: int) -> None:
-    """Let this process open that many files.
-
-    Raises:
-        ConfigError: it may not.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count:
-        return
-    if hard != resource.RLIM_INFINITY and hard < count:
-        raise ConfigError(
-            f"Process 0 needs {count:,} open files, one for each process and {_SPARE_FILES} more,"
-            f" and may have {hard:,}; start it with a higher `ulimit -n`, or fewer processes."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _numbers(processes: Sequence[int]) -> str:
