@@ -1,9 +1,12 @@
-"""Files of this host, replaced as a whole."""
+"""Files of this host: replaced as a whole, and as many open as are needed."""
 
 import os
+import resource
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+
+from resnet_jax.errors import ConfigError
 
 DRAFT = ".draft"  # ends the hidden name of a file that isn't complete yet
 
@@ -34,3 +37,24 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         os.fsync(folder)  # makes the rename itself durable
     finally:
         os.close(folder)
+
+
+def allow_files(count: int, *, what: str) -> None:
+    """Let this process have that many open files, if the system says fewer but allows it.
+
+    Args:
+        count: how many.
+        what: needs them, for the message.
+
+    Raises:
+        ConfigError: the system doesn't allow it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise ConfigError(
+            f"{what} needs {count:,} open files, and a process may have {hard:,} here; allow more"
+            " with `ulimit -n`."
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))

@@ -23,6 +23,7 @@ from resnet_jax.data.crops import crop_draws, decode_crop
 from resnet_jax.data.encoded import EncodedSet
 from resnet_jax.data.loader import CropSizes, DeviceBatches, ExampleStream
 from resnet_jax.errors import DataError, PeerError
+from resnet_jax.files import allow_files
 from resnet_jax.parallel.mesh import place, split
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ _PIECE = 128  # examples, at most, that a process decodes at a time
 _AHEAD = 2  # batches on the devices that wait for the step
 _PIECES_AHEAD = 2  # of each process
 _THREADS = 8  # that one process has, unless told otherwise
+_FILES, _FILES_PER_WORKER = 64, 32  # that may be open; the images of a piece are shared in one each
 _SLOW_S = 30.0
 _CLOSING_S = 5.0
 
@@ -135,10 +137,16 @@ class StreamedBatches:
             total_steps: after which nothing is read.
             workers: processes that decode, in threads, as many as there are cores in all; 0 does
                 it in this process, and -1 takes one for every eight cores beyond the first eight.
+
+        Raises:
+            ConfigError: they need more open files than this process may have.
         """
         self._stream, self._shape, self._mesh = stream, shape, mesh
         # Decoders let other threads run: on a few cores, threads are faster than processes.
         self.workers = (_cores() - 1) // _THREADS if workers < 0 else workers
+        if self.workers:
+            files = _FILES + _FILES_PER_WORKER * self.workers
+            allow_files(files, what=f"data.workers={self.workers}")
         self._layout = split(mesh, axis=2)
         here = np.zeros(shape, bool)
         for part in self._layout.addressable_devices_indices_map(shape).values():

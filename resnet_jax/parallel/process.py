@@ -115,7 +115,7 @@ def _numbers(variable: str) -> tuple[int, ...] | None:
     text = os.environ.get(variable)
     if not text:
         return None
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text, re.ASCII):
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text, re.ASCII):
         raise UsageError(
             f"{variable} is {text[:80]!r}; it must be a number, or several, as in 0,1."
         )

@@ -10,13 +10,13 @@ when JAX takes it over; the lines between process 0 and the others stay open
 import contextlib
 import errno
 import json
-import resource
 import selectors
 import socket
 import time
 from collections.abc import Iterator, Sequence
 
 from resnet_jax.errors import ConfigError, PeerError
+from resnet_jax.files import allow_files
 
 MOST_PROCESSES = 2**16
 _LONGEST_LINE = 4096  # bytes
@@ -26,7 +26,7 @@ _RETRY_S = 0.2
 _LATER_S = 5.0  # than its time-out process 0 may answer
 _MOST_CALLING = 256  # connections at a time that haven't said yet who they are
 _CALLING_S = 10.0  # for which they may be silent; a process says it at once, and calls again
-_SPARE_FILES = 64  # that a process needs beside a line to each other one
+_SPARE_FILES = 32  # that a process needs beside a line to each other one
 _REFUSALS: dict[str, type[PeerError] | type[ConfigError]] = {
     "PeerError": PeerError,
     "ConfigError": ConfigError,
@@ -68,7 +68,7 @@ def _answer(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Wait for the calls of all others and tell them the outcome."""
-    _allow_files(processes + _SPARE_FILES)
+    allow_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(address[1]))
@@ -149,7 +149,9 @@ def _calls(
                         hang_up(next(iter(heard)))
                     try:
                         newcomer, (where, *_) = server.accept()
-                    except OSError:  # it has gone already
+                    except OSError:  # it has gone already, or there is no file left for it
+                        if heard:
+                            hang_up(next(iter(heard)))
                         continue
                     stack.enter_context(newcomer)
                     newcomer.setblocking(False)
@@ -272,23 +274,6 @@ def _line(connection: socket.socket, deadline: float) -> bytes:
             return b""
         received += piece
     return received.partition(b"\n")[0]
-
-
-def _allow_files(count: int) -> None:
-    """Let this process open that many files.
-
-    Raises:
-        ConfigError: it may not.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= count:
-        return
-    if hard != resource.RLIM_INFINITY and hard < count:
-        raise ConfigError(
-            f"Process 0 needs {count:,} open files, one for each process and {_SPARE_FILES} more,"
-            f" and may have {hard:,}; start it with a higher `ulimit -n`, or fewer processes."
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 def _numbers(processes: Sequence[int]) -> str:

@@ -3,26 +3,8 @@
 `make faults` runs the tests and counts.
 """
 
-from typing import NamedTuple
-
-
-class Fault(NamedTuple):
-    """One row.
-
-    Attributes:
-        fault: what goes wrong.
-        how: how it is brought about.
-        survives: what happens then, in a few words.
-        tests: files of tests/, or functions in them, that try it; each must pass.
-        plain: the experiment of benchmarks/plain_checkpoints.py that is the same fault.
-    """
-
-    fault: str
-    how: str
-    survives: str
-    tests: tuple[str, ...]
-    plain: str = ""
-
+from tests.faults.hostile import HOSTILE
+from tests.faults.row import Fault
 
 FAULTS = (
     Fault(
@@ -229,6 +211,7 @@ FAULTS = (
             "parallel/test_process.py::test_a_coordinator_that_never_comes_is_named",
             "parallel/test_process.py::test_a_port_in_use_is_named",
             "parallel/test_process.py::test_something_else_on_the_port_is_named",
+            "parallel/test_process.py::test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer",
         ),
     ),
     Fault(
@@ -388,4 +371,5 @@ FAULTS = (
         "every image counts once",
         ("faults/test_sizes.py",),
     ),
+    *HOSTILE,
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections import deque
@@ -171,6 +172,13 @@ def _children():
                 if int(fields[1]) == os.getpid():
                     found.append(int(name))
     return found
+
+
+def test_too_few_open_files_are_named_before_anything_is_compiled(photos, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(ConfigError, match=r"data\.workers=2 needs 128 open files.* have 64 here"):
+        _take(photos, [0], workers=2)
+    assert _take(photos, [0], workers=0)
 
 
 def test_a_process_that_dies_is_noticed_at_once(photos):

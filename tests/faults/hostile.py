@@ -1,0 +1,87 @@
+"""Faults that someone brings about on purpose, and those of unusual surroundings."""
+
+from tests.faults.row import Fault
+
+HOSTILE = (
+    Fault(
+        "a prepared data set names code, or files elsewhere",
+        "features, paths, numbers, pipes in its metadata",
+        "refused, nothing runs",
+        ("data/test_tfds_metadata.py",),
+    ),
+    Fault(
+        "objects in a bucket, or links in the cache, lead elsewhere",
+        "names with .., absolute, with control characters",
+        "refused, nothing is written",
+        (
+            "data/test_mirror.py::test_no_object_leaves_the_copy",
+            "data/test_mirror.py::test_links_in_the_cache_are_not_followed",
+        ),
+    ),
+    Fault(
+        "files that promise more than there is",
+        "sparse images and archives, terabytes in a header",
+        "refused within seconds",
+        (
+            "data/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
+            "data/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
+            "data/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
+        ),
+    ),
+    Fault(
+        "strangers on a job's port",
+        "silent crowds, hostile lines, numbers without end",
+        "ignored, or one line",
+        (
+            "parallel/test_process.py::test_strangers_on_the_port_are_ignored",
+            "parallel/test_process.py::test_a_crowd_of_silent_strangers_uses_up_no_files",
+            "parallel/test_process.py::test_a_process_that_may_open_few_files_outlives_a_crowd",
+            "parallel/test_process.py::test_who_gives_no_number_of_a_process_is_a_stranger",
+            "parallel/test_process.py::test_a_time_out_without_end_is_refused",
+        ),
+    ),
+    Fault(
+        "names and messages that steer a terminal",
+        "control characters in errors, logs and tables",
+        "shown as escapes",
+        ("test_output.py",),
+    ),
+    Fault(
+        "the work directory is renamed or copied",
+        "while the run writes to it, or after it was stopped",
+        "exit code 73 and a line, same bits later",
+        ("faults/test_moved.py",),
+    ),
+    Fault(
+        "other names among checkpoints",
+        "copies, links, foreign files, later steps",
+        "ignored, or set aside",
+        (
+            "checkpoint/test_checkpointer.py::"
+            "test_a_checkpoint_under_the_name_of_another_step_isnt_believed",
+            "checkpoint/test_checkpointer.py::test_other_files_among_checkpoints_dont_matter",
+            "checkpoint/test_checkpointer.py::"
+            "test_a_folder_that_is_named_like_a_later_checkpoint_is_set_aside",
+        ),
+    ),
+    Fault(
+        "names in which Orbax can't save",
+        "brackets, other bytes than UTF-8",
+        "exit code 73 at the start",
+        (
+            "checkpoint/test_workdir.py::"
+            "test_a_name_in_which_orbax_cannot_save_is_refused_at_the_start",
+        ),
+    ),
+    Fault(
+        "few open files",
+        "limits of 40, 64 and 256",
+        "one line at the start, exit code 78",
+        (
+            "test_files.py::test_as_many_files_may_be_open_as_the_system_allows",
+            "parallel/test_process.py::test_more_processes_than_open_files_are_refused_at_once",
+            "train/test_streaming.py::"
+            "test_too_few_open_files_are_named_before_anything_is_compiled",
+        ),
+    ),
+)
