@@ -4,7 +4,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+
+from resnet_jax.cli.tables import Table
 
 if TYPE_CHECKING:
     from resnet_jax.models.published import Published
@@ -65,8 +66,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     table = Table()
     table.add_column("model", no_wrap=True)
     for heading in ("parameters", "MACs", "image"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("published top-1 error", overflow="fold")
+        table.add_column(heading, justify="right")
+    table.add_column("published top-1 error")
     for row in document["models"]:
         published = row["published"]
         error = f"{published['top1_error_percent']:.2f} %, {published['data']}" if published else ""

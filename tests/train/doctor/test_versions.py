@@ -54,15 +54,15 @@ def test_a_plugin_that_jax_would_ignore_is_a_failure(monkeypatch, installed):
     monkeypatch.setattr(
         importlib.metadata,
         "requires",
-        lambda name: ["jax-cuda13-pjrt==0.10.0"] if "plugin" in name else real(name),
+        lambda name: ["jax-cuda13-pjrt==0.9.9"] if "plugin" in name else real(name),
     )
-    lines = installed({"jax-cuda13-plugin": "0.10.0", "jax-cuda13-pjrt": "0.10.1"})
+    lines = installed({"jax-cuda13-plugin": "0.9.9", "jax-cuda13-pjrt": "0.9.8"})
     assert {status for status, *_ in lines} == {"fail"}
     messages = [message for _, message, _ in lines]
     jaxlib = importlib.metadata.version("jaxlib")
-    assert f"jax-cuda13-plugin is 0.10.0, but jaxlib is {jaxlib}: JAX won't use the GPU" in messages
+    assert f"jax-cuda13-plugin is 0.9.9, but jaxlib is {jaxlib}: JAX won't use the GPU" in messages
     assert any(
-        message.startswith("jax-cuda13-pjrt is 0.10.1, but jax-cuda13") for message in messages
+        message.startswith("jax-cuda13-pjrt is 0.9.8, but jax-cuda13") for message in messages
     )
 
 
