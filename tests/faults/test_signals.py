@@ -1,11 +1,49 @@
 """Signals at every moment of a run: all is saved, the exit code is 75, nothing differs later."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.runs import digest, start, train
+from tests.runs import ROOT, digest, start, train
+
+_ENDS = """
+import atexit, os, signal, sys, types
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.cli.flags import exit_code_of
+from resnet_jax.errors import WriteError
+
+def storm():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) * 100:
+        os.kill(os.getpid(), number)
+
+class Late:
+    def __del__(self):
+        storm()
+
+def run():
+    if sys.argv[1] == "fails":
+        raise WriteError("The disk is full.")
+    return types.SimpleNamespace(stopped_early=sys.argv[1] == "stops")
+
+late = Late()
+atexit.register(storm)
+with StopRequest() as stop:
+    code = exit_code_of(run)
+    storm()
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("finishes", 0), ("stops", 75), ("fails", 73)])
+def test_signals_after_the_end_of_a_run_do_not_change_its_exit_code(how, code):
+    """Not even while the interpreter shuts down."""
+    command = [sys.executable, "-c", _ENDS, how]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
