@@ -204,6 +204,18 @@ def show_progress() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
+def define_config_flag(help_text: str) -> flags.FlagHolder[Any]:
+    """Define --config; exits with one line if a --flagfile can't be read, which this looks into."""
+    from ml_collections import config_flags  # noqa: PLC0415
+
+    try:
+        return config_flags.DEFINE_config_file("config", None, help_text)
+    except flags.Error as error:
+        outlive_terminal()
+        line = str(error).removeprefix("ERROR:: ").strip()
+        sys.exit(report(UsageError(f"--flagfile: {line}")))
+
+
 def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the command line for `absl.app.run`; exits with one line if it is wrong."""
     outlive_terminal()
@@ -258,6 +270,8 @@ def explain(error: BaseException, argv: Sequence[str], *, program: str) -> Resne
     if mistake := _mistake_in(file, error):
         return mistake
     if isinstance(error, OSError):
+        if not file:
+            return UsageError(f"--config is empty ({program} --help explains it)")
         if Path(file).is_dir():
             return ConfigError(f"--config: {file} is a folder, not a file.")
         if Path(file).exists():

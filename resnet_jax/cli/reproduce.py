@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
-    if args.budget is not None and args.budget < 0:
+    if args.budget is not None and not args.budget >= 0:
         raise UsageError(f"--budget is {args.budget}; it can't be negative.")
     workdir = args.workdir.expanduser()
     if args.list:
