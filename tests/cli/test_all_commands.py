@@ -113,6 +113,40 @@ def test_what_ends_a_command_is_one_line_and_an_exit_code(
     assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["bench", "step", f"--seconds={value}"] for value in ("nan", "inf", "-1")),
+        *(["doctor", f"--timeout={value}"] for value in ("nan", "inf", "-1", "1e400")),
+        *(["mlperf", "x", f"--target={value}"] for value in ("nan", "inf", "-1")),
+        *(["reproduce", "he2015-fig6", f"--budget={value}"] for value in ("nan", "-inf")),
+        ["reproduce", "he2015-fig6", "--seeds=-1"],
+        ["sweep", "--workdir=x", "--processes=-1"],
+        ["predict", "x", "y", "--top=-1"],
+        ["summary", "resnet20", "--image-size=-1"],
+        ["summary", "resnet20", "--channels=-1"],
+        ["summary", "resnet20", "--num-classes=-1"],
+        ["export", "--weights=x", "y", "--model=resnet20", "--image-size=-1"],
+        ["export", "--weights=x", "y", "--model=resnet20", "--batch=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--size=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--size=8", "--quality=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--shards=-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_is_none_is_refused(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    field = arguments[-1].partition("=")[0].removeprefix("--")
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # the parser's own
+        code = error.code
+    said = capsys.readouterr().err
+    assert code in (64, 78), said
+    assert said.count("\n") == 1
+    assert field in said
+
+
 _PROGRAM = """
 import sys
 from resnet_jax.cli import build
