@@ -1,5 +1,7 @@
 """Signals at every moment of a run: all is saved, the exit code is 75, nothing differs later."""
 
+import contextlib
+import itertools
 import signal
 import subprocess
 import sys
@@ -75,6 +77,24 @@ def test_a_second_signal_changes_nothing(whole, tmp_path):
     running.signal(signal.SIGTERM)
     ended = running.end()
     assert ended.code in (0, 75), ended.said  # all twelve steps may be done by now
+    assert train(tmp_path / "run").code == 0
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("numbers", "codes"),
+    [((signal.SIGTERM, signal.SIGHUP), (0, 75)), ((signal.SIGINT,), (0, 75, 130))],
+)
+def test_a_storm_of_signals_loses_nothing(numbers, codes, whole, tmp_path):
+    """A second Ctrl-C gives up; whatever comes after that is no crash either."""
+    running, sent = start(tmp_path / "run").logs(2), itertools.cycle(numbers)
+    while running.alive():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            running.signal(next(sent))
+        time.sleep(0.002)
+    ended = running.end()
+    assert ended.code in codes, ended.said
     assert train(tmp_path / "run").code == 0
     assert digest(tmp_path / "run") == digest(whole)
 
