@@ -3,6 +3,7 @@
 import functools
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
