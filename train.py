@@ -4,16 +4,23 @@ Any field of the config can be overridden: --config.model.name=resnet56 --config
 """
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import end_early, end_with, exit_code_of, parse_flags, show_progress
+from resnet_jax.cli.flags import (
+    define_config_flag,
+    end_early,
+    end_with,
+    exit_code_of,
+    parse_flags,
+    show_progress,
+)
 from resnet_jax.errors import UsageError
 from resnet_jax.memory import manage_memory
 from resnet_jax.programs import keep_programs
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
+_CONFIG = define_config_flag(
+    "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run, to begin or to go on with")
 _STOP_AT_STEP = flags.DEFINE_integer(

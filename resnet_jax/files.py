@@ -1,14 +1,35 @@
 """Files of this host: replaced as a whole, and as many open as are needed."""
 
+import functools
 import os
 import resource
 import secrets
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from resnet_jax.errors import ConfigError
 
 DRAFT = ".draft"  # ends the hidden name of a file that isn't complete yet
+
+
+def cache_root() -> Path:
+    """Where this package keeps what it can make again: under $XDG_CACHE_HOME or ~/.cache.
+
+    Without either, as for a user who has no home, that is a folder of this process alone, which
+    ends with it. A shared one would let others put programs there.
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):
+        root = os.path.expanduser("~/.cache")
+    if not os.path.isabs(root):
+        root = _folder_of_this_process().name
+    return Path(root) / "resnet_jax"
+
+
+@functools.cache
+def _folder_of_this_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="resnet_jax-")
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

@@ -18,8 +18,12 @@ class LossyStream:
         """Write to `stream`; None, as Python has it for one that was closed at the start, is mute.
 
         Everything but writing is the stream's own.
+
+        Attributes:
+            failure: the error of the last write that failed, or None.
         """
         self._stream = stream
+        self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write what can be written of it; what can't be encoded, in escapes."""
@@ -28,7 +32,9 @@ class LossyStream:
                 self._stream.write(text)
         except UnicodeEncodeError:
             self.write(text.encode("ascii", "backslashreplace").decode("ascii"))
-        except (OSError, ValueError):  # a ValueError if it was closed here
+        except OSError as error:
+            self.failure = error
+        except ValueError:  # it was closed here
             pass
         return len(text)
 
@@ -37,7 +43,9 @@ class LossyStream:
         try:
             if self._stream is not None:
                 self._stream.flush()
-        except (OSError, ValueError):
+        except OSError as error:
+            self.failure = error
+        except ValueError:
             pass
 
     def __getattr__(self, name: str) -> Any:

@@ -7,6 +7,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from resnet_jax.files import cache_root
+
 _FOLDER, _SIZE, _WORTH_S = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
@@ -20,11 +22,12 @@ def keep_programs() -> None:
 
     Where JAX_COMPILATION_CACHE_DIR is set, to "" too, nothing is changed: "" is for none. Processes
     that this one starts keep their programs in the same place. A cache that can't be read or
-    written costs time, but nothing else.
+    written costs time, but nothing else. That of another user isn't used: programs are run.
     """
     if _FOLDER in os.environ:
         return
-    os.environ[_FOLDER] = str(_cache_folder())
+    folder = _cache_folder()
+    os.environ[_FOLDER] = str(folder) if _is_ours(folder) else ""
     os.environ.setdefault(_SIZE, str(_MOST_BYTES))
     os.environ.setdefault(_WORTH_S, "0.2")
     if "jax" in sys.modules:  # it has read its environment
@@ -38,9 +41,17 @@ def keep_programs() -> None:
 
 def _cache_folder() -> Path:
     """A folder for this kind of machine: a home may be shared with machines of other kinds."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     kind = f"{_processor()} {metadata.version('jaxlib')}"
-    return Path(base) / "resnet_jax" / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+    return cache_root() / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the folder is there, or could be made, and belongs to this user."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.stat().st_uid == os.geteuid() and os.access(folder, os.W_OK)
+    except OSError:
+        return False
 
 
 def _processor() -> str:

@@ -3,8 +3,10 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+from resnet_jax import files, programs
 from resnet_jax.programs import keep_programs
 
 _PROGRAM = """
@@ -55,3 +57,25 @@ def test_the_users_own_choice_is_left_alone(monkeypatch):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
         keep_programs()
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
+
+
+def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(programs, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
+    keep_programs()
+    assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+
+
+def test_a_user_without_a_home_has_caches_that_end_with_the_process(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown user
+    root = files.cache_root()
+    assert root.parent.stat().st_mode & 0o777 == 0o700
+    assert files.cache_root() == root
+    files._folder_of_this_process().cleanup()
+    files._folder_of_this_process.cache_clear()
+    assert not root.parent.exists()

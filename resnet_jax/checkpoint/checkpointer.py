@@ -59,6 +59,7 @@ class Checkpointer:
             keep: how many of the newest to keep, beside the best and what is needed until the
                 newest has been verified; None only reads.
         """
+        logging.getLogger("absl").addFilter(_matters)
         # Orbax wants it absolute; what is in a bucket is.
         self._directory = directory if is_remote(directory) else directory.absolute()
         self._keep = keep
@@ -398,6 +399,11 @@ class Checkpointer:
                 with contextlib.suppress(Exception):  # the disk is in a bad state
                     self._manager.delete(step)
                     _log.warning("deleted checkpoint %d to make room for the next one", step)
+
+
+def _matters(record: logging.LogRecord) -> bool:
+    """Whether a message of absl's logger is for users: Orbax warns of what is meant here."""
+    return record.levelno > logging.WARNING or record.module != "checkpoint_manager"
 
 
 def _abstract(like: Any) -> Any:

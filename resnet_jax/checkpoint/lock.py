@@ -289,11 +289,19 @@ def _look(path: epath.Path) -> tuple[float, _Holder] | None:
     except FileNotFoundError:
         return None
     holder: Any = None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         holder = json.loads(content)
-    if not isinstance(holder, dict):
+    if not isinstance(holder, dict) or not _is_sound(holder):
         return renewed, {}
     return holder.get("renewed", renewed), holder
+
+
+def _is_sound(holder: _Holder) -> bool:
+    """Whether what is there has the types that `_this_process` gives it."""
+    return all(
+        isinstance(value, {"pid": int, "renewed": int | float}.get(name, str | None))
+        for name, value in holder.items()
+    )
 
 
 def _is_of(path: epath.Path, mine: _Holder) -> bool:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 from resnet_jax.errors import StoppedEarly
 
@@ -18,14 +19,26 @@ NOTHING_LOST = (
 )
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore the signals that end a job, because this process is about to end by itself.
+
+    Its exit code then says how the run ended. Without this, a signal that comes while the
+    interpreter shuts down kills the process. Has no effect outside the main thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
     """While entered, a signal sets `requested`; a SIGINT after that interrupts at once.
 
     SIGTERM comes from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A
     signal that the process was told to ignore, as nohup does with SIGHUP, is left alone.
     """
-
-    _signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self, end: Callable[[], None] | None = None) -> None:
         """Be ready to listen.
@@ -37,35 +50,36 @@ class StopRequest:
         self.requested = False
         self._end = end
         self._previous: dict[int, object] = {}
-        self._nothing_to_lose = False
+        self._nothing_to_lose: str | None = None  # what to say then
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only, and lets only it install handlers.
         if threading.current_thread() is threading.main_thread():
-            for number in self._signals:
+            for number in STOP_SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            if signal.getsignal(number) == self._handle:  # not if `ignore_stop_signals` was called
+                signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def nothing_to_lose(self) -> Iterator[None]:
+    def nothing_to_lose(self, message: str = NOTHING_LOST) -> Iterator[None]:
         """While inside, a signal ends the run at once, because there is nothing to save.
 
         Raises:
-            StoppedEarly: there was a signal before, or is one now.
+            StoppedEarly: with `message`: there was a signal before, or is one now.
         """
         with self._end_while_compiling():
-            self._nothing_to_lose = True
+            self._nothing_to_lose = message
             try:
                 if self.requested:
-                    self._stop_here()
+                    self._stop_here(message)
                 yield
             finally:
-                self._nothing_to_lose = False
+                self._nothing_to_lose = None
 
     @contextlib.contextmanager
     def _end_while_compiling(self) -> Iterator[None]:
@@ -100,13 +114,13 @@ class StopRequest:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True
         if self._nothing_to_lose:
-            self._stop_here()
+            self._stop_here(self._nothing_to_lose)
         if first:
             # The terminal may be gone, which SIGHUP tells of. Not print: its lock may be held by
             # the code that the signal interrupted.
             with contextlib.suppress(OSError):
                 os.write(2, _NOTICE)
 
-    def _stop_here(self) -> None:
-        self._nothing_to_lose = False  # once is enough
-        raise StoppedEarly(NOTHING_LOST)
+    def _stop_here(self, message: str) -> NoReturn:
+        self._nothing_to_lose = None  # once is enough
+        raise StoppedEarly(message)

@@ -1,6 +1,7 @@
 """resnet-jax bench step|data --config=FILE: how fast a config computes, and reads its images."""
 
 import argparse
+import math
 from typing import Any
 
 from rich.console import Console
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure."""
-    if args.seconds <= 0:
-        raise UsageError(f"--seconds is {args.seconds}; it must be greater than 0.")
+    if not 0 < args.seconds < math.inf:
+        raise UsageError(f"--seconds is {args.seconds}; it must be a number greater than 0.")
     if args.train and args.what != "data":
         raise UsageError("--train is for `resnet-jax bench data`.")
     config = load_config(args)

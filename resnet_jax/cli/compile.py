@@ -68,7 +68,12 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
     document = ahead.describe(blueprint, program, slice_)
     document["config"] = args.config
     if args.hlo and isinstance(program, ahead.Program):
-        args.hlo.write_text(program.text, encoding="utf-8")
+        try:
+            args.hlo.write_text(program.text, encoding="utf-8")
+        except OSError as error:
+            raise WriteError(
+                f"--hlo {args.hlo} can't be written ({error.strerror or error})."
+            ) from None
     if not args.train_only:
         scoring = ahead.compile_evaluation(blueprint)
         if isinstance(scoring, ahead.TooLarge):

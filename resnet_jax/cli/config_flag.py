@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnet_jax.cli.flags import explain
-from resnet_jax.errors import ConfigError, UsageError
+from resnet_jax.cli.flags import check_is_config, explain
+from resnet_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -58,12 +58,10 @@ def load_config(args: argparse.Namespace) -> "ConfigDict":
     try:
         values(argv)
         config = values.config
-        config.to_dict()  # a config file that is missing fails when it is first looked at
-    except Exception as error:
+        check_is_config(config, argv)
+    except (Exception, SystemExit) as error:
         explained = explain(error, argv, program=program)
         if explained is None:
             raise
         raise explained from None
-    if config is None:
-        raise ConfigError(f"--config: {args.config} makes no config.")
     return config

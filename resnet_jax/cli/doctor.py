@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     several = network.several_processes(environment, coordinator=args.coordinator)
 
     workdir = as_path(args.workdir) if args.workdir else None
-    local = args.workdir if workdir and not is_remote(workdir) else None
+    local = Path(args.workdir) if workdir and not is_remote(workdir) else None
     folders = {
         "workdir" if local else "this folder": local or Path.cwd(),
         "decoded data": cache_folder("any", "").parent,

@@ -1,17 +1,21 @@
 """The process of one run of `resnet-jax sweep`; reads its job from standard input as JSON."""
 
 import json
+import os
 import sys
 
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.children import die_with_parent
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
+from resnet_jax.errors import STOPPED_EARLY
 from resnet_jax.memory import manage_memory
 
 
 def main(stop: StopRequest) -> int:
     """Train, and return the exit code, as train.py does."""
     job = json.load(sys.stdin)
+    if os.getppid() != job["parent"]:  # which was killed before `die_with_parent` was called
+        return STOPPED_EARLY
     sys.argv = job["argv"]  # what makes the run again, for its summary.json
 
     from resnet_jax.train.config import from_json, streams  # noqa: PLC0415 - after signals are

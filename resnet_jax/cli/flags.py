@@ -19,10 +19,12 @@ from resnet_jax.errors import (
     ResnetJaxError,
     StoppedEarly,
     UsageError,
+    WriteError,
 )
 from resnet_jax.output import LossyStream, briefly, escaped
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_A_BUG = 1
 _WRITING_S = 1.0
 
 
@@ -39,10 +41,52 @@ def outlive_terminal() -> None:
             setattr(sys, name, cast(TextIO, LossyStream(stream)))
 
 
-def report(error: ResnetJaxError) -> int:
-    """Print the error on standard error and return its exit code."""
+def unwritten_output() -> int:
+    """The exit code if what a command printed couldn't be written, which is reported; else 0.
+
+    A reader that ends before the output does, as `head` does, has read what it wanted.
+    """
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if failure is None or isinstance(failure, BrokenPipeError):
+        return 0
+    error = WriteError(f"Standard output can't be written ({failure.strerror or failure}).")
     _say(f"error: {error}")
     return error.exit_code
+
+
+def report(error: BaseException) -> int | None:
+    """Print on standard error why a command ends, and return its exit code; None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted; what was saved before is intact")
+        return _INTERRUPTED
+    if isinstance(error, StoppedEarly):
+        _say(str(error))
+        return error.exit_code
+    if not isinstance(error, ResnetJaxError):
+        explained = _device_error(error)
+        if explained is None:
+            return None
+        error = explained
+    _say(f"error: {error}")
+    return error.exit_code
+
+
+def _device_error(error: BaseException) -> ConfigError | None:
+    """The sentence for an error raised because JAX can't start its devices; None for others."""
+    # JAX raises plain RuntimeErrors, and AssertionErrors for some values of JAX_PLATFORMS.
+    if not isinstance(error, RuntimeError | AssertionError) or "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except (RuntimeError, AssertionError) as found:
+        reason = " ".join(str(found).split()).rstrip(".") or "no device"
+        platforms = os.environ.get("JAX_PLATFORMS")
+        setting = f" with JAX_PLATFORMS={platforms!r}; unset it" if platforms else ""
+        return ConfigError(
+            f"JAX can't start its devices ({reason}){setting}. `resnet-jax doctor` says more."
+        )
+    return None
 
 
 def _say(text: str) -> None:
@@ -56,7 +100,7 @@ def end_with(message: str) -> NoReturn:
     try:
         # Where process 0 was lost, JAX is about to abort this one: there are milliseconds left.
         if not _write_at_once(escaped(f"error: {error}\n")):
-            briefly(lambda: report(error), timeout_s=_WRITING_S)
+            briefly(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
     finally:
         _end(error.exit_code, flush=_speaks_for_all())
 
@@ -122,21 +166,21 @@ def _leave(code: int) -> NoReturn:
 def exit_code_of(run: Callable[[], Any]) -> int:
     """Run a training function; 0 if it finished, 75 if it stopped early but saved.
 
-    If it fails, this ends the process with the exit code, and doesn't return.
+    The process ends after this, so signals that ask it to stop are ignored from then on. If
+    training fails, this ends the process with the exit code, and doesn't return.
     """
+    from resnet_jax.checkpoint.stop import ignore_stop_signals  # noqa: PLC0415 - imports etils
+
     try:
-        result = run()
-    except StoppedEarly as stop:
-        _say(str(stop))
-        _leave(stop.exit_code)
-    except ResnetJaxError as error:
-        _leave(report(error))
-    except KeyboardInterrupt:
-        _say("interrupted; what was saved before is intact")
-        _leave(_INTERRUPTED)
-    except Exception:  # a bug, which keeps its traceback
-        _say(traceback.format_exc().rstrip())
-        _leave(1)
+        try:
+            result = run()
+        finally:
+            ignore_stop_signals()
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        if code is None:  # a bug, which keeps its traceback
+            _say(traceback.format_exc().rstrip())
+        _leave(_A_BUG if code is None else code)
     return STOPPED_EARLY if result.stopped_early else 0
 
 
@@ -160,24 +204,53 @@ def show_progress() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
+def define_config_flag(help_text: str) -> flags.FlagHolder[Any]:
+    """Define --config; exits with one line if a --flagfile can't be read, which this looks into."""
+    from ml_collections import config_flags  # noqa: PLC0415
+
+    try:
+        return config_flags.DEFINE_config_file("config", None, help_text)
+    except flags.Error as error:
+        outlive_terminal()
+        line = str(error).removeprefix("ERROR:: ").strip()
+        sys.exit(report(UsageError(f"--flagfile: {line}")))
+
+
+def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parse the command line for `absl.app.run`; exits with one line if it is wrong."""
     outlive_terminal()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # ml_collections warns of what is an error
     try:
-        rest = flags.FLAGS(argv)
-        # A config file that is missing makes a config that fails when it is first looked at.
-        flags.FLAGS.config.to_dict()
-    except SystemExit:  # absl has printed --help, and would end with 1
-        sys.exit(0)
-    except Exception as error:
+        rest = values(argv)
+        check_is_config(values.config, argv)
+    except (Exception, SystemExit) as error:
         explained = explain(error, argv, program=f"python {argv[0]}")
-        if explained is None:
-            raise
-        sys.exit(report(explained))
+        if explained is not None:
+            sys.exit(report(explained))
+        if isinstance(error, SystemExit):  # absl has printed --help, and would end with 1
+            sys.exit(0)
+        raise
     return rest
 
 
-def explain(error: Exception, argv: Sequence[str], *, program: str) -> ResnetJaxError | None:
+def check_is_config(config: Any, argv: Sequence[str]) -> None:
+    """Check what the config file of a command line has made.
+
+    Raises:
+        ConfigError: it isn't a ConfigDict.
+        OSError: there is no such file; ml_collections says so when the config is first used.
+    """
+    from ml_collections import ConfigDict  # noqa: PLC0415 - --help needn't wait for it
+
+    getattr(config, "to_dict", None)  # raises the OSError
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{_config_file(argv)}: get_config() returns a {type(config).__name__}, not a"
+            " ConfigDict."
+        )
+
+
+def explain(error: BaseException, argv: Sequence[str], *, program: str) -> ResnetJaxError | None:
     """The sentence for what went wrong while a config was made from a command line.
 
     Args:
@@ -197,10 +270,21 @@ def explain(error: Exception, argv: Sequence[str], *, program: str) -> ResnetJax
     if mistake := _mistake_in(file, error):
         return mistake
     if isinstance(error, OSError):
+        if not file:
+            return UsageError(f"--config is empty ({program} --help explains it)")
+        if Path(file).is_dir():
+            return ConfigError(f"--config: {file} is a folder, not a file.")
+        if Path(file).exists():
+            return ConfigError(f"--config: {file} can't be read ({error.strerror or error}).")
         return ConfigError(f"--config: there is no file {file}.")
     if isinstance(error, flags.Error):
+        lines = str(error).strip().splitlines()
+        if "parsing config file" in lines[0]:  # followed by a traceback
+            return ConfigError(f"{file}: {lines[-1]}")
         line = re.sub(r"\s+", " ", str(error).strip())
         if missing := re.search(r"flag --(\w+)=None", line):
+            if missing[1] == "config" and file:
+                return ConfigError(f"{file}: get_config() returns None, not a ConfigDict.")
             return UsageError(f"--{missing[1]} is missing ({program} --help explains it)")
         if "--config." in line:
             return ConfigError(line)
@@ -209,9 +293,13 @@ def explain(error: Exception, argv: Sequence[str], *, program: str) -> ResnetJax
 
 
 def _config_file(argv: Sequence[str]) -> str:
-    """The file's name in `--config FILE:ARGUMENT` or `--config=FILE:ARGUMENT`."""
-    found = re.search(r"--?config[= ]([^ :]+)", " ".join(argv))
-    return found[1] if found else "--config"
+    """The file's name in `--config FILE:ARGUMENT` or `--config=FILE:ARGUMENT`; "" without."""
+    values = ""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config"):
+            values = value if equals else following
+    return values.partition(":")[0]
 
 
 def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
@@ -219,9 +307,16 @@ def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
     while error is not None:
         frames = traceback.extract_tb(error.__traceback__)
         lines = [f.lineno for f in frames if Path(f.filename).name == Path(file).name]
-        if lines:
-            message = (str(error).strip().splitlines() or [""])[0].strip("'\"")
-            return ConfigError(f"{file}, line {lines[-1]}: {type(error).__name__}: {message}")
+        message = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, KeyError):
+            message = message.strip("'\"")
+        if isinstance(error, SyntaxError) and not lines:
+            lines, message = [error.lineno or 1], error.msg
+        if lines and file:
+            what = f"{type(error).__name__}: {message}".removesuffix(": ")
+            return ConfigError(f"{file}, line {lines[-1]}: {what}")
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            return ConfigError(f"{file} has no function get_config(), which makes the config.")
         error = error.__cause__ or error.__context__
     return None
 

@@ -27,13 +27,12 @@ from resnet_jax.cli import (
 )
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
-from resnet_jax.cli.flags import report, show_progress
-from resnet_jax.errors import ResnetJaxError, UsageError
+from resnet_jax.cli.flags import outlive_terminal, report, show_progress, unwritten_output
+from resnet_jax.errors import UsageError
 from resnet_jax.memory import manage_memory
 from resnet_jax.output import escaped
 from resnet_jax.programs import keep_programs
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _SUBCOMMANDS = {
     "list": list_models,
     "summary": summary,
@@ -67,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     returns one JSON-like document, and `show(document, console)`, which prints it for people. A
     document that tells of a failure has the "exit_code" that its process ends with.
     """
+    outlive_terminal()
     parser = _Parser(prog="resnet-jax", description=__doc__)
     parser.add_argument("--version", action="version", version=f"resnet_jax {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", required=True, parser_class=_Parser)
@@ -85,13 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = _SUBCOMMANDS[args.subcommand]
     try:
         document = module.run(args)
-    except ResnetJaxError as error:
-        return report(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    if args.json:
-        print(json.dumps(document, indent=2, allow_nan=False))
-    else:
-        module.show(escaped(document), Console(highlight=False, soft_wrap=True))
-    return int(document.get("exit_code", 0))
+        if args.json:
+            print(json.dumps(document, indent=2, allow_nan=False))
+        else:
+            module.show(escaped(document), Console(highlight=False, soft_wrap=True))
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        if code is None:
+            raise
+        return code
+    unwritten = unwritten_output()
+    return int(document.get("exit_code", 0)) or unwritten

@@ -12,6 +12,7 @@ from resnet_jax.errors import UsageError, did_you_mean
 HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
 EXAMPLE = "resnet-jax reproduce he2015-fig6 --workdir=runs/papers"
 
+_STOPPED = "stopped; nothing was lost, and the same command goes on"
 _SEEDS = {"cpu": 3, "full": 5}
 
 
@@ -36,12 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Reproduce, or list."""
+    from resnet_jax.checkpoint.stop import StopRequest  # noqa: PLC0415
     from resnet_jax.research import results  # noqa: PLC0415 - imports JAX
     from resnet_jax.research.catalogue import ARTEFACTS  # noqa: PLC0415
 
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
-    if args.budget is not None and args.budget < 0:
+    if args.budget is not None and not args.budget >= 0:
         raise UsageError(f"--budget is {args.budget}; it can't be negative.")
     workdir = args.workdir.expanduser()
     if args.list:
@@ -56,12 +58,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.size not in ARTEFACTS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
-    done = [
-        results.reproduce(
-            ARTEFACTS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
-        )
-        for name in names
-    ]
+    # Training listens for signals itself, and saves; all else is computed again.
+    with StopRequest() as stop, stop.nothing_to_lose(_STOPPED):
+        done = [
+            results.reproduce(
+                ARTEFACTS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
+            )
+            for name in names
+        ]
     return {"results": done}
 
 

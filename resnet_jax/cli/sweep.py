@@ -121,7 +121,7 @@ def _overrides(args: argparse.Namespace) -> list[Any]:
             )
         given = [argument] if argument and inspect.signature(sweep).parameters else []
         return list(sweep(*given))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         program = f"resnet-jax {args.subcommand}"
         explained = explain(error, [program, f"--config={args.config}"], program=program)
         if explained is None:

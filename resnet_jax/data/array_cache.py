@@ -5,7 +5,6 @@ A missing, damaged or unwritable cache is never an error: the caller decodes aga
 
 import json
 import logging
-import os
 import re
 import secrets
 import zlib
@@ -15,16 +14,11 @@ from typing import IO
 
 import numpy as np
 
+from resnet_jax.files import cache_root
+
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1  # raise it when the decoding changes its result
-
-
-def cache_root() -> Path:
-    """Where this package keeps what it can make again: under $XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(root) if os.path.isabs(root) else Path(os.path.expanduser("~/.cache"))
-    return base / "resnet_jax"
 
 
 def cache_folder(name: str, digest: str) -> Path:

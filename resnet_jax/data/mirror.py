@@ -17,8 +17,8 @@ import fsspec  # type: ignore[import-untyped]
 from etils import epath
 
 from resnet_jax.buckets import bucket_errors
-from resnet_jax.data.array_cache import cache_root
 from resnet_jax.errors import DataError
+from resnet_jax.files import cache_root
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.buckets import as_path, bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import ConfigError
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.train.config import MAY_CHANGE, flatten, from_json
@@ -27,7 +27,6 @@ from resnet_jax.train.report import recorded_summary
 Metric = Literal["top1", "loss"]
 _DEEPEST = 3  # folders of folders that are searched for runs
 _DASHES = ("-", "--", ":", "-.")
-_NEEDED = ("epoch", "loss", "top1")  # of a record, beside "step" and "split"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,11 +138,7 @@ def read_run(folder: epath.Path) -> RecordedRun:
         flat = flatten(from_json(config))
     except (ConfigError, KeyError) as error:
         raise ConfigError(f"{source} can't be used: {error}") from None
-    records = read_metrics(folder / METRICS)
-    for number, record in enumerate(records, start=1):
-        if not all(isinstance(record.get(name), int | float) for name in _NEEDED):
-            raise DataError(f"Record {number} of {folder / METRICS} is damaged; remove its line.")
-    return RecordedRun(folder, flat, records, summary)
+    return RecordedRun(folder, flat, read_metrics(folder / METRICS), summary)
 
 
 def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:

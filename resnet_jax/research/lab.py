@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.data.known import find_known
+from resnet_jax.errors import StoppedEarly
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.train.config import describe_differences, model_overrides, to_json
@@ -23,6 +25,8 @@ from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.restore import TrainedNetwork, restore_run
 
 Size = Literal["cpu", "full"]
+
+_log = logging.getLogger(__name__)
 
 
 class Trained:
@@ -85,7 +89,7 @@ class Lab:
         size: Size,
         seeds: tuple[int, ...],
         budget_pflop: float | None = None,
-        say: Callable[[str], object] = print,
+        say: Callable[[str], object] = _log.info,
     ) -> None:
         """Work in `folder`, where earlier runs are found again.
 
@@ -106,6 +110,7 @@ class Lab:
 
         Raises:
             ResnetJaxError: as `fit`.
+            StoppedEarly: a signal came; a run under way is saved, and goes on next time.
         """
         trained = {}
         for name, single in configs.items():
@@ -121,7 +126,12 @@ class Lab:
                     self._left -= cost
                 self._say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
                 with contextlib.redirect_stdout(io.StringIO()):
-                    fit(config, folder)
+                    stopped = fit(config, folder).stopped_early
+                if stopped:
+                    raise StoppedEarly(
+                        f"stopped while training {name}, saved in {folder}; the same command goes"
+                        " on from here"
+                    )
             check_config(folder, to_json(config), describe_differences)
             trained[name] = Trained(folder, self.seeds)
         return trained

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import IO, Any, Literal
 
 from etils import epath
 
-from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.checkpoint.stop import STOP_SIGNALS, StopRequest
 from resnet_jax.errors import STOPPED_EARLY, PeerError
 from resnet_jax.research.progress import Progress
 from resnet_jax.research.sweep import PlannedRun
@@ -80,6 +79,7 @@ class _Worker:
             "config": to_json(run.config),
             "workdir": os.fspath(workdir / run.name),
             "argv": sys.argv,
+            "parent": os.getpid(),
         }
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended
@@ -112,8 +112,9 @@ class _Worker:
         state: State = "failed"
         if code == 0:
             state = "finished"
-        # Before it listens for signals there is nothing to save, and it just ends.
-        elif code == STOPPED_EARLY or (self._asked and code == -signal.SIGTERM):
+        # Before it listens for signals there is nothing to save, and it just ends. A terminal sends
+        # its signals to the process as well.
+        elif code == STOPPED_EARLY or (self._asked and -code in STOP_SIGNALS):
             state = "stopped"
         exit_code = 128 - code if code < 0 else code
         return Ended(state, exit_code, said, time.monotonic() - self._began)
@@ -141,8 +142,8 @@ def train_all(
         runs: in the order in which they begin.
         workdir: a run's directory is the folder of its name there.
         command: a program that trains. It reads a JSON object from its standard input, of
-            "config" (JSON text), "workdir", and "argv", the command line to put on record; it
-            saves and ends with 75 when it is sent SIGTERM.
+            "config" (JSON text), "workdir", "argv", the command line to put on record, and
+            "parent", the number of this process; it saves and ends with 75 when it is sent SIGTERM.
         environments: variables that a process has beside those of this one.
         stop: once that is requested no run begins, and those under way are told to stop.
 

@@ -1,13 +1,15 @@
 """metrics.jsonl and TensorBoard: the record of a run, which survives a restart without a seam."""
 
+import contextlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from etils import epath
 
@@ -32,11 +34,17 @@ class MetricsLog:
     is full, stays in memory until it can: no run ends because of its log.
     """
 
-    def __init__(self, workdir: epath.Path, *, start_step: int) -> None:
+    def __init__(self, workdir: epath.Path, *, start_step: int, records: int | None = None) -> None:
         """Open the record of a run that goes on at `start_step`.
 
         Records of later steps are dropped: the run will write them again. So is a last line that
         a crash left unfinished.
+
+        Args:
+            workdir: of the run.
+            start_step: of the checkpoint that the run goes on from, or 0.
+            records: how many there were at that checkpoint, if that is known. If there are more
+                or fewer now, a warning says so.
 
         Raises:
             DataError: the record is damaged, or can't be read.
@@ -53,6 +61,12 @@ class MetricsLog:
         self._writes = is_main()
         if not self._writes:
             return
+        if records not in (None, len(self.history)):
+            _log.warning(
+                "%s has %d of the %d records that were written up to step %d; the run goes on, and"
+                " its curves are drawn from what is there.",
+                *(path, len(self.history), records, start_step),
+            )
         self._workdir = workdir
         self._gathered = (
             tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
@@ -104,27 +118,25 @@ class MetricsLog:
         try:
             self._catch_up()
             os.fsync(self._file.fileno())
-            self._board.flush()
             if self._gathered:
                 write_atomically(self._workdir / METRICS, self._path.read_bytes())
-                board = self._workdir / _BOARD
-                with bucket_errors(board):
-                    board.mkdir(parents=True, exist_ok=True)
-                for events in (self._path.parent / _BOARD).iterdir():
-                    write_atomically(board / events.name, events.read_bytes())
         except OSError as error:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
+        self._board.sync(self._workdir / _BOARD)
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if not self._writes:
             return
         try:
             self.sync()
+        except WriteError:
+            if error is None:  # else the run ends by that error, which matters more
+                raise
         finally:
             self._file.close()
             self._board.close()
@@ -144,10 +156,13 @@ class _Board:
         from tensorboardX.summary import scalar  # noqa: PLC0415 - don't need
 
         self._event, self._scalar = Event, scalar
-        folder.mkdir(exist_ok=True)
+        self._folder = folder
         # The library's own names have seconds only: a quick restart would overwrite the file.
         suffix = f".{os.getpid()}.{time.time_ns()}"
-        self._events: Any = EventsWriter(str(folder / "events"), suffix)
+        self._events: Any = None
+        with self._losses():
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"), suffix)
         # TensorBoard hides what an earlier process wrote of these steps.
         session = SessionLog(status=SessionLog.START)
         self._write(step=start_step + 1, session_log=session)
@@ -161,16 +176,27 @@ class _Board:
     def _write(self, **event: Any) -> None:
         self._do(lambda events: events.write_event(self._event(wall_time=time.time(), **event)))
 
-    def flush(self) -> None:
+    def sync(self, target: epath.Path) -> None:
+        """Send on what was written; if `target` is in a bucket, copy it there."""
         self._do(lambda events: events.flush())
+        if self._events and is_remote(target):
+            with self._losses(), bucket_errors(target):
+                target.mkdir(parents=True, exist_ok=True)
+                for events in self._folder.iterdir():
+                    write_atomically(target / events.name, events.read_bytes())
 
     def close(self) -> None:
         self._do(lambda events: events.close())
 
     def _do(self, action: Callable[[Any], object]) -> None:
-        try:
+        with self._losses():
             if self._events:
                 action(self._events)
+
+    @contextlib.contextmanager
+    def _losses(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self._events = None
             _log.warning(
@@ -209,14 +235,75 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
-    records = []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            records.append({**record, "step": int(record["step"]), "split": str(record["split"])})
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            records.append(_checked(json.loads(line, parse_constant=_refuse)))
+            _check_same_seeds(records)
+        except (ValueError, RecursionError) as error:
+            why = "not JSON" if isinstance(error, json.JSONDecodeError) else error
             raise DataError(
-                f"Line {number} of {path} is damaged. Checkpoints don't depend on it: remove the"
-                " line, or the file, and start the run again."
+                f"Line {number} of {path} is damaged ({why}). Checkpoints don't depend on it:"
+                " remove the line, or the file, and start the run again."
             ) from None
     return records
+
+
+# What every version has written, by split.
+_NEEDED = {"train": ("epoch", "loss", "top1", "lr", "img_per_s"), "diagnostics": ("epoch",)}
+_NEEDED_OF_SCORES = ("epoch", "loss", "top1")
+_SPREAD = ("std", "seeds")  # of several seeds: by metric the deviation, and the values of each
+
+
+def _checked(record: Any) -> dict[str, Any]:
+    """The record, if what is read of records has the right types.
+
+    Raises:
+        ValueError: saying what is wrong.
+    """
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")
+    split = record.get("split")
+    if not isinstance(split, str):
+        raise ValueError('"split" is no text')
+    if type(record.get("step")) is not int or record["step"] < 0:
+        raise ValueError('"step" is no number of a step')
+    needed = _NEEDED.get(split, _NEEDED_OF_SCORES)
+    if missing := [name for name in needed if name not in record]:
+        raise ValueError(f'"{missing[0]}" is missing')
+    if not isinstance(record.get("weights", ""), str):
+        raise ValueError('"weights" is no text')
+    for name, value in record.items():
+        if name in _SPREAD:
+            _check_spread(name, value, [n for n in needed if n in _NEEDED_OF_SCORES[1:]])
+        elif name not in ("split", "weights"):
+            _check_number(name, value)
+    return record
+
+
+def _check_spread(name: str, values: Any, needed: list[str]) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f'"{name}" is no JSON object')
+    if missing := [metric for metric in needed if metric not in values]:
+        raise ValueError(f'"{missing[0]}" is missing in "{name}"')
+    for metric, value in values.items():
+        if name == "seeds" and not isinstance(value, list):
+            raise ValueError(f'"{metric}" in "{name}" is no list')
+        for one in value if name == "seeds" else [value]:
+            _check_number(metric, one)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f'"{name}" is no finite number')
+
+
+def _check_same_seeds(records: list[dict[str, Any]]) -> None:
+    """Check that the last record has values of as many seeds as the first, for each metric."""
+    counts = {len(v) for r in (records[0], records[-1]) for v in r.get("seeds", {}).values()}
+    if len(counts) > 1 or ("seeds" in records[0]) != ("seeds" in records[-1]):
+        raise ValueError("other seeds than in the first line")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no finite number")

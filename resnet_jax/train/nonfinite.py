@@ -40,6 +40,7 @@ class NonfiniteRecord:
         """
         self._path, self._orders = workdir / NONFINITE, orders
         self._limit, self.count = limit, count
+        self._unwritten: list[str] = []
 
     def write(self, steps: list[tuple[int, int]], outcome: str) -> None:
         """Write down what the batches of these steps were: {"step", "outcome", "ids", "epochs"}.
@@ -47,16 +48,34 @@ class NonfiniteRecord:
         Steps are numbered from 0, and examples by their place in the training split. Of several
         seeds a line also has the "seed".
 
-        Raises:
-            OSError: it can't be written.
+        What can't be written, because a disk is full, stays in memory until it can.
         """
         lines = [self._line(number, step, outcome) for number, step in steps]
         if is_main():
+            behind = bool(self._unwritten)
+            self._unwritten += lines
+            self._catch_up(warn=not behind)
+
+    def sync(self) -> None:
+        """Try again to write what couldn't be written."""
+        if self._unwritten:
+            self._catch_up(warn=False)
+
+    def _catch_up(self, *, warn: bool) -> None:
+        try:
             with bucket_errors(self._path):
-                before = self._path.read_text() if self._path.exists() else ""
+                before = self._path.read_bytes() if self._path.exists() else b""
             known = before.splitlines()  # a run that was resumed may come here again
-            new = [line for line in lines if line not in known]
-            write_atomically(self._path, before + "".join(f"{line}\n" for line in new))
+            new = [line for line in map(str.encode, self._unwritten) if line not in known]
+            write_atomically(self._path, before + b"".join(line + b"\n" for line in new))
+        except OSError as error:
+            if warn:
+                _log.warning(
+                    "%s can't be written (%s); its lines are kept in memory until it can.",
+                    *(self._path, error.strerror or error),
+                )
+        else:
+            self._unwritten.clear()
 
     def _line(self, number: int, step: int, outcome: str) -> str:
         order = self._orders[number]

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ from resnet_jax.train.experiment import Experiment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
 
 _MOST_NAMED_CLASSES = 40
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -208,6 +211,29 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+class Figures:
+    """The pictures of a run. Where one can't be written, a warning says so, and the run goes on."""
+
+    def __init__(self, workdir: epath.Path) -> None:
+        """Draw into files in `workdir`."""
+        self._workdir = workdir
+        self._lost: set[str] = set()
+
+    def draw(self, name: str, draw: Callable[[], None]) -> None:
+        """Call `draw`, which writes the file of that name; warn if the first try in a row fails."""
+        try:
+            draw()
+        except OSError as error:
+            if name not in self._lost:
+                _log.warning(
+                    "%s can't be written (%s); the run goes on without it.",
+                    *(self._workdir / name, error.strerror or error),
+                )
+            self._lost.add(name)
+        else:
+            self._lost.discard(name)
 
 
 def _itself(value: float) -> float:

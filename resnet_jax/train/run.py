@@ -16,7 +16,7 @@ from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.retention import merit
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.checkpoint.workdir import METRICS, SUMMARY
+from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS, METRICS, SUMMARY
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, WriteError
 from resnet_jax.memory import give_back_freed_memory
@@ -30,6 +30,7 @@ from resnet_jax.train.metrics_log import MetricsLog, read_metrics
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.pretrained import check_unchanged
 from resnet_jax.train.report import (
+    Figures,
     draw_curves,
     recorded_scores,
     recorded_summary,
@@ -104,6 +105,7 @@ class Run:
         self._stop, self._watchdog, self._stop_at_step = stop, watchdog, stop_at_step
         self._check_place = check_place
         self._clock = Clock()
+        self._figures = Figures(workdir)
         self._waited_s = 0.0  # for images, up to the last log point
         self._failed_saves = 0  # in a row
         self._probe: Probe | None = None
@@ -118,7 +120,9 @@ class Run:
             return self._as_recorded()
         self._evaluators = self._experiment.evaluators()
         with (
-            MetricsLog(self._workdir, start_step=self._step) as self._log,
+            MetricsLog(
+                self._workdir, start_step=self._step, records=self._records_then
+            ) as self._log,
             TrainingConsole(total_steps=total_steps, start_step=self._step) as self._console,
         ):
             self._console.opening(self._experiment, self._workdir)
@@ -131,7 +135,7 @@ class Run:
     def _restore(self) -> None:
         self._watchdog.now("restoring")
         restored = self._checkpoints.restore_newest(self._experiment.abstract_state)
-        self._step, self._best, gone_on = 0, None, 0
+        self._step, self._best, self._records_then, gone_on = 0, None, None, 0
         if restored:
             self._step, self._state, progress = restored
             _check_same_data(progress, self._dataset, self._workdir)
@@ -140,6 +144,7 @@ class Run:
             if teacher := self._experiment.teacher:
                 teacher.check(progress.get("teacher"))
             self._best, gone_on = progress["best"], progress["nonfinite"]
+            self._records_then = progress.get("records")  # older versions didn't count them
             self._clock.earlier_s = progress["wall_s"]
         else:
             self._state = self._experiment.initial_state()
@@ -330,7 +335,12 @@ class Run:
             if is_main():
                 title = f"{self._config.model.name} on {self._config.data.name}"
                 similar = measured[0].similarities
-                draw_diagnostics(self._workdir, self._log.history, similar, title=title)
+                self._figures.draw(
+                    DIAGNOSTICS,
+                    lambda: draw_diagnostics(
+                        self._workdir, self._log.history, similar, title=title
+                    ),
+                )
 
     def _whose(self, meters: list[Meter]) -> str:
         """Of which seeds a meter tells of steps that weren't finite, if there are several."""
@@ -346,9 +356,13 @@ class Run:
             record = self._score_record(name, scored, self._step)
             self._log.write(record)
             self._console.evaluation(record)
+        self._choose_best(scores)
+        return scores
+
+    def _choose_best(self, scores: dict[str, Evaluation]) -> None:
+        """Take this step for the best one if its scores are."""
         if self._best is None or merit(vars(scores["validation"])) >= merit(self._best):
             self._best = {"step": self._step, **scores["validation"].scalars()}
-        return scores
 
     def _score(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:
         """Score the raw variables and, as `{split}_ema`, their moving averages."""
@@ -381,6 +395,8 @@ class Run:
                 except WriteError as error:
                     self._count_failure(error, last=last)
                     if last:
+                        if scores:  # it is saved again, with these scores
+                            self._choose_best(scores)
                         continue
                 return
 
@@ -396,6 +412,7 @@ class Run:
     def _save_once(self, scores: dict[str, Evaluation] | None) -> None:
         self._settle()
         self._log.sync()
+        self._nonfinite.sync()
         self._checkpoints.save(
             self._step,
             self._state,
@@ -403,6 +420,7 @@ class Run:
                 "best": self._best,
                 "wall_s": self._clock.wall_s(),
                 "nonfinite": self._nonfinite.count,
+                "records": len(self._log.history),
                 "class_names": self._dataset.class_names,
                 "image_shape": self._experiment.evaluation_shape(),
                 "fingerprint": self._dataset.fingerprint,
@@ -499,6 +517,7 @@ class Run:
                 self._log.write(self._score_record(name, scored, scored_at))
         self._watchdog.now("finishing the last checkpoint")
         self._checkpoints.close()
+        self._log.sync()  # summary.json tells that all else is there
         summary = run_summary(
             self._experiment,
             evaluation=evaluation,
@@ -509,7 +528,9 @@ class Run:
         )
         if is_main():
             title = f"{self._config.model.name} on {self._config.data.name}"
-            draw_curves(self._workdir, self._log.history, title=title)
+            self._figures.draw(
+                CURVES, lambda: draw_curves(self._workdir, self._log.history, title=title)
+            )
             write_summary(self._workdir, summary)
         self._console.closing(summary, self._workdir)
         wait_for_all("the run is on record")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import re
 import resource
 import shutil
@@ -367,3 +368,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_orbax_warns_users_of_nothing_that_is_meant(tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "absl")
+    checkpoints = Checkpointer(tmp_path, keep=1)
+    checkpoints.save(1, {"w": jnp.zeros(3)}, progress={}, metrics=None)
+    checkpoints.close()
+    assert Checkpointer(tmp_path, keep=None).steps() == [1]
+    assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []

@@ -473,3 +473,27 @@ def test_a_lock_in_a_bucket(bucket):
         with pytest.raises(WriteError, match="in use"), locked(workdir):
             pass
     assert not (bucket / "locked" / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "\0" * 100,
+        '{"pid": "../../etc", "here": null}',
+        '{"pid": 1.5}',
+        '{"renewed": "yesterday", "token": 3}',
+        '{"host": ["a"], "pid": 1, "since": {}}',
+    ],
+)
+@pytest.mark.usefixtures("hurried")
+def test_a_damaged_lock_is_watched_and_taken_over(content, tmp_path):
+    path = tmp_path / LOCK
+    path.write_text(content)
+    assert lock.holder_of(epath.Path(tmp_path)) == "a process that isn't known"
+    began = time.monotonic()
+    with locked(epath.Path(tmp_path)):
+        assert time.monotonic() - began >= 0.8
+        assert json.loads(path.read_text())["pid"] == os.getpid()

@@ -23,10 +23,11 @@ def _write(folder, *, top1=0.9, steps=(4, 8, 12), finished=True, seeds=(), **fie
     for step in steps:
         for split in ("train", "validation"):
             scores = {"loss": 12 / step, "top1": top1 * step / 12}
+            rates = {"lr": 0.1, "img_per_s": 900.0} if split == "train" else {}
             if seeds:
                 of_seeds = {name: [v - 0.01, v, v + 0.01] for name, v in scores.items()}
                 scores |= {"seeds": of_seeds}
-            records.append({"step": step, "epoch": step / 4, "split": split, **scores})
+            records.append({"step": step, "epoch": step / 4, "split": split, **scores, **rates})
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(to_json(config))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))

@@ -2,10 +2,14 @@
 
 import argparse
 import json
+import sys
 
+import absl.flags
 import pytest
+from ml_collections import config_flags
 
 from resnet_jax.cli.config_flag import add_config_argument, load_config, take_overrides
+from resnet_jax.cli.flags import parse_flags
 from resnet_jax.cli.main import main
 
 
@@ -93,6 +97,54 @@ def test_mistakes_are_one_line(arguments, code, message, tmp_path, capsys):
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+_FILES = {
+    "exits": "import sys\nsys.exit(0)",
+    "exits_late": "def get_config():\n    raise SystemExit",
+    "empty": "",
+    "syntax": "x = 1\ndef get_config(:",
+    "binary": "\0",
+    "makes_none": "def get_config(): pass",
+    "makes_a_dict": "def get_config(): return {}",
+    "needs_more": "def get_config(name): return name",
+    "imports": "import no_such_module",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("exits", "exits.py, line 2: SystemExit: 0\n"),
+        ("exits_late", "exits_late.py, line 2: SystemExit\n"),
+        ("empty", "empty.py has no function get_config(), which makes the config.\n"),
+        ("syntax", "syntax.py, line 2: SyntaxError: invalid syntax\n"),
+        ("binary", "binary.py, line 1: SyntaxError: source code string cannot contain null"),
+        ("makes_none", "makes_none.py: get_config() returns "),
+        ("makes_a_dict", "makes_a_dict.py: get_config() returns a dict, not a ConfigDict.\n"),
+        ("needs_more", "needs_more.py: TypeError: get_config() missing 1 required positional"),
+        ("imports", "imports.py, line 1: ModuleNotFoundError: No module named 'no_such_module'\n"),
+        ("folder", "folder.py is a folder, not a file.\n"),
+    ],
+)
+def test_a_file_that_makes_no_config_is_one_line(name, message, tmp_path, capsys, monkeypatch):
+    """On the command line of subcommands, and of train.py, which has flags of its own."""
+    path = tmp_path / f"{name}.py"
+    path.write_text(_FILES[name]) if name in _FILES else path.mkdir()
+    argv = ["train.py", f"--config={path}", f"--workdir={tmp_path}"]
+    # ml_collections loads each file into the module of the one before.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    assert main(["summary", argv[1]]) == 78
+    train_flags = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=train_flags, sys_argv=argv)
+    absl.flags.DEFINE_string("workdir", None, "", flag_values=train_flags)
+    absl.flags.mark_flags_as_required(["config", "workdir"], train_flags)
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(argv, train_flags)
+    assert ended.value.code == 78
+    told = capsys.readouterr().err.splitlines(keepends=True)
+    assert len(told) == 2
+    assert all(line.startswith("error: ") and message in line for line in told), told
 
 
 def test_another_subcommand_takes_no_overrides(capsys):

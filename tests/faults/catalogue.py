@@ -82,6 +82,29 @@ FAULTS = (
         ("faults/test_signals.py::test_any_signal_to_stop_saves",),
     ),
     Fault(
+        "signals after the end, or hundreds of them",
+        "while the interpreter shuts down; every 2 ms",
+        "the exit code says how the run ended",
+        (
+            "faults/test_signals.py::"
+            "test_signals_after_the_end_of_a_run_do_not_change_its_exit_code",
+            "faults/test_signals.py::test_a_storm_of_signals_loses_nothing",
+        ),
+    ),
+    Fault(
+        "a reproduction or a sweep is told to stop",
+        "SIGINT, SIGTERM, between runs and within one",
+        "exit code 75, no stopped run counts as trained",
+        (
+            "research/test_lab.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
+            "research/test_artefact.py::test_a_signal_between_runs_stops_the_command",
+            "research/test_sweep.py::test_a_stop_is_passed_on_and_nothing_begins_after_it",
+            "research/test_sweep.py::test_a_run_that_a_terminal_interrupts_as_well_has_not_failed",
+            "research/test_sweep.py::"
+            "test_a_process_whose_sweep_was_killed_before_it_began_trains_nothing",
+        ),
+    ),
+    Fault(
         "SIGTERM during compilation",
         "from outside, a network of 111 layers",
         "ends within seconds, exit code 75",
@@ -94,12 +117,50 @@ FAULTS = (
         ("faults/test_terminal.py",),
     ),
     Fault(
+        "the output of a command can't be written",
+        "every subcommand: full, closed, in ASCII, no reader",
+        "73 where it is lost; a reader may end early",
+        (
+            "cli/test_all_commands.py::"
+            "test_output_that_cannot_be_written_is_an_error_unless_nobody_reads_it",
+            "cli/test_all_commands.py::test_a_stream_of_ascii_gets_escapes",
+            "cli/test_all_commands.py::test_messages_that_cannot_be_written_change_no_exit_code",
+            "cli/test_all_commands.py::test_the_end_of_the_process_changes_nothing_either",
+        ),
+    ),
+    Fault(
+        "no home, no such platform, a dumb terminal",
+        "variables of the environment, and other users' caches",
+        "works without, or one line, exit code 78",
+        (
+            "cli/test_all_commands.py::test_a_command_in_a_poor_environment",
+            "cli/test_all_commands.py::test_a_platform_that_jax_does_not_know_is_one_line",
+            "test_programs.py::test_programs_of_another_user_are_not_run",
+            "test_programs.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
+        ),
+    ),
+    Fault(
         "disk full",
         "a tmpfs of 8 MB, filled",
         "trains on and saves later; else 73, nothing lost",
         (
             "faults/test_writes.py::test_a_full_disk_doesnt_end_the_run",
             "faults/test_writes.py::test_a_disk_that_stays_full_ends_the_run",
+        ),
+    ),
+    Fault(
+        "logs or pictures can't be written",
+        "folders in their place, a disk that is full",
+        "one warning; the run goes on",
+        (
+            "train/test_metrics_log.py::test_tensorboard_that_cannot_be_written_costs_no_record",
+            "train/test_metrics_log.py::"
+            "test_a_log_that_cannot_be_written_at_the_end_hides_no_other_error",
+            "train/test_metrics_log.py::"
+            "test_examples_of_steps_that_were_not_finite_wait_until_they_can_be_written",
+            "train/test_metrics_log.py::"
+            "test_a_picture_that_cannot_be_written_is_warned_of_until_it_can",
+            "train/test_metrics_log.py::test_pictures_that_cannot_be_written_end_no_run",
         ),
     ),
     Fault(
@@ -111,6 +172,7 @@ FAULTS = (
             "test_a_save_that_fails_is_known_at_once_and_leaves_nothing",
             "train/test_refusals.py::test_a_checkpoint_that_fails_names_what_is_intact",
             "faults/test_writes.py::test_what_couldnt_be_saved_isnt_success",
+            "train/test_resume.py::test_the_best_is_kept_when_the_last_save_fails_once",
         ),
         plain="a save fails in the background",
     ),
@@ -163,6 +225,8 @@ FAULTS = (
         "one line, exit code 64 or 78",
         (
             "cli/test_train_command.py::test_a_wrong_command_line_is_one_line",
+            "cli/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
+            "cli/test_all_commands.py::test_a_number_that_is_none_is_refused",
             "faults/test_fuzz_config.py",
         ),
     ),
@@ -287,10 +351,12 @@ FAULTS = (
     ),
     Fault(
         "the record of a run is torn",
-        "cut lines, other text",
+        "cut, lost and edited lines, other text",
         "mended, or named with its line",
         (
             "train/test_refusals.py::test_a_damaged_record_is_named_with_its_line",
+            "train/test_metrics_log.py::test_a_damaged_line_is_named_and_what_is_wrong_with_it",
+            "train/test_metrics_log.py::test_records_that_were_lost_are_noticed_when_a_run_goes_on",
             "faults/test_storage.py::test_a_damaged_summary_is_one_line",
             "faults/test_storage.py::test_a_damaged_summary_can_be_made_anew",
         ),

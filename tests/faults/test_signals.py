@@ -1,11 +1,51 @@
 """Signals at every moment of a run: all is saved, the exit code is 75, nothing differs later."""
 
+import contextlib
+import itertools
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
-from tests.runs import digest, start, train
+from tests.runs import ROOT, digest, start, train
+
+_ENDS = """
+import atexit, os, signal, sys, types
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.cli.flags import exit_code_of
+from resnet_jax.errors import WriteError
+
+def storm():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) * 100:
+        os.kill(os.getpid(), number)
+
+class Late:
+    def __del__(self):
+        storm()
+
+def run():
+    if sys.argv[1] == "fails":
+        raise WriteError("The disk is full.")
+    return types.SimpleNamespace(stopped_early=sys.argv[1] == "stops")
+
+late = Late()
+atexit.register(storm)
+with StopRequest() as stop:
+    code = exit_code_of(run)
+    storm()
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("finishes", 0), ("stops", 75), ("fails", 73)])
+def test_signals_after_the_end_of_a_run_do_not_change_its_exit_code(how, code):
+    """Not even while the interpreter shuts down."""
+    command = [sys.executable, "-c", _ENDS, how]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -37,6 +77,24 @@ def test_a_second_signal_changes_nothing(whole, tmp_path):
     running.signal(signal.SIGTERM)
     ended = running.end()
     assert ended.code in (0, 75), ended.said  # all twelve steps may be done by now
+    assert train(tmp_path / "run").code == 0
+    assert digest(tmp_path / "run") == digest(whole)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("numbers", "codes"),
+    [((signal.SIGTERM, signal.SIGHUP), (0, 75)), ((signal.SIGINT,), (0, 75, 130))],
+)
+def test_a_storm_of_signals_loses_nothing(numbers, codes, whole, tmp_path):
+    """A second Ctrl-C gives up; whatever comes after that is no crash either."""
+    running, sent = start(tmp_path / "run").logs(2), itertools.cycle(numbers)
+    while running.alive():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            running.signal(next(sent))
+        time.sleep(0.002)
+    ended = running.end()
+    assert ended.code in codes, ended.said
     assert train(tmp_path / "run").code == 0
     assert digest(tmp_path / "run") == digest(whole)
 

@@ -1,8 +1,11 @@
 """Runs of reproductions: made once, within a budget, and valid at full size."""
 
+import types
+
 import pytest
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, StoppedEarly
+from resnet_jax.research import lab
 from resnet_jax.research.catalogue import ARTEFACTS
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.lab import Lab, pflop
@@ -43,6 +46,22 @@ def test_a_run_is_made_once_and_knows_its_seeds(tmp_path):
     other = digits("resnet20", {**_TINY, "optimizer.momentum": 0.5})
     with pytest.raises(ConfigError, match=r"optimizer.momentum: 0.9 → 0.5"):
         _lab(tmp_path).train({"one": other})
+
+
+def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
+    """It ends the training of all, and goes on next time."""
+    begun = []
+
+    def fit(config, folder):
+        begun.append(folder.name)
+        return types.SimpleNamespace(stopped_early=True)
+
+    monkeypatch.setattr(lab, "fit", fit)
+    config = digits("resnet20", _TINY)
+    for _ in range(2):
+        with pytest.raises(StoppedEarly, match=r"stopped while training one, saved in .*one; the"):
+            _lab(tmp_path).train({"one": config, "another": config})
+    assert begun == ["one", "one"]
 
 
 def test_a_run_that_diverges_fails_and_ends_nothing(tmp_path):

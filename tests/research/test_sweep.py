@@ -1,8 +1,10 @@
 """Runs of a sweep: which there are, how they are made, and what their scores come to."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -155,6 +157,26 @@ def test_a_stop_is_passed_on_and_nothing_begins_after_it(tmp_path):
     runs = _seeds(fake_child.STOPS, 1, 2)
     ended = _train(runs, tmp_path, processes=1, stop_at=runs[0].name)
     assert [(name, how.state) for name, how in ended.items()] == [("seed=75", "stopped")]
+
+
+def test_a_run_that_a_terminal_interrupts_as_well_has_not_failed(tmp_path):
+    """Ctrl-C reaches the process of a run before it listens for signals."""
+    program = "import os, signal; signal.signal(2, signal.SIG_DFL); os.kill(os.getpid(), 2)"
+    [run] = _seeds(1)
+    worker = workers._Worker(run, epath.Path(tmp_path), [sys.executable, "-c", program], {})
+    worker._process.wait()
+    assert worker.ended().state == "failed"  # nobody had asked it to stop
+    worker.ask_to_stop()
+    assert worker.ended().state == "stopped"
+    worker.close()
+
+
+def test_a_process_whose_sweep_was_killed_before_it_began_trains_nothing(tmp_path):
+    job = {"config": "{}", "workdir": str(tmp_path / "run"), "argv": [], "parent": 1}
+    command = [sys.executable, "-m", "resnet_jax.cli.fit_child"]
+    done = subprocess.run(command, input=json.dumps(job).encode(), check=False)
+    assert done.returncode == 75
+    assert not (tmp_path / "run").exists()
 
 
 def test_processes_end_with_the_sweep(tmp_path):

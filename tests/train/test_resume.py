@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed equals one that never was, to the bit."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -10,10 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 import resnet_jax
+from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.errors import WriteError
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics_log import read_metrics
+from resnet_jax.train.run import Run
 
 STEPS = 12
 _TIMINGS = {"img_per_s", "wall_s"}
@@ -205,3 +210,32 @@ def test_best_is_the_highest_validation_score(uninterrupted):
     ]
     assert [step for _, _, step in scores] == [4, 8, 12]
     assert expected.best["step"] == max(scores)[2]
+
+
+def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, monkeypatch):
+    """The save that is tried again has the best scores: it pushes the best one before out."""
+    tiny_config.keep_checkpoints = 1
+    tiny_config.checkpoint_every = tiny_config.duration
+    score, save = Run._score, Checkpointer.save
+    failed = []
+
+    def scores_by_step(run, split, state, step):
+        top1 = {4: 0.5, 8: 0.1, 12: 0.9}[step]
+        scores = score(run, split, state, step)
+        return {name: dataclasses.replace(one, top1=top1) for name, one in scores.items()}
+
+    def fails_once(self, step, *args, **kwargs):
+        if step == STEPS and not failed:
+            failed.append(step)
+            raise WriteError("No space left on device.")
+        save(self, step, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "_score", scores_by_step)
+    monkeypatch.setattr(Checkpointer, "save", fails_once)
+    result = resnet_jax.fit(tiny_config, tmp_path)
+    assert failed == [STEPS]
+    assert result.best["step"] == STEPS
+    assert "test_best" in result.evaluation
+    # The last one that was known to be good when the other was saved is kept, too.
+    assert Checkpointer(epath.Path(tmp_path / "checkpoints"), keep=None).steps() == [8, STEPS]
+    assert resnet_jax.restore_run(tmp_path, checkpoint="best").step == STEPS

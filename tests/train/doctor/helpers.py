@@ -23,6 +23,7 @@ def run_doctor(
         assert (line["status"] == "ok") == (line["remedy"] == "")
         assert (line["status"] == "fail") == (line["exit_code"] != 0)
         assert "\n" not in line["message"] + line["remedy"]
+        assert "this couldn't be checked" not in line["message"]
     return code, by_name
 
 

@@ -1,0 +1,200 @@
+"""What every subcommand has in common: output that can't be written, interruptions, devices."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from resnet_jax.cli.main import _SUBCOMMANDS, main
+from resnet_jax.errors import StoppedEarly
+from tests.runs import ROOT
+
+# The least that each takes; none of it is looked at.
+_ARGUMENTS = {
+    "eval": ["x"],
+    "export": ["x", "y"],
+    "mlperf": ["x"],
+    "predict": ["x"],
+    "bench": ["step"],
+    "convert": ["x.pth", "x.safetensors"],
+    "prepare": ["x", "--out=y", "--name=z"],
+    "sweep": ["--workdir=x"],
+    "compare": ["x"],
+}
+_TEXT = "2 × résumé"
+
+
+@pytest.fixture(params=_SUBCOMMANDS)
+def command(request, monkeypatch):
+    """Runs a subcommand that does `action` instead of what it does; returns the exit code."""
+
+    def run(action, *arguments):
+        module = _SUBCOMMANDS[request.param]
+
+        def instead(args):
+            found = action()
+            return found if isinstance(found, dict) else {"text": _TEXT, "exit_code": 3}
+
+        monkeypatch.setattr(module, "run", instead)
+        monkeypatch.setattr(module, "show", lambda found, console: console.print(found["text"]))
+        return main([request.param, *_ARGUMENTS.get(request.param, []), *arguments])
+
+    return run
+
+
+def _nothing():
+    return None
+
+
+def _broken_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_an_error_unless_nobody_reads_it(
+    arguments, command, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    assert command(lambda: {"text": _TEXT}, *arguments) == 73
+    said = capsys.readouterr().err
+    assert said == "error: Standard output can't be written (No space left on device).\n"
+
+    monkeypatch.setattr(sys, "stdout", _broken_pipe())
+    assert command(_nothing, *arguments) == 3
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it for one that was closed
+    assert command(_nothing, *arguments) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stream_of_ascii_gets_escapes(command, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "20")
+    assert command(_nothing) == 3
+    assert written.getvalue() == b"2 \\xd7 r\\xe9sum\\xe9\n"
+
+
+def test_messages_that_cannot_be_written_change_no_exit_code(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", _broken_pipe())
+    assert command(lambda: sys.stderr.write("a message\n" * 9999), "--json") == 3
+    assert json.loads(capsys.readouterr().out)["text"] == _TEXT
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("action", "code", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted; what was saved"),
+        (lambda: _raise(StoppedEarly("stopped; go on")), 75, "stopped; go on\n"),
+        (lambda: jax.devices("nonsense"), 78, "error: JAX can't start its devices (no such"),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_an_exit_code(
+    action, code, said, command, capsys, monkeypatch
+):
+    def no_devices(*_):
+        raise RuntimeError("no such\nbackend")
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    assert command(action) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(said)
+    assert (captured.err.count("\n"), captured.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["bench", "step", f"--seconds={value}"] for value in ("nan", "inf", "-1")),
+        *(["doctor", f"--timeout={value}"] for value in ("nan", "inf", "-1", "1e400")),
+        *(["mlperf", "x", f"--target={value}"] for value in ("nan", "inf", "-1")),
+        *(["reproduce", "he2015-fig6", f"--budget={value}"] for value in ("nan", "-inf")),
+        ["reproduce", "he2015-fig6", "--seeds=-1"],
+        ["sweep", "--workdir=x", "--processes=-1"],
+        ["predict", "x", "y", "--top=-1"],
+        ["summary", "resnet20", "--image-size=-1"],
+        ["summary", "resnet20", "--channels=-1"],
+        ["summary", "resnet20", "--num-classes=-1"],
+        ["export", "--weights=x", "y", "--model=resnet20", "--image-size=-1"],
+        ["export", "--weights=x", "y", "--model=resnet20", "--batch=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--size=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--size=8", "--quality=-1"],
+        ["prepare", "x", "--out=y", "--name=z", "--shards=-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_is_none_is_refused(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    field = arguments[-1].partition("=")[0].removeprefix("--")
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # the parser's own
+        code = error.code
+    said = capsys.readouterr().err
+    assert code in (64, 78), said
+    assert said.count("\n") == 1
+    assert field in said
+
+
+_PROGRAM = """
+import sys
+from resnet_jax.cli import build
+from resnet_jax.cli.main import main
+if sys.argv[1] == "build":
+    build.run = lambda args: {"text": "x" * 200_000}
+sys.exit(main())
+"""
+
+
+def _resnet_jax(*arguments, end="", **environment):
+    """Exit code, output and messages of `resnet-jax …` as a shell runs it, with `end` after it."""
+    command = ["bash", "-o", "pipefail", "-c", f'"$0" "$@" {end}', sys.executable, "-c", _PROGRAM]
+    inherited = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env={**inherited, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_command_in_a_poor_environment():
+    """A narrow, dumb terminal without an encoding, and a home that can't be written."""
+    poor = {"TERM": "dumb", "COLUMNS": "20", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    code, out, err = _resnet_jax("summary", "resnet20", HOME="/proc/1", XDG_CACHE_HOME="", **poor)
+    assert (code, err) == (0, "")
+    assert out.isascii()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("| head -c 9", 0), ("> /dev/full", 73), (">&-", 0), (">&- 2>&-", 0)]
+)
+def test_the_end_of_the_process_changes_nothing_either(end, code):
+    """Python flushes its streams once more."""
+    done = _resnet_jax("build", "--json", end=end)
+    assert done[0] == code, done
+    assert done[2].count("\n") == (code == 73)
+
+
+def test_a_platform_that_jax_does_not_know_is_one_line():
+    arguments = ["bench", "step", "--config=configs/digits.py"]
+    code, out, err = _resnet_jax(*arguments, JAX_PLATFORMS="x")
+    assert (code, out) == (78, "")
+    assert err.startswith("error: JAX can't start its devices (Unable to initialize backend 'x'")
+    assert "with JAX_PLATFORMS='x'; unset it" in err
+    assert err.count("\n") == 1
