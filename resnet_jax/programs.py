@@ -39,11 +39,11 @@ def keep_programs() -> None:
 def _cache_folder() -> Path:
     """A folder for this kind of machine: a home may be shared with machines of other kinds."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    kind = f"{_processor()} {metadata.version('jaxlib')}"
+    kind = f"{processor()} {metadata.version('jaxlib')}"
     return Path(base) / "resnet_jax" / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model and abilities of the processor, which programs are compiled for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,26 +1,32 @@
-"""Compiles convolution.cc, beside itself, with the machine's C++ compiler."""
+"""Compiles convolution.cc with the machine's C++ compiler, and checks what comes of it."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.native.library import LIBRARY, SOURCE, circumstances, record_of
 
-SOURCE = Path(__file__).with_name("convolution.cc")
-LIBRARY = SOURCE.with_suffix(".so")
+_LONGEST_CHECK_S = 300
 
 
-def build(library: Path = LIBRARY) -> Path:
-    """Compile the library; returns its path.
+def build(library: Path = LIBRARY) -> dict[str, Any]:
+    """Compile the library and check it; only a library that is right is left at its place.
 
-    Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: Debian's libdnnl-dev,
-    or PyPI's onednn and onednn-devel in this environment.
+    Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
+    onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
+
+    Returns:
+        What `resnet_jax.native.check.check` returns.
 
     Raises:
-        ConfigError: one of them is missing.
+        ConfigError: one of them is missing, or oneDNN computes wrongly or crashes here.
         WriteError: the folder, by default the package's, can't be written.
     """
     import jaxlib  # noqa: PLC0415 - for its headers only
@@ -39,11 +45,15 @@ def build(library: Path = LIBRARY) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ConfigError(_explain(done.stderr))
+            result = _checked(made)
+            record = json.dumps(circumstances(made, result["oneDNN"]), indent=2)
+            record_of(library).unlink(missing_ok=True)  # that of another library
             made.replace(library)
+            record_of(library).write_text(record + "\n", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise WriteError(f"{library.parent} can't be written ({reason}).") from None
-    return library
+    return result
 
 
 def _has(program: str) -> bool:
@@ -53,8 +63,42 @@ def _has(program: str) -> bool:
 def _explain(said: str) -> str:
     if "dnnl.hpp" in said or "-ldnnl" in said:
         return (
-            "oneDNN isn't there: install Debian's libdnnl-dev, or `pip install onednn"
-            " onednn-devel`."
+            "oneDNN isn't there: `pip install onednn-devel-cpu-gomp` in this environment, or"
+            " install Debian's libdnnl-dev."
         )
     errors = [line for line in said.splitlines() if "error" in line] or [said.strip()[-200:]]
     return f"The compiler failed: {errors[0]}"
+
+
+def _checked(library: Path) -> dict[str, Any]:
+    """The result of a check in another process, which oneDNN may end."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnet_jax.native.check", str(library)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LONGEST_CHECK_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise _unusable(f"its check didn't end within {_LONGEST_CHECK_S} s") from None
+    if done.returncode < 0:
+        raise _unusable(f"its check was ended by {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"its check ended with {done.returncode}"]
+        raise _unusable(said[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if result["wrong"]:
+        raise _unusable(
+            f"of {result['checked']} convolutions {len(result['wrong'])} were wrong with oneDNN"
+            f" {result['oneDNN']}, among them {result['wrong'][0]}"
+        )
+    return result
+
+
+def _unusable(reason: str) -> ConfigError:
+    return ConfigError(
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used as"
+        " before. Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
+    )

@@ -112,8 +112,8 @@ def test_equals_xla_and_float64(name):
 
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_some_images_at_a_time(name, monkeypatch):
-    # As on a single device, where all would exceed what the caches hold.
-    within = "resnet_jax.models.conv._images_within"
+    # As if all of them exceeded what the caches hold.
+    within = "resnet_jax.models.conv_cpu._images_within"
     monkeypatch.setattr(within, lambda _limit, x, _bytes: x.shape[0] // 3)
     (images, *shape), *rest = CASES[name]
     case = ((3 * images, *shape), *rest)  # no other test's, whose trace would be used again
