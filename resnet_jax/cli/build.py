@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Say what was checked and where the library is."""
-    console.print(f"compiled: {document['library']}, with oneDNN {document['oneDNN'].split()[0]}")
+    console.print(f"compiled: {document['library']}, with oneDNN {document['oneDNN']}")
     console.print(
         f"checked: {document['checked']} random convolutions and gradients are right;"
         f" {document['refused']} others, which oneDNN has no kernel for, are left to XLA"

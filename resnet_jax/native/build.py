@@ -13,14 +13,18 @@ from typing import Any
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.native.library import LIBRARY, SOURCE, circumstances, record_of
 
-_LONGEST_CHECK_S = 300
+_CHECK_S, _LONGEST_CHECK_S = 10.0, 300
 
 
-def build(library: Path = LIBRARY) -> dict[str, Any]:
+def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, Any]:
     """Compile the library and check it; only a library that is right is left at its place.
 
     Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
     onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
+
+    Args:
+        library: where it is to be.
+        check_s: how many seconds to check random problems.
 
     Returns:
         What `resnet_jax.native.check.check` returns.
@@ -45,11 +49,10 @@ def build(library: Path = LIBRARY) -> dict[str, Any]:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ConfigError(_explain(done.stderr))
-            result = _checked(made)
-            record = json.dumps(circumstances(made, result["oneDNN"]), indent=2)
-            record_of(library).unlink(missing_ok=True)  # that of another library
+            result = certify(made, check_s=check_s)
+            # A library isn't used with the record of another one.
             made.replace(library)
-            record_of(library).write_text(record + "\n", encoding="utf-8")
+            record_of(made).replace(record_of(library))
     except OSError as error:
         reason = error.strerror or error
         raise WriteError(f"{library.parent} can't be written ({reason}).") from None
@@ -70,11 +73,23 @@ def _explain(said: str) -> str:
     return f"The compiler failed: {errors[0]}"
 
 
-def _checked(library: Path) -> dict[str, Any]:
-    """The result of a check in another process, which oneDNN may end."""
+def certify(library: Path, *, check_s: float = _CHECK_S) -> dict[str, Any]:
+    """Check a library in another process, which oneDNN may end, and record that it may be used.
+
+    Raises:
+        ConfigError: oneDNN computes wrongly, or crashes.
+        OSError: the record can't be written.
+    """
+    result = _checked(library, check_s)
+    record = json.dumps(circumstances(library, result["oneDNN"]), indent=2)
+    record_of(library).write_text(record + "\n", encoding="utf-8")
+    return result
+
+
+def _checked(library: Path, check_s: float) -> dict[str, Any]:
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "resnet_jax.native.check", str(library)],
+            [sys.executable, "-m", "resnet_jax.native.check", str(library), str(check_s)],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             capture_output=True,
             text=True,
@@ -94,6 +109,8 @@ def _checked(library: Path) -> dict[str, Any]:
             f"of {result['checked']} convolutions {len(result['wrong'])} were wrong with oneDNN"
             f" {result['oneDNN']}, among them {result['wrong'][0]}"
         )
+    if not result["checked"]:
+        raise _unusable(f"oneDNN {result['oneDNN']} has no kernel for any convolution")
     return result
 
 

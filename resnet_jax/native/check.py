@@ -1,7 +1,7 @@
 """Whether oneDNN's convolutions are right on this machine: random problems, on several threads.
 
-`python -m resnet_jax.native.check LIBRARY` prints the result as one line of JSON. A kernel that is
-wrong may also end the process, which is why `resnet-jax build` runs this in another one.
+`python -m resnet_jax.native.check LIBRARY SECONDS` prints the result as one line of JSON. A wrong
+kernel may also end the process, which is why `resnet-jax build` starts another one for this.
 """
 
 import json
@@ -20,17 +20,15 @@ import numpy as np
 from resnet_jax.native.conv import call
 from resnet_jax.native.library import KINDS, Library, Problem
 
-_SECONDS = 10.0
 _THREADS = 3
 _CALLS = 3  # of each problem on each thread: some kernels are wrong now and then
-# Sums of float32 products in any order, relative to the sum of their sizes; rounding to bfloat16.
-_ROUNDING = {False: 1e-5, True: 1e-5 + 2.0**-8}
+# Errors that rounding may cause: of sums of float32 products in any order, relative to the sum of
+# their sizes; of a result that is rounded to bfloat16, relative to the result.
+_SUM_ROUNDING, _BFLOAT16_ROUNDING = 1e-5, 2.0**-8
 
 # Problems that kernels of some oneDNN were found to be wrong for, or to crash:
 # image [n, h, w, ci], kernel size, co, stride, padding on each side, dilation.
 _SUSPECTS = [
-    ((8, 8, 8, ci), 1, co, 2, 0, 1) for ci in (1, 3, 4, 7, 8, 9, 12, 15, 16) for co in (8, 20)
-] + [
     ((8, 2, 2, 64), 3, 64, 1, 1, 1),
     ((8, 2, 2, 128), 3, 128, 1, 1, 1),
     ((8, 4, 4, 64), 3, 128, 2, 1, 1),
@@ -38,10 +36,11 @@ _SUSPECTS = [
     ((2, 16, 16, 64), 3, 64, 1, 4, 4),
     ((4, 32, 32, 3), 7, 64, 2, 3, 1),
     ((4, 32, 32, 1), 3, 4, 1, 1, 1),
+    *(((8, 8, 8, ci), 1, co, 2, 0, 1) for ci in (1, 4, 7, 9, 16, 20) for co in (8, 20)),
 ]
 
 
-def check(path: Path, *, seconds: float = _SECONDS, seed: int = 0) -> dict[str, Any]:
+def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
     """Compare a library with sums of products in float64 for so many seconds.
 
     Returns:
@@ -119,7 +118,9 @@ def _error(
     """The largest error of any call on any thread, as a multiple of what rounding allows."""
     dtype = ml_dtypes.bfloat16 if problem.bfloat16 else np.float32
     expected = _exact(problem, arrays)
-    allowed = _ROUNDING[problem.bfloat16] * _exact(problem, [np.abs(a) for a in arrays]) + 1e-30
+    allowed = _SUM_ROUNDING * _exact(problem, [np.abs(a) for a in arrays]) + 1e-30
+    if problem.bfloat16:
+        allowed += _BFLOAT16_ROUNDING * np.abs(expected)
     errors: list[float] = []
 
     def note(result: Any) -> None:
@@ -175,7 +176,7 @@ def _exact(problem: Problem, arrays: list[np.ndarray]) -> np.ndarray:
 
 if __name__ == "__main__":
     try:
-        outcome = check(Path(sys.argv[1]))
+        outcome = check(Path(sys.argv[1]), seconds=float(sys.argv[2]))
     except (OSError, AttributeError) as error:
         sys.exit(f"{sys.argv[1]} can't be loaded ({error})")
     sys.stdout.write(json.dumps(outcome) + "\n")

@@ -245,6 +245,20 @@ auto Binding() {
       .Attr<Span>("dilation");
 }
 
+std::string InstructionSet() {
+  switch (auto isa = dnnl_get_effective_cpu_isa()) {
+    case dnnl_cpu_isa_sse41: return "SSE4.1";
+    case dnnl_cpu_isa_avx: return "AVX";
+    case dnnl_cpu_isa_avx2: return "AVX2";
+    case dnnl_cpu_isa_avx2_vnni: return "AVX2-VNNI";
+    case dnnl_cpu_isa_avx512_core: return "AVX-512";
+    case dnnl_cpu_isa_avx512_core_vnni: return "AVX-512-VNNI";
+    case dnnl_cpu_isa_avx512_core_bf16: return "AVX-512-BF16";
+    case dnnl_cpu_isa_avx512_core_amx: return "AMX";
+    default: return std::to_string(isa);  // of a later version
+  }
+}
+
 Key ToKey(const int64_t* numbers) {
   Key key;
   std::copy(numbers, numbers + key.size(), key.begin());
@@ -277,13 +291,13 @@ extern "C" int resnet_jax_try(const int64_t* problem, void* x, void* kernel, voi
   }
 }
 
-// Version and build of the oneDNN that was loaded, and the number of its instruction set.
+// Version and build of the oneDNN that was loaded, and the instruction set that it uses.
 extern "C" const char* resnet_jax_describe_onednn() {
   static const std::string text = [] {
     const dnnl_version_t& v = *dnnl_version();
     auto number = [](int part) { return std::to_string(part); };
     return number(v.major) + "." + number(v.minor) + "." + number(v.patch) + " " + v.hash + " " +
-           number(dnnl_get_effective_cpu_isa());
+           InstructionSet();
   }();
   return text.c_str();
 }

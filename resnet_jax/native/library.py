@@ -77,7 +77,7 @@ class Library:
         self._functions.resnet_jax_describe_onednn.restype = ctypes.c_char_p
 
     def onednn(self) -> str:
-        """Version and build of oneDNN, and the number of the instruction set that it uses."""
+        """Version and build of oneDNN, and the instruction set that it uses."""
         return self._functions.resnet_jax_describe_onednn().decode()
 
     def supports(self, problem: Problem) -> bool:
@@ -104,13 +104,19 @@ class State(NamedTuple):
         library: the library, if it is used.
         onednn: `Library.onednn`, if the library could be loaded.
         reason: why it isn't used; "" if it is.
-        built: whether there is a library that one would expect to be used.
+        built: whether there is a library, or the environment says that there is.
     """
 
     library: Library | None
     onednn: str
     reason: str
     built: bool
+
+    @property
+    def name(self) -> str:
+        """oneDNN's version and instruction set, for people."""
+        version, _, instructions = self.onednn.split()
+        return f"oneDNN {version} ({instructions})"
 
 
 @functools.cache
@@ -129,7 +135,8 @@ def find() -> State:
     if choice == "0":
         return State(None, "", f"{CHOICE} is 0", built=False)
     if not path.exists():
-        return State(None, "", f"{path} isn't there; `resnet-jax build` makes it", built=False)
+        reason = f"{path} isn't there; `resnet-jax build` makes it"
+        return State(None, "", reason, built=CHOICE in os.environ)
     try:
         library = Library(path)
         onednn = library.onednn()
@@ -143,9 +150,9 @@ def find() -> State:
 
 
 def describe(platform: str, devices: int) -> str:
-    """Whose convolutions a program for so many devices of a platform runs, in a few words."""
+    """What computes the convolutions of programs for so many devices of a platform."""
     used = state() if platform == "cpu" and devices == 1 else None
-    return f"oneDNN {used.onednn}" if used and used.library else "XLA"
+    return used.name if used and used.library else "XLA"
 
 
 def circumstances(path: Path, onednn: str) -> dict[str, str]:

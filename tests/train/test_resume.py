@@ -1,5 +1,6 @@
 """A run that is stopped anywhere and resumed equals one that never was, to the bit."""
 
+import json
 import os
 import shutil
 import signal
@@ -205,3 +206,19 @@ def test_best_is_the_highest_validation_score(uninterrupted):
     ]
     assert [step for _, _, step in scores] == [4, 8, 12]
     assert expected.best["step"] == max(scores)[2]
+
+
+def test_other_convolutions_are_recorded_and_said_once(tmp_path, tiny_config, monkeypatch, capsys):
+    def go_on(convolutions, step):
+        monkeypatch.setattr("resnet_jax.native.library.describe", lambda *_: convolutions)
+        resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("convolutions")]
+
+    assert go_on("oneDNN 3.2.0 (AVX2)", 2) == []
+    assert go_on("oneDNN 3.2.0 (AVX2)", 4) == []
+    (line,) = go_on("XLA", 6)
+    assert "by oneDNN 3.2.0 (AVX2) so far and are by XLA from here on" in line
+    assert go_on("XLA", None) == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["convolutions"] == ["oneDNN 3.2.0 (AVX2)", "XLA"]
