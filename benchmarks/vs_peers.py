@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ROOT / "resnet_jax" / "native" / "convolution.so"  # of `resnet-jax build`
 SHAPES = {"resnet20": (32, 10), "resnet50": (224, 1000)}
 MODES = ("train", "inference")
 OURS = ("resnet_jax", "resnet_jax onednn", "resnet_jax onednn bfloat16")
@@ -324,7 +323,10 @@ def main() -> None:
     if args.contender:
         serve(args)
         return
-    names = dict.fromkeys((*(OURS if LIBRARY.exists() else OURS[:1]), "flax"), sys.executable)
+    from resnet_jax.native.library import state  # noqa: PLC0415
+
+    ours = OURS if state().library else OURS[:1]  # see `resnet-jax build`
+    names = dict.fromkeys((*ours, "flax"), sys.executable)
     if args.flax and args.network == "resnet50":
         names["google/flax"] = sys.executable
     if args.torch_python:

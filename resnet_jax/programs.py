@@ -41,7 +41,7 @@ def keep_programs() -> None:
 
 def _cache_folder() -> Path:
     """A folder for this kind of machine: a home may be shared with machines of other kinds."""
-    kind = f"{_processor()} {metadata.version('jaxlib')}"
+    kind = f"{processor()} {metadata.version('jaxlib')}"
     return cache_root() / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
@@ -54,7 +54,7 @@ def _is_ours(folder: Path) -> bool:
         return False
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model and abilities of the processor, which programs are compiled for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -67,6 +67,37 @@ def tiny_config() -> ConfigDict:
 
 
 @pytest.fixture(scope="session")
+def onednn_library(tmp_path_factory):
+    """The path of a library of oneDNN's convolutions that was built and checked."""
+    from resnet_jax.errors import ConfigError
+    from resnet_jax.native.build import build
+
+    path = tmp_path_factory.mktemp("native") / "convolution.so"
+    try:
+        build(path, check_s=2.0)
+    except ConfigError as error:
+        if "can't be used here" in str(error):
+            raise
+        pytest.skip(str(error))  # no compiler, or no oneDNN
+    return path
+
+
+@pytest.fixture
+def onednn(onednn_library, monkeypatch):
+    """Let this process use oneDNN's convolutions, in programs for one device."""
+    from resnet_jax.native import library
+
+    monkeypatch.setenv(library.CHOICE, str(onednn_library))
+    library.state.cache_clear()
+    jax.clear_caches()
+    assert library.state().library
+    yield
+    monkeypatch.undo()
+    library.state.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """Work directory of a run in a process of its own that nothing happened to; not to be changed.
 

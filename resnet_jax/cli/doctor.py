@@ -41,7 +41,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from resnet_jax.buckets import as_path, is_remote  # noqa: PLC0415
     from resnet_jax.data.array_cache import cache_folder  # noqa: PLC0415
     from resnet_jax.errors import UsageError  # noqa: PLC0415
-    from resnet_jax.train.doctor import devices, finding, host, network, run, versions  # noqa: PLC0415
+    from resnet_jax.train.doctor import (  # noqa: PLC0415
+        convolutions,
+        devices,
+        finding,
+        host,
+        network,
+        run,
+        versions,
+    )
 
     if not 0 < args.timeout < float("inf"):
         raise UsageError(f"--timeout is {args.timeout}; it must be a number of seconds.")
@@ -70,6 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "devices": lambda: devices.check_devices(
             timeout_s=args.timeout, present=present(), environment=environment
         ),
+        "convolutions": convolutions.check_convolutions,
         "environment": lambda: network.check_environment(environment, several=several),
         "coordinator": lambda: network.check_coordinator(coordinator),
         "memory": host.check_memory,

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.conv import conv2d
+from resnet_jax.models.derivatives import differentiable
 from resnet_jax.models.projection import project_and_normalise
 
 
@@ -132,11 +133,6 @@ def _forward(
     return _normalise(values, *moments, scale, bias, epsilon, dtype), mean, var
 
 
-# By a rule of its own: what JAX derives keeps x and x − mean for the backward pass, and sums twice.
-_differentiable = jax.custom_vjp(_forward, nondiff_argnums=(4, 5))
-_normalise_batch = jax.jit(_differentiable, static_argnums=(4, 5), inline=True)
-
-
 def _batch_fwd(
     x: Array, pooled: Array | None, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> tuple[tuple[Array, Array, Array], tuple[Array | None, ...]]:
@@ -168,7 +164,10 @@ def _batch_bwd(
     return dx.astype(x.dtype), dvalues.astype(pooled.dtype), *of_parameters
 
 
-_differentiable.defvjp(_batch_fwd, _batch_bwd)
+# By a rule of its own: what JAX derives keeps x and x − mean for the backward pass, and sums twice.
+_normalise_batch = jax.jit(
+    differentiable(_forward, _batch_fwd, _batch_bwd, static=2), static_argnums=(4, 5), inline=True
+)
 
 
 def _normalise_pooled(

@@ -8,7 +8,6 @@ gradient, since Σ z·dy = diag(Wᵀ · Σ x·dy), which the kernel's gradient h
 bounds a residual network's training is memory traffic, and these are its largest maps.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -16,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from resnet_jax.models.derivatives import differentiable
+
 # Of the products that statistics come from; by default, TPUs round their operands to bfloat16.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def project_and_normalise(
     x: Float[Array, "n h w a"],
     kernel: Float[Array, "a b"],
@@ -43,7 +43,7 @@ def project_and_normalise(
     Returns:
         The result; means and biased variances of the product in each group, float32.
     """
-    return _project_fwd(x, kernel, scale, bias, groups, epsilon, dtype)[0]
+    return _differentiable(x, kernel, scale, bias, groups, epsilon, dtype)
 
 
 def _project_fwd(
@@ -100,7 +100,11 @@ def _project_bwd(
     )
 
 
-project_and_normalise.defvjp(_project_fwd, _project_bwd)
+def _project(*args: Any) -> tuple[Array, Array, Array]:
+    return _project_fwd(*args)[0]
+
+
+_differentiable = differentiable(_project, _project_fwd, _project_bwd, static=3)
 
 
 def _sums(indices: str, a: Array, b: Array, **options: Any) -> Array:

@@ -1,26 +1,36 @@
-"""Compiles convolution.cc, beside itself, with the machine's C++ compiler."""
+"""Compiles convolution.cc with the machine's C++ compiler, and checks what comes of it."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.native.library import LIBRARY, SOURCE, circumstances, record_of
 
-SOURCE = Path(__file__).with_name("convolution.cc")
-LIBRARY = SOURCE.with_suffix(".so")
+_CHECK_S, _LONGEST_CHECK_S = 10.0, 300
 
 
-def build(library: Path = LIBRARY) -> Path:
-    """Compile the library; returns its path.
+def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, Any]:
+    """Compile the library and check it; only a library that is right is left at its place.
 
-    Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: Debian's libdnnl-dev,
-    or PyPI's onednn and onednn-devel in this environment.
+    Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
+    onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
+
+    Args:
+        library: where it is to be.
+        check_s: how many seconds to check random problems.
+
+    Returns:
+        What `resnet_jax.native.check.check` returns.
 
     Raises:
-        ConfigError: one of them is missing.
+        ConfigError: one of them is missing, or oneDNN computes wrongly or crashes here.
         WriteError: the folder, by default the package's, can't be written.
     """
     import jaxlib  # noqa: PLC0415 - for its headers only
@@ -39,11 +49,14 @@ def build(library: Path = LIBRARY) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ConfigError(_explain(done.stderr))
+            result = certify(made, check_s=check_s)
+            # A library isn't used with the record of another one.
             made.replace(library)
+            record_of(made).replace(record_of(library))
     except OSError as error:
         reason = error.strerror or error
         raise WriteError(f"{library.parent} can't be written ({reason}).") from None
-    return library
+    return result
 
 
 def _has(program: str) -> bool:
@@ -53,8 +66,56 @@ def _has(program: str) -> bool:
 def _explain(said: str) -> str:
     if "dnnl.hpp" in said or "-ldnnl" in said:
         return (
-            "oneDNN isn't there: install Debian's libdnnl-dev, or `pip install onednn"
-            " onednn-devel`."
+            "oneDNN isn't there: `pip install onednn-devel-cpu-gomp` in this environment, or"
+            " install Debian's libdnnl-dev."
         )
     errors = [line for line in said.splitlines() if "error" in line] or [said.strip()[-200:]]
     return f"The compiler failed: {errors[0]}"
+
+
+def certify(library: Path, *, check_s: float = _CHECK_S) -> dict[str, Any]:
+    """Check a library in another process, which oneDNN may end, and record that it may be used.
+
+    Raises:
+        ConfigError: oneDNN computes wrongly, or crashes.
+        OSError: the record can't be written.
+    """
+    result = _checked(library, check_s)
+    record = json.dumps(circumstances(library, result["oneDNN"]), indent=2)
+    record_of(library).write_text(record + "\n", encoding="utf-8")
+    return result
+
+
+def _checked(library: Path, check_s: float) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnet_jax.native.check", str(library), str(check_s)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LONGEST_CHECK_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise _unusable(f"its check didn't end within {_LONGEST_CHECK_S} s") from None
+    if done.returncode < 0:
+        raise _unusable(f"its check was ended by {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"its check ended with {done.returncode}"]
+        raise _unusable(said[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if result["wrong"]:
+        raise _unusable(
+            f"of {result['checked']} convolutions {len(result['wrong'])} were wrong with oneDNN"
+            f" {result['oneDNN']}, among them {result['wrong'][0]}"
+        )
+    if not result["checked"]:
+        raise _unusable(f"oneDNN {result['oneDNN']} has no kernel for any convolution")
+    return result
+
+
+def _unusable(reason: str) -> ConfigError:
+    return ConfigError(
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used as"
+        " before. Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
+    )

@@ -1,8 +1,6 @@
-"""Calls of the compiled convolutions, and when they are to be preferred."""
+"""Calls of oneDNN's convolutions, where the library is used and oneDNN has a kernel."""
 
-import ctypes
 import functools
-import os
 from typing import Any
 
 import jax
@@ -10,76 +8,67 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from resnet_jax.native.build import LIBRARY
+from resnet_jax.native.library import KINDS, Kind, Library, Problem, Shape, state
 
-Pair = tuple[int, int]
 
-_FUNCTIONS = ("forward", "input_gradient", "kernel_gradient")
-_CHOICE = "RESNET_JAX_NATIVE"  # the path of a library; "0" for none
+def forward(x: Array, kernel: Array, window: Any) -> Array | None:
+    """Features [n, ho, wo, co] of images [n, h, w, ci] and a kernel [kh, kw, ci, co].
+
+    Args:
+        x, kernel: float32 or bfloat16.
+        window: `resnet_jax.models.conv_cpu.Window`.
+
+    Returns:
+        None where XLA has to compute them.
+    """
+    y = (x.shape[0], *window.features(), kernel.shape[3])
+    return _call("forward", (x, kernel), (x.shape, kernel.shape, y), window)
+
+
+def input_gradient(kernel: Array, grad: Array, window: Any) -> Array | None:
+    """The gradient of the images, given that of the features; as `forward`."""
+    x = (grad.shape[0], *window.image, kernel.shape[2])
+    return _call("input_gradient", (kernel, grad), (x, kernel.shape, grad.shape), window)
+
+
+def kernel_gradient(x: Array, grad: Array, window: Any) -> Array | None:
+    """The gradient of the kernel, given that of the features; as `forward`."""
+    kernel = (*window.taps, x.shape[3], grad.shape[3])
+    return _call("kernel_gradient", (x, grad), (x.shape, kernel, grad.shape), window)
+
+
+def _call(
+    kind: Kind, operands: tuple[Array, Array], shapes: tuple[Shape, Shape, Shape], window: Any
+) -> Array | None:
+    first, second = operands
+    known = first.dtype == second.dtype and first.dtype in (jnp.float32, jnp.bfloat16)
+    library = state().library
+    if library is None or window.groups > 1 or not known:
+        return None
+    rest = (window.strides, window.padding, window.dilation)
+    problem = Problem(kind, first.dtype == jnp.bfloat16, shapes, *rest)
+    return call(library, problem, first, second) if library.supports(problem) else None
+
+
+def call(library: Library, problem: Problem, first: Array, second: Array) -> Array:
+    """Let XLA call the library, which must support the problem, for two arrays of its shapes."""
+    _register(library)
+    static = {
+        name: np.array(getattr(problem, name)).reshape(-1)
+        for name in ("strides", "padding", "dilation")
+    }
+    varying = jax.typeof(first).mat
+    result = jax.ShapeDtypeStruct(problem.result, first.dtype, manual_axis_type=varying)
+    target = jax.ffi.ffi_call(_target(problem.kind), result, vmap_method="sequential")
+    return target(first, second, **static)
 
 
 @functools.cache
-def is_loaded() -> bool:
-    """Whether the library is there and this process can use it."""
-    path = os.environ.get(_CHOICE, str(LIBRARY))
-    if path == "0" or not os.path.exists(path):
-        return False
-    # Threads that wait for work by spinning would take the cores from XLA's.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        library = ctypes.cdll.LoadLibrary(path)
-    except OSError:  # oneDNN was removed, or is another version now
-        return False
-    for name in _FUNCTIONS:
-        symbol = getattr(library, f"resnet_jax_{name}")
-        jax.ffi.register_ffi_target(_target(name), jax.ffi.pycapsule(symbol), platform="cpu")
-    return True
+def _register(library: Library) -> None:
+    for kind in KINDS:
+        handler = jax.ffi.pycapsule(library.handler(kind))
+        jax.ffi.register_ffi_target(_target(kind), handler, platform="cpu")
 
 
-def _target(name: str) -> str:
-    return f"resnet_jax_{name}"
-
-
-def serves(x: Array, kernel: Array, *, groups: int) -> bool:
-    """Whether a convolution on CPU is for the library.
-
-    Not on several devices: XLA would bring a batch together for a call whose inside it can't see.
-    """
-    plain = groups == 1 and x.dtype == kernel.dtype and x.dtype in (jnp.float32, jnp.bfloat16)
-    return plain and is_loaded() and len(jax.devices("cpu")) == 1
-
-
-def _call(name: str, shape: tuple[int, ...], operands: tuple[Array, Array], **window: Any) -> Array:
-    (above, below), (left, right) = window["padding"]
-    result = jax.ShapeDtypeStruct(shape, operands[0].dtype)
-    return jax.ffi.ffi_call(_target(name), result, vmap_method="sequential")(
-        *operands,
-        strides=np.array(window["strides"]),
-        padding=np.array((above, below, left, right)),
-        dilation=np.array(window["dilation"]),
-    )
-
-
-def forward(
-    x: Array, kernel: Array, *, strides: Pair, padding: tuple[Pair, Pair], dilation: Pair
-) -> Array:
-    """Images [n, h, w, ci] and a kernel [kh, kw, ci, co] → features [n, ho, wo, co]."""
-    sizes = [
-        (x.shape[axis + 1] + sum(padding[axis]) - dilation[axis] * (kernel.shape[axis] - 1) - 1)
-        // strides[axis]
-        + 1
-        for axis in (0, 1)
-    ]
-    shape = (x.shape[0], *sizes, kernel.shape[-1])
-    window = {"strides": strides, "padding": padding, "dilation": dilation}
-    return _call("forward", shape, (x, kernel), **window)
-
-
-def input_gradient(kernel: Array, gradient: Array, shape: tuple[int, ...], **window: Any) -> Array:
-    """The gradient of images of that shape, given that of the features."""
-    return _call("input_gradient", shape, (kernel, gradient), **window)
-
-
-def kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], **window: Any) -> Array:
-    """The gradient of a kernel of that shape, given that of the features."""
-    return _call("kernel_gradient", shape, (x, gradient), **window)
+def _target(kind: Kind) -> str:
+    return f"resnet_jax_{kind}"

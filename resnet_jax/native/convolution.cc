@@ -1,15 +1,18 @@
 // Convolutions by oneDNN, for XLA on CPU: images NHWC, kernels HWIO, float32 or bfloat16.
 //
-// These are faster than XLA's own on CPU. Images and gradients keep their layout; kernels, which are
-// small, are brought into the blocked one that oneDNN chooses.
+// Images and gradients keep their layout. Kernels, which are small, are reordered into the blocked
+// layout that oneDNN chooses.
 
 #include <oneapi/dnnl/dnnl.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <mutex>
-#include <vector>
+#include <string>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -25,144 +28,193 @@ const dnnl::engine& Engine() {
   return engine;
 }
 
-memory::data_type Type(const ffi::AnyBuffer& buffer) {
-  return buffer.element_type() == ffi::DataType::BF16 ? memory::data_type::bf16
-                                                      : memory::data_type::f32;
-}
+enum Kind { kForward, kInputGradient, kKernelGradient };
 
-// Arrays as they lie in XLA: NHWC and HWIO. oneDNN names their dimensions in the order of NCHW and
-// OIHW, whatever the layout; with Tag::any it may choose that.
-memory::desc Image(const ffi::AnyBuffer& buffer) {
-  auto d = buffer.dimensions();
-  return {{d[0], d[3], d[1], d[2]}, Type(buffer), Tag::nhwc};
-}
+// All that is static of a call, as 22 numbers: kind, whether bfloat16, the shapes of images (NHWC),
+// kernel (HWIO) and features (NHWC), strides, padding (above, below, left, right), dilation.
+using Key = std::array<int64_t, 22>;
 
-memory::desc Kernel(const ffi::AnyBuffer& buffer, Tag layout) {
-  auto d = buffer.dimensions();
-  return {{d[3], d[2], d[0], d[1]}, Type(buffer), layout};
-}
+struct Problem {
+  Kind kind;
+  memory::data_type type;
+  memory::dims x, kernel, y, strides, padding, dilation;
 
-struct Window {
-  memory::dims strides, dilation, low, high;
+  explicit Problem(const Key& key)
+      : kind(static_cast<Kind>(key[0])),
+        type(key[1] ? memory::data_type::bf16 : memory::data_type::f32),
+        x(&key[2], &key[6]),
+        kernel(&key[6], &key[10]),
+        y(&key[10], &key[14]),
+        strides(&key[14], &key[16]),
+        padding(&key[16], &key[20]),
+        dilation(&key[20], &key[20] + 2) {}
 
-  // Padding is (above, below, left, right); a dilation of 1 is oneDNN's 0.
-  Window(Span strides, Span padding, Span dilation)
-      : strides{strides[0], strides[1]},
-        dilation{dilation[0] - 1, dilation[1] - 1},
-        low{padding[0], padding[2]},
-        high{padding[1], padding[3]} {}
+  // oneDNN names dimensions in the order of NCHW and OIHW, whatever the layout in memory.
+  memory::desc Image(const memory::dims& d) const {
+    return {{d[0], d[3], d[1], d[2]}, type, Tag::nhwc};
+  }
+  memory::desc Kernel(Tag layout) const {
+    return {{kernel[3], kernel[2], kernel[0], kernel[1]}, type, layout};
+  }
 };
 
-// A convolution or one of its gradients, ready to be run: to make one takes a fraction of a
-// millisecond, of which a network has dozens.
+// Whether a kernel of some oneDNN is wrong for such a problem (see check.py).
+bool IsKnownToBeWrong(const Problem& p) {
+  bool pointwise = p.kernel[0] == 1 && p.kernel[1] == 1;
+  bool strided = p.strides[0] > 1 || p.strides[1] > 1;
+  bool dilated = p.dilation[0] > 1 || p.dilation[1] > 1;
+  // To make a strided image dense, 1x1 kernels copy whole vectors of channels. With fewer channels
+  // than a vector holds, AVX2's gradient of the kernel sums what lies behind them, too.
+  if (p.kind == kKernelGradient && pointwise && strided && p.kernel[2] < 16) return true;
+  // oneDNN 3.1's forward pass on AVX2 reads memory that it never wrote.
+  return strided && dilated;
+}
+
+// A primitive, ready to be run by any thread; making one takes a fraction of a millisecond.
+//
+// Its scratchpad is given to it at each call. By default oneDNN keeps one for each thread that makes
+// a primitive, and XLA runs the primitive on other threads.
 struct Plan {
+  memory::desc image, kernel, blocked_kernel, features, scratchpad, reorder_scratchpad;
   dnnl::primitive primitive;
-  memory::desc image, kernel, blocked_kernel, features;
-  dnnl::primitive reorder;  // of the kernel, into the blocked layout or, for its gradient, out of it
+  dnnl::primitive reorder;  // of the kernel into the blocked layout, or of its gradient out of it
   bool reorders;
 };
-
-enum Kind { kForward, kInputGradient, kKernelGradient };
 
 constexpr auto kAlgorithm = dnnl::algorithm::convolution_direct;
 constexpr auto kTraining = dnnl::prop_kind::forward_training;
 
-Plan MakePlan(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
-              const Window& w) {
+// The constructors of oneDNN 2 take a description, those of oneDNN 3 its parts.
+#if DNNL_VERSION_MAJOR >= 3
+#define DESCRIBE_FORWARD(engine, attributes, ...) {engine, __VA_ARGS__, attributes}
+#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {engine, __VA_ARGS__, hint, attributes}
+#else
+#define DESCRIBE_FORWARD(engine, attributes, ...) {{__VA_ARGS__}, attributes, engine}
+#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {{__VA_ARGS__}, attributes, engine, hint}
+#endif
+
+template <class Descriptor>
+void SetPrimitive(Plan& plan, const Descriptor& descriptor, const memory::desc& blocked_kernel) {
+  // Of several implementations oneDNN offers the fastest first; the last one is a plain loop.
+  if (std::strncmp(descriptor.impl_info_str(), "ref", 3) == 0)
+    throw dnnl::error(dnnl_unimplemented, "there is only a reference implementation");
+  plan.primitive = dnnl::primitive(descriptor.get());
+  plan.scratchpad = descriptor.scratchpad_desc();
+  plan.blocked_kernel = blocked_kernel;
+}
+
+Plan MakePlan(const Problem& p) {
+  if (IsKnownToBeWrong(p)) throw dnnl::error(dnnl_unimplemented, "known to be wrong");
   Plan plan;
-  plan.image = Image(x), plan.kernel = Kernel(k, Tag::hwio), plan.features = Image(y);
-  auto any = Kernel(k, Tag::any);
-#if DNNL_VERSION_MAJOR >= 3
-  dnnl::convolution_forward::primitive_desc forward(Engine(), kTraining, kAlgorithm, plan.image,
-                                                    any, plan.features, w.strides, w.dilation,
-                                                    w.low, w.high);
-#else
-  dnnl::convolution_forward::primitive_desc forward(
-      {kTraining, kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
-      Engine());
-#endif
-  if (kind == kForward) {
-    plan.primitive = dnnl::convolution_forward(forward);
-    plan.blocked_kernel = forward.weights_desc();
-  } else if (kind == kInputGradient) {
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl::convolution_backward_data::primitive_desc backward(
-        Engine(), kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high,
-        forward);
-#else
-    dnnl::convolution_backward_data::primitive_desc backward(
-        {kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
-        Engine(), forward);
-#endif
-    plan.primitive = dnnl::convolution_backward_data(backward);
-    plan.blocked_kernel = backward.weights_desc();
+  auto image = plan.image = p.Image(p.x);
+  auto features = plan.features = p.Image(p.y);
+  plan.kernel = p.Kernel(Tag::hwio);
+  auto kernel = p.Kernel(Tag::any);
+  memory::dims dilation{p.dilation[0] - 1, p.dilation[1] - 1};  // oneDNN counts from 0
+  memory::dims low{p.padding[0], p.padding[2]}, high{p.padding[1], p.padding[3]};
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+
+  using Forward = dnnl::convolution_forward;
+  using BackwardData = dnnl::convolution_backward_data;
+  using BackwardWeights = dnnl::convolution_backward_weights;
+  Forward::primitive_desc forward DESCRIBE_FORWARD(Engine(), attributes, kTraining, kAlgorithm,
+                                                   image, kernel, features, p.strides, dilation,
+                                                   low, high);
+  if (p.kind == kForward) {
+    SetPrimitive(plan, forward, forward.weights_desc());
+  } else if (p.kind == kInputGradient) {
+    BackwardData::primitive_desc backward DESCRIBE_BACKWARD(Engine(), attributes, forward,
+                                                            kAlgorithm, image, kernel, features,
+                                                            p.strides, dilation, low, high);
+    SetPrimitive(plan, backward, backward.weights_desc());
   } else {
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl::convolution_backward_weights::primitive_desc backward(
-        Engine(), kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high,
-        forward);
-#else
-    dnnl::convolution_backward_weights::primitive_desc backward(
-        {kAlgorithm, plan.image, any, plan.features, w.strides, w.dilation, w.low, w.high},
-        Engine(), forward);
-#endif
-    plan.primitive = dnnl::convolution_backward_weights(backward);
-    plan.blocked_kernel = backward.diff_weights_desc();
+    BackwardWeights::primitive_desc backward DESCRIBE_BACKWARD(Engine(), attributes, forward,
+                                                               kAlgorithm, image, kernel, features,
+                                                               p.strides, dilation, low, high);
+    SetPrimitive(plan, backward, backward.diff_weights_desc());
   }
   plan.reorders = plan.blocked_kernel != plan.kernel;
   if (plan.reorders) {
-    auto& from = kind == kKernelGradient ? plan.blocked_kernel : plan.kernel;
-    auto& to = kind == kKernelGradient ? plan.kernel : plan.blocked_kernel;
-    plan.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(Engine(), from, Engine(), to));
+    auto& from = p.kind == kKernelGradient ? plan.blocked_kernel : plan.kernel;
+    auto& to = p.kind == kKernelGradient ? plan.kernel : plan.blocked_kernel;
+    dnnl::reorder::primitive_desc reorder(Engine(), from, Engine(), to, attributes);
+    plan.reorder = dnnl::reorder(reorder);
+    plan.reorder_scratchpad = reorder.scratchpad_desc();
   }
   return plan;
 }
 
-// The plan of these shapes, made once in a process.
-const Plan& FindPlan(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
-                     const ffi::AnyBuffer& y, Span strides, Span padding, Span dilation) {
+// The plan of a problem, made once in a process. Throws where oneDNN has no kernel for it.
+const Plan& FindPlan(const Key& key) {
   static std::mutex mutex;
-  static std::map<std::vector<int64_t>, Plan> plans;
-  std::vector<int64_t> key{kind, static_cast<int64_t>(x.element_type())};
-  for (auto span : {x.dimensions(), k.dimensions(), strides, padding, dilation})
-    key.insert(key.end(), span.begin(), span.end());
+  static std::map<Key, Plan> plans;
   std::lock_guard<std::mutex> lock(mutex);
   auto found = plans.find(key);
-  if (found == plans.end()) {
-    Window window(strides, padding, dilation);
-    found = plans.emplace(key, MakePlan(kind, x, k, y, window)).first;
-  }
+  if (found == plans.end()) found = plans.emplace(key, MakePlan(Problem(key))).first;
   return found->second;
+}
+
+void FillWithNaN(void* data, size_t bytes) {
+  if (bytes) std::memset(data, 0xFF, bytes);
+}
+
+// Compute one of the three arrays from the others. With `poison`, memory that a kernel must write
+// before it reads it, or must write at all, is filled with NaN first, so that mistakes show.
+void Execute(const Key& key, void* x, void* k, void* y, bool poison) {
+  const Plan& plan = FindPlan(key);
+  auto kind = static_cast<Kind>(key[0]);
+  auto allocate = [&](const memory::desc& description) {
+    memory made(description, Engine());
+    if (poison) FillWithNaN(made.get_data_handle(), description.get_size());
+    return made;
+  };
+  dnnl::stream stream(Engine());
+  memory image(plan.image, Engine(), x);
+  memory kernel(plan.kernel, Engine(), k);
+  memory features(plan.features, Engine(), y);
+  if (poison) {
+    auto& result = kind == kForward ? features : kind == kInputGradient ? image : kernel;
+    FillWithNaN(result.get_data_handle(), result.get_desc().get_size());
+  }
+  memory blocked = plan.reorders ? allocate(plan.blocked_kernel) : kernel;
+  memory scratchpad = allocate(plan.scratchpad);
+  auto reorder = [&](memory& from, memory& to) {
+    if (!plan.reorders) return;
+    memory scratchpad = allocate(plan.reorder_scratchpad);
+    plan.reorder.execute(stream, {{DNNL_ARG_FROM, from},
+                                  {DNNL_ARG_TO, to},
+                                  {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    stream.wait();
+  };
+  if (kind == kKernelGradient) {
+    plan.primitive.execute(stream, {{DNNL_ARG_SRC, image},
+                                    {DNNL_ARG_DIFF_DST, features},
+                                    {DNNL_ARG_DIFF_WEIGHTS, blocked},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    reorder(blocked, kernel);
+  } else {
+    bool forward = kind == kForward;
+    reorder(kernel, blocked);
+    plan.primitive.execute(stream, {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
+                                    {DNNL_ARG_WEIGHTS, blocked},
+                                    {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
+  }
+  stream.wait();
 }
 
 ffi::Error Run(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
                Span strides, Span padding, Span dilation) {
+  Key key{kind, x.element_type() == ffi::DataType::BF16};
+  auto* end = &key[2];
+  for (auto span : {x.dimensions(), k.dimensions(), y.dimensions(), strides, padding, dilation})
+    end = std::copy(span.begin(), span.end(), end);
   try {
-    const Plan& plan = FindPlan(kind, x, k, y, strides, padding, dilation);
-    dnnl::stream stream(Engine());
-    memory image(plan.image, Engine(), x.untyped_data());
-    memory kernel(plan.kernel, Engine(), k.untyped_data());
-    memory features(plan.features, Engine(), y.untyped_data());
-    memory blocked = plan.reorders ? memory(plan.blocked_kernel, Engine()) : kernel;
-    if (kind == kKernelGradient) {
-      plan.primitive.execute(stream, {{DNNL_ARG_SRC, image},
-                                      {DNNL_ARG_DIFF_DST, features},
-                                      {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-      if (plan.reorders)
-        plan.reorder.execute(stream, {{DNNL_ARG_FROM, blocked}, {DNNL_ARG_TO, kernel}});
-    } else {
-      if (plan.reorders)
-        plan.reorder.execute(stream, {{DNNL_ARG_FROM, kernel}, {DNNL_ARG_TO, blocked}});
-      bool forward = kind == kForward;
-      plan.primitive.execute(stream,
-                             {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
-                              {DNNL_ARG_WEIGHTS, blocked},
-                              {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
-    }
-    stream.wait();
+    Execute(key, x.untyped_data(), k.untyped_data(), y.untyped_data(), false);
     return ffi::Error::Success();
   } catch (const std::exception& error) {
-    return ffi::Error::Internal(error.what());
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   }
 }
 
@@ -193,8 +245,59 @@ auto Binding() {
       .Attr<Span>("dilation");
 }
 
+std::string InstructionSet() {
+  switch (auto isa = dnnl_get_effective_cpu_isa()) {
+    case dnnl_cpu_isa_sse41: return "SSE4.1";
+    case dnnl_cpu_isa_avx: return "AVX";
+    case dnnl_cpu_isa_avx2: return "AVX2";
+    case dnnl_cpu_isa_avx2_vnni: return "AVX2-VNNI";
+    case dnnl_cpu_isa_avx512_core: return "AVX-512";
+    case dnnl_cpu_isa_avx512_core_vnni: return "AVX-512-VNNI";
+    case dnnl_cpu_isa_avx512_core_bf16: return "AVX-512-BF16";
+    case dnnl_cpu_isa_avx512_core_amx: return "AMX";
+    default: return std::to_string(isa);  // of a later version
+  }
+}
+
+Key ToKey(const int64_t* numbers) {
+  Key key;
+  std::copy(numbers, numbers + key.size(), key.begin());
+  return key;
+}
+
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward, Forward, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_input_gradient, InputGradient, Binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, Binding());
+
+// Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
+extern "C" int resnet_jax_supports(const int64_t* problem) {
+  try {
+    FindPlan(ToKey(problem));
+    return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// For checks, without XLA: as Execute with `poison`; returns 1, or 0 where oneDNN fails.
+extern "C" int resnet_jax_try(const int64_t* problem, void* x, void* kernel, void* y) {
+  try {
+    Execute(ToKey(problem), x, kernel, y, true);
+    return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// Version and build of the oneDNN that was loaded, and the instruction set that it uses.
+extern "C" const char* resnet_jax_describe_onednn() {
+  static const std::string text = [] {
+    const dnnl_version_t& v = *dnnl_version();
+    auto number = [](int part) { return std::to_string(part); };
+    return number(v.major) + "." + number(v.minor) + "." + number(v.patch) + " " + v.hash + " " +
+           InstructionSet();
+  }();
+  return text.c_str();
+}

@@ -106,6 +106,7 @@ def run_summary(
     evaluation: dict[str, Evaluation],
     best: dict[str, Any] | None,
     init_from: dict[str, str] | None,
+    convolutions: list[str],
     history: list[dict[str, Any]],
     wall_s: float,
 ) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def run_summary(
             "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
         },
         "init_from": init_from,
+        "convolutions": convolutions,
         **({"seeds": list(config.seeds)} if config.seeds else {"seed": config.seed}),
         "steps": plan.total_steps,
         "epochs": round(plan.epoch(plan.total_steps), 4),

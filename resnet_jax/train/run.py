@@ -20,6 +20,7 @@ from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS, METRICS, SUMMARY
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import DataError, NumericalError, WriteError
 from resnet_jax.memory import give_back_freed_memory
+from resnet_jax.native import library as native
 from resnet_jax.parallel.process import MAIN, Vote, exchange, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.config import streams
@@ -126,6 +127,12 @@ class Run:
             TrainingConsole(total_steps=total_steps, start_step=self._step) as self._console,
         ):
             self._console.opening(self._experiment, self._workdir)
+            if self._switched_from:
+                self._console.say(
+                    f"convolutions were by {self._switched_from} so far and are by"
+                    f" {self._convolutions[-1]} from here on, which round differently: the run goes"
+                    " on, but not bit for bit as it would have"
+                )
             if self._step < total_steps:
                 if self._step == 0 and self._plan.diagnoses_at(0):
                     self._diagnose()
@@ -136,6 +143,9 @@ class Run:
         self._watchdog.now("restoring")
         restored = self._checkpoints.restore_newest(self._experiment.abstract_state)
         self._step, self._best, self._records_then, gone_on = 0, None, None, 0
+        devices = self._experiment.mesh.devices
+        self._convolutions = [native.describe(devices.flat[0].platform, devices.size)]
+        self._switched_from = ""
         if restored:
             self._step, self._state, progress = restored
             _check_same_data(progress, self._dataset, self._workdir)
@@ -145,6 +155,11 @@ class Run:
                 teacher.check(progress.get("teacher"))
             self._best, gone_on = progress["best"], progress["nonfinite"]
             self._records_then = progress.get("records")  # older versions didn't count them
+            before = progress.get("convolutions", self._convolutions)  # older versions kept none
+            if before[-1] != self._convolutions[-1]:
+                self._switched_from = before[-1]
+                before = before + self._convolutions
+            self._convolutions = before
             self._clock.earlier_s = progress["wall_s"]
         else:
             self._state = self._experiment.initial_state()
@@ -425,6 +440,7 @@ class Run:
                 "image_shape": self._experiment.evaluation_shape(),
                 "fingerprint": self._dataset.fingerprint,
                 "init_from": self._began_with,
+                "convolutions": self._convolutions,
                 "teacher": teacher.record() if (teacher := self._experiment.teacher) else None,
             },
             metrics=scores["validation"].scalars() if scores else None,
@@ -523,6 +539,7 @@ class Run:
             evaluation=evaluation,
             best=self._best,
             init_from=self._began_with,
+            convolutions=self._convolutions,
             history=self._log.history,
             wall_s=self._clock.wall_s(),
         )

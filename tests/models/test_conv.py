@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import resnet_jax
 from resnet_jax.models.conv import conv2d
 
 # image [n, h, w, ci], kernel size, stride, padding per side, groups, co, dilation if not 1
@@ -112,8 +113,8 @@ def test_equals_xla_and_float64(name):
 
 @pytest.mark.parametrize("name", IN_BLOCKS)
 def test_some_images_at_a_time(name, monkeypatch):
-    # As on a single device, where all would exceed what the caches hold.
-    within = "resnet_jax.models.conv._images_within"
+    # As if all of them exceeded what the caches hold.
+    within = "resnet_jax.models.conv_cpu._images_within"
     monkeypatch.setattr(within, lambda _limit, x, _bytes: x.shape[0] // 3)
     (images, *shape), *rest = CASES[name]
     case = ((3 * images, *shape), *rest)  # no other test's, whose trace would be used again
@@ -188,6 +189,47 @@ def test_other_platforms_run_xlas_own_gradient(platform, name):
     assert operations(ours, args, platform) == operations(xla, args, platform)
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowering_for_another_platform_asks_for_no_cpu(platform, monkeypatch):
+    """With JAX_PLATFORMS=cuda there is none to be asked for."""
+
+    def devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    for name in ("devices", "local_devices", "device_count", "local_device_count"):
+        monkeypatch.setattr(jax, name, devices)
+    model = resnet_jax.create_model("resnet50", stage_sizes=(1, 1), width=4, num_classes=3)
+    images = jax.ShapeDtypeStruct((4, 9, 9, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def loss(params, images):
+        logits, _ = model.apply(
+            variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return logits.sum()
+
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables)
+    traced = jax.jit(jax.grad(loss)).trace(variables["params"], images)
+    assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name", ["3x3 stride 2, odd", "1x1", "grouped", "Winograd"])
+def test_in_shard_map_gradients_of_kernels_are_summed_over_devices(name):
+    ours, xla, x, kernel, _ = setup(CASES[name])
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    def gradients(conv, kernel, x):
+        return jax.grad(lambda *args: jnp.sum(jnp.sin(conv(*args))), (1, 0))(x, kernel)
+
+    split = jax.shard_map(
+        partial(gradients, ours),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=(PartitionSpec(), PartitionSpec("data")),
+    )
+    assert_close(jax.jit(split)(kernel, x), jax.jit(partial(gradients, xla))(kernel, x), 3e-5)
+
+
 def test_lowering_for_the_cpu_leaves_no_branch():
     ours, xla, *args = setup(CASES["3x3"])
     cpu = operations(ours, args, "cpu")
@@ -208,10 +250,26 @@ def test_composes_with_transformations(name):
         kernels = jnp.stack([kernel, 2 * kernel])
         return {
             "reverse over reverse": again(kernel, x),
+            "forward": jax.jvp(conv, (x, kernel), (jnp.cos(x), jnp.ones_like(kernel)))[1],
             "forward over reverse": jax.jvp(grad, (kernel, x), (jnp.ones_like(kernel), x))[1],
+            "reverse over forward": jax.grad(
+                lambda kernel: jnp.sum(jnp.sin(jax.jvp(conv, (x, kernel), (x, kernel))[1]))
+            )(kernel),
             "checkpoint": jax.grad(jax.checkpoint(partial(loss, conv)))(kernel, x),
             "vmap over images": jax.vmap(grad, (None, 0))(kernel, jnp.stack([x, -x])),
             "vmap over kernels": jax.vmap(grad, (0, None))(kernels, x),
+            "gradient of vmap over kernels": jax.grad(
+                lambda x: jnp.sum(jnp.sin(jax.vmap(conv, (None, 0))(x, kernels)))
+            )(x),
+            "gradient of vmap over both": jax.grad(
+                lambda kernel: jnp.sum(
+                    jnp.sin(
+                        jax.vmap(jax.vmap(conv, (0, None)), (None, 0))(
+                            jnp.stack([x, 2 * x]), jnp.stack([kernel, 3 * kernel])
+                        )
+                    )
+                )
+            )(kernel),
         }
 
     actual = jax.jit(partial(everything, ours))(kernel, x)

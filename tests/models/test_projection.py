@@ -72,6 +72,17 @@ def test_results_and_gradients_are_those_of_the_formula(groups, dtype, tolerance
         assert worst <= tolerance * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_forward_mode_is_the_formulas(groups):
+    arguments, _ = _arguments(groups, jnp.float32)
+    together = partial(project_and_normalise, groups=groups, epsilon=1e-5, dtype=jnp.float32)
+    apart = partial(_both_steps, groups=groups)
+    directions = tuple(jnp.cos(a) for a in arguments)
+    found, wanted = (jax.jvp(f, arguments, directions)[1] for f in (together, apart))
+    for actual, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
 def test_the_backward_pass_keeps_nothing_of_the_products_size():
     arguments, _ = _arguments(1, jnp.float32)
     together = partial(project_and_normalise, groups=1, epsilon=1e-5, dtype=jnp.float32)

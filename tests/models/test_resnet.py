@@ -93,7 +93,7 @@ def _traced_macs(jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         out = eqn.outvars[0].aval
-        if eqn.primitive.name == "conv_general_dilated":
+        if eqn.primitive.name == "resnet_jax_conv":
             total += out.size * int(np.prod(eqn.invars[1].aval.shape[:-1]))
         elif eqn.primitive.name == "dot_general":
             contracted = eqn.params["dimension_numbers"][0][0]

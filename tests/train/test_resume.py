@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed equals one that never was, to the bit."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -239,3 +240,19 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
     # The last one that was known to be good when the other was saved is kept, too.
     assert Checkpointer(epath.Path(tmp_path / "checkpoints"), keep=None).steps() == [8, STEPS]
     assert resnet_jax.restore_run(tmp_path, checkpoint="best").step == STEPS
+
+
+def test_other_convolutions_are_recorded_and_said_once(tmp_path, tiny_config, monkeypatch, capsys):
+    def go_on(convolutions, step):
+        monkeypatch.setattr("resnet_jax.native.library.describe", lambda *_: convolutions)
+        resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if line.startswith("convolutions")]
+
+    assert go_on("oneDNN 3.2.0 (AVX2)", 2) == []
+    assert go_on("oneDNN 3.2.0 (AVX2)", 4) == []
+    (line,) = go_on("XLA", 6)
+    assert "by oneDNN 3.2.0 (AVX2) so far and are by XLA from here on" in line
+    assert go_on("XLA", None) == []
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["convolutions"] == ["oneDNN 3.2.0 (AVX2)", "XLA"]
