@@ -13,7 +13,7 @@ from typing import Any
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.native.library import LIBRARY, SOURCE, circumstances, record_of
 
-_CHECK_S, _LONGEST_CHECK_S = 10.0, 300
+_CHECK_S, _LONGEST_CHECK_S = 15.0, 300
 
 
 def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 kernel may also end the process, which is why `resnet-jax build` starts another one for this.
 """
 
+import itertools
 import json
 import sys
 import threading
@@ -36,6 +37,7 @@ _SUSPECTS = [
     ((2, 16, 16, 64), 3, 64, 1, 4, 4),
     ((4, 32, 32, 3), 7, 64, 2, 3, 1),
     ((4, 32, 32, 1), 3, 4, 1, 1, 1),
+    ((2, 2, 15, 17), 1, 15, 1, 0, 1),
     *(((8, 8, 8, ci), 1, co, 2, 0, 1) for ci in (1, 4, 7, 9, 16, 20) for co in (8, 20)),
 ]
 
@@ -68,13 +70,13 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 def _problems(rng: np.random.Generator) -> Iterator[tuple[Problem, list[np.ndarray]]]:
     """All kinds of problems, and the float64 values of their three arrays; without end."""
-    suspects = iter(_SUSPECTS)
+    suspects = iter(itertools.product(_SUSPECTS, (False, True)))
     while True:
         bfloat16 = bool(rng.random() < 0.3)
         if suspect := next(suspects, None):
-            shape, size, co, stride, pad, dilate = suspect
+            (shape, size, co, stride, pad, dilate), bfloat16 = suspect
             kernel_size, padding = (size, size), ((pad, pad), (pad, pad))
-            strides, dilation, bfloat16 = (stride, stride), (dilate, dilate), False
+            strides, dilation = (stride, stride), (dilate, dilate)
         else:
             shape, kernel_size, co, strides, padding, dilation = _draw(rng)
         sizes = [

@@ -73,7 +73,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         # Threads that wait for work by spinning would take the cores from XLA's.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        self._functions = ctypes.CDLL(str(path))
+        self._functions = ctypes.CDLL(str(path.resolve()))
         self._functions.resnet_jax_describe_onednn.restype = ctypes.c_char_p
 
     def onednn(self) -> str:

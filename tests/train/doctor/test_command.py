@@ -21,6 +21,7 @@ def test_a_sound_machine_is_told_so(capsys, tmp_path):
     assert f"jax {importlib.metadata.version('jax')}, " in found["versions"][0]["message"]
     assert "train 1,437, test 360 images of 8×8×1" in found["digits"][0]["message"]
     assert "can be made in " in found["workdir"][0]["message"]
+    assert found["convolutions"][0]["message"] == "XLA's; of oneDNN's, RESNET_JAX_NATIVE is 0"
     assert {"memory", "shared memory", "open files", "disk", "coordinator", "clock"} <= set(found)
     assert not workdir.parent.exists()
     assert list(tmp_path.iterdir()) == []
