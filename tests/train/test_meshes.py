@@ -141,7 +141,9 @@ def _participants(line: str) -> int:
     """How many devices an all-reduce sums over, from the ways in which XLA writes its groups."""
     if mesh := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+        # 'data':(2)4 is a part of an axis: 4 devices, of which 2 groups lie beside each other.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
         return int(iota[1])
     return len(re.search(r"replica_groups=\{\{([\d,]+)\}", line)[1].split(","))
