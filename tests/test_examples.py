@@ -28,6 +28,7 @@ def example():
     return module
 
 
+@pytest.mark.thorough
 def test_a_probe_fine_tuning_and_a_picture(example, tmp_path):
     images = write(tmp_path / "images", {"cat": 30, "dog": 30}, shape=(12, 10))
     model = resnet_jax.create_model("resnet20", num_classes=10, **FIELDS)

@@ -43,6 +43,7 @@ def test_its_network_says_the_same(older):
     np.testing.assert_allclose(network.predict(images[: len(expected)]), expected, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_it_goes_on_where_it_stopped(older):
     config = from_json((older / "run" / "config.json").read_text())
     assert int(resnet_jax.fit(config, older / "run").state.step) == 12

@@ -22,6 +22,7 @@ def arguments(tmp_path):
     return ["bench", "data", *TINY, *fields, "--seconds=0.1"]
 
 
+@pytest.mark.thorough
 def test_every_stage_is_measured(arguments, capsys):
     assert main([*arguments, "--train", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

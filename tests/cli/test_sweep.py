@@ -104,6 +104,7 @@ def test_mistakes_are_one_line(arguments, code, message, file, tmp_path, capsys)
     assert not runs.exists()
 
 
+@pytest.mark.thorough
 def test_runs_are_trained_and_a_stopped_one_goes_on(tmp_path, capsys):
     """Beside one that can't be trained."""
     workdir, path = tmp_path / "runs", tmp_path / "real_sweep.py"

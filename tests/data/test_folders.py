@@ -376,6 +376,7 @@ def test_the_doctor_knows_folders(animals):
     assert "train (train[:50%]) 12 images of 6×5×3, 3 classes" in found.message
 
 
+@pytest.mark.thorough
 def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path, capsys):
     root = write(tmp_path / "images", {"cat": 40, "dog": 40})
     config = tiny_config

@@ -59,6 +59,7 @@ def test_what_is_only_unusual_gives_the_right_image(name, tmp_path):
     np.testing.assert_array_equal(at_size, np.asarray(plain))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("door", ["predict", "prepared"])
 def test_all_of_them_take_little_memory_and_time(door, tmp_path):
     contents = {name: content for name, (content, _) in HOSTILE.items()} | RIGHT

@@ -236,6 +236,7 @@ def tiny_run(tiny, tiny_config, tmp_path):
     return tiny_config, tmp_path / "run"
 
 
+@pytest.mark.thorough
 def test_what_was_skipped_is_on_record_and_the_run_goes_on(tiny, tiny_run):
     config, workdir = tiny_run
     decay(tiny, load(tiny, "stop").splits["train"].images[13])

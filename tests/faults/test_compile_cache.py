@@ -50,7 +50,8 @@ def _flip(cache):
         program.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [_cut, pytest.param(_flip, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("damage", [_cut, _flip])
 def test_damaged_programs_are_compiled_again(damage, cache, whole, tmp_path, record_property):
     damage(cache)
     ended = _train(tmp_path / "run", cache).end()

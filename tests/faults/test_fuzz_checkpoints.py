@@ -7,6 +7,7 @@ from resnet_jax.train.metrics_log import read_metrics
 from tests.faults.fuzz import outcome
 
 
+@pytest.mark.thorough
 def test_two_thousand_mutated_documents(tmp_path, record_property):
     result = outcome("checkpoints", tmp_path)
     record_property("tries", result["accepted"] + result["refused"])

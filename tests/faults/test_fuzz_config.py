@@ -7,6 +7,7 @@ from resnet_jax.train.config import default_config, flatten, from_json, set_fiel
 from tests.faults.fuzz import outcome
 
 
+@pytest.mark.thorough
 def test_two_thousand_mutated_configs(tmp_path, record_property):
     result = outcome("configs", tmp_path)
     record_property("tries", result["accepted"] + result["refused"])

@@ -10,6 +10,7 @@ from tests.data.test_sources import write_tfds
 from tests.faults.fuzz import outcome
 
 
+@pytest.mark.thorough
 def test_two_thousand_mutated_data_sets(tmp_path, record_property):
     result = outcome("datasets", tmp_path)
     record_property("tries", result["accepted"] + result["refused"])

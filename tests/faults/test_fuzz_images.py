@@ -1,8 +1,11 @@
 """Mutated images through both doors: a refusal, or what Pillow sees in the whole file."""
 
+import pytest
+
 from tests.faults.fuzz import outcome
 
 
+@pytest.mark.thorough
 def test_two_thousand_mutated_images(tmp_path, record_property):
     result = outcome("images", tmp_path)
     record_property("tries", result["accepted"] + result["refused"])

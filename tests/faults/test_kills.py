@@ -20,7 +20,9 @@ def _same(workdir, whole):
     assert not list((workdir / "checkpoints").glob("*tmp*"))
 
 
-@pytest.mark.parametrize("nth", [4, 7, 18, 71])
+@pytest.mark.parametrize(
+    "nth", [18, *(pytest.param(nth, marks=pytest.mark.thorough) for nth in (4, 7, 71))]
+)
 def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
     assert train(tmp_path / "run", fault=f"files:{nth}:kill").code == -9
     assert train(tmp_path / "run").code == 0

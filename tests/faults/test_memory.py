@@ -22,6 +22,7 @@ def _check(ended):
     assert "A smaller batch_size" in ended.last_line
 
 
+@pytest.mark.thorough
 def test_a_network_larger_than_any_memory_is_refused(tmp_path, record_property):
     ended = train(tmp_path / "run", "--config.model.width=200000")
     record_property("saw", ended.last_line)

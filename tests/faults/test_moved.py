@@ -8,6 +8,7 @@ import pytest
 from tests.runs import digest, start, steps_on_record, train
 
 
+@pytest.mark.thorough
 def test_a_run_whose_directory_is_renamed_ends_and_goes_on_there(whole, tmp_path, record_property):
     """It doesn't begin another one at the old place, nor lose what it had saved."""
     workdir, moved = tmp_path / "run", tmp_path / "moved"

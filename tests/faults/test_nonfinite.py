@@ -45,6 +45,7 @@ def _finite(workdir):
     return all(np.isfinite(leaf).all() for leaf in leaves)
 
 
+@pytest.mark.thorough
 def test_by_default_the_run_ends_and_what_is_saved_is_good(harmless, tmp_path, record_property):
     ended = train(tmp_path / "run", fault="step:5:nan")
     record_property("saw", ended.last_line)
@@ -58,6 +59,7 @@ def test_by_default_the_run_ends_and_what_is_saved_is_good(harmless, tmp_path, r
     assert digest(tmp_path / "run") == harmless
 
 
+@pytest.mark.thorough
 def test_a_step_can_be_skipped(harmless, tmp_path, record_property):
     skip = "--config.nonfinite.policy=skip"
     stopped = train(tmp_path / "run", skip, "--stop_at_step=7", fault="step:5:nan")
@@ -81,6 +83,7 @@ def test_skipping_has_a_limit(tmp_path):
     assert "at most 0 (nonfinite.limit)" in ended.last_line
 
 
+@pytest.mark.thorough
 def test_a_run_can_go_back(tmp_path, record_property):
     back = "--config.nonfinite.policy=rollback"
     ended = train(tmp_path / "run", back, fault="step:5:nan")
@@ -95,6 +98,7 @@ def test_a_run_can_go_back(tmp_path, record_property):
     assert digest(tmp_path / "again") == digest(tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
     ended = train(tmp_path / "run", "--config.nonfinite.policy=rollback", fault="step:0:nan")
     assert (ended.code, "Nothing was saved" in ended.last_line) == (70, True)
@@ -127,6 +131,7 @@ def test_going_back_at_the_last_step_leaves_no_record_out(rollback, tmp_path):
     assert Checkpointer(tmp_path / "run" / "checkpoints", keep=None).steps()[-1] == 12
 
 
+@pytest.mark.thorough
 def test_a_save_that_fails_while_the_run_goes_back_is_tried_again(rollback, tmp_path, monkeypatch):
     """The checkpoint of step 5 turns out to be bad when the run is to go back to it."""
     config, poison = rollback
@@ -145,6 +150,7 @@ def test_a_save_that_fails_while_the_run_goes_back_is_tried_again(rollback, tmp_
     assert (tmp_path / "run" / "checkpoints" / "5.corrupt").is_dir()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("rate", "norm"), [(3e38, "batch"), (1e22, "none")])
 def test_measuring_inside_a_network_that_diverges_ends_as_training_does(
     rate, norm, tiny_config, tmp_path

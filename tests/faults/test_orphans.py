@@ -51,6 +51,7 @@ def remains(whole):
     system.prctl(_PR_SET_CHILD_SUBREAPER, 0)
 
 
+@pytest.mark.thorough
 def test_nothing_is_left_behind(remains, whole, tmp_path):
     """When it is killed, fails or is stopped; what a kill leaves is gone after the next start."""
     workdir, temporary = tmp_path / "run", tmp_path / "temporary"
@@ -75,6 +76,7 @@ def test_nothing_is_left_behind(remains, whole, tmp_path):
             assert all(path.name.isdecimal() for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_processes_that_decode_images_end_with_the_run(remains, tmp_path, number):
     images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))

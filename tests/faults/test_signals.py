@@ -48,17 +48,14 @@ def test_signals_after_the_end_of_a_run_do_not_change_its_exit_code(how, code):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "point",
     [
         "resnet_jax.data.loader:Batches.take:4",
         "resnet_jax.train.evaluate:Evaluator.__call__:3",
-        pytest.param(
-            "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2", marks=pytest.mark.thorough
-        ),
-        pytest.param(
-            "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2", marks=pytest.mark.thorough
-        ),
+        "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2",
+        "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2",
     ],
 )
 def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
@@ -106,6 +103,7 @@ def test_any_signal_to_stop_saves(number, tmp_path):
     assert (ended.code, "saved in" in ended.last_line) == (75, True), ended.said
 
 
+@pytest.mark.thorough
 def test_a_signal_while_compiling_ends_the_run_within_seconds(tmp_path, record_property):
     deep = "--config.model.stage_sizes=(18,18,18)"
     running = start(tmp_path / "run", deep).says("training images")

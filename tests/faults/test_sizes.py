@@ -9,6 +9,7 @@ import resnet_jax
 from resnet_jax.data import sources
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("train", "batch_size"),
     [("train[:256]", 1), ("train[:7]", 7)],

@@ -53,6 +53,7 @@ def _empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", [_remove, _halve, _empty])
 def test_any_file_of_a_checkpoint_may_be_lost(damage, saved, tmp_path, record_property):
     """The run goes on from a state that was saved, and who only reads gets it or one line."""
@@ -113,6 +114,7 @@ def test_a_damaged_summary_is_one_line(content, whole, tmp_path, monkeypatch):
     assert (workdir / "summary.json").read_bytes() == content
 
 
+@pytest.mark.thorough
 def test_a_damaged_summary_can_be_made_anew(whole, tmp_path, record_property):
     """As its error says: by removing it."""
     workdir = tmp_path / "run"
@@ -128,6 +130,7 @@ def test_a_damaged_summary_can_be_made_anew(whole, tmp_path, record_property):
     assert next(summaries)["final"] == next(summaries)["final"]
 
 
+@pytest.mark.thorough
 def test_slow_storage_loses_and_reorders_nothing(whole, tmp_path):
     """Every change of a file takes a while, so that saves are due while others are under way."""
     running = start(tmp_path / "run", fault="files:1:slow").says("training images")

@@ -123,6 +123,7 @@ def test_a_stuck_run_is_ended(how):
     assert _exit_code(_HANGS, how) == 71
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_stuck_in_its_output_is_ended():
     """As in a pager that is left open, or a terminal halted by Ctrl-S."""
     reader, writer = os.pipe()
@@ -201,6 +202,7 @@ def test_a_wrong_command_line_keeps_its_exit_code():
         assert subprocess.run(command, cwd=ROOT, stderr=output, check=False).returncode == 78
 
 
+@pytest.mark.thorough
 def test_a_run_whose_reader_ends_is_trained_to_its_end(tmp_path):
     """As by `train.py … | head -1`."""
     command = [sys.executable, "train.py", *TINY, "--config.duration=2", "--config.log_every=4"]

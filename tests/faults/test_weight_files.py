@@ -462,6 +462,7 @@ def test_a_bomb_takes_little_memory_and_time(content, message, tmp_path):
     assert cpu_s < 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_two_thousand_damaged_files(kind, record_property):
     """Nothing but DataError comes out, soon; and what is read, the format's own library reads."""

@@ -38,6 +38,7 @@ def _fill(disk):
     return ballast
 
 
+@pytest.mark.thorough
 def test_a_full_disk_doesnt_end_the_run(disk, tmp_path, record_property):
     """Training goes on, and all of it is there once there is room."""
     running = start(disk / "run", *_SLOWLY)

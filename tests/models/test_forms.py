@@ -173,6 +173,7 @@ def _build(fields):
         return None
 
 
+@pytest.mark.thorough
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(combinations, st.integers(1, 17), st.integers(1, 17), st.booleans())
 def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w, train):
@@ -196,6 +197,7 @@ def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w, tra
     assert updated.get("batch_stats", {}) == variables.get("batch_stats", {})
 
 
+@pytest.mark.thorough
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(combinations)
 def test_any_combination_has_finite_outputs_and_pools_its_last_stage(fields):

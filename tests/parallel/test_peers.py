@@ -164,6 +164,7 @@ sys.exit(exit_code_of(run))
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("victim", "how"), [(0, "fails"), (1, "fails"), (1, "dies")])
 def test_each_process_ends_with_its_own_exit_code_and_one_line(victim, how):
     """In whichever order they end, JAX must not abort one because it misses another."""

@@ -28,6 +28,7 @@ def _lab(folder, said=None, **options):
     return Lab(folder, size="cpu", seeds=(0, 1), say=say, **options)
 
 
+@pytest.mark.thorough
 def test_a_run_is_made_once_and_knows_its_seeds(tmp_path):
     said = []
     [run] = _lab(tmp_path, said).train({"one": digits("resnet20", _TINY)}).values()

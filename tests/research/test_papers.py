@@ -93,6 +93,7 @@ def test_paths_have_gradients_of_their_own_and_bound_the_whole(images):
     np.testing.assert_allclose(shortest, jnp.linalg.norm(jax.grad(quiet_loss)(images)), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_gates_that_must_agree_do_and_others_do_not(monkeypatch):
     assert max(srivastava2015_gates.identities(0).values()) < 1e-5
     right = srivastava2015_gates.set_gates

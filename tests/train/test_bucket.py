@@ -14,6 +14,7 @@ from resnet_jax.train.metrics_log import read_metrics
 from tests.fake_bucket import BucketFileSystem, ClientError
 
 
+@pytest.mark.thorough
 def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_path, capsys):
     """To the bit what it is on a local file system."""
     tiny_config.checkpoint_every = 8 * 32.0

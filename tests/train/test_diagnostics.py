@@ -189,6 +189,7 @@ def _records(workdir):
     ]
 
 
+@pytest.mark.thorough
 def test_a_run_measures_as_it_goes_and_as_well_after_a_stop(tmp_path):
     config = _config(seeds=(0, 3))
     resnet_jax.fit(config, tmp_path / "whole")

@@ -78,6 +78,7 @@ def test_the_first_step_equals_one_written_out(config, tmp_path):
             np.testing.assert_allclose(new, w - 0.025 * g, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_with_its_teacher_and_not_with_another(config, tmp_path):
     expected = resnet_jax.fit(config, tmp_path / "whole")
     resnet_jax.fit(config, tmp_path / "run", stop_at_step=5)

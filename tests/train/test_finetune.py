@@ -166,6 +166,7 @@ def test_a_frozen_network_stays_as_it_is_to_the_bit_while_the_classifier_moves(
     assert summary["init_from"] == {"file": "ten.safetensors", "sha256": sha256}
 
 
+@pytest.mark.thorough
 def test_the_classifier_moves_as_if_all_were_trained(config, tmp_path):
     """Its first step, that is: the gradient is the same, and ends there."""
     config.data.flip, config.data.crop_padding = False, 0
@@ -240,6 +241,7 @@ def test_decay_and_momentum_are_as_ever_at_a_lower_rate():
 # --- going on -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_without_the_file_but_not_with_another(config, weights, tmp_path):
     config.optimizer.trainable = "head"
     copy = tmp_path / "copy.safetensors"

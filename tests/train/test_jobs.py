@@ -68,6 +68,7 @@ def _assert_same_losses(workdir, expected) -> None:
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run(whole, tmp_path):
     """Two processes of four devices, four of one, then one: order, augmentation, scores agree."""
     workdir = tmp_path / "run"
@@ -106,6 +107,7 @@ def test_a_job_of_two_processes_runs_to_its_end(whole, tmp_path):
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
+@pytest.mark.thorough
 def test_a_job_decodes_on_each_host_what_its_devices_need(tmp_path):
     """Two processes, of which each decodes half of a batch, go on where one stopped."""
     images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
@@ -118,6 +120,7 @@ def test_a_job_decodes_on_each_host_what_its_devices_need(tmp_path):
     _assert_same_losses(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.thorough
 def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_path):
     workdir = tmp_path / "run"
     fields = ("--config.model.width=32", "--config.mesh.fsdp=2", "--config.checkpoint_every=32")
@@ -136,6 +139,7 @@ def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_pat
 _LONG = ("--config.duration=96000", "--config.eval_every=96000", "--config.checkpoint_every=3200")
 
 
+@pytest.mark.thorough
 def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path):
     workdir = tmp_path / "run"
     job = _start(workdir, *_LONG, processes=2, devices=1)
@@ -154,6 +158,7 @@ def test_different_numbers_of_devices_are_named(tmp_path):
         assert "number of devices: 1 in process 0, 2 in process 1" in line
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_within_seconds(victim, tmp_path):
     """With exit code 71 and one line, whichever it was; what was saved is intact."""

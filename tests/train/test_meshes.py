@@ -69,8 +69,14 @@ def one_device():
     return _train(_experiment())
 
 
+_EVERYDAY = [(8, 1), (2, 4)]
+_MESHES = [(1, 1), (2, 1), (4, 1), (4, 2), (1, 8)]
+
+
 @pytest.mark.parametrize(
-    "mesh", [(1, 1), (2, 1), (4, 1), (8, 1), (2, 4), (4, 2), (1, 8)], ids=lambda m: f"{m[0]}x{m[1]}"
+    "mesh",
+    [*_EVERYDAY, *(pytest.param(mesh, marks=pytest.mark.thorough) for mesh in _MESHES)],
+    ids=lambda mesh: f"{mesh[0]}x{mesh[1]}",
 )
 def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, one_device):
     """Float32, batch normalisation over the global batch, images sent from the host."""
@@ -189,6 +195,7 @@ def test_parameters_and_optimiser_state_take_the_memory_of_their_share():
     assert on_first_device(split) - vectors == pytest.approx(kernels / 4, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_run_with_split_parameters_is_scored_saved_and_resumed(tmp_path):
     """To its end, with every kind of evaluation, as on one device."""
     rarely = {"eval_every": 6 * 32.0, "checkpoint_every": 6 * 32.0}

@@ -85,6 +85,7 @@ def test_a_run_of_several_seeds_scores_them_by_precise_statistics(config, tmp_pa
         np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_run_measures_before_it_scores_and_goes_on_as_it_would(config, tmp_path):
     expected = resnet_jax.fit(config, tmp_path / "whole")
     resnet_jax.fit(config, tmp_path / "stopped", stop_at_step=7)

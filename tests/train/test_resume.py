@@ -52,11 +52,8 @@ def uninterrupted(keep_all, tmp_path_factory):
     return workdir, resnet_jax.fit(keep_all, workdir)
 
 
-# In the first epoch, where scores are taken, and one step before the end; then all others.
-_EVERY_COMMIT = (1, 4, 11)
-_KILLED_AT = [
-    step if step in _EVERY_COMMIT else pytest.param(step, marks=pytest.mark.thorough)
-    for step in range(1, STEPS)
+_KILLED_AT = [  # where scores are taken; all other steps in the thorough tests
+    pytest.param(step, marks=[pytest.mark.thorough] * (step != 4)) for step in range(1, STEPS)
 ]
 
 
@@ -193,6 +190,7 @@ def test_a_finished_run_without_a_summary_is_scored_again(uninterrupted, keep_al
         np.testing.assert_array_equal(again.evaluation[name].confusion, scored.confusion)
 
 
+@pytest.mark.thorough
 def test_only_the_newest_checkpoints_and_the_best_are_kept(keep_all, uninterrupted, tmp_path):
     _, expected = uninterrupted
     config = keep_all.copy_and_resolve_references()
@@ -242,6 +240,7 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
     assert resnet_jax.restore_run(tmp_path, checkpoint="best").step == STEPS
 
 
+@pytest.mark.thorough
 def test_other_convolutions_are_recorded_and_said_once(tmp_path, tiny_config, monkeypatch, capsys):
     def go_on(convolutions, step):
         monkeypatch.setattr("resnet_jax.native.library.describe", lambda *_: convolutions)

@@ -106,6 +106,7 @@ def test_a_finished_run_started_again_has_the_scores_of_each_seed(many):
         assert [s.top1 for s in again.evaluation[name].seeds] == [s.top1 for s in scores.seeds]
 
 
+@pytest.mark.thorough
 def test_seeds_are_shared_out_to_devices_and_are_the_same(many, tmp_path):
     result, _ = many
     spread = resnet_jax.fit(_config(seeds=SEEDS, vary=VARY, mesh__data=2), tmp_path / "run")
@@ -115,6 +116,7 @@ def test_seeds_are_shared_out_to_devices_and_are_the_same(many, tmp_path):
     _assert_close(_parts(spread.state), _parts(result.state))
 
 
+@pytest.mark.thorough
 def test_a_batch_is_shared_out_where_the_devices_are_no_divisor(tmp_path, alone):
     config = _config(seeds=SEEDS, vary=VARY, mesh__data=4, duration=4 * 32.0)
     experiment = Experiment.make(config)
@@ -125,6 +127,7 @@ def test_a_batch_is_shared_out_where_the_devices_are_no_divisor(tmp_path, alone)
         np.testing.assert_allclose(loss, alone[number].history[0]["loss"], rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_seeds_trained_together_as_on_accelerators_are_the_same(many, monkeypatch, tmp_path):
     result, _ = many
     monkeypatch.setattr(seeds_module, "_one_by_one", lambda mesh: False)
@@ -186,6 +189,7 @@ def test_a_seed_that_diverges_is_named(tmp_path):
         resnet_jax.fit(config, tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_a_seed_that_is_skipped_leaves_the_other_alone(tmp_path, alone):
     config = _config(seeds=(0, 4), vary=(("schedule.base_lr", (0.1, 1e30)),))
     config.nonfinite.policy, config.nonfinite.limit = "skip", 100

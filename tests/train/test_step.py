@@ -42,6 +42,7 @@ def test_ten_steps_on_eight_devices_equal_ten_steps_on_one(tiny_config, one_devi
         np.testing.assert_allclose(leaf, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.thorough
 def test_examples_are_mixed_alike_on_any_mesh_and_with_neighbours_of_the_device(tiny_config):
     tiny_config.model.stage_sizes = (1, 1)
     tiny_config.mixup, tiny_config.cutmix, tiny_config.data.random_erasing = 0.2, 1.0, 0.5

@@ -213,6 +213,7 @@ def config(tiny_config, photos):
     return config
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photos):
     whole = resnet_jax.fit(config, tmp_path / "whole")
     config.data.workers = 2
@@ -267,6 +268,7 @@ def test_images_that_are_read_again_for_statistics_keep_no_step_waiting(
     assert [r["data_wait"] for r in result.history if r["split"] == "train"] == [0.0] * 5
 
 
+@pytest.mark.thorough
 def test_a_run_of_growing_images_goes_on_in_either_size(config, tmp_path):
     config.data.early_sizes, config.data.size_boundaries = (8,), (4 * 8.0,)
     resnet_jax.fit(config, tmp_path / "whole")
