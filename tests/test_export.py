@@ -70,6 +70,7 @@ def program(network):
     return export_program(*network, SHAPE, normalization=NORMALIZATION)
 
 
+@pytest.mark.thorough
 def test_a_process_without_the_package_computes_the_same_logits(network, program, tmp_path):
     model, variables = network
     rng = np.random.default_rng(0)

@@ -129,6 +129,7 @@ def test_who_holds_it(change, free, tmp_path):
             pass
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("change", [ELSEWHERE, IN_ANOTHER_CONTAINER, OF_THE_SAME_NAME])
 @pytest.mark.usefixtures("hurried")
 def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
@@ -202,6 +203,7 @@ def test_a_held_lock_is_renewed(tmp_path):
         _wait_for(lambda: (tmp_path / LOCK).stat().st_mtime > long_ago + 1000)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
 @pytest.mark.usefixtures("hurried")
 def test_a_damaged_lock_is_respected_while_it_is_renewed(content, tmp_path):

@@ -48,6 +48,7 @@ def test_mistakes_are_one_line(capsys):
     assert_one_line([*digits, "--seconds=0"], 64, "--seconds is 0.0", capsys)
 
 
+@pytest.mark.thorough
 def test_steps_are_measured_on_random_images(capsys):
     arguments = ["bench", "step", *TINY, "--config.mesh.data=1", "--seconds=0.05"]
     assert main([*arguments, "--config.seeds=(0,1)", "--json"]) == 0

@@ -81,6 +81,7 @@ def test_tfds_reads_what_is_written_and_so_do_we(photos, tmp_path):
     assert data.class_names == ("cat", "dog")
 
 
+@pytest.mark.thorough
 def test_any_number_of_processes_writes_the_same(photos, tmp_path):
     for workers in (1, 2):
         _prepare(photos, tmp_path / str(workers), shards=3, workers=workers, size=16)
@@ -165,6 +166,7 @@ def test_a_shard_that_has_decayed_is_written_again(photos, tmp_path):
     assert _bytes(out) == _bytes(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("corrupt", ["stop", "skip"])
 def test_after_a_damaged_image_it_goes_on_with_what_is_finished(corrupt, photos, tmp_path):
     torn = photos / "val" / "dog" / "4.jpg"
@@ -184,6 +186,7 @@ def test_after_a_damaged_image_it_goes_on_with_what_is_finished(corrupt, photos,
     assert _bytes(folder) == _bytes(tmp_path / "fresh")
 
 
+@pytest.mark.thorough
 def test_ctrl_c_ends_it_in_the_middle_of_a_shard(photos, tmp_path):
     large = save(pixels(2000, 2000, seed=1), "JPEG")
     (photos / "train" / "cat" / "large.jpg").write_bytes(large)

@@ -307,6 +307,7 @@ def _swap_classes(tiny):
     (tiny / "tiny" / "1.0.0" / "label.labels.txt").write_text("dog\ncat\nowl\n")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change",
     [_add_one, _remove_last, _edit_image, _edit_label, _rename_class, _swap_classes],

@@ -118,6 +118,7 @@ def _steps(result, split):
     return [r["step"] for r in of_split if r.get("weights", "raw") == "raw"]
 
 
+@pytest.mark.thorough
 def test_going_back_at_the_last_step_leaves_no_record_out(rollback, tmp_path):
     """Twelve steps, with a record after every fifth and the last, and scores after every fourth."""
     config, poison = rollback

@@ -96,7 +96,14 @@ def test_a_storm_of_signals_loses_nothing(numbers, codes, whole, tmp_path):
     assert digest(tmp_path / "run") == digest(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.thorough),
+        signal.SIGTERM,
+    ],
+)
 def test_any_signal_to_stop_saves(number, tmp_path):
     running = start(tmp_path / "run", "--config.duration=320000", "--config.eval_every=320000")
     ended = running.logs(8).signal(number).end()

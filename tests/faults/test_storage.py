@@ -98,6 +98,7 @@ def test_damaged_scores_cost_no_checkpoint_but_their_own(content, saved, tmp_pat
     assert Checkpointer(directory, keep=1).steps() == [2, 3, 4]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "content",
     [b"", b'{"final": {"te', b"{}", b"[]", b'{"final": {"test": {"top1": "x"}}}', b"\xff"],

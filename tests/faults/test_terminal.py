@@ -229,6 +229,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
+@pytest.mark.thorough
 def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     """The kernel sends SIGHUP, and writing to the terminal is an error from then on."""
     arguments = ["train.py", *TINY, "--config.duration=5000", "--config.log_every=4"]

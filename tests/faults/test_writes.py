@@ -65,6 +65,7 @@ def test_a_disk_that_stays_full_ends_the_run(disk, whole, record_property):
     assert digest(disk / "run") == digest(whole)
 
 
+@pytest.mark.thorough
 def test_what_couldnt_be_saved_isnt_success(tmp_path, record_property):
     arguments = ("--config.save_attempts=2", "--config.checkpoint_every=384")
     arguments += ("--config.eval_every=384",)

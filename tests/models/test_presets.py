@@ -123,6 +123,7 @@ def test_fixup_has_scalars_in_the_place_of_normalisation():
     assert count("fixup_resnet20").params == kernels + 9 * 5 + 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_built_and_each_parameter_is_in_one_group(name):
     preset = PRESETS[name]

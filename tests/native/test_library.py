@@ -28,6 +28,7 @@ def found(monkeypatch):
     library.state.cache_clear()
 
 
+@pytest.mark.thorough
 def test_a_library_that_was_checked_is_used(onednn_library, found):
     state = found(onednn_library)
     assert state.library
@@ -94,6 +95,7 @@ def test_nothing_is_said_where_nothing_was_built(monkeypatch, tmp_path, caplog):
     library.state.cache_clear()
 
 
+@pytest.mark.thorough
 def test_wrong_results_are_found(onednn_library, monkeypatch):
     right = library.Library.attempt
 

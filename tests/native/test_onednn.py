@@ -257,6 +257,7 @@ def test_more_random_problems_are_right(instructions, seed, onednn_library):
     assert result["wrong"] == []
 
 
+@pytest.mark.thorough
 def test_digits_are_trained_by_it(onednn_library, tmp_path):
     environment = {"RESNET_JAX_NATIVE": str(onednn_library)}
     ended = train(tmp_path / "run", "--config.ema_decay=0", environment=environment)

@@ -59,7 +59,7 @@ def run(name: str, size: int) -> dict[str, np.ndarray]:
 
 
 # They consist of what the others do, in larger numbers.
-_EVERYDAY = {"resnet18", "resnet20", "resnet50", "resnet110", "wrn16_4"}
+_EVERYDAY = {"resnet20", "resnet50"}
 _FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] * (path.stem not in _EVERYDAY))
     for path in GOLDEN

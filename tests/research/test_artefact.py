@@ -66,6 +66,7 @@ def test_bounds_as_text(within, text):
     assert str(within) == text
 
 
+@pytest.mark.thorough
 def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     assert main(["reproduce", "he2015-table1", f"--workdir={tmp_path}", "--json"]) == 0
     [result] = json.loads(capsys.readouterr().out)["results"]

@@ -65,6 +65,7 @@ def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
     assert begun == ["one", "one"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverges_fails_and_ends_nothing(tmp_path):
     config = digits("resnet20", {**_TINY, "schedule.base_lr": 1e30})
     [run] = _lab(tmp_path).train({"one": config}).values()
@@ -100,6 +101,7 @@ class _Unaffordable(Lab):
 _TRAINED = [name for name, of in ARTEFACTS.items() if of.runs["cpu"] is not of.runs["full"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", _TRAINED)
 def test_full_sizes_are_valid_and_without_a_budget_not_run(name, tmp_path):
     lab = _Unaffordable(tmp_path)

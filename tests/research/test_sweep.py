@@ -141,6 +141,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     assert [run.is_finished(epath.Path(tmp_path)) for run in runs] == [False, True, False, True]
 
 
+@pytest.mark.thorough
 def test_how_far_the_runs_are_is_told_as_they_go_on(tmp_path):
     told = []
     ended = _train(_seeds(fake_child.TELLS, 1), tmp_path, told=told)

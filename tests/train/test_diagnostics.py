@@ -51,6 +51,7 @@ def _loss(model, variables, probe):
     return loss
 
 
+@pytest.mark.thorough
 def test_norms_and_updates_are_those_of_the_step(probe):
     model, variables = _network()
     optimizer = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9))

@@ -40,6 +40,7 @@ def config(tiny_config, tmp_path):
     return tiny_config
 
 
+@pytest.mark.thorough
 def test_the_first_step_equals_one_written_out(config, tmp_path):
     """And another teacher needs no other program: its variables are no part of it."""
     experiment = Experiment.make(config)

@@ -190,6 +190,7 @@ EXPECTED_DISTANCES = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXPECTED_DISTANCES)
 @pytest.mark.parametrize("scan", [False, True])
 def test_rates_fall_by_the_stage(name, scan):
@@ -272,6 +273,7 @@ def test_a_run_goes_on_without_the_file_but_not_with_another(config, weights, tm
     )
 
 
+@pytest.mark.thorough
 def test_the_file_says_which_network_a_run_has(config, weights, tmp_path):
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(weights.read_bytes())

@@ -49,6 +49,7 @@ def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, confi
                 np.testing.assert_array_equal(leaf, old)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("devices", "one_by_one"), [(1, True), (1, False), (2, True)])
 def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(
     devices, one_by_one, config, monkeypatch

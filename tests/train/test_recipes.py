@@ -13,7 +13,7 @@ from resnet_jax.train.plan import check_batch
 from resnet_jax.train.recipes import RECIPES, make
 
 EXAMPLES, BATCH, SIZE = 24, 8, 8
-_EVERYDAY = {"goyal_2017", "rsb_a2", "ffcv_16"}
+_EVERYDAY = {"goyal_2017", "rsb_a2"}
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
 
 

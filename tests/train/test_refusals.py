@@ -231,6 +231,7 @@ def test_stopping_before_the_first_step_is_refused(step, tiny_config, tmp_path, 
         resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_fails_names_what_is_intact(tiny_config, tmp_path, monkeypatch):
     """The second save fails in the background, as on a full disk."""
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=1)

@@ -79,6 +79,7 @@ def test_resuming_after_a_kill_equals_the_uninterrupted_run(
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_a_damaged_checkpoint_is_stepped_over(keep_all, uninterrupted, tmp_path, caplog):
     """One flipped bit in the newest one: the run goes on from the one before, and is the same."""
@@ -101,6 +102,7 @@ def test_a_damaged_checkpoint_is_stepped_over(keep_all, uninterrupted, tmp_path,
     assert (workdir / "checkpoints" / "7").is_dir()  # saved again
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("step", [3, 8])
 def test_resuming_after_a_requested_stop_equals_the_uninterrupted_run(
     step, keep_all, uninterrupted, tmp_path
@@ -211,6 +213,7 @@ def test_best_is_the_highest_validation_score(uninterrupted):
     assert expected.best["step"] == max(scores)[2]
 
 
+@pytest.mark.thorough
 def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, monkeypatch):
     """The save that is tried again has the best scores: it pushes the best one before out."""
     tiny_config.keep_checkpoints = 1

@@ -67,6 +67,7 @@ def _parts(state):
     return state.params, state.batch_stats, state.opt_state, state.ema
 
 
+@pytest.mark.thorough
 def test_each_seed_is_its_run_alone(many, alone):
     result, _ = many
     for number, single in enumerate(alone):
@@ -135,6 +136,7 @@ def test_seeds_trained_together_as_on_accelerators_are_the_same(many, monkeypatc
     _assert_close(_parts(together.state), _parts(result.state))
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_bit(many, tmp_path):
     config = _config(seeds=SEEDS, vary=VARY)
     assert resnet_jax.fit(config, tmp_path / "run", stop_at_step=7).stopped_early

@@ -248,6 +248,7 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch(config, tmp_path, capsys, photo
         network.evaluate("train")
 
 
+@pytest.mark.thorough
 def test_images_that_are_read_again_for_statistics_keep_no_step_waiting(
     config, tmp_path, monkeypatch
 ):

@@ -243,6 +243,7 @@ def _check_pair(model, other, name, file):
     assert _agree(_logits(model, variables), _logits(other, loaded), tolerance), (name, model)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "thorough", [False, pytest.param(True, marks=pytest.mark.thorough)], ids=["some", "all"]
 )
