@@ -145,6 +145,7 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     assert "step 8 is damaged (it is a copy of that of step 5)" in caplog.text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["123.txt", "7", "tmp", "-5", "1_0", "008", "٤٤", " 9", "9.orbax-checkpoint-tmp", "\udcff"],

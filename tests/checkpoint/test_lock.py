@@ -345,6 +345,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_no_two_hold_it_at_once(tmp_path, monkeypatch):
     """Where the file system is slow, so that much happens between two calls."""
     link, fsync = os.link, os.fsync
@@ -477,6 +478,7 @@ def test_a_lock_in_a_bucket(bucket):
     assert not (bucket / "locked" / LOCK).exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "content",
     [

@@ -52,6 +52,7 @@ def test_a_failure_is_one_line_and_the_exit_code(file, fake, tmp_path, capsys):
     assert [row["run"] for row in _rows(workdir)] == ["seed=1"]
 
 
+@pytest.mark.thorough
 def test_finished_runs_are_left_alone_and_gathered_again(file, fake, tmp_path, capsys):
     workdir = tmp_path / "runs"
     arguments = [f"--workdir={workdir}", "--processes=2"]

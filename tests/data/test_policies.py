@@ -124,6 +124,7 @@ def _keys(n, seed=0):
 IMAGES = np.stack([pixels(16, 16, seed=i) for i in range(24)])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("policy", ["trivial", "randaugment"])
 def test_what_is_drawn_depends_on_the_example_alone(policy):
     augment = jax.jit(

@@ -439,6 +439,7 @@ def _members(count: int) -> bytes:
     return b"PK\3\4" + directory + end
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("content", "message"),
     [

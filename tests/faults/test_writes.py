@@ -54,6 +54,7 @@ def test_a_full_disk_doesnt_end_the_run(disk, tmp_path, record_property):
     assert digest(disk / "run") == digest(tmp_path / "whole")
 
 
+@pytest.mark.thorough
 def test_a_disk_that_stays_full_ends_the_run(disk, whole, record_property):
     assert train(disk / "run", "--stop_at_step=4").code == 75
     ballast = _fill(disk)

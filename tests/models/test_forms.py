@@ -32,6 +32,7 @@ def outcome(model, variables):
     return {"logits": logits, "stats": updated, "gradients": gradients}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("fields", "forms"),
     [

@@ -92,6 +92,7 @@ def test_the_backward_pass_keeps_nothing_of_the_products_size():
     assert x.size < x.size // len(kernel) * kernel.shape[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("group_size", [None, 4])
 def test_a_network_trains_alike_in_either_way(group_size, monkeypatch):
     fields = {"width": 4, "stage_sizes": (1, 2), "activation": "silu", "num_classes": 3}

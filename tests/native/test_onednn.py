@@ -121,6 +121,7 @@ NETWORKS = {
 LARGE = ("resnet18", "resnet50")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.thorough) if n in LARGE else n for n in NETWORKS],

@@ -381,6 +381,7 @@ def test_a_time_out_without_end_is_refused(timeout_s):
         connect(Job("127.0.0.1:9", 2, 1), timeout_s=timeout_s, end=print)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("said", [b"", b"x"])
 def test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer(said, monkeypatch):
     """It says nothing, or a byte now and then, and never ends its line."""

@@ -59,9 +59,8 @@ def run(name: str, size: int) -> dict[str, np.ndarray]:
 
 
 # They consist of what the others do, in larger numbers.
-_EVERYDAY = {"resnet20", "resnet50"}
 _FILES = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] * (path.stem not in _EVERYDAY))
+    pytest.param(path, id=path.stem, marks=[pytest.mark.thorough] * (path.stem != "resnet20"))
     for path in GOLDEN
 ]
 

@@ -103,6 +103,7 @@ def test_gates_that_must_agree_do_and_others_do_not(monkeypatch):
     assert min(srivastava2015_gates.identities(0).values()) > 1e-3
 
 
+@pytest.mark.thorough
 def test_gradient_norms_are_those_of_the_loss():
     model, _ = _network((2, 1), scan=True)
     norms = gradient_norms(model, (3,))
@@ -153,6 +154,7 @@ def test_autocorrelation_of_a_wave_and_of_noise():
     assert np.abs(noise[1:]).max() < 0.06
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["plain", "residual", "residual, scaled"])
 def test_the_derivative_is_that_of_the_network(kind):
     """Its integral over the pieces on which it is constant is the same however finely it's cut."""

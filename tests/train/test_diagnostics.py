@@ -131,6 +131,7 @@ def test_similarity_is_that_of_its_definition(probe):
     assert measures.cka(passed)["cka/mean"] == pytest.approx(np.mean(off), rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("iterations", [8, 40])
 def test_extreme_eigenvalues_are_those_of_the_dense_hessian(iterations):
     inputs = jax.random.normal(jax.random.key(0), (16, 4))

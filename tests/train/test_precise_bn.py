@@ -74,6 +74,7 @@ def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(
                 np.testing.assert_allclose(leaf[number], wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_run_of_several_seeds_scores_them_by_precise_statistics(config, tmp_path):
     config.seeds, config.duration = (0, 3), 4 * 32.0
     result = resnet_jax.fit(config, tmp_path / "run")

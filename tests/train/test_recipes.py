@@ -13,16 +13,12 @@ from resnet_jax.train.plan import check_batch
 from resnet_jax.train.recipes import RECIPES, make
 
 EXAMPLES, BATCH, SIZE = 24, 8, 8
-_EVERYDAY = {"goyal_2017", "rsb_a2"}
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.thorough] * (name not in _EVERYDAY))
-        for name in RECIPES
-    ],
+    [pytest.param(name, marks=[pytest.mark.thorough] * (name != "rsb_a2")) for name in RECIPES],
 )
 def test_three_steps(name):
     """Losses are finite and parameters move; images of an early size have a step of their own."""

@@ -187,6 +187,7 @@ def test_checkpoints_without_a_config_are_not_touched(tiny_config, tmp_path, nev
         resnet_jax.fit(tiny_config, tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("steps", [1, 12])  # with 1, the loss is finite and the parameters aren't
 def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, tmp_path):
     tiny_config.model.stage_sizes = (1,)

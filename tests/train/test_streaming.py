@@ -181,6 +181,7 @@ def test_too_few_open_files_are_named_before_anything_is_compiled(photos, monkey
     assert _take(photos, [0], workers=0)
 
 
+@pytest.mark.thorough
 def test_a_process_that_dies_is_noticed_at_once(photos):
     before = set(_children())
     with _batches(photos, workers=1, total_steps=10_000) as batches:
