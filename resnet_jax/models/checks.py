@@ -1,8 +1,8 @@
 """Refusals of networks that can't be built, or whose fields would have no effect, by name."""
 
 import dataclasses
-import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -181,8 +181,9 @@ def _check_value(name: str, value: Any, hint: Any, *, fraction: bool) -> None:
         if not isinstance(value, bool):
             raise ConfigError(f"{name} is {value!r}; it can be True or False.")
     elif hint is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise ConfigError(f"{name} is {value!r}; it must be a number.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) <= sys.float_info.max:  # NaN isn't either
+            raise ConfigError(f"{name} is {value!r}; it must be a finite number.")
         if fraction and not 0 <= value < 1:
             raise ConfigError(f"{name} is {value}; it must be in [0, 1).")
         if name == "model.se_ratio" and not 0 <= value <= 1:

@@ -142,7 +142,8 @@ def _transpose(
         window=window,
         levels=tuple(tuple(has or i == wanted for i, has in enumerate(level)) for level in levels),
     )
-    return result.sum(tuple(i for i, level in enumerate(levels) if not level[wanted]))
+    shared = tuple(i for i, level in enumerate(levels) if not level[wanted])
+    return result.sum(shared) if shared else result
 
 
 def _batch(

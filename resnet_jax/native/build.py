@@ -49,7 +49,12 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ConfigError(_explain(done.stderr))
-            result = certify(made, check_s=check_s)
+            try:
+                result = certify(made, check_s=check_s)
+            except ConfigError:  # a library that passed before isn't to be trusted either
+                for file in (record_of(library), library):
+                    file.unlink(missing_ok=True)
+                raise
             # A library isn't used with the record of another one.
             made.replace(library)
             record_of(made).replace(record_of(library))
@@ -116,6 +121,6 @@ def _checked(library: Path, check_s: float) -> dict[str, Any]:
 
 def _unusable(reason: str) -> ConfigError:
     return ConfigError(
-        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used as"
-        " before. Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used."
+        " Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
     )

@@ -132,18 +132,20 @@ def _error(
         given = [np.ascontiguousarray(a.astype(dtype)) for a in arrays]
         for _ in range(_CALLS):
             if not library.attempt(problem, *given):
-                errors.append(np.inf)
                 return
             note(given[problem.place])
 
     if through_xla:
         operands = [a.astype(dtype) for i, a in enumerate(arrays) if i != problem.place]
         note(jax.jit(partial(call, library, problem))(*operands))
+    attempted = len(errors) + _THREADS * _CALLS
     threads = [threading.Thread(target=attempt) for _ in range(_THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if len(errors) < attempted:  # a call or its thread failed
+        return np.inf
     return float(np.max(errors))  # NaN if one of them is
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from resnet_jax.errors import NumericalError
+from resnet_jax.errors import DataError, NumericalError
 
 _BATCH = 32  # images
 _BATCH_PIXELS = 2**22  # no more of them than this, if the images are large
@@ -57,6 +57,7 @@ class Predictor:
                 `batch_size` of their number.
 
         Raises:
+            DataError: an image has another shape or type.
             NumericalError: the network gives something else than numbers.
         """
         size = batch_size or self.batch_size(len(images))
@@ -65,6 +66,11 @@ class Predictor:
             some = images[start : start + size]
             batch = np.zeros((size, *self._shape), np.uint8)
             for row, image in zip(batch, some, strict=False):
+                if image.shape != self._shape or image.dtype != np.uint8:
+                    raise DataError(
+                        f"An image is {image.dtype} of shape {image.shape}; the network takes"
+                        f" uint8 of shape {self._shape}."
+                    )
                 row[...] = image
             parts.append(np.asarray(self._probabilities(self._variables, batch))[: len(some)])
         values = np.concatenate(parts)

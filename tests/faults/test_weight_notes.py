@@ -43,6 +43,8 @@ def _note(**changes):
         (_note(parent="x"), "a field 'parent'"),
         (_note(shortcut_scale=float("nan")), "is damaged"),
         (_note(shortcut_scale=float("inf")), "is damaged"),
+        (_note(dropout=10**400), "it must be a finite number"),
+        (_note(norm_epsilon=1).replace("1}", "1e400}"), "it must be a finite number"),
         (_note(width="8"), "model.width is '8'; it takes integers"),
         (_note(width=True), "model.width is True"),
         (_note(stage_sizes=None), "is damaged"),

@@ -9,7 +9,7 @@ import pytest
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.native import check, library
-from resnet_jax.native.build import certify
+from resnet_jax.native.build import build, certify
 from resnet_jax.train.doctor.convolutions import check_convolutions
 from tests.cli.mistakes import assert_one_line
 from tests.train.doctor.helpers import only
@@ -132,6 +132,23 @@ def test_a_library_that_fails_its_check_is_not_recorded(body, message, tmp_path)
     with pytest.raises(ConfigError, match=message) as error:
         certify(path, check_s=0.2)
     assert "\n" not in str(error.value)
+    assert not library.record_of(path).exists()
+
+
+def test_a_library_that_fails_its_check_takes_an_earlier_one_with_it(
+    onednn_library, monkeypatch, tmp_path
+):
+    path = tmp_path / "convolution.so"
+    for file in (path, library.record_of(path)):
+        file.write_text("an earlier one")
+
+    def fail(library, check_s):
+        raise ConfigError("wrong")
+
+    monkeypatch.setattr("resnet_jax.native.build.certify", fail)
+    with pytest.raises(ConfigError, match="wrong"):
+        build(path)
+    assert not path.exists()
     assert not library.record_of(path).exists()
 
 

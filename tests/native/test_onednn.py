@@ -118,13 +118,14 @@ NETWORKS = {
     "resnet18": ("resnet18", {}, 64),
     "resnet50": ("resnet50", {}, 64),
 }
-LARGE = ("resnet18", "resnet50")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.thorough) if n in LARGE else n for n in NETWORKS],
+    [
+        pytest.param(name, marks=[pytest.mark.thorough] * (name != "few channels"))
+        for name in NETWORKS
+    ],
 )
 def test_gradients_of_networks_are_xlas_at_every_call_on_every_thread(name, onednn, monkeypatch):
     preset, fields, size = NETWORKS[name]

@@ -9,6 +9,7 @@ import resnet_jax
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import DataError, NumericalError
 from resnet_jax.train.config import default_config
+from resnet_jax.train.predictor import Predictor
 from resnet_jax.train.restore import TrainedNetwork
 from tests.compilations import compilations
 from tests.data.hostile_images import fitted, pixels
@@ -100,6 +101,13 @@ def test_a_program_is_compiled_once_for_each_size_of_a_batch(network):
         for count in (3, 4, 40, 64):
             network.predict([pixels(seed=number) for number in range(count)])
     assert not others
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 1, 3), np.uint8), np.zeros((8, 8, 3))])
+def test_a_predictor_takes_images_of_its_shape_and_type_alone(wrong, model, variables):
+    predictor = Predictor(model, variables, lambda images: images / 255.0, (8, 8, 3))
+    with pytest.raises(DataError, match="the network takes uint8 of shape"):
+        predictor([wrong])
 
 
 def test_numbers_that_are_not_finite_are_no_probabilities(network):
