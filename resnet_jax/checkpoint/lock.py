@@ -28,7 +28,7 @@ from etils import epath
 
 from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.checkpoint.workdir import CONFIG, write_atomically
-from resnet_jax.errors import WriteError
+from resnet_jax.errors import PeerError, WriteError
 from resnet_jax.files import DRAFT
 
 LOCK = ".lock"
@@ -74,8 +74,9 @@ def locked(
             it should end the process. By default the sentence is logged as an error.
 
     Yields:
-        A function that raises a WriteError if the directory isn't the one any more that was locked:
-        renamed, moved or removed. To be asked before something is written into it.
+        A function to be called before something is written into the directory. It raises a
+        WriteError if the directory was renamed, moved or removed, and a PeerError if another run
+        holds the lock.
 
     Raises:
         WriteError: another run holds it, or it can't be read or written.
@@ -109,10 +110,13 @@ def _check_place(held: _Held) -> None:
     except OSError:  # what is written next will tell
         return
     if found is not None:
-        elsewhere = found[1].get("token", held.mine["token"]) != held.mine["token"]
-    else:
-        elsewhere = not is_remote(folder) and not (folder / CONFIG).exists()
-    if elsewhere:
+        if found[1].get("token", held.mine["token"]) != held.mine["token"]:
+            raise PeerError(
+                f"{folder} isn't this run's any more: its lock is held by {_describe(found[1])}."
+                " The lock was taken over, or the directory was moved and another run began here."
+                " What this run saved before is intact."
+            )
+    elif not is_remote(folder) and not (folder / CONFIG).exists():
         raise WriteError(
             f"Work directory {folder} was renamed, moved or removed while this run wrote to it."
             " What was saved is in it, wherever it is now: move it back, or start the run again"

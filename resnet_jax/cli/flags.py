@@ -310,7 +310,7 @@ def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
         message = (str(error).strip().splitlines() or [""])[0]
         if isinstance(error, KeyError):
             message = message.strip("'\"")
-        if isinstance(error, SyntaxError) and not lines:
+        if isinstance(error, SyntaxError) and Path(error.filename or file).name == Path(file).name:
             lines, message = [error.lineno or 1], error.msg
         if lines and file:
             what = f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -77,9 +77,8 @@ class SweepConsole:
     def _lines(self) -> Group:
         """A line per run, no longer than the terminal is wide: the label gives way."""
         lines = []
-        runs = [
-            (escaped(self._labels[name]), str(progress)) for name, progress in self._runs.items()
-        ]
+        now = list(self._runs.items())  # another thread may change them while this one draws
+        runs = [(escaped(self._labels[name]), str(progress)) for name, progress in now]
         room = self._console.width - max((cell_len(told) for _, told in runs), default=0) - 2
         longest = max((cell_len(label) for label, _ in runs), default=0)
         for label, told in runs:

@@ -62,7 +62,7 @@ class ScaleAndCrop:
     @property
     def name(self) -> str:
         """A text that tells two of them apart, for the names of files."""
-        sides = ["x".join(map(str, sorted({*s}))) for s in (self.size, self.cover or (0, 0))]
+        sides = ["x".join(map(str, dict.fromkeys(s))) for s in (self.size, self.cover or (0, 0))]
         return f"{sides[0]}-of-{sides[1]}-{self.interpolation}"
 
     def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w c"]:

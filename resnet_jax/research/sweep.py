@@ -15,6 +15,7 @@ from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_co
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
 from resnet_jax.train.config import describe_differences, flatten, set_field, to_json, validate
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.pretrained import name_model
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
@@ -50,7 +51,10 @@ class PlannedRun:
                 on_record = (folder / SUMMARY).exists() and (folder / CONFIG).exists()
         except OSError as error:
             raise WriteError(f"{folder} can't be read ({error.strerror or error}).") from None
-        return on_record and not describe_differences(read_config(folder), to_json(self.config))
+        if not on_record:
+            return False
+        config = name_model(self.config, folder)
+        return not describe_differences(read_config(folder), to_json(config))
 
 
 def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
@@ -175,10 +179,11 @@ def check_runs(runs: Iterable[PlannedRun], workdir: epath.Path) -> None:
             if run.is_finished(workdir):
                 continue
             validate(run.config)
-            on_one_device = run.config.copy_and_resolve_references()
+            config = name_model(run.config, workdir / run.name)
+            on_one_device = config.copy_and_resolve_references()
             on_one_device.mesh.data = on_one_device.mesh.fsdp = 1
             Experiment.make(on_one_device)
-            check_config(workdir / run.name, to_json(run.config), describe_differences)
+            check_config(workdir / run.name, to_json(config), describe_differences)
         except ResnetJaxError as error:
             raise type(error)(f"{run.name}: {error} No run was started.") from None
 

@@ -106,7 +106,8 @@ def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network)
     else:
         return
     raise ConfigError(
-        f"precise_bn is {config.precise_bn}, and {config.model.name} {reason}; set precise_bn to 0."
+        f"precise_bn is {config.precise_bn}, and {config.model.name} {reason}; set precise_bn to 0"
+        " (--config.precise_bn=0)."
     )
 
 

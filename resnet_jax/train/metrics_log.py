@@ -180,10 +180,13 @@ class _Board:
         """Send on what was written; if `target` is in a bucket, copy it there."""
         self._do(lambda events: events.flush())
         if self._events and is_remote(target):
-            with self._losses(), bucket_errors(target):
-                target.mkdir(parents=True, exist_ok=True)
-                for events in self._folder.iterdir():
-                    write_atomically(target / events.name, events.read_bytes())
+            try:
+                with bucket_errors(target):
+                    target.mkdir(parents=True, exist_ok=True)
+                    for events in self._folder.iterdir():
+                        write_atomically(target / events.name, events.read_bytes())
+            except OSError as error:  # the next copy has these events, too
+                _log.warning("%s can't be written (%s).", target, error.strerror or error)
 
     def close(self) -> None:
         self._do(lambda events: events.close())

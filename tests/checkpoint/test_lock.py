@@ -18,7 +18,7 @@ from etils import epath
 import resnet_jax
 from resnet_jax.checkpoint import lock
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
-from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.errors import ConfigError, PeerError, WriteError
 from resnet_jax.train import loop
 from tests.fake_bucket import BucketFileSystem, ClientError
 
@@ -226,12 +226,15 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
     folder.mkdir(exist_ok=True)
     workdir = epath.Path("gs://bucket/taken over" if where == "bucket" else tmp_path)
     said = []
-    with locked(workdir, on_lost=said.append):
+    with locked(workdir, on_lost=said.append) as check_place:
         time.sleep(0.25)  # two renewals
         assert said == []
+        check_place()
         _write(folder / "draft", ELSEWHERE)
         (folder / "draft").replace(folder / LOCK)
         os.utime(folder / LOCK, (1, 1))
+        with pytest.raises(PeerError, match="its lock is held by process .* on elsewhere"):
+            check_place()
         _wait_for(lambda: said)
         time.sleep(0.25)
     assert len(said) == 1

@@ -70,6 +70,7 @@ def test_summary_of_a_config(capsys):
         (["--config=configs/digits.py", "--config.modle.name=x"], 78, "Did you mean 'model.name'"),
         (["--config=configs/digits.py", "--config.lr=1"], 78, "mean 'schedule.base_lr'?"),
         (["--config=configs/digits.py", "--config.batch_size=many"], 78, "batch_size=many"),
+        (["--config=configs/digits.py", "--config.schedule.scales=(1.0,"], 78, "schedule.scales"),
         (["--config=configs/digits.py", "--config.model=x"], 78, "model is a section"),
         (["--config=configs/cfar.py"], 78, "there is no file configs/cfar.py"),
         (["--config=configs/cifar10.py:resnet20,gpu"], 78, "There is no recipe 'gpu'"),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from resnet_jax.data.image_files import read_upright
 from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.preprocessing import Preprocessing, ScaleAndCrop
 from resnet_jax.errors import ConfigError, DataError
 from tests.data import hostile_images
 
@@ -52,6 +52,11 @@ def test_an_image_of_any_size_is_scaled_and_cropped(height, width, size, resize,
     found = preprocessing.apply(image)
     assert (found.dtype, found.shape) == (np.uint8, (size, size, 3))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_sides_of_what_a_crop_is_taken_from_have_an_order():
+    lying, standing = (ScaleAndCrop((8, 8), cover) for cover in ((8, 16), (16, 8)))
+    assert lying.name != standing.name
 
 
 @pytest.mark.parametrize(("side", "offset"), [(32, 0), (33, 0), (34, 1), (35, 2), (37, 2), (39, 4)])

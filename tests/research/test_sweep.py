@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from etils import epath
 
+import resnet_jax
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.errors import ConfigError
 from resnet_jax.research import workers
@@ -95,6 +97,18 @@ def test_all_runs_are_checked(wrong, message, tmp_path):
     with pytest.raises(ConfigError, match=f"^{message}.*No run was started"):
         check_runs(runs, epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_weight_file_may_say_which_network_a_run_has(tmp_path):
+    config = make_tiny_config()
+    model = resnet_jax.create_model("resnet20", width=4, num_classes=10)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 1))
+    resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
+    config.model.name, config.init_from = "", str(tmp_path / "w.safetensors")
+    config.model.stage_sizes = config.model.width = None
+    (run,) = runs = plan_runs(config, [{"seed": 1}])
+    check_runs(runs, epath.Path(tmp_path))
+    assert not run.is_finished(epath.Path(tmp_path))
 
 
 def test_a_directory_of_another_config_is_refused(tmp_path):
