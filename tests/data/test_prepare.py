@@ -288,7 +288,9 @@ def test_an_archive_is_not_larger_than_it_is(kind, tmp_path):
     archive = tmp_path / originals.VALIDATION_ARCHIVE
     archive.write_bytes(header + bytes(512) + bytes(1024))
     members = (Original(n, 0, str(archive), *where) for n, *where in originals._members(archive))
-    with pytest.raises(DataError, match="length isn't that of its data|has more than 32 MiB"):
+    with pytest.raises(
+        DataError, match="length isn't that of its data|has more than 32 MiB|invalid offset"
+    ):
         [member.read() for member in members]
 
 
