@@ -116,7 +116,6 @@ NETWORKS = {
     "small maps": ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1)}, 16),
     "dilated": ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1), "output_stride": 4}, 16),
     "resnet18": ("resnet18", {}, 64),
-    "resnet50": ("resnet50", {}, 64),
 }
 
 
