@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import reprlib
 import sys
 import types
 import typing
@@ -160,34 +161,35 @@ def check_fields(model: Any) -> None:
 
 
 def _check_value(name: str, value: Any, hint: Any, *, fraction: bool) -> None:
+    shown = reprlib.repr(value)  # a stranger's file may hold a number of 4,000 digits
     if get_origin(hint) is Literal:
         known = get_args(hint)
         if value not in known:
             choice, hint = ", ".join(known), did_you_mean(str(value), known)
-            raise ConfigError(f"{name} is {value!r}; it can be {choice}.{hint}")
+            raise ConfigError(f"{name} is {shown}; it can be {choice}.{hint}")
     elif get_origin(hint) is tuple:
         args = get_args(hint)
         if not isinstance(value, tuple) or not value:
-            raise ConfigError(f"{name} is {value!r}; it must be a tuple.")
+            raise ConfigError(f"{name} is {shown}; it must be a tuple.")
         if Ellipsis not in args and len(value) != len(args):
-            raise ConfigError(f"{name} is {value!r}; it takes {len(args)} integers.")
+            raise ConfigError(f"{name} is {shown}; it takes {len(args)} integers.")
         if not all(_is_count(n, 1) for n in value):
-            raise ConfigError(f"{name} is {value!r}; it takes integers from 1 up.")
+            raise ConfigError(f"{name} is {shown}; it takes integers from 1 up.")
     elif hint is int:
         least = 0 if name == "model.num_classes" else 1
         if not _is_count(value, least):
-            raise ConfigError(f"{name} is {value!r}; it takes integers from {least} up.")
+            raise ConfigError(f"{name} is {shown}; it takes integers from {least} up.")
     elif hint is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"{name} is {value!r}; it can be True or False.")
+            raise ConfigError(f"{name} is {shown}; it can be True or False.")
     elif hint is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not abs(value) <= sys.float_info.max:  # NaN isn't either
-            raise ConfigError(f"{name} is {value!r}; it must be a finite number.")
+            raise ConfigError(f"{name} is {shown}; it must be a finite number.")
         if fraction and not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}; it must be in [0, 1).")
+            raise ConfigError(f"{name} is {shown}; it must be in [0, 1).")
         if name == "model.se_ratio" and not 0 <= value <= 1:
-            raise ConfigError(f"{name} is {value}; it must be in [0, 1].")
+            raise ConfigError(f"{name} is {shown}; it must be in [0, 1].")
 
 
 def _with_python_integers(value: Any) -> Any:
