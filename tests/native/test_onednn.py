@@ -111,11 +111,28 @@ def test_a_program_for_several_devices_runs_xlas(onednn):
     assert not any(target in text for target in TARGETS)
 
 
+# Preset, its fields, image size, whether batch norm uses the batch's statistics, tolerance.
+# ResNet-50 amplifies rounding: statistics of 32 values in its last stage take the gradients of
+# float32 3.0 % away from float64's with XLA's convolutions, 2.4 % with oneDNN's. With running
+# statistics, a single ReLU whose input is nearly zero moves one layer's gradient by 0.9 %.
 NETWORKS = {
-    "few channels": ("resnet20", {"width": 4, "shortcut": "B", "stage_sizes": (1, 1)}, 8),
-    "small maps": ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1)}, 16),
-    "dilated": ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1), "output_stride": 4}, 16),
-    "resnet18": ("resnet18", {}, 64),
+    "few channels": (
+        "resnet20",
+        {"width": 4, "shortcut": "B", "stage_sizes": (1, 1)},
+        8,
+        True,
+        2e-3,
+    ),
+    "small maps": ("resnet18", {"width": 8, "stage_sizes": (1, 1, 1)}, 16, True, 2e-3),
+    "dilated": (
+        "resnet18",
+        {"width": 8, "stage_sizes": (1, 1, 1), "output_stride": 4},
+        16,
+        True,
+        2e-3,
+    ),
+    "resnet18": ("resnet18", {}, 64, True, 2e-3),
+    "resnet50": ("resnet50", {}, 64, False, 2e-2),
 }
 
 
@@ -127,7 +144,7 @@ NETWORKS = {
     ],
 )
 def test_gradients_of_networks_are_xlas_at_every_call_on_every_thread(name, onednn, monkeypatch):
-    preset, fields, size = NETWORKS[name]
+    preset, fields, size, training, rtol = NETWORKS[name]
     shape = (size, size, 3)
     model = resnet_jax.create_model(preset, num_classes=5, **fields)
     variables = resnet_jax.init_variables(model, jax.random.key(0), shape)
@@ -136,7 +153,7 @@ def test_gradients_of_networks_are_xlas_at_every_call_on_every_thread(name, oned
     def gradients(params):
         def loss(params):
             logits, _ = model.apply(
-                variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+                variables | {"params": params}, images, train=training, mutable=["batch_stats"]
             )
             return jnp.square(logits - jnp.arange(5)).sum()
 
@@ -157,7 +174,7 @@ def test_gradients_of_networks_are_xlas_at_every_call_on_every_thread(name, oned
         thread.join()
     assert len(found) == 6
     for one in found:
-        _close(one, wanted, 2e-3)
+        _close(one, wanted, rtol)
 
 
 def test_an_export_never_calls_the_library(onednn):
