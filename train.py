@@ -16,8 +16,8 @@ from resnet_jax.cli.flags import (
     show_progress,
 )
 from resnet_jax.errors import UsageError
-from resnet_jax.memory import manage_memory
-from resnet_jax.programs import keep_programs
+from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils.malloc import manage_memory
 
 _CONFIG = define_config_flag(
     "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     keep_programs()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.parallel.process import find_job, member_of  # noqa: PLC0415
+    from resnet_jax.parallel.job.process import find_job, member_of  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:

@@ -31,7 +31,8 @@ def undo(change: str) -> None:
     """Replace what the package does by what JAX and XLA do."""
     import jax  # noqa: PLC0415
 
-    from resnet_jax.models import conv, conv_cpu, norms, resnet  # noqa: PLC0415
+    from resnet_jax.models import norms, resnet  # noqa: PLC0415
+    from resnet_jax.ops import conv, conv_cpu  # noqa: PLC0415
 
     if change == "norm":
         norms._normalise_batch = norms._forward
@@ -89,7 +90,7 @@ def training(network: str) -> Callable[[int], None]:
 
 def serve(args: argparse.Namespace) -> None:
     """Be a variant: take as many steps as each line of standard input says."""
-    from resnet_jax.memory import give_back_freed_memory, manage_memory  # noqa: PLC0415
+    from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
 
     if args.undone != "memory":
         manage_memory()

@@ -21,12 +21,12 @@ mpl.use("agg")
 import sklearn.datasets
 from matplotlib import pyplot as plt
 
-from resnet_jax.data.augment import crop_and_flip, example_keys
-from resnet_jax.data.image_files import read_upright
-from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.data.mixing import mix
-from resnet_jax.data.policies import augment, erase
-from resnet_jax.train.config import default_config
+from resnet_jax.config.schema import default_config
+from resnet_jax.data.augment.basic import crop_and_flip, example_keys
+from resnet_jax.data.augment.mixing import mix
+from resnet_jax.data.augment.policies import augment, erase
+from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax.data.images.image_files import read_upright
 from resnet_jax.train.experiment import Experiment
 
 SIZE, STEPS = 224, 3

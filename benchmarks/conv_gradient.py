@@ -20,7 +20,7 @@ import jax
 from jax import Array, lax
 from report import write_report
 
-from resnet_jax.models.conv import conv2d
+from resnet_jax.ops.conv import conv2d
 
 
 class Layer(NamedTuple):

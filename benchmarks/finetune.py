@@ -49,7 +49,7 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 
 def recipe(fields: dict[str, Any], *, rate: float, seed: int, args: argparse.Namespace) -> Any:
     """Return configs/finetune.py with what this comparison changes."""
-    from resnet_jax.train.config import set_field  # noqa: PLC0415
+    from resnet_jax.config.schema import set_field  # noqa: PLC0415
 
     path = Path(__file__).parents[1] / "configs" / "finetune.py"
     spec = importlib.util.spec_from_file_location("finetune_config", path)

@@ -21,7 +21,7 @@ from PIL import Image
 from report import write_report
 
 from resnet_jax.cli.main import main as resnet_jax
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORK = ["--model=resnet20", "--field=shortcut=B", "--mean=0.485,0.456,0.406"]

@@ -91,8 +91,8 @@ def our_batches(folder: str, _: int) -> Iterator[Any]:
     """This package's, as train.py uses it, on all cores that it finds."""
     import jax  # noqa: PLC0415
 
-    from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD  # noqa: PLC0415
-    from resnet_jax.train.config import default_config  # noqa: PLC0415
+    from resnet_jax.config.schema import default_config  # noqa: PLC0415
+    from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD  # noqa: PLC0415
     from resnet_jax.train.experiment import Experiment  # noqa: PLC0415
 
     config = default_config()

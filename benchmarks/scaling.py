@@ -3,7 +3,7 @@
 A step takes what a chip needs on its own, and then its collectives, which XLA schedules
 synchronously. On its own a chip needs the longer of arithmetic and main memory, per image as in the
 program compiled for a large batch. Collectives take a latency per hop and a time for their bytes
-(`resnet_jax.parallel.roofline`). Nothing is fitted.
+(`resnet_jax.profiling.roofline`). Nothing is fitted.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from published_speeds import GPUS, V4_POINTS
 
-from resnet_jax.parallel.roofline import collective_time
-from resnet_jax.parallel.tpu import CHIPS, Chip
+from resnet_jax.profiling.roofline import collective_time
+from resnet_jax.profiling.tpu import CHIPS, Chip
 
 RESULTS = Path(__file__).resolve().parent / "results" / "tpu_compile"
 

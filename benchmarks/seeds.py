@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from report import write_report
 
 import resnet_jax
-from resnet_jax.train import seeds as seeds_module
+from resnet_jax.train import multi_seed as seeds_module
 from resnet_jax.train.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]

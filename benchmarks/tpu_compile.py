@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-from resnet_jax.parallel.tpu import prepare_environment
+from resnet_jax.profiling.tpu import prepare_environment
 
 RESULTS = Path(__file__).parent / "results" / "tpu_compile"
 
@@ -96,8 +96,8 @@ def compile_example(name: str, checkout: Path) -> dict[str, Any]:
     import jax.numpy as jnp  # noqa: PLC0415
     import orbax.checkpoint  # noqa: F401, PLC0415
 
-    from resnet_jax.parallel.tpu import describe_slice  # noqa: PLC0415
-    from resnet_jax.train import compile as ahead  # noqa: PLC0415
+    from resnet_jax.profiling import compile as ahead  # noqa: PLC0415
+    from resnet_jax.profiling.tpu import describe_slice  # noqa: PLC0415
 
     # What reads data and writes metrics isn't part of a step.
     for module in ("clu", "tensorflow", "tensorflow_datasets", "input_pipeline"):

@@ -44,8 +44,8 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
 
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.mesh import make_mesh  # noqa: PLC0415
-    from resnet_jax.train import bench  # noqa: PLC0415
-    from resnet_jax.train.blueprint import Blueprint  # noqa: PLC0415
+    from resnet_jax.profiling import bench  # noqa: PLC0415
+    from resnet_jax.train.spec import Blueprint  # noqa: PLC0415
 
     size, classes = SHAPES[network]
     if mode == "inference":
@@ -293,7 +293,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 def serve(args: argparse.Namespace) -> None:
     """Be a contender: take as many steps as each line of standard input says."""
     if args.contender in OURS:  # as train.py does
-        from resnet_jax.memory import give_back_freed_memory, manage_memory  # noqa: PLC0415
+        from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
 
         manage_memory()
     steps = contender(args.contender, args.network, args.batch, args.mode, args.flax)
@@ -323,7 +323,7 @@ def main() -> None:
     if args.contender:
         serve(args)
         return
-    from resnet_jax.native.library import state  # noqa: PLC0415
+    from resnet_jax.ops.native.library import state  # noqa: PLC0415
 
     ours = OURS if state().library else OURS[:1]  # see `resnet-jax build`
     names = dict.fromkeys((*ours, "flax"), sys.executable)

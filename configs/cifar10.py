@@ -11,14 +11,14 @@ benchmarks/results/cifar10_resnet20_cpu/ has the run.
 
 from ml_collections import ConfigDict
 
-from resnet_jax.train import recipes
-from resnet_jax.train.config import default_config
+from resnet_jax.config import recipes
+from resnet_jax.config.schema import default_config
 
 
 def get_config(arg: str = "resnet20") -> ConfigDict:
     """`cifar10.py:MODEL` is the paper's schedule, `cifar10.py:MODEL,cpu` a short one.
 
-    `cifar10.py:MODEL,RECIPE` is another one, of resnet_jax/train/recipes.py.
+    `cifar10.py:MODEL,RECIPE` is another one, of resnet_jax/config/recipes.py.
     """
     model, *variants = arg.split(",")
     if variants and variants != ["cpu"]:

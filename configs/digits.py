@@ -7,8 +7,8 @@ CPU cores. benchmarks/results/digits/ has the runs.
 
 from ml_collections import ConfigDict
 
+from resnet_jax.config.schema import default_config
 from resnet_jax.models.presets import create_model
-from resnet_jax.train.config import default_config
 
 
 def get_config(model: str = "resnet20") -> ConfigDict:

@@ -9,7 +9,7 @@ benchmarks/finetune.py compares them, benchmarks/results/finetune_flowers.json h
 
 from ml_collections import ConfigDict
 
-from resnet_jax.train.config import default_config
+from resnet_jax.config.schema import default_config
 
 
 def get_config(model: str = "resnet20") -> ConfigDict:

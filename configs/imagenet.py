@@ -9,7 +9,7 @@ EXPECTED: 23.74 % top-1 error of the 50,000 validation images (the paper's table
 8,192, median of the last 5 epochs over 5 runs); not yet run here, it needs accelerators.
 
 COMMAND: python train.py --config=configs/imagenet.py:resnet50,rsb_a2 --workdir=runs/rsb
-EXPECTED: what resnet_jax/train/recipes.py says of it, where all recipes are.
+EXPECTED: what resnet_jax/config/recipes.py says of it, where all recipes are.
 
 COMMAND: resnet-jax compile --config=configs/imagenet.py:resnet50 --topology=v5e:16x16
 EXPECTED: docs/scaling.md has the figures.
@@ -17,7 +17,7 @@ EXPECTED: docs/scaling.md has the figures.
 
 from ml_collections import ConfigDict
 
-from resnet_jax.train import recipes
+from resnet_jax.config import recipes
 
 
 def get_config(arg: str = "resnet50") -> ConfigDict:

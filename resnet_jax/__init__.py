@@ -11,14 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnet_jax.config.schema import default_config
     from resnet_jax.errors import ResnetJaxError
+    from resnet_jax.inference.restore import TrainedNetwork, restore_run
     from resnet_jax.models.presets import create_model, init_variables, list_models
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
     from resnet_jax.models.surgery import adapt_input_channels, stack_units, unstack_units
-    from resnet_jax.train.config import default_config
-    from resnet_jax.train.loop import FitResult, fit
-    from resnet_jax.train.restore import TrainedNetwork, restore_run
+    from resnet_jax.train.fit import FitResult, fit
     from resnet_jax.weights.load import load_weights, read_model
     from resnet_jax.weights.save import save_weights
 
@@ -35,11 +35,11 @@ _HOME = {
     "read_model": "weights.load",
     "save_weights": "weights.save",
     "summarize": "models.summary",
-    "default_config": "train.config",
-    "FitResult": "train.loop",
-    "fit": "train.loop",
-    "TrainedNetwork": "train.restore",
-    "restore_run": "train.restore",
+    "default_config": "config.schema",
+    "FitResult": "train.fit",
+    "fit": "train.fit",
+    "TrainedNetwork": "inference.restore",
+    "restore_run": "inference.restore",
 }
 
 __version__ = "0.1.0"  # also in pyproject.toml

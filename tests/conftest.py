@@ -37,7 +37,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 def make_tiny_config() -> ConfigDict:
     """Twelve steps of a ResNet-8 of width 4 on digits, on one device."""
-    from resnet_jax.train.config import default_config
+    from resnet_jax.config.schema import default_config
 
     config = default_config()
     config.model.stage_sizes = (1, 1, 1)
@@ -70,7 +70,7 @@ def tiny_config() -> ConfigDict:
 def onednn_library(tmp_path_factory):
     """The path of a library of oneDNN's convolutions that was built and checked."""
     from resnet_jax.errors import ConfigError
-    from resnet_jax.native.build import build
+    from resnet_jax.ops.native.build import build
 
     path = tmp_path_factory.mktemp("native") / "convolution.so"
     try:
@@ -85,7 +85,7 @@ def onednn_library(tmp_path_factory):
 @pytest.fixture
 def onednn(onednn_library, monkeypatch):
     """Let this process use oneDNN's convolutions, in programs for one device."""
-    from resnet_jax.native import library
+    from resnet_jax.ops.native import library
 
     monkeypatch.setenv(library.CHOICE, str(onednn_library))
     library.state.cache_clear()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 # What takes seconds to import is imported once, by the server that forks the processes.
 _PRELOADED = (
-    "resnet_jax.train.loop",
+    "resnet_jax.train.fit",
     "sklearn.datasets",
     "sklearn.model_selection",
     "tensorboardX.event_file_writer",
@@ -225,7 +225,7 @@ def digest(workdir: Path) -> str:
 
 def steps_on_record(workdir: Path) -> list[int]:
     """Numbers of the training steps in metrics.jsonl, in order."""
-    from resnet_jax.train.metrics_log import read_metrics
+    from resnet_jax.logging.metrics_log import read_metrics
 
     return [r["step"] for r in read_metrics(workdir / "metrics.jsonl") if r["split"] == "train"]
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from tests.data.test_folders import write
-from tests.data.test_sources import own_cache
+from tests.data.readers.test_folders import write
+from tests.data.test_datasets import own_cache
 
 __all__ = ["own_cache"]
 

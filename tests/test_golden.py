@@ -13,11 +13,11 @@ import pytest
 from ml_collections import ConfigDict
 
 import resnet_jax
+from resnet_jax.config.recipes import RECIPES, make
+from resnet_jax.config.schema import default_config, flatten
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.train.blueprint import Blueprint
-from resnet_jax.train.config import default_config, flatten
-from resnet_jax.train.recipes import RECIPES, make
+from resnet_jax.train.spec import Blueprint
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from resnet_jax import errors
 from resnet_jax.cli.main import _SUBCOMMANDS
-from resnet_jax.train.config import default_config, flatten
+from resnet_jax.config.schema import default_config, flatten
 from tests import test_docs
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnet_jax.buckets import bucket_errors, is_remote
-from resnet_jax.checkpoint.damage import (
+from resnet_jax.checkpoint.corruption import (
     FlawError,
     describe,
     first_line,
@@ -36,8 +35,9 @@ from resnet_jax.checkpoint.integrity import (
 )
 from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.memory import give_back_freed_memory
-from resnet_jax.parallel.process import MAIN, exchange, is_main
+from resnet_jax.parallel.job.process import MAIN, exchange, is_main
+from resnet_jax.utils.malloc import give_back_freed_memory
+from resnet_jax.utils.paths import bucket_errors, is_remote
 
 State = TypeVar("State")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from resnet_jax.checkpoint.damage import FlawError
+from resnet_jax.checkpoint.corruption import FlawError
 from resnet_jax.errors import DataError
 
 _LANES = ((0x9E3779B1, 0x00000000), (0x85EBCA77, 0x27D4EB2F))

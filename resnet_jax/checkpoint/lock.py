@@ -26,10 +26,10 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.buckets import bucket_errors, is_remote
 from resnet_jax.checkpoint.workdir import CONFIG, write_atomically
 from resnet_jax.errors import PeerError, WriteError
-from resnet_jax.files import DRAFT
+from resnet_jax.utils.files import DRAFT
+from resnet_jax.utils.paths import bucket_errors, is_remote
 
 LOCK = ".lock"
 

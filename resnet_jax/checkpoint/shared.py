@@ -5,10 +5,10 @@ import secrets
 import jax
 from etils import epath
 
-from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
-from resnet_jax.parallel.process import MAIN, exchange, is_main
+from resnet_jax.parallel.job.process import MAIN, exchange, is_main
+from resnet_jax.utils.paths import bucket_errors
 
 
 def check_shared(workdir: epath.Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from etils import epath
 
-from resnet_jax.buckets import bucket_errors, is_remote
-from resnet_jax.distribution import how_to_add
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.files import DRAFT, replace_file
+from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.files import DRAFT, replace_file
+from resnet_jax.utils.paths import bucket_errors, is_remote
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"

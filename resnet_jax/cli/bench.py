@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("--train is for `resnet-jax bench data`.")
     config = load_config(args)
     if args.what == "step":
-        from resnet_jax.train.bench import measure_speed  # noqa: PLC0415 - imports JAX
+        from resnet_jax.profiling.bench import measure_speed  # noqa: PLC0415 - imports JAX
 
         return {"config": args.config, **measure_speed(config, seconds=args.seconds)}
-    from resnet_jax.train.bench_data import measure_pipeline  # noqa: PLC0415
+    from resnet_jax.profiling.bench_data import measure_pipeline  # noqa: PLC0415
 
     return {
         "config": args.config,

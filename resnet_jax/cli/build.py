@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile the library and check it."""
-    from resnet_jax.native.build import build  # noqa: PLC0415
-    from resnet_jax.native.library import LIBRARY  # noqa: PLC0415
+    from resnet_jax.ops.native.build import build  # noqa: PLC0415
+    from resnet_jax.ops.native.library import LIBRARY  # noqa: PLC0415
 
     return {"library": str(LIBRARY), **build()}
 

@@ -15,10 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.data.folders import SUFFIXES
+from resnet_jax.data.readers.folders import SUFFIXES
 from resnet_jax.errors import DataError
-from resnet_jax.output import LossyStream
-from resnet_jax.train.predictor import Predictor
+from resnet_jax.inference.predictor import Predictor
+from resnet_jax.utils.streams import LossyStream
 
 _THREADS = 4
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile, and describe what came out."""
-    from resnet_jax.parallel.tpu import CHIPS, parse_slice, prepare_environment
+    from resnet_jax.profiling.tpu import CHIPS, parse_slice, prepare_environment
 
     if not (args.topology or args.all):
         shapes = ", ".join(chip.smallest for chip in CHIPS.values())
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[str, Any]:
-    from resnet_jax.parallel.tpu import describe_slice
-    from resnet_jax.train import compile as ahead
+    from resnet_jax.profiling import compile as ahead
+    from resnet_jax.profiling.tpu import describe_slice
 
     slice_ = describe_slice(name)
     blueprint = ahead.make_blueprint(config, slice_, batch_per_chip=args.batch_per_chip)

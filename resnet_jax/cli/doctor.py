@@ -38,10 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run all checks; the exit code is that of the first failure."""
     # Each of these is quick to import: JAX is started in another process.
-    from resnet_jax.buckets import as_path, is_remote  # noqa: PLC0415
-    from resnet_jax.data.array_cache import cache_folder  # noqa: PLC0415
-    from resnet_jax.errors import UsageError  # noqa: PLC0415
-    from resnet_jax.train.doctor import (  # noqa: PLC0415
+    from resnet_jax.data.readers.array_cache import cache_folder  # noqa: PLC0415
+    from resnet_jax.doctor import (  # noqa: PLC0415
         convolutions,
         devices,
         finding,
@@ -50,6 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         run,
         versions,
     )
+    from resnet_jax.errors import UsageError  # noqa: PLC0415
+    from resnet_jax.utils.paths import as_path, is_remote  # noqa: PLC0415
 
     if not 0 < args.timeout < float("inf"):
         raise UsageError(f"--timeout is {args.timeout}; it must be a number of seconds.")

@@ -23,7 +23,7 @@ from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 if TYPE_CHECKING:
     import numpy as np
 
-    from resnet_jax.data.sources import Dataset
+    from resnet_jax.data.datasets import Dataset
     from resnet_jax.train.evaluate import Evaluation
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:
-        from resnet_jax.train.report import draw_confusion
+        from resnet_jax.logging.report import draw_confusion
 
         draw_confusion(args.confusion, scores.confusion, class_names)
         document["confusion"] = str(args.confusion)
@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """What the document says of the network, its scores, and the names of its classes."""
+    from resnet_jax.inference.restore import seeds_of
     from resnet_jax.train.evaluate import mean_over_seeds
-    from resnet_jax.train.restore import seeds_of
 
     if args.split not in _ROLES:
         raise UsageError(f"--split is {args.split!r}; of a run it can be {', '.join(_ROLES)}.")
@@ -128,7 +128,7 @@ def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tup
 
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """The same of a weight file."""
-    from resnet_jax.data.sources import load_dataset
+    from resnet_jax.data.datasets import load_dataset
     from resnet_jax.parallel.mesh import make_mesh, place, replicated
     from resnet_jax.train.evaluate import Evaluator
 
@@ -170,7 +170,7 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
 
 def _as_they_come(data: str, preset: str) -> dict[str, Any]:
     """Fields of `Preprocessing` for a data set whose images have the network's size already."""
-    from resnet_jax.data.known import find_known
+    from resnet_jax.data.dataset_info import find_known
     from resnet_jax.models.presets import find_preset
 
     known = find_known(data)

@@ -14,7 +14,7 @@ from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 
 if TYPE_CHECKING:
-    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.data.images.preprocessing import Preprocessing
 
 HELP = "Write a network as a program that needs JAX only, or its weights under PyTorch's names."
 EXAMPLE = (
@@ -91,7 +91,7 @@ class _Network:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Restore or load the network, and write it."""
-    from resnet_jax.export import export_program, write_program
+    from resnet_jax.inference.export import export_program, write_program
     from resnet_jax.weights.save import save_weights
 
     _check(args)
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print what was written."""
-    from resnet_jax.export import READABLE_EARLIER, READABLE_LATER
+    from resnet_jax.inference.export import READABLE_EARLIER, READABLE_LATER
 
     output = document["output"]
     first = f"{output}: {document['model']}, {document['bytes']:,} bytes"
@@ -201,7 +201,7 @@ def _from_run(args: argparse.Namespace) -> _Network:
 
 
 def _from_weights(args: argparse.Namespace) -> _Network:
-    from resnet_jax.data.augment import given_normalization
+    from resnet_jax.data.augment.basic import given_normalization
     from resnet_jax.models.presets import find_preset
     from resnet_jax.weights.preprocessing import read_preprocessing
 

@@ -5,10 +5,10 @@ import os
 import sys
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.children import die_with_parent
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
 from resnet_jax.errors import STOPPED_EARLY
-from resnet_jax.memory import manage_memory
+from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.subprocess import die_with_parent
 
 
 def main(stop: StopRequest) -> int:
@@ -18,8 +18,8 @@ def main(stop: StopRequest) -> int:
         return STOPPED_EARLY
     sys.argv = job["argv"]  # what makes the run again, for its summary.json
 
-    from resnet_jax.train.config import from_json, streams  # noqa: PLC0415 - after signals are
-    from resnet_jax.train.loop import fit  # noqa: PLC0415 - listened for
+    from resnet_jax.config.schema import from_json, streams  # noqa: PLC0415 - after signals are
+    from resnet_jax.train.fit import fit  # noqa: PLC0415 - listened for
 
     config = from_json(job["config"])
     manage_memory(decoded_as_needed=streams(config))

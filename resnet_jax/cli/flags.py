@@ -21,7 +21,7 @@ from resnet_jax.errors import (
     UsageError,
     WriteError,
 )
-from resnet_jax.output import LossyStream, briefly, escaped
+from resnet_jax.utils.streams import LossyStream, briefly, escaped
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _A_BUG = 1
@@ -156,7 +156,7 @@ def _flush() -> None:
 def _leave(code: int) -> NoReturn:
     """End a process that has failed, and give the others of its job time to do so too."""
     try:
-        from resnet_jax.parallel.process import disconnect  # noqa: PLC0415 - imports JAX
+        from resnet_jax.parallel.job.process import disconnect  # noqa: PLC0415 - imports JAX
 
         disconnect()
     finally:
@@ -323,8 +323,8 @@ def _mistake_in(file: str, error: BaseException | None) -> ConfigError | None:
 
 def _unknown_field(argv: Sequence[str]) -> ConfigError | None:
     """The first `--config.NAME` that no config has."""
-    from resnet_jax.train.config import default_config, flatten  # noqa: PLC0415 - needs JAX
-    from resnet_jax.train.field_names import unknown_field  # noqa: PLC0415
+    from resnet_jax.config.field_names import unknown_field  # noqa: PLC0415
+    from resnet_jax.config.schema import default_config, flatten  # noqa: PLC0415 - needs JAX
 
     known = flatten(default_config())
     for argument in argv[1:]:

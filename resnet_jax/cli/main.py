@@ -29,9 +29,9 @@ from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError
-from resnet_jax.memory import manage_memory
-from resnet_jax.output import escaped
-from resnet_jax.programs import keep_programs
+from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.streams import escaped
 
 _SUBCOMMANDS = {
     "list": list_models,

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Read the record."""
-    from resnet_jax.train.mlperf import mlperf_log  # noqa: PLC0415 - imports JAX
+    from resnet_jax.logging.mlperf import mlperf_log  # noqa: PLC0415 - imports JAX
 
     if not 0 < args.target <= 1:
         raise UsageError(f"--target is {args.target}; it is a share, such as {_TARGET}.")

@@ -18,13 +18,13 @@ from resnet_jax.cli.preprocessing_flags import (
 )
 from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
-from resnet_jax.output import LossyStream
+from resnet_jax.utils.streams import LossyStream
 
 if TYPE_CHECKING:
     import numpy as np
 
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.fit import Fit
+    from resnet_jax.data.images.fit import Fit
 
 HELP = "Classify image files with a checkpoint of a run, or with a weight file."
 EXAMPLE = (
@@ -107,8 +107,8 @@ def show(document: dict[str, Any], console: Console) -> None:
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a run, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.fit import Fit
-    from resnet_jax.data.preprocessing import ScaleAndCrop
+    from resnet_jax.data.images.fit import Fit
+    from resnet_jax.data.images.preprocessing import ScaleAndCrop
     from resnet_jax.errors import UsageError
 
     if args.resize not in (None, ALONE):
@@ -129,8 +129,8 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a weight file, and what the document says of it."""
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.fit import Fit
-    from resnet_jax.train.predictor import Predictor
+    from resnet_jax.data.images.fit import Fit
+    from resnet_jax.inference.predictor import Predictor
 
     network = load_network(args)
     preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
@@ -158,7 +158,7 @@ def read_fitted(path: Path, fit: "Fit", *, remedy: str) -> "np.ndarray":
         DataError: it can't be read, or not be made to fit; with the `remedy` if it has another size
             or other colours.
     """
-    from resnet_jax.data.image_files import read_file
+    from resnet_jax.data.images.image_files import read_file
     from resnet_jax.errors import ConfigError, DataError
 
     try:

@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.output import LossyStream
+from resnet_jax.utils.streams import LossyStream
 
 HELP = "Write a folder of images, or ImageNet's archives, as a TFDS folder; every image is checked."
 EXAMPLE = "resnet-jax prepare downloads/imagenet --out=data --name=imagenet2012 --size=256"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prepare, with a progress bar on a terminal."""
-    from resnet_jax.data.prepare import Options, prepare  # noqa: PLC0415 - imports NumPy
+    from resnet_jax.data.prepare.prepare import Options, prepare  # noqa: PLC0415 - imports NumPy
     from resnet_jax.errors import UsageError  # noqa: PLC0415
 
     if args.shards is not None and args.shards < 1:

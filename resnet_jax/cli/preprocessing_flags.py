@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.data.known import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
-    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.data.images.preprocessing import Preprocessing
 
 _NEEDED = ("mean", "std", "size", "resize", "interpolation")
 ALONE = "alone"
@@ -74,7 +74,7 @@ def preprocessing_of(
         DataError: what the file says, or the text of --classes, can't be used.
         ConfigError: the names of classes aren't as many as the network's.
     """
-    from resnet_jax.data.preprocessing import Preprocessing
+    from resnet_jax.data.images.preprocessing import Preprocessing
     from resnet_jax.errors import ConfigError, DataError, UsageError
     from resnet_jax.weights.preprocessing import read_preprocessing
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.train.restore import TrainedNetwork
+    from resnet_jax.inference.restore import TrainedNetwork
 
 RUN_FLAGS = ("checkpoint", "ema", "seed_index")
 
@@ -28,7 +28,7 @@ def restore_network(
     Raises:
         ResnetJaxError: as `restore_run`.
     """
-    from resnet_jax.train.restore import restore_run
+    from resnet_jax.inference.restore import restore_run
 
     return restore_run(
         workdir,

@@ -56,10 +56,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _model(args: argparse.Namespace) -> tuple[str, "Network", tuple[int, int, int]]:
     """The name of a preset, the model that was made of it, and the shape of its images."""
-    from resnet_jax.data.known import find_known  # noqa: PLC0415
+    from resnet_jax.config.schema import model_overrides  # noqa: PLC0415
+    from resnet_jax.data.dataset_info import find_known  # noqa: PLC0415
     from resnet_jax.errors import UsageError  # noqa: PLC0415
     from resnet_jax.models.presets import create_model, find_preset  # noqa: PLC0415
-    from resnet_jax.train.config import model_overrides  # noqa: PLC0415
 
     if bool(args.model) == bool(args.config or args.config_overrides):
         raise UsageError("give either a model's name or --config (resnet-jax summary --help).")

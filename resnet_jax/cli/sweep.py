@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Make the runs that aren't finished, and write the table after each."""
     import jax
 
-    from resnet_jax.buckets import as_path
     from resnet_jax.checkpoint.stop import StopRequest
     from resnet_jax.checkpoint.workdir import prepare_workdir
     from resnet_jax.research.sweep import check_runs, labels_of, plan_runs
     from resnet_jax.research.workers import Ended, environments_for, train_all
+    from resnet_jax.utils.paths import as_path
 
     if args.processes < 1:
         raise UsageError(f"--processes is {args.processes}; it must be at least 1.")

@@ -10,8 +10,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from resnet_jax.output import LossyStream, escaped
 from resnet_jax.research.progress import Progress
+from resnet_jax.utils.streams import LossyStream, escaped
 
 _SECONDS_BETWEEN_LINES = 30.0  # of one run, in a log
 _SHORTEST_LABEL = 8

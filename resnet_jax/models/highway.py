@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.models import checks
-from resnet_jax.models.blocks import Merge, ResidualUnit, Shortcut
+from resnet_jax.models.block import Merge, ResidualUnit, Shortcut
 from resnet_jax.models.layers import Classifier, Conv
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_jax.models.conv import conv2d
+from resnet_jax.ops.conv import conv2d
 
 _SMALLEST_DRAW = 2**16
 

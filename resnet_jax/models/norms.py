@@ -13,9 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.conv import conv2d
-from resnet_jax.models.derivatives import differentiable
-from resnet_jax.models.projection import project_and_normalise
+from resnet_jax.ops.conv import conv2d
+from resnet_jax.ops.derivatives import differentiable
+from resnet_jax.ops.projection import project_and_normalise
 
 
 class BatchNorm(nn.Module):

@@ -8,7 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.models import checks
-from resnet_jax.models.blocks import EXPANSION, ORDERS, Grammar, ResidualUnit
+from resnet_jax.models.block import EXPANSION, ORDERS, Grammar, ResidualUnit
 from resnet_jax.models.layers import Classifier, SpaceToDepthConv, max_pool
 from resnet_jax.models.norms import Scalars
 

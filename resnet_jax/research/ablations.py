@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from resnet_jax.research.artefact import Report, Row, Within
 from resnet_jax.research.figures import (
     COLORS,
     PAGE,
@@ -17,7 +16,8 @@ from resnet_jax.research.figures import (
     new_panels,
     plot_mean,
 )
-from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.reproduction import Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """All artefacts by name."""
 
-from resnet_jax.research.artefact import Artefact
 from resnet_jax.research.papers import (
     balduzzi2017,
     goyal2017,
@@ -18,6 +17,7 @@ from resnet_jax.research.papers import (
     veit2016_paths,
     zagoruyko2016,
 )
+from resnet_jax.research.reproduction import Artefact
 
 ARTEFACTS: dict[str, Artefact] = {
     paper.ARTEFACT.name: paper.ARTEFACT

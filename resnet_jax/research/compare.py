@@ -15,14 +15,14 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_jax.buckets import as_path, bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
+from resnet_jax.config.schema import MAY_CHANGE, flatten, from_json
 from resnet_jax.errors import ConfigError
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.report import recorded_summary
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
-from resnet_jax.train.config import MAY_CHANGE, flatten, from_json
-from resnet_jax.train.metrics_log import read_metrics
-from resnet_jax.train.report import recorded_summary
+from resnet_jax.utils.paths import as_path, bucket_errors
 
 Metric = Literal["top1", "loss"]
 _DEEPEST = 3  # folders of folders that are searched for runs

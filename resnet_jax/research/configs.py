@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax.train.config import default_config, set_field
+from resnet_jax.config.schema import default_config, set_field
 
 
 def digits(model: str, fields: Mapping[str, Any] | None = None) -> ConfigDict:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from resnet_jax.models.blocks import ResidualUnit, pad_channels
+from resnet_jax.models.block import ResidualUnit, pad_channels
 from resnet_jax.models.resnet import ResNet
 
 

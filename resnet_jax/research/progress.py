@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-# As resnet_jax.train.console.TrainingConsole prints them.
+# As resnet_jax.logging.console.TrainingConsole prints them.
 _LINE = re.compile(
     r"step (?P<step>\d+)/(?P<total>\d+)  ("
     r"epoch .*  ETA (?P<eta>[\d:]+)"

@@ -12,10 +12,10 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.research.artefact import Artefact, overall
+from resnet_jax.logging.report import provenance
 from resnet_jax.research.figures import journal_style
-from resnet_jax.research.lab import Lab, Size
-from resnet_jax.train.report import provenance
+from resnet_jax.research.reproduction import Artefact, overall
+from resnet_jax.research.runner import Lab, Size
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "papers"
 """Results that a checkout has; an installed package doesn't have the folder."""

@@ -12,13 +12,13 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.data.known import find_known
+from resnet_jax.config.schema import flatten, from_json, model_overrides
+from resnet_jax.data.dataset_info import find_known
+from resnet_jax.logging.report import recorded_summary
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.sweep import PlannedRun, label_by_difference, overridden_fields
-from resnet_jax.train.config import flatten, from_json, model_overrides
-from resnet_jax.train.report import recorded_summary
-from resnet_jax.train.seeds import single_configs
+from resnet_jax.train.multi_seed import single_configs
 
 _METRICS = ("loss", "top1", "top5")
 

@@ -10,12 +10,12 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
+from resnet_jax.config.schema import describe_differences, flatten, set_field, to_json, validate
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
-from resnet_jax.train.config import describe_differences, flatten, set_field, to_json, validate
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.pretrained import name_model
+from resnet_jax.utils.paths import bucket_errors
 
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"

@@ -15,12 +15,12 @@ from typing import IO, Any, Literal
 from etils import epath
 
 from resnet_jax.checkpoint.stop import STOP_SIGNALS, StopRequest
+from resnet_jax.config.schema import to_json
+from resnet_jax.doctor import probe
+from resnet_jax.doctor.child import Child
 from resnet_jax.errors import STOPPED_EARLY, PeerError
 from resnet_jax.research.progress import Progress
 from resnet_jax.research.sweep import PlannedRun
-from resnet_jax.train.config import to_json
-from resnet_jax.train.doctor import probe
-from resnet_jax.train.doctor.child import Child
 
 _LOOK_S = 0.1
 _LONGEST_LOOK = 1 << 20  # bytes

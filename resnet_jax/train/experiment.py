@@ -9,18 +9,17 @@ import jax
 import ml_collections
 import numpy as np
 
-from resnet_jax.data.augment import given_normalization, measure_normalization
-from resnet_jax.data.loader import Batches, ExampleStream
-from resnet_jax.data.sources import Dataset, ImageSet, load_dataset
+from resnet_jax.config.schema import model_overrides, streams
+from resnet_jax.data.augment.basic import given_normalization, measure_normalization
+from resnet_jax.data.datasets import Dataset, ImageSet, load_dataset
+from resnet_jax.data.loaders.in_memory import Batches, ExampleStream
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
-from resnet_jax.train.blueprint import Blueprint, evaluation_crop
-from resnet_jax.train.config import model_overrides, streams
+from resnet_jax.train.distillation import Teacher, read_teacher
 from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
-from resnet_jax.train.plan import check_batch
-from resnet_jax.train.pretrained import Pretrained, read_pretrained
-from resnet_jax.train.seeds import (
+from resnet_jax.train.intervals import check_batch
+from resnet_jax.train.multi_seed import (
     Seeds,
     SeedStreams,
     batch_layout,
@@ -28,11 +27,12 @@ from resnet_jax.train.seeds import (
     stack,
     state_layout,
 )
+from resnet_jax.train.pretrained import Pretrained, read_pretrained
+from resnet_jax.train.spec import Blueprint, evaluation_crop
 from resnet_jax.train.state import Meter, TrainState
-from resnet_jax.train.teacher import Teacher, read_teacher
 
 if TYPE_CHECKING:
-    from resnet_jax.data.stream import StreamedBatches
+    from resnet_jax.data.loaders.streaming import StreamedBatches
     from resnet_jax.train.diagnostics.probe import Probe
 
 
@@ -213,7 +213,7 @@ class Experiment(Blueprint):
         orders, shape = self.orders(), self.batch_shape()
         if streams(self.config):
             # It needs libraries for which others needn't wait.
-            from resnet_jax.data.stream import StreamedBatches  # noqa: PLC0415
+            from resnet_jax.data.loaders.streaming import StreamedBatches  # noqa: PLC0415
 
             return StreamedBatches(
                 self.dataset.streamed["train"],

@@ -7,11 +7,11 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.buckets import bucket_errors
 from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
-from resnet_jax.data.loader import ExampleStream
+from resnet_jax.data.loaders.in_memory import ExampleStream
 from resnet_jax.errors import NumericalError
-from resnet_jax.parallel.process import is_main
+from resnet_jax.parallel.job.process import is_main
+from resnet_jax.utils.paths import bucket_errors
 
 _log = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ import optax
 import optax.contrib
 
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.train.groups import (
+from resnet_jax.train.layerwise import scale_by_lars, scale_by_trust_ratio
+from resnet_jax.train.param_groups import (
     PARAMETER_GROUPS,
     distances_from_head,
     in_head,
     parameter_groups,
 )
-from resnet_jax.train.trust import scale_by_lars, scale_by_trust_ratio
 
 OptimizerName = Literal["sgd", "lars", "lamb", "adamw", "muon"]
 Decay = Literal["l2", "decoupled"]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
-from resnet_jax.train.seeds import Seeds, map_over_seeds
+from resnet_jax.train.multi_seed import Seeds, map_over_seeds
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import Recipe, pick_batch, sum_moments
 

@@ -12,10 +12,10 @@ from etils import epath
 from flax import traverse_util
 
 from resnet_jax.checkpoint.workdir import read_config
+from resnet_jax.config.schema import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import init_variables, preset_of
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.train.config import from_json
 from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing

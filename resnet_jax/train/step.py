@@ -11,16 +11,16 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from resnet_jax.data.augment import crop_and_flip, example_keys, normalize
-from resnet_jax.data.mixing import mix
-from resnet_jax.data.policies import PolicyName, augment, erase
+from resnet_jax.data.augment.basic import crop_and_flip, example_keys, normalize
+from resnet_jax.data.augment.mixing import mix
+from resnet_jax.data.augment.policies import PolicyName, augment, erase
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
-from resnet_jax.train.groups import in_head
 from resnet_jax.train.losses import LOSSES, binarize, distillation
-from resnet_jax.train.seeds import Seeds, batch_layout, map_over_seeds, state_layout
+from resnet_jax.train.multi_seed import Seeds, batch_layout, map_over_seeds, state_layout
+from resnet_jax.train.param_groups import in_head
 from resnet_jax.train.state import TrainState, counts
 
 

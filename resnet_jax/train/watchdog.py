@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from resnet_jax.output import LossyStream, briefly
+from resnet_jax.utils.streams import LossyStream, briefly
 
 _TICK_S = 1.0
 _SHOW_S = 3.0

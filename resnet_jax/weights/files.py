@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.files import replace_file
+from resnet_jax.utils.files import replace_file
 from resnet_jax.weights import npz_format, safetensors_format
 from resnet_jax.weights.arrays import MAX_FILE_BYTES, FormatError
 

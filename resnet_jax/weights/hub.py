@@ -11,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from resnet_jax.distribution import how_to_add
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.distribution import how_to_add
 
 _log = logging.getLogger(__name__)
 

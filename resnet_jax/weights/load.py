@@ -13,8 +13,8 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
+from resnet_jax.weights.architecture_note import check_behaviour, is_ours, model_in
 from resnet_jax.weights.arrays import FormatError
-from resnet_jax.weights.behaviour import check_behaviour, is_ours, model_in
 from resnet_jax.weights.files import read_file
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
 from resnet_jax.weights.hub import local_file

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.weights.files import read_metadata
 from resnet_jax.weights.hub import CONFIG, PROCESSOR, local_file

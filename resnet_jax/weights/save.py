@@ -11,7 +11,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import unstack_units
-from resnet_jax.weights.behaviour import behaviour_of
+from resnet_jax.weights.architecture_note import behaviour_of
 from resnet_jax.weights.files import write_weights
 
 _KINDS = {

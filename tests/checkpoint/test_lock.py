@@ -19,7 +19,7 @@ import resnet_jax
 from resnet_jax.checkpoint import lock
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
 from resnet_jax.errors import ConfigError, PeerError, WriteError
-from resnet_jax.train import loop
+from resnet_jax.train import fit as loop
 from tests.fake_bucket import BucketFileSystem, ClientError
 
 HOLD = (

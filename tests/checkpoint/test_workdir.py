@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from resnet_jax.buckets import as_path
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import (
     CHECKPOINTS,
@@ -18,6 +17,7 @@ from resnet_jax.checkpoint.workdir import (
     write_atomically,
 )
 from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.utils.paths import as_path
 from tests.fake_bucket import BucketFileSystem, ClientError, with_s3
 
 WORKDIR = epath.Path("gs://bucket/failing")

@@ -8,8 +8,8 @@ from rich.console import Console
 from resnet_jax.cli import bench
 from resnet_jax.cli.main import main
 from tests.cli.mistakes import assert_one_line
-from tests.data.test_folders import write
-from tests.data.test_sources import own_cache
+from tests.data.readers.test_folders import write
+from tests.data.test_datasets import own_cache
 from tests.runs import TINY, streamed
 
 __all__ = ["own_cache"]

@@ -8,7 +8,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.cli.main import main
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import load_dataset
 from tests.cli.mistakes import assert_one_line
 
 

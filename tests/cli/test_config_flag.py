@@ -84,7 +84,7 @@ def test_summary_of_a_config(capsys):
 )
 def test_mistakes_are_one_line(arguments, code, message, tmp_path, capsys):
     (tmp_path / "typo.py").write_text(
-        "from resnet_jax.train.config import default_config\n\ndef get_config():\n"
+        "from resnet_jax.config.schema import default_config\n\ndef get_config():\n"
         "    config = default_config()\n    config.batchsize = 3\n    return config\n"
     )
     arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]

@@ -9,9 +9,9 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.cli.main import main
-from resnet_jax.data.known import KNOWN_SETS, KnownSet
-from resnet_jax.data.prepare import Options, prepare
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet
+from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.data.prepare.prepare import Options, prepare
 from tests.cli import mistakes
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)

@@ -11,8 +11,8 @@ from PIL import Image
 import resnet_jax
 from resnet_jax.cli import classify as classify_module
 from resnet_jax.cli.main import main
-from resnet_jax.data.preprocessing import Preprocessing
-from resnet_jax.train import predictor
+from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.inference import predictor
 from tests.cli.mistakes import assert_one_line
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)

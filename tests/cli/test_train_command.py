@@ -47,7 +47,7 @@ def _command(*arguments: str, folder) -> Ended:
 def test_a_wrong_command_line_is_one_line(arguments, code, message, tmp_path):
     for name, line in {"typo": "batchsize = 3", "type": "batch_size = 'three'"}.items():
         (tmp_path / f"{name}.py").write_text(
-            "from resnet_jax.train.config import default_config\n\ndef get_config():\n"
+            "from resnet_jax.config.schema import default_config\n\ndef get_config():\n"
             f"    config = default_config()\n    config.{line}\n    return config\n"
         )
     workdir = tmp_path / "run"

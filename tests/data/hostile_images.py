@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.cli.predict import read_fitted
-from resnet_jax.data.fit import Fit
-from resnet_jax.data.preprocessing import ScaleAndCrop
+from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.preprocessing import ScaleAndCrop
 
 SVG = b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg' width='8' height='8'/>"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(/etc/passwd) (r) file\n%%EOF\n"

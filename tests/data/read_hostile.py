@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-from resnet_jax.data.image_files import decode_image
+from resnet_jax.data.images.image_files import decode_image
 from resnet_jax.errors import DataError
 from tests.data.hostile_images import read_image
 from tests.faults.fuzz_weights import peak_mib

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_jax.data.image_files import decode_image
+from resnet_jax.data.images.image_files import decode_image
 from resnet_jax.errors import DataError
 from tests.data import hostile_images as make
 from tests.data.hostile_images import HOSTILE, RIGHT, fitted, pixels, read_image, save

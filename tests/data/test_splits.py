@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from resnet_jax.data.sources import Span, load_dataset, parse_split
+from resnet_jax.data.datasets import Span, load_dataset, parse_split
 from resnet_jax.errors import ConfigError
 
 # --- digits ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import json
 import random
 from pathlib import Path
 
-from resnet_jax.train.config import (
+from resnet_jax.config.schema import (
     default_config,
     describe_differences,
     flatten,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.image_files import decode_image
+from resnet_jax.data.images.image_files import decode_image
 from resnet_jax.errors import DataError
 from tests.data import hostile_images as make
 from tests.faults import mutate

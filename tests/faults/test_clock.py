@@ -13,8 +13,8 @@ from resnet_jax.checkpoint import lock
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import LOCK, locked
 from resnet_jax.errors import WriteError
-from resnet_jax.train.console import TrainingConsole
-from resnet_jax.train.metrics_log import read_metrics
+from resnet_jax.logging.console import TrainingConsole
+from resnet_jax.logging.metrics_log import read_metrics
 from tests.runs import digest, steps_on_record, train
 
 DAY_S = 86_400.0
@@ -37,7 +37,7 @@ def set_clock(monkeypatch):
 @pytest.mark.parametrize("jump", ["back", "ahead"])
 def test_a_run_doesnt_notice(jump, whole, tmp_path):
     """Same bits, same record; times and rates come from a clock that nobody can set."""
-    ended = train(tmp_path / "run", fault=f"resnet_jax.train.run:Run._pause:3:{jump}")
+    ended = train(tmp_path / "run", fault=f"resnet_jax.train.loop:Run._pause:3:{jump}")
     assert ended.code == 0, ended.said
     assert digest(tmp_path / "run") == digest(whole)
     assert steps_on_record(tmp_path / "run") == steps_on_record(whole)

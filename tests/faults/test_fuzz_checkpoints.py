@@ -3,7 +3,7 @@
 import pytest
 
 from resnet_jax.errors import DataError
-from resnet_jax.train.metrics_log import read_metrics
+from resnet_jax.logging.metrics_log import read_metrics
 from tests.faults.fuzz import outcome
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from resnet_jax.config.schema import default_config, flatten, from_json, set_field, validate
 from resnet_jax.errors import ConfigError
-from resnet_jax.train.config import default_config, flatten, from_json, set_field, validate
 from tests.faults.fuzz import outcome
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import load_dataset
 from resnet_jax.errors import DataError
-from tests.data.test_sources import write_tfds
+from tests.data.test_datasets import write_tfds
 from tests.faults.fuzz import outcome
 
 

@@ -30,7 +30,7 @@ def _record(workdir):
 
 def _batch(step):
     """What the batch of a step is, from the stream's own definition."""
-    from resnet_jax.data.loader import ExampleStream
+    from resnet_jax.data.loaders.in_memory import ExampleStream
 
     ids, epochs = ExampleStream(seed=0, num_examples=256, batch_size=32).take(step, 1)
     return {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()}
@@ -39,7 +39,7 @@ def _batch(step):
 def _finite(workdir):
     import jax
 
-    from resnet_jax.train.restore import restore_run
+    from resnet_jax.inference.restore import restore_run
 
     leaves = jax.tree.leaves(restore_run(workdir).variables)
     return all(np.isfinite(leaf).all() for leaf in leaves)

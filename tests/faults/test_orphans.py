@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_folders import write
+from tests.data.readers.test_folders import write
 from tests.runs import ROOT, TINY, streamed, train
 
 _PR_SET_CHILD_SUBREAPER = 36

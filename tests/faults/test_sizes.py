@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data import sources
+from resnet_jax.data import datasets as sources
 
 
 @pytest.mark.thorough

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax.output import LossyStream
-from resnet_jax.train.console import TrainingConsole
+from resnet_jax.logging.console import TrainingConsole
+from resnet_jax.utils.streams import LossyStream
 
 ROOT = Path(__file__).parents[2]
 TINY = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import blocks
+from resnet_jax.models import block as blocks
 from resnet_jax.models.resnet import ResNet
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))

@@ -9,7 +9,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.blocks import ResidualUnit
+from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.presets import PRESETS
 
 # Parameters to the unit from torchvision's published counts (option B) and from the formula of the

@@ -46,7 +46,7 @@ def main() -> int:
         (folder / "pid").write_text(str(os.getpid()))
         time.sleep(60)
     if seed == TELLS:
-        from resnet_jax.train.console import TrainingConsole  # imports JAX
+        from resnet_jax.logging.console import TrainingConsole  # imports JAX
 
         with TrainingConsole(total_steps=12, start_step=0) as console:
             console.train(

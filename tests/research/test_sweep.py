@@ -14,12 +14,12 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.config.schema import default_config, flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.research import workers
 from resnet_jax.research.progress import Progress
 from resnet_jax.research.scores import as_csv, group_rows, score_rows, shared_name, sweep_rows
 from resnet_jax.research.sweep import check_runs, labels_of, plan_runs
-from resnet_jax.train.config import default_config, flatten
 from tests.conftest import make_tiny_config
 from tests.research import fake_child
 

@@ -10,7 +10,7 @@ from etils import epath
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.train.metrics_log import read_metrics
+from resnet_jax.logging.metrics_log import read_metrics
 from tests.fake_bucket import BucketFileSystem, ClientError
 
 

@@ -10,11 +10,11 @@ import pytest
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
+from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.diagnostics import measures
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
 from resnet_jax.train.diagnostics.figure import make_figure
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.metrics_log import read_metrics
 from resnet_jax.train.step import cross_entropy
 from tests.compilations import compilations
 from tests.conftest import make_tiny_config
@@ -250,7 +250,7 @@ def test_what_cannot_be_measured_is_refused(changes, message, tmp_path):
     if "model.name" in changes:
         config.model.stage_sizes = config.model.width = None
     for name, value in changes.items():
-        resnet_jax.train.config.set_field(config, name, value)
+        resnet_jax.config.schema.set_field(config, name, value)
     with pytest.raises(ConfigError) as caught:
         resnet_jax.fit(config, tmp_path / "run")
     assert message in str(caught.value)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import resnet_jax
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.experiment import Experiment
 

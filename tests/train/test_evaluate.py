@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.data.sources import ImageSet
+from resnet_jax.data.datasets import ImageSet
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train import evaluate
 from resnet_jax.train.evaluate import Evaluator

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.config.schema import default_config, set_field
+from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.train.config import default_config, set_field
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.groups import distances_from_head, in_head
 from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.train.param_groups import distances_from_head, in_head
 from resnet_jax.weights.files import read_weights, write_weights
-from tests.data.test_folders import write
-from tests.data.test_sources import own_cache
+from tests.data.readers.test_folders import write
+from tests.data.test_datasets import own_cache
 
 __all__ = ["own_cache"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import portpicker
 import pytest
 
-from resnet_jax.train.metrics_log import read_metrics
-from tests.data.test_folders import write
+from resnet_jax.logging.metrics_log import read_metrics
+from tests.data.readers.test_folders import write
 from tests.runs import Ended, Running, start, streamed
 
 
@@ -221,7 +221,7 @@ def test_a_process_that_stands_still_for_two_minutes_costs_nothing(tmp_path):
 
 @pytest.mark.thorough
 def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
-    fault = "resnet_jax.data.loader:Batches.take:4:hang"
+    fault = "resnet_jax.data.loaders.in_memory:Batches.take:4:hang"
     job = _run(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
     assert _codes(job) == [71, 71], job
     for ended in job:

@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 import resnet_jax
+from resnet_jax.config.schema import set_field
 from resnet_jax.parallel.mesh import place, replicated
-from resnet_jax.train.config import set_field
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.state import Meter
 from tests.conftest import make_tiny_config

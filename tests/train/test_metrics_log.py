@@ -8,11 +8,11 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.workdir import METRICS, NONFINITE
-from resnet_jax.data.loader import ExampleStream
+from resnet_jax.data.loaders.in_memory import ExampleStream
 from resnet_jax.errors import DataError, NumericalError, WriteError
-from resnet_jax.train.metrics_log import MetricsLog, read_metrics
+from resnet_jax.logging.metrics_log import MetricsLog, read_metrics
+from resnet_jax.logging.report import Figures
 from resnet_jax.train.nonfinite import NonfiniteRecord
-from resnet_jax.train.report import Figures
 
 TRAIN = {"step": 2, "epoch": 0.5, "split": "train", "loss": 2.0, "top1": 0.5, "lr": 0.1}
 TRAIN |= {"img_per_s": 900.0}

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.train.config import default_config
-from resnet_jax.train.groups import parameter_groups
 from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.train.param_groups import parameter_groups
 
 
 def test_a_parameter_in_no_group_is_refused():

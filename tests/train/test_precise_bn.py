@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.train import seeds as seeds_module
+from resnet_jax.train import multi_seed as seeds_module
 from resnet_jax.train.experiment import Experiment
 
 

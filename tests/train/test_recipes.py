@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.config.recipes import RECIPES, make
+from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import make_mesh, place
 from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.train.blueprint import Blueprint
-from resnet_jax.train.config import validate
-from resnet_jax.train.plan import check_batch
-from resnet_jax.train.recipes import RECIPES, make
+from resnet_jax.train.intervals import check_batch
+from resnet_jax.train.spec import Blueprint
 
 EXAMPLES, BATCH, SIZE = 24, 8, 8
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}

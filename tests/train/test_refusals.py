@@ -12,10 +12,7 @@ from etils import epath
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import locked
-from resnet_jax.data import sources
-from resnet_jax.data.sources import Dataset, ImageSet
-from resnet_jax.errors import ConfigError, DataError, NumericalError, UsageError, WriteError
-from resnet_jax.train.config import (
+from resnet_jax.config.schema import (
     MAY_CHANGE,
     default_config,
     flatten,
@@ -24,7 +21,10 @@ from resnet_jax.train.config import (
     to_json,
     validate,
 )
-from resnet_jax.train.metrics_log import MetricsLog
+from resnet_jax.data import datasets as sources
+from resnet_jax.data.datasets import Dataset, ImageSet
+from resnet_jax.errors import ConfigError, DataError, NumericalError, UsageError, WriteError
+from resnet_jax.logging.metrics_log import MetricsLog
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.data.augment import normalize
+from resnet_jax.config.schema import default_config
+from resnet_jax.data.augment.basic import normalize
 from resnet_jax.errors import DataError, NumericalError
-from resnet_jax.train.config import default_config
-from resnet_jax.train.predictor import Predictor
-from resnet_jax.train.restore import TrainedNetwork
+from resnet_jax.inference.predictor import Predictor
+from resnet_jax.inference.restore import TrainedNetwork
 from tests.compilations import compilations
 from tests.data.hostile_images import fitted, pixels
 

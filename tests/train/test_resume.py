@@ -17,9 +17,9 @@ from etils import epath
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.errors import WriteError
+from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.metrics_log import read_metrics
-from resnet_jax.train.run import Run
+from resnet_jax.train.loop import Run
 
 STEPS = 12
 _TIMINGS = {"img_per_s", "wall_s"}
@@ -246,7 +246,7 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
 @pytest.mark.thorough
 def test_other_convolutions_are_recorded_and_said_once(tmp_path, tiny_config, monkeypatch, capsys):
     def go_on(convolutions, step):
-        monkeypatch.setattr("resnet_jax.native.library.describe", lambda *_: convolutions)
+        monkeypatch.setattr("resnet_jax.ops.native.library.describe", lambda *_: convolutions)
         resnet_jax.fit(tiny_config, tmp_path, stop_at_step=step)
         lines = capsys.readouterr().out.splitlines()
         return [line for line in lines if line.startswith("convolutions")]

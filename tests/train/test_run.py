@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from resnet_jax.errors import WriteError
-from resnet_jax.train.run import Run
+from resnet_jax.train.loop import Run
 
 
 def test_the_pause_between_attempts_to_save_has_a_limit():

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError
-from resnet_jax.train.config import default_config
 from resnet_jax.train.schedule import make_schedule
 
 

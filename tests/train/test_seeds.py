@@ -8,10 +8,10 @@ import pytest
 
 import resnet_jax
 from resnet_jax.errors import ConfigError, NumericalError, UsageError
-from resnet_jax.train import seeds as seeds_module
+from resnet_jax.inference.restore import seeds_of
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.train import multi_seed as seeds_module
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.metrics_log import read_metrics
-from resnet_jax.train.restore import seeds_of
 from tests.cli.mistakes import assert_one_line
 from tests.conftest import make_tiny_config
 
@@ -39,7 +39,7 @@ def _of_seed(number, **fields):
     """The config of a seed's run alone."""
     config = _config(seed=SEEDS[number], **fields)
     for name, values in VARY:
-        resnet_jax.train.config.set_field(config, name, values[number])
+        resnet_jax.config.schema.set_field(config, name, values[number])
     return config
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.train.config import default_config
+from resnet_jax.config.schema import default_config
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.step import cross_entropy
 

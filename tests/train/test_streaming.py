@@ -14,15 +14,15 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
-from resnet_jax.data.image_files import decode_upright
-from resnet_jax.data.loader import CropSizes, ExampleStream
-from resnet_jax.data.sources import load_dataset
-from resnet_jax.data.stream import StreamedBatches
+from resnet_jax.config.schema import validate
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.images.image_files import decode_upright
+from resnet_jax.data.loaders.in_memory import CropSizes, ExampleStream
+from resnet_jax.data.loaders.streaming import StreamedBatches
 from resnet_jax.errors import ConfigError, DataError, PeerError
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.train.config import validate
 from tests.data.hostile_images import pixels, save
-from tests.data.test_sources import own_cache
+from tests.data.test_datasets import own_cache
 from tests.runs import digest
 
 __all__ = ["own_cache"]
@@ -300,7 +300,7 @@ def test_a_run_of_growing_images_goes_on_in_either_size(config, tmp_path):
     ],
 )
 def test_what_does_not_go_together_is_refused(config, fields, message):
-    from resnet_jax.train.config import set_field
+    from resnet_jax.config.schema import set_field
 
     for name, value in fields.items():
         set_field(config, name, value)

@@ -12,7 +12,7 @@ from flax import traverse_util
 import resnet_jax
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import PRESETS, preset_of
-from resnet_jax.weights import behaviour
+from resnet_jax.weights import architecture_note as behaviour
 from resnet_jax.weights.files import read_metadata, read_weights, write_weights
 from resnet_jax.weights.load import expected_leaves
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from resnet_jax.data.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import DataError
 from resnet_jax.weights.files import write_weights
 from resnet_jax.weights.preprocessing import read_preprocessing

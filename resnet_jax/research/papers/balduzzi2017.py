@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _SOURCE = "Balduzzi et al. 2017, 1702.08591"
 Kind = Literal["plain", "residual", "residual, scaled"]

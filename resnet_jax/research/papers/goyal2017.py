@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import add_legend, journal_style, new_panels
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _SOURCE = "Goyal et al. 2017, table 2"
 # Label → whether the rate is scaled, and whether it is warmed up; published: how much higher the

@@ -9,10 +9,10 @@ the residual network, whose paths add up, that explodes.
 import numpy as np
 from matplotlib.axes import Axes
 
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
 from resnet_jax.research.gradients import gradient_norms, make_network
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _KINDS = {
     "plain": {"shortcut": "none"},

@@ -4,10 +4,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab, Trained
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 
 _TABLE, _FIGURE, _TEXT = (
     f"He et al. 2015, {where}" for where in ("table 6", "figure 6", "section 4.2")

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from resnet_jax.data.augment import normalize
+from resnet_jax.data.augment.basic import normalize
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 from resnet_jax.research.scoring import images_of
 
 _SOURCE = "He et al. 2015, figure 7"

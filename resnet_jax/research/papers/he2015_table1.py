@@ -7,9 +7,9 @@ import numpy as np
 
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import Summary, summarize
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import add_legend, journal_style, new_panels
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _SOURCE = "He et al. 2015, table 1"
 _VGG = "He et al. 2015, section 3.3"

@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax.research.ablations import Variant, run_variants
-from resnet_jax.research.artefact import Artefact, Report, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Within
+from resnet_jax.research.runner import Lab
 
 # The worst of the paper's good variants is 2.1 points worse than the original, the best of its bad
 # ones 5.6; what lies between decides.

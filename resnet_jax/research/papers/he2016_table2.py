@@ -6,9 +6,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax.research.ablations import Variant, run_variants
-from resnet_jax.research.artefact import Artefact, Report, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Within
+from resnet_jax.research.runner import Lab
 
 # Between the paper's worst good order, 0.1 points worse than the original, and its best bad one,
 # 1.2 points worse.

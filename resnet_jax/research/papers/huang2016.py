@@ -10,13 +10,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from resnet_jax.models.blocks import ResidualUnit
+from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import journal_style, new_panels
-from resnet_jax.research.lab import Lab
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 from resnet_jax.train.experiment import Experiment
 
 _SOURCE = "Huang et al. 2016, 1603.09382"

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import digits
 from resnet_jax.research.figures import journal_style, new_panels
-from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.research.papers.he2015_fig6 import paper_runs
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 from resnet_jax.research.scoring import images_of, make_scorer
 
 _SOURCE = "Li et al. 2018, 1712.09913"

@@ -3,10 +3,10 @@
 from ml_collections import ConfigDict
 
 from resnet_jax.research.ablations import loss_report
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.lab import Lab
 from resnet_jax.research.papers.he2015_fig6 import difference, small_runs
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _SOURCE = "Srivastava et al. 2015, 1505.00387"
 _QUOTED = "as quoted by He et al. 2015, table 6"

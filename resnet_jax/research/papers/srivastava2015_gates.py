@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.models.presets import create_model, init_variables
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import COLORS, COLUMN, journal_style, new_panels, plot_mean
 from resnet_jax.research.gradients import gradient_norms, make_network
-from resnet_jax.research.lab import Lab
 from resnet_jax.research.lesions import apply_lesioned
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 
 _SOURCE = "Srivastava et al. 2015, 1505.00387"
 _BIASES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)

@@ -8,11 +8,11 @@ import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab, Trained
 from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
 from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 from resnet_jax.research.scoring import images_of, make_scorer
 
 _FIG3, _FIG5 = "Veit et al. 2016, figure 3", "Veit et al. 2016, figure 5"

@@ -14,14 +14,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
-from resnet_jax.data.augment import normalize
-from resnet_jax.models.blocks import ResidualUnit
+from resnet_jax.data.augment.basic import normalize
+from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
-from resnet_jax.research.lab import Lab
 from resnet_jax.research.lesions import units_of
 from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab
 from resnet_jax.research.scoring import images_of
 from resnet_jax.train.step import cross_entropy
 

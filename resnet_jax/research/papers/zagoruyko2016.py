@@ -2,13 +2,13 @@
 
 import numpy as np
 
+from resnet_jax.config import recipes
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.ablations import loss_report
-from resnet_jax.research.artefact import Artefact, Report, Row, Within
 from resnet_jax.research.configs import digits
-from resnet_jax.research.lab import Lab, Trained
-from resnet_jax.train import recipes
+from resnet_jax.research.reproduction import Artefact, Report, Row, Within
+from resnet_jax.research.runner import Lab, Trained
 
 _SOURCE = "Zagoruyko & Komodakis 2016, the authors' README"
 _PUBLISHED = {"wrn28_10": 4.00, "preresnet164": 5.46}

@@ -17,7 +17,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from resnet_jax.models.blocks import ResidualUnit
+from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.highway import HighwayNet
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm

@@ -1,0 +1,1 @@
+"""The config of a run: fields, defaults, checks and recipes."""

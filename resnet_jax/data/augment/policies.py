@@ -1,0 +1,190 @@
+"""TrivialAugment and RandAugment: random operations on images, on the device.
+
+Every example draws from its own key. All operations are computed and one is selected, which on an
+accelerator takes less time than it takes to send an image there.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from resnet_jax.data.augment import image_ops as ops
+
+PolicyName = Literal["", "trivial", "randaugment"]
+POLICIES = get_args(PolicyName)
+
+LARGEST_MAGNITUDE = 10.0
+_BINS = 31
+_LAYERS = 2  # operations on an image by RandAugment, each of which is left out half of the time
+
+# Operation, its value without any strength, and its strengths; the last says whether half of them
+# are negative. Table 3 ("wide") of the paper, with the numbers of torchvision's code.
+_linear = np.linspace
+_TRIVIAL: Sequence[tuple[ops.Operation, float, np.ndarray, bool]] = (
+    (ops.identity, 0.0, np.zeros(_BINS), False),
+    (ops.shear_x, 0.0, _linear(0, 0.99, _BINS), True),
+    (ops.shear_y, 0.0, _linear(0, 0.99, _BINS), True),
+    (ops.translate_x, 0.0, np.floor(_linear(0, 32, _BINS)), True),
+    (ops.translate_y, 0.0, np.floor(_linear(0, 32, _BINS)), True),
+    (ops.rotate, 0.0, _linear(0, 135, _BINS), True),
+    (ops.brightness, 1.0, _linear(0, 0.99, _BINS), True),
+    (ops.color, 1.0, _linear(0, 0.99, _BINS), True),
+    (ops.contrast, 1.0, _linear(0, 0.99, _BINS), True),
+    (ops.sharpness, 1.0, _linear(0, 0.99, _BINS), True),
+    (ops.posterize, 8.0, -np.round(np.arange(_BINS) / ((_BINS - 1) / 6)), False),
+    (ops.solarize, 0.0, _linear(255, 0, _BINS), False),
+    (ops.autocontrast, 0.0, np.zeros(_BINS), False),
+    (ops.equalize, 0.0, np.zeros(_BINS), False),
+)
+
+
+def trivial_augment(images: UInt8[Array, "n h w 3"], keys: jax.Array) -> UInt8[Array, "n h w 3"]:
+    """One operation of a random strength on each image (Müller & Hutter 2021, 2103.10158).
+
+    As `TrivialAugmentWide` of torchvision: 14 operations, 31 strengths, black outside.
+
+    Args:
+        images: as they are in files.
+        keys: one random key per image.
+    """
+    operations = [operation for operation, *_ in _TRIVIAL]
+    bases = jnp.array([base for _, base, _, _ in _TRIVIAL], jnp.float32)
+    strengths = jnp.array([values for _, _, values, _ in _TRIVIAL], jnp.float32)
+    signed = jnp.array([negative for *_, negative in _TRIVIAL])
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        which_key, bin_key, sign_key = jax.random.split(key, 3)
+        which = jax.random.randint(which_key, (), 0, len(operations))
+        strength = strengths[which, jax.random.randint(bin_key, (), 0, _BINS)]
+        negative = signed[which] & jax.random.bernoulli(sign_key)
+        value = bases[which] + jnp.where(negative, -strength, strength)
+        return jax.lax.switch(which, operations, image, value)
+
+    return jax.vmap(one)(images, keys)
+
+
+_RANDAUGMENT: Sequence[ops.Operation] = (
+    ops.autocontrast, ops.equalize, ops.invert, ops.rotate, ops.posterize, ops.solarize,
+    ops.solarize_add, ops.color, ops.contrast, ops.brightness, ops.sharpness, ops.shear_x,
+    ops.shear_y, ops.translate_x, ops.translate_y,
+)  # fmt: skip
+
+
+def randaugment_values(
+    level: Float[Array, ""], sign: Float[Array, ""], height: int, width: int
+) -> Float[Array, " 15"]:
+    """What each operation of `rand_augment` is given at a level in 0…1, and a sign of 1 or -1.
+
+    timm's "increasing" levels: the higher, the farther from the image as it is.
+    """
+    nothing = jnp.float32(0)
+    enhancement = jnp.maximum(0.1, 1 + sign * 0.9 * level)
+    return jnp.stack(
+        [
+            nothing,
+            nothing,
+            nothing,
+            sign * 30 * level,
+            4 - jnp.floor(4 * level),
+            256 - jnp.minimum(256, jnp.floor(256 * level)),
+            jnp.minimum(128, jnp.floor(110 * level)),
+            *[enhancement] * 4,
+            sign * 0.3 * level,
+            sign * 0.3 * level,
+            sign * 0.45 * level * width,
+            sign * 0.45 * level * height,
+        ]
+    )
+
+
+def rand_augment(
+    images: UInt8[Array, "n h w 3"], keys: jax.Array, *, magnitude: float, deviation: float
+) -> UInt8[Array, "n h w 3"]:
+    """Two of 15 operations on each image (Cubuk et al. 2019, 1909.13719), as timm has them.
+
+    timm's "rand-mM-mstdD-inc1": each of the two is left out with probability ½, and its magnitude
+    is normal, cut to 0…10. Other than there, scaling is by nearest neighbours and outside is black.
+
+    Args:
+        images: as they are in files.
+        keys: one random key per image.
+        magnitude, deviation: M and D.
+    """
+    _, height, width, _ = images.shape
+
+    def layer(image: jax.Array, key: jax.Array) -> jax.Array:
+        which_key, level_key, sign_key, skip_key = jax.random.split(key, 4)
+        which = jax.random.randint(which_key, (), 0, len(_RANDAUGMENT))
+        level = magnitude + deviation * jax.random.normal(level_key)
+        level = jnp.clip(level, 0, LARGEST_MAGNITUDE) / LARGEST_MAGNITUDE
+        sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+        value = randaugment_values(level, sign, height, width)[which]
+        changed = jax.lax.switch(which, list(_RANDAUGMENT), image, value)
+        return jnp.where(jax.random.bernoulli(skip_key), image, changed)
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        for layer_key in jax.random.split(key, _LAYERS):
+            image = layer(image, layer_key)
+        return image
+
+    return jax.vmap(one)(images, keys)
+
+
+def augment(
+    images: UInt8[Array, "n h w 3"],
+    keys: jax.Array,
+    policy: PolicyName,
+    *,
+    magnitude: float,
+    deviation: float,
+) -> UInt8[Array, "n h w 3"]:
+    """The images after a policy, by its name; "" leaves them as they are."""
+    if policy == "trivial":
+        return trivial_augment(images, keys)
+    if policy == "randaugment":
+        return rand_augment(images, keys, magnitude=magnitude, deviation=deviation)
+    return images
+
+
+def erase(
+    images: Float[Array, "n h w c"], keys: jax.Array, *, probability: float
+) -> Float[Array, "n h w c"]:
+    """Random erasing (Zhong et al. 2017, 1708.04896): a rectangle of zeros, the mean.
+
+    torchvision's `RandomErasing`: 2 to 33 % of the area, a ratio of height to width between 0.3 and
+    3.3, uniform in its logarithm, of ten attempts the first that fits.
+
+    Args:
+        images: normalised.
+        keys: one random key per image.
+        probability: that there is a rectangle.
+    """
+    _, height, width, _ = images.shape
+
+    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+        erase_key, draw_key = jax.random.split(key)
+        draws = jax.random.uniform(draw_key, (10, 4))
+        area = height * width * (0.02 + draws[:, 0] * (0.33 - 0.02))
+        low, high = jnp.log(0.3), jnp.log(3.3)
+        ratio = jnp.exp(low + draws[:, 1] * (high - low))
+        h = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+        w = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+        fits = (h < height) & (w < width)
+        first = jnp.argmax(fits)
+        h, w = h[first], w[first]
+        top = (draws[first, 2] * (height - h + 1)).astype(jnp.int32)
+        left = (draws[first, 3] * (width - w + 1)).astype(jnp.int32)
+        inside = _within(top, h, height)[:, None] & _within(left, w, width)[None, :]
+        erased = jax.random.bernoulli(erase_key, probability) & fits.any() & inside
+        return jnp.where(erased[..., None], 0.0, image)
+
+    return jax.vmap(one)(images, keys)
+
+
+def _within(start: Int[Array, ""], length: Int[Array, ""], size: int) -> Array:
+    places = jnp.arange(size)
+    return (places >= start) & (places < start + length)

@@ -1,0 +1,1 @@
+"""Images of files: decoded, scaled and cropped."""

@@ -1,0 +1,227 @@
+"""How images are prepared for a network that somebody has trained: it travels with the weights."""
+
+import dataclasses
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
+
+from resnet_jax.data.augment.basic import given_normalization, normalize
+from resnet_jax.errors import ConfigError, DataError
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_KEY = "resnet_jax.preprocessing"
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_LONGEST_SIDE = 2048  # pixels; three times what residual networks were published for
+_MOST_PIXELS = 25_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleAndCrop:
+    """How an image of any size gets the size that a network takes.
+
+    It is scaled so that it covers `cover`, and `size` is cut out at its centre: to the bit what
+    torchvision's `Resize` and `CenterCrop` do with an image of Pillow's, where both are squares.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        cover: height and width that the scaled image covers, at least `size`: one side is equal to
+            it, the other is at least as long. None doesn't scale.
+        interpolation: by which it is scaled, always smoothed where it shrinks.
+
+    Raises:
+        ConfigError: `cover` is smaller than `size`, or the interpolation is unknown.
+    """
+
+    size: tuple[int, int]
+    cover: tuple[int, int] | None
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be done."""
+        if self.cover and (self.cover[0] < self.size[0] or self.cover[1] < self.size[1]):
+            found, wanted = ("{}×{}".format(*sides) for sides in (self.cover, self.size))
+            raise ConfigError(
+                f"images are scaled to {found} pixels (height×width), of which {wanted} can't be"
+                " cut out; scale them to a larger size."
+            )
+        _check_interpolation(self.interpolation)
+
+    @classmethod
+    def square(
+        cls, size: int, *, resize: int | None, interpolation: Interpolation = "bilinear"
+    ) -> "ScaleAndCrop":
+        """A square of `size`, of an image whose shorter side has `resize` pixels first."""
+        return cls((size, size), None if resize is None else (resize, resize), interpolation)
+
+    @property
+    def name(self) -> str:
+        """A text that tells two of them apart, for the names of files."""
+        sides = ["x".join(map(str, dict.fromkeys(s))) for s in (self.size, self.cover or (0, 0))]
+        return f"{sides[0]}-of-{sides[1]}-{self.interpolation}"
+
+    def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
+        """Scale and crop an image of 8 bits per channel.
+
+        As in torchvision, the longer side is rounded down and the corner of the crop to even. An
+        image that is smaller than the crop isn't framed in black.
+
+        Raises:
+            DataError: the image is too small, or too long and narrow. The message begins with
+                "it", for the caller to say what.
+        """
+        if self.cover is not None:
+            image = image.resize(self._scaled(image), _FILTERS[self.interpolation])
+        (height, width), (rows, columns) = (image.height, image.width), self.size
+        if height < rows or width < columns:
+            raise DataError(
+                f"it is {height}×{width} (height×width), of which {rows}×{columns} can't be cut out"
+            )
+        top, left = round((height - rows) / 2), round((width - columns) / 2)
+        part = image.crop((left, top, left + columns, top + rows))
+        # A copy is writable.
+        return np.asarray(part, np.uint8).reshape(rows, columns, -1).copy()
+
+    def _scaled(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height of the scaled image."""
+        assert self.cover is not None
+        rows, columns = self.cover
+        if image.height * columns < image.width * rows:
+            height, width = rows, int(rows * image.width / image.height)
+        else:
+            height, width = int(columns * image.height / image.width), columns
+        if height * width > _MOST_PIXELS:
+            raise DataError(
+                f"it is {image.height}×{image.width} (height×width), too long and narrow"
+            )
+        return width, height
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What is done with an RGB image before a network sees it, and what its logits mean.
+
+    The image is scaled so that its shorter side has `resize` pixels, the square at its centre is
+    cut out, and (values / 255 − mean) / std is taken of each channel.
+
+    Attributes:
+        mean, std: of red, green and blue, in units of 0…1.
+        size: side of the square, in pixels.
+        resize: the shorter side before it is cut out, in pixels; None doesn't scale.
+        interpolation: by which it is scaled, always smoothed where it shrinks.
+        class_names: one per logit; None if they aren't known.
+
+    Raises:
+        ConfigError: a field can't be what it is.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+    resize: int | None = None
+    interpolation: Interpolation = "bilinear"
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field, whose values may be a stranger's."""
+        if not (_are_fractions(self.mean) and _are_fractions(self.std) and all(self.std)):
+            shown = f"mean is {reprlib.repr(self.mean)} and std {reprlib.repr(self.std)}"
+            raise ConfigError(
+                f"{shown}; each is three numbers in 0…1, not grey levels, and no std is 0"
+            )
+        if not _is_side(self.size):
+            shown = reprlib.repr(self.size)
+            raise ConfigError(f"size is {shown}; it is of pixels, 1 to {_LONGEST_SIDE}")
+        if self.resize is not None and not (_is_side(self.resize) and self.resize >= self.size):
+            raise ConfigError(
+                f"resize is {reprlib.repr(self.resize)}; it is of pixels, from size, {self.size},"
+                f" to {_LONGEST_SIDE}"
+            )
+        _check_interpolation(self.interpolation)
+        if self.class_names is not None:
+            _check_names(self.class_names)
+
+    @property
+    def crop(self) -> ScaleAndCrop:
+        """What `apply` does."""
+        return ScaleAndCrop.square(self.size, resize=self.resize, interpolation=self.interpolation)
+
+    def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+        """Scale and crop one image; see `ScaleAndCrop.apply`."""
+        return self.crop.apply(Image.fromarray(image))
+
+    @property
+    def normalization(self) -> dict[str, Any]:
+        """{"mean", "std"} in grey levels, as `TrainedNetwork` has them."""
+        return given_normalization(self.mean, self.std)
+
+    def normalize(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+        """Return (images / 255 − mean) / std as float32, for NumPy's arrays and under `jit`."""
+        return normalize(images, self.normalization)
+
+    def metadata(self) -> dict[str, str]:
+        """All of it as texts that a weight file can hold, for `save_weights(metadata=…)`."""
+        return {_KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing | None":
+        """What `metadata` wrote; None if it isn't there.
+
+        Raises:
+            DataError: it is damaged. The message begins with "its", for the caller to say what.
+        """
+        if _KEY not in metadata:
+            return None
+        try:
+            fields: Any = json.loads(metadata[_KEY], object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            fields = None
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, dict) or set(fields) != known:
+            raise DataError("its note on preprocessing is damaged or of another version")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in fields.items()
+        }
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise DataError(f"its note on preprocessing is wrong: {error}") from None
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose keys may each appear once."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError
+    return dict(pairs)
+
+
+def _are_fractions(values: Any) -> bool:
+    return (
+        isinstance(values, tuple)
+        and len(values) == 3
+        and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    )
+
+
+def _check_interpolation(value: Any) -> None:
+    if value not in get_args(Interpolation):
+        shown, known = reprlib.repr(value), " or ".join(get_args(Interpolation))
+        raise ConfigError(f"interpolation is {shown}; it can be {known}")
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _LONGEST_SIDE
+
+
+def _check_names(names: Any) -> None:
+    if not isinstance(names, tuple) or not names:
+        raise ConfigError(f"class_names is {reprlib.repr(names)}; it is one name per class")
+    for name in names:
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
+            raise ConfigError(f"class_names has {reprlib.repr(name)}, which isn't a line of text")

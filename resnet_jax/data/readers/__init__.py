@@ -1,0 +1,1 @@
+"""Readers of data sets: prepared TFDS folders, and folders of images."""

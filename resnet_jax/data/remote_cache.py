@@ -1,0 +1,123 @@
+"""Copies of folders in buckets (gs://…, s3://…) on this host, made once.
+
+Records are read at random, and by a C++ reader that knows files only.
+"""
+
+import hashlib
+import itertools
+import logging
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+from etils import epath
+
+from resnet_jax.errors import DataError
+from resnet_jax.utils.files import cache_root
+from resnet_jax.utils.paths import bucket_errors
+
+_log = logging.getLogger(__name__)
+
+# What a client says of the version of a file: Google Cloud Storage counts versions, S3 has a digest
+# of the content and a time in whole seconds.
+_VERSION = ("generation", "ETag", "etag", "LastModified", "mtime")
+
+
+def copy_here(folder: epath.Path) -> Path:
+    """Return a local copy of `folder`, of the same name; only what changed is copied.
+
+    A file is taken to be the same if its size is and the bucket tells the same version of it; if
+    the bucket tells none, the file is copied each time. Files that are no longer in the bucket
+    stay in the copy.
+
+    Args:
+        folder: in a bucket.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: an object's name would lead out of the copy; nothing was written.
+        OSError: it can't be read, or the copy can't be written.
+        ImportError: the client of that kind of bucket isn't installed.
+    """
+    where = hashlib.blake2b(os.fspath(folder).encode(), digest_size=8).hexdigest()
+    copy = cache_root() / "buckets" / where / folder.name
+    with bucket_errors(folder):
+        bucket, root = fsspec.url_to_fs(os.fspath(folder))
+        bucket.invalidate_cache()  # of what this process saw there earlier
+        found = bucket.find(root, detail=True)
+    files = {
+        name: info
+        for name, info in found.items()
+        if info["type"] == "file" and not name.endswith("/")  # an empty object may mark a folder
+    }
+    if not files:
+        raise FileNotFoundError(os.fspath(folder))
+    targets = {name: _target(copy, root, name) for name in files}
+    announced = False
+    for name, info in files.items():
+        target = targets[name]
+        stamp = _stamp(info)
+        if stamp is not None and target.exists():
+            here = target.lstat()
+            if (here.st_size, here.st_mtime_ns) == (info["size"], stamp):
+                continue
+        if not announced:
+            _log.info("copying %s to %s, once", folder, copy)
+            announced = True
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Another process of this host may be copying the same file.
+        temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with (
+                bucket_errors(folder),
+                bucket.open(name, "rb") as remote,
+                temporary.open("xb") as local,
+            ):
+                shutil.copyfileobj(remote, local, 2**22)
+            if (length := temporary.stat().st_size) != info["size"]:
+                raise OSError(
+                    f"{name} has {length} bytes where {info['size']} were announced; it was"
+                    " changed meanwhile, or the connection broke off"
+                )
+            if stamp is not None:
+                os.utime(temporary, ns=(time.time_ns(), stamp))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return copy
+
+
+def _target(copy: Path, root: str, name: str) -> Path:
+    """Where the copy of an object belongs: whatever its name, inside of `copy`.
+
+    Raises:
+        DataError: it would be elsewhere.
+    """
+    inside = name.removeprefix(f"{root}/")
+    parts = inside.split("/")
+    if inside == name or {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():
+        raise DataError(
+            f"the object {name!r} in the bucket has a name that no file can have; nothing was"
+            " copied. Remove the object, or use another folder."
+        )
+    for folder in itertools.accumulate(parts[:-1], lambda path, part: path / part, initial=copy):
+        if folder != copy and folder.is_symlink():
+            raise DataError(f"{folder} is a link to elsewhere; remove it. Nothing was copied.")
+    return copy.joinpath(*parts)
+
+
+def _stamp(info: dict[str, Any]) -> int | None:
+    """A number for the version of a file, which its copy bears as its time of change, in ns.
+
+    There it comes and goes with the copy in one step, whoever else makes one. It is a digest: a
+    time alone would miss a change within a second.
+    """
+    told = [str(info.get(key) or "") for key in _VERSION]
+    if not any(told):
+        return None
+    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 * 10**9)  # file systems have dates up to 2038

@@ -1,0 +1,24 @@
+"""What computes convolutions on a CPU."""
+
+from collections.abc import Iterator
+
+from resnet_jax.doctor.finding import Finding, ok, warn
+from resnet_jax.ops.native.library import find
+
+
+def check_convolutions() -> Iterator[Finding]:
+    """Whether oneDNN's convolutions were built, and are used by this installation."""
+    state = find()
+    if state.library:
+        yield ok(
+            "convolutions",
+            f"on a single CPU device by {state.name}, which was checked on this machine",
+        )
+    elif state.built:
+        yield warn(
+            "convolutions",
+            f"XLA's, not oneDNN's: {state.reason}",
+            "RESNET_JAX_NATIVE=0 leaves oneDNN alone without this warning",
+        )
+    else:
+        yield ok("convolutions", f"XLA's; of oneDNN's, {state.reason}")

@@ -1,0 +1,1 @@
+"""Trained networks at work: restored, applied and exported."""

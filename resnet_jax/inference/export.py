@@ -1,0 +1,205 @@
+"""A network as a program: one file that JAX runs on any platform, without this package.
+
+The file is StableHLO with the parameters as constants in it, as `jax.export` writes it.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_jax.data.augment.basic import normalize
+from resnet_jax.errors import ConfigError, WriteError, did_you_mean
+from resnet_jax.utils.files import replace_file
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+"""What a program can be lowered for, whatever this host has."""
+
+_MAX_BYTES = 2**31 - 2**26
+"""Of parameters: a file of `jax.export` has less than 2 GiB, and the program itself takes some."""
+
+READABLE_LATER, READABLE_EARLIER = "6 months", "3 weeks"
+"""How much newer or older than the jaxlib that exported a program the jaxlib may be that runs it.
+
+These are the guarantees of `jax.export` ("Compatibility guarantees" in JAX's page on exporting).
+They count from one release of jaxlib to the other, not from the day of the export.
+"""
+
+_PACKAGES = ("flax", "jax", "jaxlib")
+
+
+def export_program(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: tuple[int, int, int],
+    *,
+    normalization: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> jax.export.Exported:
+    """Lower a network's inference to a program of one argument, images, and one result, logits.
+
+    Batch normalisation uses the running statistics. The program computes what `model.apply` does:
+    in the model's `dtype`, with float32 logits.
+
+    Args:
+        model: a linen module.
+        variables: of the network, as `model.init` makes them; they become constants.
+        image_shape: (h, w, c).
+        normalization: {"mean", "std"} in grey levels, as runs have them: the program then takes
+            uint8 images as they are in files. Without it, it takes float32 ones, normalised as the
+            network was trained.
+        batch_size: the program's; None for one that takes any number of images.
+        platforms: some of `PLATFORMS`; none of them needs to be here.
+
+    Returns:
+        The program: `.call(images)` runs it, `write_program` makes a file of it.
+
+    Raises:
+        ConfigError: unknown platforms, an impossible size, statistics that don't fit the images,
+            or more parameters than a file of this format can hold.
+    """
+    _check_platforms(platforms)
+    _check_sizes(image_shape, batch_size)
+    _check_bytes(variables)
+    variables = jax.device_get(variables)
+    statistics = None if normalization is None else jax.device_get(normalization)
+    if statistics is not None:
+        _check_statistics(statistics, image_shape)
+
+    def logits(images: jax.Array) -> Any:
+        x = images if statistics is None else normalize(images, statistics)
+        return model.apply(variables, x)
+
+    n = batch_size or jax.export.symbolic_shape("n")[0]
+    dtype = jnp.float32 if statistics is None else jnp.uint8
+    images = jax.ShapeDtypeStruct((n, *image_shape), dtype)
+    with _without_source_lines():
+        return jax.export.export(jax.jit(logits), platforms=tuple(platforms))(images)
+
+
+def describe_program(program: jax.export.Exported) -> dict[str, Any]:
+    """What a caller has to know of it; "n" in a shape is any number of images."""
+    (images,), (logits,) = program.in_avals, program.out_avals
+    return {
+        "images": {"shape": _shape(images), "dtype": images.dtype.name},
+        "logits": {"shape": _shape(logits), "dtype": logits.dtype.name},
+        "platforms": list(program.platforms),
+        "calling_convention_version": program.calling_convention_version,
+        "versions": {package: version(package) for package in _PACKAGES},
+    }
+
+
+def write_program(
+    path: str | os.PathLike[str],
+    program: jax.export.Exported,
+    *,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a file that `jax.export.deserialize` reads, and its description to `path` + ".json".
+
+    Args:
+        path: of a file on this machine; an existing one is replaced at once, when all is written.
+        program: what `export_program` returns.
+        notes: what the description is to say besides, such as "class_names"; JSON-like.
+
+    Returns:
+        The description, which has the file's SHA-256: a program and a description that don't
+        belong together can be told.
+
+    Raises:
+        WriteError: one of the files can't be written; an existing one is intact.
+    """
+    path = Path(path)
+    data = program.serialize()
+    document = {
+        **(notes or {}),
+        **describe_program(program),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(path, data)
+    _replace(path.with_name(f"{path.name}.json"), f"{text}\n".encode())
+    return document
+
+
+def _replace(path: Path, data: bytes | bytearray) -> None:
+    try:
+        replace_file(path, [memoryview(data)])
+    except OSError as error:
+        raise WriteError(
+            f"{path} can't be written ({error.strerror or error}); what was there is intact."
+            " Choose another place."
+        ) from None
+
+
+def _check_platforms(platforms: Sequence[str]) -> None:
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            hint = did_you_mean(platform, PLATFORMS)
+            known = ", ".join(PLATFORMS)
+            raise ConfigError(
+                f"There is no platform {platform!r} for a program; it can be {known}.{hint}"
+            )
+    if not platforms or len(set(platforms)) < len(platforms):
+        raise ConfigError(
+            f"A program is for one or more platforms, each named once; given are"
+            f" {', '.join(platforms) or 'none'}."
+        )
+
+
+def _check_sizes(image_shape: Sequence[int], batch_size: int | None) -> None:
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ConfigError(
+            f"image_shape is {tuple(image_shape)}; it must be height, width and channels, each at"
+            " least 1."
+        )
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; it must be at least 1.")
+
+
+def _check_bytes(variables: Mapping[str, Any]) -> None:
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    if size > _MAX_BYTES:
+        raise ConfigError(
+            f"The network has {size / 2**30:.1f} GiB of parameters, which are part of the program,"
+            " and a program's file holds less than 2 GiB. Keep them by save_weights instead."
+        )
+
+
+def _check_statistics(statistics: Mapping[str, Any], image_shape: Sequence[int]) -> None:
+    for name in ("mean", "std"):
+        shape = statistics[name].shape
+        if shape not in ((), tuple(image_shape[-1:]), tuple(image_shape)):
+            raise ConfigError(
+                f"The normalisation's {name} is of shape {shape}, which doesn't fit images of"
+                f" {tuple(image_shape)}."
+            )
+
+
+def _shape(array: jax.core.ShapedArray) -> list[int | str]:
+    return [size if isinstance(size, int) else str(size) for size in array.shape]
+
+
+@contextlib.contextmanager
+def _without_source_lines() -> Iterator[None]:
+    """Keep the paths of this machine's Python files out of what is lowered.
+
+    A program is given to others, and the same network gives the same bytes wherever it's exported.
+    """
+    before = jax.config.values["jax_traceback_in_locations_limit"]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)

@@ -1,0 +1,166 @@
+"""What a run shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import IO, Any, cast
+
+from etils import epath
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.parallel.job.process import is_main
+from resnet_jax.train.experiment import Experiment
+from resnet_jax.utils.streams import LossyStream, escaped
+
+_SECONDS_BETWEEN_LINES = 10.0
+_MUCH_WAITING = 0.05  # of the time; it is shown
+
+
+class TrainingConsole:
+    """Shows training and evaluation records as they come; a context manager."""
+
+    def __init__(self, *, total_steps: int, start_step: int) -> None:
+        # Rich would end the process if nobody reads, and raise an error if a terminal is gone.
+        output = cast(IO[str], LossyStream(sys.stdout))
+        # One process speaks for all.
+        self.console = Console(file=output, highlight=False, soft_wrap=True, quiet=not is_main())
+        self._total = total_steps
+        self._start_step = start_step
+        self._last_line = float("-inf")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            speed_estimate_period=600,  # log points may be minutes apart
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "compiling", total=total_steps, completed=start_step, numbers=""
+        )
+
+    def __enter__(self) -> "TrainingConsole":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(escaped(text), markup=False)
+
+    def opening(self, experiment: Experiment, workdir: epath.Path) -> None:
+        """Say what is about to happen."""
+        config, plan = experiment.config, experiment.plan
+        devices = experiment.mesh.devices
+        self.say(
+            f"{config.model.name} on {config.data.name}:"
+            f" {plan.train_examples:,} training images, {plan.total_steps:,} steps of"
+            f" {plan.batch_size}, {devices.size} × {devices.flat[0].device_kind}"
+            + (f", seeds {', '.join(map(str, config.seeds))}" if config.seeds else "")
+        )
+        if self._start_step:
+            self.say(
+                f"resuming {workdir} at step {self._start_step:,} of {self._total:,}"
+                if self._start_step < self._total
+                else f"{workdir} is trained already; its record is left as it is"
+            )
+        elif experiment.pretrained:
+            self.say(experiment.pretrained.announce(config, experiment.dataset.num_classes))
+        if config.optimizer.trainable == "head":
+            self.say("only the classifier is trained")
+
+    def stopped(self, step: int, workdir: epath.Path) -> None:
+        """Say that the run stopped early and lost nothing."""
+        self._bar.stop()
+        self.say(
+            f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
+            " the same command goes on from here"
+        )
+
+    def closing(self, summary: dict[str, Any], workdir: epath.Path) -> None:
+        """Say how it went, where it lies and what could come next."""
+        self._bar.stop()
+        scores = summary["final"].get("test") or summary["final"].get("validation")
+        self.say("")
+        if scores:
+            self.say(
+                f"top-1 {_percent(scores)} of {scores['examples']:,}"
+                f" {'test' if 'test' in summary['final'] else 'validation'} images"
+                f" after {summary['epochs']:.3g} epochs and {_clock(summary['wall_s'])}"
+            )
+        if averaged := summary["final"].get("test_ema"):
+            self.say(f"moving averages: top-1 {_percent(averaged)} on test")
+        if summary["best"] and "test" in summary["best"]:
+            best = summary["best"]
+            self.say(
+                f"best validation checkpoint: step {best['step']:,},"
+                f" top-1 {_percent(best['test'])} on test"
+            )
+        self.say(f"curves:   {workdir / CURVES}")
+        self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
+        self.say(f"next:     resnet-jax eval {workdir} --per-class --confusion confusion.png")
+        self.say(f"          tensorboard --logdir {workdir}")
+
+    def train(self, record: dict[str, Any]) -> None:
+        """Show a log point of training."""
+        numbers = (
+            f"loss {record['loss']:.3f}  top-1 {record['top1']:.1%}"
+            f"  {record['img_per_s']:,.0f} img/s"
+        )
+        if record.get("data_wait", 0) >= _MUCH_WAITING:
+            numbers += f" ({record['data_wait']:.0%} of the time awaiting images)"
+        self._bar.update(
+            self._task,
+            description=f"epoch {record['epoch']:.1f}",
+            completed=record["step"],
+            numbers=numbers,
+        )
+        now = time.monotonic()
+        done = record["step"] >= self._total
+        if self.console.is_terminal or (
+            now - self._last_line < _SECONDS_BETWEEN_LINES and not done
+        ):
+            return
+        self._last_line = now
+        seeds = len(record["seeds"]["loss"]) if "seeds" in record else 1
+        of_step = seeds * record["examples"] / record["step"]  # images, of all seeds together
+        eta = (self._total - record["step"]) * of_step / record["img_per_s"]
+        self.say(
+            f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
+            f"  ETA {_clock(eta)}"
+        )
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Show the scores of a split."""
+        weights = " (moving average)" if record["weights"] == "ema" else ""
+        self.say(
+            f"step {record['step']}/{self._total}  {record['split']}{weights}:"
+            f" top-1 {_percent(record)}  loss {record['loss']:.4f}"
+            f"  ({record['examples']:,} images)"
+        )
+
+
+def _percent(scores: dict[str, Any]) -> str:
+    """The top-1 accuracy; of several seeds mean and standard deviation."""
+    spread = f" ± {100 * scores['std']['top1']:.2f}" if "std" in scores else ""
+    return f"{100 * scores['top1']:.2f}{spread} %"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

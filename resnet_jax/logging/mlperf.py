@@ -1,0 +1,95 @@
+"""A run's record in the format of MLPerf Training's logs.
+
+One JSON object per line after ":::MLLOG", with the keys of mlcommons/logging for ResNet:
+intervals of initialisation, of the run, and of each evaluation; accuracies; the hyper-parameters
+that its rules ask for. A run reached the target when an evaluation on the validation split did.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from resnet_jax.checkpoint.workdir import CONFIG, METRICS, read_config
+from resnet_jax.config.schema import from_json
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.utils.paths import as_path, bucket_errors
+
+_PREFIX = ":::MLLOG "
+
+
+def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
+    """The lines of a run's log, in the order of time.
+
+    Args:
+        workdir: of the run, finished or not.
+        target: top-1, in 0…1, at which the run ends.
+
+    Raises:
+        ConfigError: `workdir` isn't a run.
+        DataError: its record is damaged, or has no scores of a held-out split.
+    """
+    workdir = as_path(workdir)
+    try:
+        config = from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    if config.seeds:
+        raise ConfigError(f"{workdir} is of several seeds; MLPerf's log is of a run with one.")
+    records = read_metrics(workdir / METRICS)
+    scores = [r for r in records if r["split"] != "train" and r.get("weights") == "raw"]
+    if not scores or "wall_s" not in scores[0]:
+        raise DataError(f"{workdir / METRICS} has no scores with their times yet.")
+    with bucket_errors(workdir):
+        began_ms = int(1000 * (workdir / CONFIG).stat().mtime)
+    lines = []
+    for event, seconds, key, value, about in _events(config, records, scores, target):
+        fields = {
+            "namespace": "",
+            "time_ms": began_ms + round(1000 * seconds),
+            "event_type": event,
+            "key": key,
+            "value": value,
+            "metadata": about,
+        }
+        lines.append(_PREFIX + json.dumps(fields))
+    return lines
+
+
+_Event = tuple[str, float, str, Any, dict[str, Any]]
+
+
+def _events(
+    config: Any, records: list[dict[str, Any]], scores: list[dict[str, Any]], target: float
+) -> Iterator[_Event]:
+    """Type, second, key, value and metadata of each event."""
+    batch, schedule = config.batch_size, config.schedule
+    first = next((r["wall_s"] for r in records if r["split"] == "train"), scores[0]["wall_s"])
+    point, begin, end = "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END"
+    yield begin, 0.0, "init_start", None, {}
+    for key, value in (
+        ("submission_benchmark", "resnet"),
+        ("seed", config.seed),
+        ("global_batch_size", batch),
+        ("gradient_accumulation_steps", config.accumulate),
+        ("opt_name", config.optimizer.name),
+        ("opt_base_learning_rate", schedule.base_lr * batch / schedule.reference_batch),
+        ("opt_learning_rate_warmup_epochs", schedule.warmup),
+        ("opt_weight_decay", config.optimizer.weight_decay),
+        ("eval_samples", int(scores[0]["examples"])),
+    ):
+        yield point, 0.0, key, value, {}
+    yield end, first, "init_stop", None, {}
+    yield begin, first, "run_start", None, {}
+    status, stopped = "aborted", scores[-1]["wall_s"]
+    for record in scores:
+        second, about = record["wall_s"], {"epoch_num": record["epoch"]}
+        yield begin, second, "eval_start", None, about
+        yield point, second, "eval_accuracy", record["top1"], about
+        yield end, second, "eval_stop", None, about
+        if record["top1"] >= target:
+            status, stopped = "success", second
+            break
+    yield end, stopped, "run_stop", None, {"status": status}

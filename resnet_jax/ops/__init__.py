@@ -1,0 +1,1 @@
+"""Operations that networks are made of, each with forms for several platforms."""

@@ -1,0 +1,126 @@
+"""Compiles convolution.cc with the machine's C++ compiler, and checks what comes of it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.errors import ConfigError, WriteError
+from resnet_jax.ops.native.library import LIBRARY, SOURCE, circumstances, record_of
+
+_CHECK_S, _LONGEST_CHECK_S = 15.0, 300
+
+
+def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, Any]:
+    """Compile the library and check it; only a library that is right is left at its place.
+
+    Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
+    onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
+
+    Args:
+        library: where it is to be.
+        check_s: how many seconds to check random problems.
+
+    Returns:
+        What `resnet_jax.ops.native.check.check` returns.
+
+    Raises:
+        ConfigError: one of them is missing, or oneDNN computes wrongly or crashes here.
+        WriteError: the folder, by default the package's, can't be written.
+    """
+    import jaxlib  # noqa: PLC0415 - for its headers only
+
+    compiler = next((c for c in (os.environ.get("CXX"), "g++", "clang++") if c and _has(c)), None)
+    if compiler is None:
+        raise ConfigError("There is no C++ compiler: install g++, or set CXX.")
+    headers = Path(jaxlib.__file__).parent / "include"
+    prefix = Path(sys.prefix)
+    try:
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", str(SOURCE)]
+            command += ["-isystem", str(headers), f"-I{prefix}/include", f"-L{prefix}/lib"]
+            command += [f"-Wl,-rpath,{prefix}/lib", "-ldnnl", "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ConfigError(_explain(done.stderr))
+            try:
+                result = certify(made, check_s=check_s)
+            except ConfigError:  # a library that passed before isn't to be trusted either
+                for file in (record_of(library), library):
+                    file.unlink(missing_ok=True)
+                raise
+            # A library isn't used with the record of another one.
+            made.replace(library)
+            record_of(made).replace(record_of(library))
+    except OSError as error:
+        reason = error.strerror or error
+        raise WriteError(f"{library.parent} can't be written ({reason}).") from None
+    return result
+
+
+def _has(program: str) -> bool:
+    return shutil.which(program) is not None
+
+
+def _explain(said: str) -> str:
+    if "dnnl.hpp" in said or "-ldnnl" in said:
+        return (
+            "oneDNN isn't there: `pip install onednn-devel-cpu-gomp` in this environment, or"
+            " install Debian's libdnnl-dev."
+        )
+    errors = [line for line in said.splitlines() if "error" in line] or [said.strip()[-200:]]
+    return f"The compiler failed: {errors[0]}"
+
+
+def certify(library: Path, *, check_s: float = _CHECK_S) -> dict[str, Any]:
+    """Check a library in another process, which oneDNN may end, and record that it may be used.
+
+    Raises:
+        ConfigError: oneDNN computes wrongly, or crashes.
+        OSError: the record can't be written.
+    """
+    result = _checked(library, check_s)
+    record = json.dumps(circumstances(library, result["oneDNN"]), indent=2)
+    record_of(library).write_text(record + "\n", encoding="utf-8")
+    return result
+
+
+def _checked(library: Path, check_s: float) -> dict[str, Any]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "resnet_jax.ops.native.check", str(library), str(check_s)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LONGEST_CHECK_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise _unusable(f"its check didn't end within {_LONGEST_CHECK_S} s") from None
+    if done.returncode < 0:
+        raise _unusable(f"its check was ended by {signal.Signals(-done.returncode).name}")
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"its check ended with {done.returncode}"]
+        raise _unusable(said[-1])
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if result["wrong"]:
+        raise _unusable(
+            f"of {result['checked']} convolutions {len(result['wrong'])} were wrong with oneDNN"
+            f" {result['oneDNN']}, among them {result['wrong'][0]}"
+        )
+    if not result["checked"]:
+        raise _unusable(f"oneDNN {result['oneDNN']} has no kernel for any convolution")
+    return result
+
+
+def _unusable(reason: str) -> ConfigError:
+    return ConfigError(
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used."
+        " Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
+    )

@@ -1,0 +1,1 @@
+"""Speed and cost of programs: measured here, or compiled for devices elsewhere."""

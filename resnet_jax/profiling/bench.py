@@ -1,0 +1,179 @@
+"""How fast a config computes on this machine, beside what the machine can do at best.
+
+Nothing is read: images are random, of the shapes of the config's data.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.config.schema import validate
+from resnet_jax.data.augment.basic import normalization_shapes
+from resnet_jax.logging.report import provenance
+from resnet_jax.models.summary import summarize
+from resnet_jax.parallel.mesh import make_mesh, place
+from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
+from resnet_jax.train.multi_seed import stack, state_layout
+from resnet_jax.train.spec import Blueprint
+from resnet_jax.train.state import TrainState
+
+_REPEATS = 5
+_SCORED_BATCHES = 2
+_GIB = 2**30
+
+
+def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
+    """Measure training steps, scoring and inference, and the ceilings of a device.
+
+    Args:
+        config: of a run whose data's sizes are known.
+        seconds: for each measurement, shared by five repeats, whose medians are reported.
+
+    Returns:
+        A JSON-like document: "ceilings", "train", "evaluation", "inference", and by what and on
+        what it was measured. Rates are of all devices, "mfu" and "bandwidth_share" of each.
+
+    Raises:
+        ConfigError: an impossible config, or data whose sizes aren't known.
+    """
+    validate(config)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
+    blueprint = Blueprint.without_data(config, mesh)
+    model, image_shape = blueprint.model, blueprint.image_shape
+    best = ceilings(getattr(model, "dtype", jnp.float32), seconds=seconds)
+    macs = summarize(model, image_shape).macs
+    return {
+        "model": config.model.name,
+        "data": config.data.name,
+        "batch_size": config.batch_size,
+        "image_shape": list(image_shape),
+        "macs": macs,
+        "ceilings": best,
+        "train": _train(blueprint, best, macs, seconds),
+        "evaluation": _evaluation(blueprint, seconds),
+        "inference": {
+            str(size): _inference(blueprint, size, seconds) for size in (1, config.batch_size)
+        },
+        **provenance(),
+    }
+
+
+def ceilings(dtype: Any, *, seconds: float) -> dict[str, float]:
+    """What a device reaches: a matrix product in TFLOP/s, a copy in GB/s read and written."""
+    small = jax.devices()[0].platform == "cpu"
+    n, elements = (2048, 2**26) if small else (8192, 2**29)
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: a @ a)
+    x = jnp.ones(elements, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return {
+        "matmul_tflop_per_s": 2 * n**3 / _median_s(lambda: product(a), seconds)["s"] / 1e12,
+        "copy_gb_per_s": 2 * x.nbytes / _median_s(lambda: copy(x), seconds)["s"] / 1e9,
+    }
+
+
+def _median_s(call: Callable[[], Any], seconds: float) -> dict[str, float]:
+    """Seconds of a call: "s", the median of repeats, "min_s" and "max_s"; after one to warm up."""
+    jax.block_until_ready(call())
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    calls = max(1, round(seconds / _REPEATS / (time.perf_counter() - began)))
+    times = []
+    for _ in range(_REPEATS):
+        began = time.perf_counter()
+        for _ in range(calls):
+            result = call()
+        jax.block_until_ready(result)
+        times.append((time.perf_counter() - began) / calls)
+    return {"s": statistics.median(times), "min_s": min(times), "max_s": max(times)}
+
+
+def _random(shape: jax.ShapeDtypeStruct, most: int) -> jax.Array:
+    """Numbers from 0 to below `most`, laid out as they are to be."""
+    values = np.random.default_rng(0).integers(0, most, shape.shape).astype(shape.dtype)
+    return place(values, shape.sharding)
+
+
+def _initial_state(blueprint: Blueprint) -> TrainState:
+    shapes = normalization_shapes(blueprint.image_shape, blueprint.config.data.normalize)
+    normalization = {"mean": np.full(shapes["mean"], 128, np.float32)}
+    normalization["std"] = np.full(shapes["std"], 64, np.float32)
+    states = [single._initial_state(normalization) for single in blueprint.singles]
+    layout = state_layout(states[0], blueprint.mesh, blueprint.seeds)
+    return place(stack(states) if blueprint.seeds else states[0], layout)
+
+
+def _train(
+    blueprint: Blueprint, best: dict[str, float], macs: int, seconds: float
+) -> dict[str, Any]:
+    config, plan = blueprint.config, blueprint.plan
+    images, labels, ids, epochs = blueprint.abstract_batches()
+    examples = plan.train_examples if blueprint.resident else config.batch_size
+    arrays = (
+        _random(images, 256),
+        _random(labels, blueprint.model.num_classes),
+        _random(ids, examples),
+        _random(epochs, 2),
+    )
+    state = _initial_state(blueprint)
+    began = time.perf_counter()
+    steps = np.int32(plan.steps_per_dispatch)
+    compiled = blueprint.train_steps().lower(state, *arrays, steps).compile()
+    compile_s = time.perf_counter() - began
+
+    def dispatch() -> Any:
+        nonlocal state
+        state = compiled(state, *arrays, steps)
+        return state.step
+
+    timing = {k: v / plan.steps_per_dispatch for k, v in _median_s(dispatch, seconds).items()}
+    networks = len(blueprint.seeds) if blueprint.seeds else 1
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    devices = blueprint.mesh.size
+    # Forward once, backward twice: by the data and by the weights; two operations a multiply-add.
+    flops = 6 * macs * config.batch_size * networks / devices
+    accessed = cost.get("bytes accessed", 0.0) * networks
+    program = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0
+    used = jax.devices()[0].memory_stats() or {}
+    return {
+        "step_ms": 1000 * timing["s"],
+        "step_ms_min": 1000 * timing["min_s"],
+        "step_ms_max": 1000 * timing["max_s"],
+        "img_per_s": config.batch_size * networks / timing["s"],
+        "compile_s": compile_s,
+        "mfu": flops / timing["s"] / best["matmul_tflop_per_s"] / 1e12,
+        "bandwidth_share": accessed / timing["s"] / best["copy_gb_per_s"] / 1e9,
+        "program_gib": program / _GIB,
+        "peak_gib": used["peak_bytes_in_use"] / _GIB if "peak_bytes_in_use" in used else None,
+    }
+
+
+def _evaluation(blueprint: Blueprint, seconds: float) -> dict[str, float]:
+    mesh, first = blueprint.mesh, blueprint.singles[0]
+    _, size = batches_of(2**31, batch_size=blueprint.config.eval_batch_size, mesh=mesh)
+    shapes = abstract_batches(_SCORED_BATCHES, size, blueprint.evaluation_shape(), mesh)
+    batches = tuple(
+        _random(shape, most)
+        for shape, most in zip(shapes, (256, first.model.num_classes, 2), strict=True)
+    )
+    state = _initial_state(first)
+    score = make_score(first.model, mesh)
+    timing = _median_s(lambda: score(state.variables(), state.normalization, batches), seconds)
+    return {"img_per_s": _SCORED_BATCHES * size / timing["s"], "batch_size": size}
+
+
+def _inference(blueprint: Blueprint, size: int, seconds: float) -> dict[str, float]:
+    """Logits of a batch on one device."""
+    first, device = blueprint.singles[0], blueprint.mesh.devices.flat[0]
+    state = _initial_state(first)
+    variables = jax.device_put(jax.device_get(state.variables()), device)
+    images = jax.device_put(jnp.ones((size, *blueprint.evaluation_shape())), device)
+    apply: Any = jax.jit(first.model.apply)
+    timing = _median_s(lambda: apply(variables, images), seconds)
+    return {"img_per_s": size / timing["s"], "ms": 1000 * timing["s"]}

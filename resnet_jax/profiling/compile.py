@@ -1,0 +1,326 @@
+"""The real training and evaluation step of a config, compiled for a TPU slice that isn't there.
+
+Nothing is read but the config, nothing computed: the programs are compiled for shapes, and their
+memory, operations and communication read off.
+"""
+
+import dataclasses
+import math
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict
+
+from resnet_jax.config.schema import validate
+from resnet_jax.errors import ConfigError, UsageError
+from resnet_jax.parallel.mesh import make_mesh, replicated
+from resnet_jax.profiling.collectives import Collective, find_collectives, summarize
+from resnet_jax.profiling.hlo import Module
+from resnet_jax.profiling.roofline import StepTime, step_time
+from resnet_jax.profiling.tpu import GIB, Slice, out_of_memory
+from resnet_jax.profiling.traffic import main_memory_bytes
+from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
+from resnet_jax.train.spec import Blueprint, known_length
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program; all figures are of one device.
+
+    Attributes:
+        compile_s: wall time of lowering and compiling.
+        flops, accessed_bytes: by XLA's cost analysis, in which each loop's body counts once. The
+            bytes include those that stay in on-chip memory.
+        memory_bytes: to and from main memory, by `main_memory_bytes`.
+        argument_bytes, temp_bytes, code_bytes: in the device's memory.
+        peak_bytes: of all memory.
+        collectives: what it communicates.
+        loops: iterations of the loops whose number the compiler knows.
+        text: HLO.
+    """
+
+    compile_s: float
+    flops: float
+    accessed_bytes: float
+    memory_bytes: int
+    argument_bytes: int
+    temp_bytes: int
+    code_bytes: int
+    peak_bytes: int
+    collectives: list[Collective]
+    loops: list[int]
+    text: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+    """The compiler refused a program for lack of memory.
+
+    Attributes:
+        needed_bytes: by its message; NaN if that doesn't say.
+    """
+
+    needed_bytes: float
+
+
+def make_blueprint(
+    config: ConfigDict, slice_: Slice, *, batch_per_chip: int | None = None
+) -> Blueprint:
+    """The blueprint of `config` on all devices of a slice.
+
+    Args:
+        config: of a run.
+        slice_: the target.
+        batch_per_chip: replaces `config.batch_size`, which is global.
+
+    Raises:
+        UsageError: an impossible batch per chip.
+        ConfigError: an impossible config, or data whose sizes aren't known.
+    """
+    config = config.copy_and_resolve_references()
+    if batch_per_chip is not None:
+        if batch_per_chip < 1:
+            raise UsageError(f"--batch-per-chip is {batch_per_chip}; it must be at least 1.")
+        config.batch_size = batch_per_chip * slice_.chips
+    validate(config)
+    have, data, fsdp = len(slice_.devices), config.mesh.data, config.mesh.fsdp
+    if data != -1 and data * fsdp != have:
+        raise ConfigError(
+            f"mesh.data {data} × mesh.fsdp {fsdp} is {data * fsdp} devices, but {slice_.name} has"
+            f" {have}; use mesh.data=-1 for all of them."
+        )
+    return Blueprint.without_data(config, make_mesh(data=data, fsdp=fsdp, devices=slice_.devices))
+
+
+def compile_training(blueprint: Blueprint) -> Program | TooLarge:
+    """Compile the steps of a run, with as many per dispatch as the config says.
+
+    What a dispatch holds in memory is thereby what a run would. The loop over its steps has a
+    length that is known at run time, so figures of operations, bytes and communication are of one
+    step.
+    """
+    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(blueprint.mesh))
+    return compile_program(
+        blueprint.train_steps(),
+        blueprint.abstract_state,
+        *blueprint.abstract_batches(),
+        steps,
+        *blueprint.abstract_teacher(),
+        devices=blueprint.mesh.size,
+    )
+
+
+def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
+    """Compile the scoring of the validation split, or else the test split; None without either."""
+    config = blueprint.config
+    spec = config.data.validation or config.data.test
+    if not spec:
+        return None
+    examples = known_length(config, spec)
+    image_shape = blueprint.evaluation_shape()
+    _, batches, size = chunks_of(
+        examples, image_shape, batch_size=config.eval_batch_size, mesh=blueprint.mesh
+    )
+    state = blueprint.singles[0].abstract_state
+    whole = replicated(blueprint.mesh)
+    variables, normalization = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        (state.variables(), state.normalization),
+    )
+    return compile_program(
+        make_score(blueprint.model, blueprint.mesh),
+        variables,
+        normalization,
+        abstract_batches(batches, size, image_shape, blueprint.mesh),
+        devices=blueprint.mesh.size,
+    )
+
+
+def compile_program(function: jax.stages.Wrapped, *shapes: Any, devices: int) -> Program | TooLarge:
+    """Compile a jitted function for arguments of these shapes, whose shardings name the devices.
+
+    Args:
+        function: to compile.
+        shapes: of its arguments.
+        devices: how many run the program.
+    """
+    began = time.perf_counter()
+    try:
+        compiled = function.lower(*shapes).compile()
+    except JaxRuntimeError as error:
+        needed = out_of_memory(error)
+        if needed is None:
+            raise
+        return TooLarge(needed)
+    seconds = time.perf_counter() - began
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    if memory is None or cost is None or text is None:
+        raise RuntimeError("this version of libtpu tells nothing about a compiled program")
+    module = Module.parse(text)
+    return Program(
+        compile_s=seconds,
+        flops=cost["flops"],
+        accessed_bytes=cost["bytes accessed"],
+        memory_bytes=main_memory_bytes(module),
+        argument_bytes=memory.argument_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
+        peak_bytes=memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes,
+        collectives=find_collectives(module, devices=devices),
+        loops=module.loops(),
+        text=text,
+    )
+
+
+def held_bytes(tree: Any) -> int:
+    """What the arrays of a tree of shapes with shardings take on one device, without padding."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
+    """An estimate of the most examples per chip and step that fit, and that the data have.
+
+    It's a multiple of 8 that splits into micro-batches and groups. Memory is taken to be a fixed
+    part (the state, the program, a float32 gradient) and one in proportion to the batch, which
+    this compilation tells.
+    """
+    config = blueprint.config
+    per_chip = config.batch_size / slice_.chips
+    state = blueprint.abstract_state
+    fixed = held_bytes(state) + held_bytes(state.params) + program.code_bytes
+    if config.data.resident:
+        fixed += held_bytes(blueprint.abstract_batches()[:2])
+    per_example = max(program.peak_bytes - fixed, 1) / per_chip
+    unit = 8 * slice_.chip.devices * config.accumulate
+    if group := (config.model.bn_group_size or 0) * config.accumulate:
+        within_a_chip = config.model.bn_group_size <= per_chip
+        unit = math.lcm(unit, group if within_a_chip else group // math.gcd(group, slice_.chips))
+    most = (slice_.chip.limit_gib * GIB - fixed) / per_example
+    most = min(most, blueprint.plan.train_examples / slice_.chips)
+    return max(0, int(most) // unit * unit)
+
+
+def gradient_reduction(blueprint: Blueprint, program: Program) -> dict[str, Any]:
+    """How gradients are summed over the devices: bytes, and per parameter.
+
+    Those of kernels, which hold all but a thousandth of the parameters. Sums of vectors are mostly
+    statistics, and square matrices are those of products of channels (`models.projection`), except
+    where a kernel has the same shape.
+    """
+    kernels = [leaf.shape for leaf in jax.tree.leaves(blueprint.abstract_state.params)]
+    products = {shape[-2:] for shape in kernels if len(shape) > 2 and shape[-2] != shape[-1]}
+    matrices = products | {shape for shape in kernels if len(shape) == 2}
+    elements: Counter[str] = Counter()
+    size = 0
+    for one in program.collectives:
+        for array in one.arrays:
+            of_kernel = len(array.shape) > 2 or array.shape in matrices
+            if one.kind in ("all-reduce", "reduce-scatter") and of_kernel:
+                elements[array.dtype] += one.times * array.size
+                size += one.times * array.bytes
+    total = sum(elements.values())
+    return {
+        "bytes": size,
+        "elements": total,
+        "dtypes": dict(elements),
+        "bytes_per_parameter": size / total if total else None,
+    }
+
+
+def roofline(blueprint: Blueprint, program: Program, slice_: Slice) -> StepTime | None:
+    """The time of one step at best.
+
+    None if there are loops, other than over micro-batches, such as over a stage's blocks: of those
+    the cost analysis tells one iteration.
+    """
+    repeats = blueprint.config.accumulate
+    if any(length != repeats for length in program.loops):
+        return None
+    return step_time(
+        slice_.chip,
+        slice_.shape,
+        flops=program.flops * repeats,
+        memory_bytes=program.memory_bytes,
+        collectives=program.collectives,
+        devices=len(slice_.devices),
+    )
+
+
+def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -> dict[str, Any]:
+    """All that a compiled training step tells, as a JSON document.
+
+    Memory, operations, bytes and collectives are of one device; speeds are of chips.
+    """
+    config, chip = blueprint.config, slice_.chip
+    limit = round(chip.limit_gib * GIB)
+    per_chip = config.batch_size // slice_.chips
+    state = blueprint.abstract_state
+    document: dict[str, Any] = {
+        "model": config.model.name,
+        "dtype": str(jnp.dtype(blueprint.model.dtype)),
+        "bn_group_size": config.model.bn_group_size,
+        "image_shape": list(blueprint.image_shape),
+        "topology": slice_.name,
+        "chip": chip.kind,
+        "chips": slice_.chips,
+        "devices": len(slice_.devices),
+        "mesh": dict(blueprint.mesh.shape),
+        "batch_size": config.batch_size,
+        "batch_per_chip": per_chip,
+        "accumulate": config.accumulate,
+        "steps_per_dispatch": config.steps_per_dispatch,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    }
+    memory: dict[str, Any] = {
+        "limit_bytes": limit,
+        "parameter_bytes": held_bytes(state.params),
+        "optimizer_bytes": held_bytes(state.opt_state),
+        "other_state_bytes": held_bytes(state)
+        - held_bytes(state.params)
+        - held_bytes(state.opt_state),
+        "example_bytes": held_bytes(blueprint.abstract_batches()),
+    }
+    if isinstance(program, TooLarge):
+        needed = None if math.isnan(program.needed_bytes) else round(program.needed_bytes)
+        memory |= {"peak_bytes": needed, "fits": False}
+        return document | {"memory": memory}
+    memory |= {
+        "activation_bytes": program.temp_bytes,
+        "program_bytes": program.code_bytes,
+        "peak_bytes": program.peak_bytes,
+        "fits": program.peak_bytes <= limit,
+    }
+    seconds = roofline(blueprint, program, slice_)
+    examples = config.batch_size / len(slice_.devices)
+    counted = examples / config.accumulate  # a loop over micro-batches counts as one iteration
+    document |= {
+        "memory": memory,
+        "largest_batch_per_chip": largest_batch(blueprint, program, slice_),
+        "gflop_per_image": program.flops / counted / 1e9,
+        "mb_per_image": program.memory_bytes / examples / 1e6,
+        "accessed_mb_per_image": program.accessed_bytes / counted / 1e6,
+        "collectives": summarize(program.collectives),
+        "gradient_reduction": gradient_reduction(blueprint, program),
+        "compile_s": round(program.compile_s, 1),
+    }
+    if seconds:
+        document["roofline"] = dataclasses.asdict(seconds) | {
+            "bound_by": "arithmetic" if seconds.compute_s > seconds.memory_s else "memory",
+            "step_s": seconds.exposed_total_s,
+            "img_per_s_per_chip": per_chip / seconds.exposed_total_s,
+            "img_per_s": config.batch_size / seconds.exposed_total_s,
+            "img_per_s_if_hidden": config.batch_size / seconds.hidden_total_s,
+            "mfu": seconds.compute_s / seconds.exposed_total_s,
+        }
+    return document

@@ -1,0 +1,149 @@
+"""Where reproductions train: a folder of runs, of which each is made once, whoever needs it."""
+
+import contextlib
+import functools
+import io
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
+from resnet_jax.config.schema import describe_differences, model_overrides, to_json
+from resnet_jax.data.dataset_info import find_known
+from resnet_jax.errors import StoppedEarly
+from resnet_jax.inference.restore import TrainedNetwork, restore_run
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.models.presets import create_model
+from resnet_jax.models.summary import summarize
+from resnet_jax.train.fit import fit
+
+Size = Literal["cpu", "full"]
+
+_log = logging.getLogger(__name__)
+
+
+class Trained:
+    """A finished run of several seeds.
+
+    Attributes:
+        seeds: of them.
+    """
+
+    def __init__(self, folder: epath.Path, seeds: tuple[int, ...]) -> None:
+        """Take the run in `folder`."""
+        self.seeds, self._folder = seeds, folder
+
+    @functools.cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        return read_metrics(self._folder / METRICS)
+
+    @property
+    def test_errors(self) -> tuple[float, ...]:
+        """Top-1 error on the test images after the last step, in percent, of each seed."""
+        return tuple(100 * (1 - value) for value in self.curve("test", "top1")[1][:, -1])
+
+    @property
+    def train_losses(self) -> tuple[float, ...]:
+        """Mean loss on the augmented training images of the last log point, of each seed.
+
+        NaN where no step was finite.
+        """
+        values = self.curve("train", "loss")[1]
+        return tuple(values[:, -1]) if values.size else (math.nan,) * len(self.seeds)
+
+    @property
+    def rates(self) -> Float[np.ndarray, " points"]:
+        """Images per second of training, of all seeds together, at each log point."""
+        return np.array([r["img_per_s"] for r in self._records if r["split"] == "train"])
+
+    def curve(self, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs [points], values [seeds, points]) of a metric of metrics.jsonl."""
+        records = [r for r in self._records if r["split"] == split]
+        epochs = np.array([r["epoch"] for r in records])
+        return epochs, np.array([r["seeds"][metric] for r in records]).T
+
+    def network(self, seed: int) -> TrainedNetwork:
+        """The network after the last step."""
+        return restore_run(self._folder, seed_index=self.seeds.index(seed))
+
+
+class Lab:
+    """Trains what artefacts ask for, as far as the budget goes.
+
+    Attributes:
+        size: of the reproductions.
+        seeds: with which each run is made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        size: Size,
+        seeds: tuple[int, ...],
+        budget_pflop: float | None = None,
+        say: Callable[[str], object] = _log.info,
+    ) -> None:
+        """Work in `folder`, where earlier runs are found again.
+
+        Args:
+            folder: of the runs.
+            size, seeds: see above.
+            budget_pflop: floating-point operations in 10¹⁵ for runs that aren't there yet; None is
+                no limit.
+            say: is given a line when a run begins.
+        """
+        self.size, self.seeds = size, seeds
+        self._folder, self._left, self._say = folder, budget_pflop, say
+
+    def train(self, configs: Mapping[str, ConfigDict]) -> dict[str, Trained]:
+        """Make the runs of these configs, by name; those beyond the budget are left out.
+
+        A run that was stopped goes on. Names are shared by all artefacts: one name, one config.
+
+        Raises:
+            ResnetJaxError: as `fit`.
+            StoppedEarly: a signal came; a run under way is saved, and goes on next time.
+        """
+        trained = {}
+        for name, single in configs.items():
+            folder = epath.Path(self._folder / self.size / name)
+            config = single.copy_and_resolve_references()
+            config.seeds = self.seeds
+            if not (folder / SUMMARY).exists():
+                cost = pflop(config)
+                if self._left is not None and cost > self._left:
+                    self._say(f"{name}: not run, it takes {cost:.2g} PFLOP of {self._left:.2g}")
+                    continue
+                if self._left is not None:
+                    self._left -= cost
+                self._say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
+                with contextlib.redirect_stdout(io.StringIO()):
+                    stopped = fit(config, folder).stopped_early
+                if stopped:
+                    raise StoppedEarly(
+                        f"stopped while training {name}, saved in {folder}; the same command goes"
+                        " on from here"
+                    )
+            check_config(folder, to_json(config), describe_differences)
+            trained[name] = Trained(folder, self.seeds)
+        return trained
+
+
+def pflop(config: ConfigDict) -> float:
+    """Operations of training in 10¹⁵: two to a multiply-add, twice as many backward as forward."""
+    known = find_known(config.data.name, image_size=config.data.image_size)
+    assert known  # the configs of reproductions are of known data
+    model = create_model(
+        config.model.name, **model_overrides(config), num_classes=known.num_classes
+    )
+    examples = config.duration * (known.lengths["train"] if config.duration_unit == "epochs" else 1)
+    networks = len(config.seeds) or 1
+    return networks * 6 * summarize(model, known.image_shape).macs * examples / 1e15

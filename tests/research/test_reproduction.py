@@ -1,0 +1,129 @@
+"""Verdicts, and the files and tables of `resnet-jax reproduce`."""
+
+import csv
+import json
+import math
+import os
+import signal
+
+import pytest
+
+from resnet_jax.cli.main import main
+from resnet_jax.research import results
+from resnet_jax.research.reproduction import Row, Within, overall
+from resnet_jax.research.results import COMMITTED
+from tests.cli.mistakes import assert_one_line
+
+
+def _row(*measured, low=-math.inf, high=math.inf, exact=False):
+    return Row(
+        what="test error, %",
+        published=8.75,
+        source="a paper",
+        data="digits",
+        measured=measured,
+        accepts=Within(low, high),
+        exact=exact,
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (_row(high=9.0), "not run: budget"),
+        (_row(8.8, high=9.0), "consistent (n=1)"),
+        (_row(8.8, high=9.0, exact=True), "reproduced"),
+        (_row(9.2, high=9.0, exact=True), "not reproduced"),
+        (_row(8.8, 8.9, high=9.0), "reproduced"),
+        (_row(9.1, 9.3, high=9.0), "not reproduced"),
+        # The mean, 8.9, is accepted; a standard error above it, 9.4, isn't.
+        (_row(8.4, 9.4, high=9.0), "not reproduced"),
+        (_row(math.nan, 8.0, high=9.0), "not reproduced"),
+        (_row(math.inf, high=9.0), "not reproduced"),
+    ],
+)
+def test_a_verdict_needs_seeds_and_room_for_their_spread(row, verdict):
+    assert row.verdict == verdict
+    json.dumps(row.to_json(), allow_nan=False)
+
+
+def test_a_table_is_as_good_as_its_worst_row():
+    assert overall(["reproduced", "reproduced"]) == "reproduced"
+    assert overall(["reproduced", "consistent (n=1)"]) == "consistent (n=1) (1 of 2)"
+    assert overall(["not run: budget", "not reproduced"]) == "not reproduced (1 of 2)"
+
+
+@pytest.mark.parametrize(
+    ("within", "text"),
+    [
+        (Within(2, 2), "= 2"),
+        (Within(low=15), "≥ 15"),
+        (Within(high=9.35), "≤ 9.35"),
+        (Within(4, 30), "4 … 30"),
+    ],
+)
+def test_bounds_as_text(within, text):
+    assert str(within) == text
+
+
+@pytest.mark.thorough
+def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
+    assert main(["reproduce", "he2015-table1", f"--workdir={tmp_path}", "--json"]) == 0
+    [result] = json.loads(capsys.readouterr().out)["results"]
+    assert result["verdict"] == "reproduced"
+    stored = json.loads((tmp_path / "he2015-table1.cpu.json").read_text())
+    assert {"commit", "versions", "hardware", "seeds", "wall_s"} < set(stored)
+    rows = list(csv.DictReader((tmp_path / "he2015-table1.cpu.csv").open()))
+    assert [row["what"] for row in rows] == [row["what"] for row in stored["rows"]]
+    assert (tmp_path / "he2015-table1.cpu.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "he2015-table1.cpu.pdf").read_bytes().startswith(b"%PDF")
+
+    assert main(["reproduce", "--list", f"--workdir={tmp_path}", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["artefacts"]}
+    assert (listed["he2015-table1"]["cpu"], listed["he2015-table1"]["committed"]) == (
+        "reproduced",
+        [],
+    )
+    assert listed["he2015-table1"]["full"] == "as cpu"
+    committed = json.loads((COMMITTED / "he2016-table1.cpu.json").read_text())["verdict"]
+    assert listed["he2016-table1"]["cpu"] == committed
+    assert listed["he2016-table1"]["committed"] == ["cpu"]
+    assert listed["he2016-table1"]["full"] == "not run: budget"
+
+    monkeypatch.setattr(results, "COMMITTED", tmp_path / "not a checkout")
+    assert main(["reproduce", "--list", f"--workdir={tmp_path}", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["artefacts"]}
+    assert (listed["he2015-fig6"]["cpu"], listed["he2015-fig6"]["committed"]) == ("not run", [])
+
+    (tmp_path / "he2015-table1.cpu.json").write_text("{")
+    arguments = ["reproduce", "--list", f"--workdir={tmp_path}"]
+    assert_one_line(arguments, 65, "he2015-table1.cpu.json can't be used", capsys)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_runs_stops_the_command(number, tmp_path, capsys, monkeypatch):
+    """With the exit code of one that is to be started again, and without a second artefact."""
+    begun = []
+
+    def reproduce(artefact, *_, **__):
+        begun.append(artefact.name)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(results, "reproduce", reproduce)
+    assert main(["reproduce", "all", f"--workdir={tmp_path}"]) == 75
+    assert capsys.readouterr().err == "stopped; nothing was lost, and the same command goes on\n"
+    assert len(begun) == 1
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Which one? `resnet-jax reproduce --list` names them."),
+        (["he2015-table6"], "There is no artefact 'he2015-table6'. Did you mean 'he2015-table1'"),
+        (["he2015-fig6", "--seeds=0"], "--seeds is 0; it must be at least 1."),
+        (["he2015-fig6", "--budget=-1"], "--budget is -1.0; it can't be negative."),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    assert_one_line(["reproduce", *arguments], 64, message, capsys)

@@ -1,0 +1,82 @@
+"""Programs that are kept for the next process, and never in the way of one."""
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+from resnet_jax.utils import compilation_cache as programs
+from resnet_jax.utils import files
+from resnet_jax.utils.compilation_cache import keep_programs
+
+_PROGRAM = """
+import sys
+from resnet_jax.utils.compilation_cache import keep_programs
+if sys.argv[1] == "late":
+    import jax
+keep_programs()
+import jax, jax.numpy as jnp
+def f(x):
+    for _ in range(9):
+        x = jnp.sin(x) @ x + 0.1
+    return x.sum()
+print(float(jax.jit(jax.grad(f))(jnp.full((3, 3), 0.1))[0, 0]))
+"""
+
+
+def _run(home: Path, when: str = "early", **environment):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    variables = {**kept, "XDG_CACHE_HOME": str(home), "JAX_PLATFORMS": "cpu", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, when],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
+def test_programs_are_kept_and_a_damaged_one_is_compiled_anew(tmp_path):
+    fast = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    result = _run(tmp_path, "late", **fast)
+    kept = list(tmp_path.glob("resnet_jax/programs-*/*-cache"))
+    assert any(path.name.startswith("jit_f-") for path in kept)
+    for number, path in enumerate(kept):
+        path.write_bytes(b"no program" if number % 2 else b"")
+    assert _run(tmp_path, **fast) == result
+
+
+def test_a_cache_that_cannot_be_made_costs_nothing_but_time(tmp_path):
+    (tmp_path / "resnet_jax").write_text("a file where the folder would be")
+    assert _run(tmp_path, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0") != 0
+
+
+def test_the_users_own_choice_is_left_alone(monkeypatch):
+    for choice in ("", "/elsewhere"):
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
+        keep_programs()
+        assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
+
+
+def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(programs, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
+    keep_programs()
+    assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
+
+
+def test_a_user_without_a_home_has_caches_that_end_with_the_process(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown user
+    root = files.cache_root()
+    assert root.parent.stat().st_mode & 0o777 == 0o700
+    assert files.cache_root() == root
+    files._folder_of_this_process().cleanup()
+    files._folder_of_this_process.cache_clear()
+    assert not root.parent.exists()

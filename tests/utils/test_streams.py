@@ -1,0 +1,59 @@
+"""What a terminal gets of names and messages from elsewhere."""
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from resnet_jax.cli import main as cli
+from resnet_jax.cli.flags import report, show_progress
+from resnet_jax.errors import DataError, UsageError
+from resnet_jax.logging.console import TrainingConsole
+from resnet_jax.utils.streams import escaped
+
+HOSTILE = "\x1b]0;owned\x07cat\x9b2J\u202egpj.exe\r"
+HARMLESS = r"\x1b]0;owned\x07cat\x9b2J\u202egpj.exe\r"
+
+
+def steers(text):
+    return any(not c.isprintable() and c not in "\n\t" for c in text)
+
+
+def test_what_steers_a_terminal_is_written_as_escapes():
+    assert escaped(HOSTILE) == HARMLESS
+    assert escaped("Größe 3×3 …\n\tnext 🐈") == "Größe 3×3 …\n\tnext 🐈"
+    assert escaped("b\udcff") == r"b\udcff"
+    document = {HOSTILE: [HOSTILE, 1, None, 0.5], "n": (HOSTILE,)}
+    assert escaped(document) == {HARMLESS: [HARMLESS, 1, None, 0.5], "n": [HARMLESS]}
+
+
+@pytest.mark.parametrize("kind", [DataError, UsageError])
+def test_errors_dont_steer_a_terminal(kind, capsys):
+    report(kind(f"there is no {HOSTILE}"))
+    assert capsys.readouterr().err == f"error: there is no {HARMLESS}\n"
+
+
+def test_progress_doesnt_steer_a_terminal(capsys):
+    show_progress()
+    logging.getLogger("resnet_jax.data").warning("copying %s", HOSTILE)
+    assert capsys.readouterr().err == f"copying {HARMLESS}\n"
+
+
+def test_a_run_doesnt_steer_a_terminal(monkeypatch):
+    shown = io.StringIO()
+    console = TrainingConsole(total_steps=1, start_step=0)
+    console.console = Console(file=shown, soft_wrap=True)
+    console.say(f"resuming {HOSTILE}")
+    assert shown.getvalue() == f"resuming {HARMLESS}\n"
+
+
+def test_no_subcommands_table_steers_a_terminal(monkeypatch, capsys):
+    from resnet_jax.cli import summary
+
+    monkeypatch.setattr(summary, "run", lambda args: {"name": HOSTILE, "layers": [HOSTILE]})
+    monkeypatch.setattr(summary, "show", lambda document, console: console.print(document))
+    assert cli.main(["summary", "resnet20"]) == 0
+    shown = capsys.readouterr().out
+    assert "owned" in shown
+    assert not steers(shown)
