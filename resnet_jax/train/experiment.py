@@ -10,8 +10,8 @@ import ml_collections
 import numpy as np
 
 from resnet_jax.config.schema import model_overrides, streams
-from resnet_jax.data.augment.basic import given_normalization, measure_normalization
 from resnet_jax.data.datasets import Dataset, ImageSet, load_dataset
+from resnet_jax.data.images.normalization import given_normalization, measure_normalization
 from resnet_jax.data.loaders.in_memory import Batches, ExampleStream
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet

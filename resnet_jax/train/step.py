@@ -11,9 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from resnet_jax.data.augment.basic import crop_and_flip, example_keys, normalize
-from resnet_jax.data.augment.mixing import mix
-from resnet_jax.data.augment.policies import PolicyName, augment, erase
+from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import replicated, split
@@ -29,11 +27,7 @@ class Recipe:
     """What a step does with a batch, beside the model and the optimiser.
 
     Attributes:
-        crop_padding: pixels of padding before the random crop; 0 for none.
-        flip: mirror half of the images.
-        policy, magnitude, magnitude_std: of `policies.augment`, before they are normalised.
-        random_erasing: the probability that a part of an image is erased.
-        mixup, cutmix: α of each, see `mix`; 0 for none.
+        augment: settings of the augmentation.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
         loss: a name in `LOSSES`.
         bce_threshold: of `losses.binarize`, for the binary cross-entropies; 0 keeps soft targets.
@@ -51,16 +45,9 @@ class Recipe:
             gradient or one of them stops being finite. The step counts all the same.
     """
 
-    crop_padding: int
-    flip: bool
+    augment: AugmentConfig
     label_smoothing: float
     ema_decay: float
-    policy: PolicyName = ""
-    magnitude: float = 0.0
-    magnitude_std: float = 0.0
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
     loss: str = "softmax"
     bce_threshold: float = 0.0
     ema_every: int = 1
@@ -122,7 +109,13 @@ def _gradients(
     keys = example_keys(run_key, part.ids, part.epochs)
     dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), number)
-    inputs, targets = _augment(state, part, keys, model, recipe)
+    targets = jax.nn.one_hot(part.labels, model.num_classes)
+    targets = optax.smooth_labels(targets, recipe.label_smoothing)
+    inputs, targets = augment_batch(
+        part.images, targets, keys, recipe.augment, normalization=state.normalization
+    )
+    if recipe.bce_threshold:
+        targets = binarize(targets, recipe.bce_threshold)
     taught = teacher(inputs) if teacher else None
 
     def apply(params: Any) -> tuple[jax.Array, Any]:
@@ -170,34 +163,6 @@ def _gradients(
         due = state.step % recipe.sam_every == 0
         gradients = jax.lax.cond(due, uphill, lambda gradients: gradients, gradients)
     return rest._replace(params=gradients)
-
-
-def _augment(
-    state: TrainState, part: Batch, keys: jax.Array, model: Network, recipe: Recipe
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-    """The inputs of the network, and the targets of its logits.
-
-    Each kind of augmentation has keys of its own, so that turning one on leaves the others alone.
-    """
-
-    def own(number: int) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-    images = part.images
-    if recipe.policy:
-        how = {"magnitude": recipe.magnitude, "deviation": recipe.magnitude_std}
-        images = augment(images, own(1), recipe.policy, **how)
-    inputs = normalize(images, state.normalization)
-    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
-    if recipe.random_erasing:
-        inputs = erase(inputs, own(2), probability=recipe.random_erasing)
-    targets = jax.nn.one_hot(part.labels, model.num_classes)
-    targets = optax.smooth_labels(targets, recipe.label_smoothing)
-    if recipe.mixup or recipe.cutmix:
-        inputs, targets = mix(inputs, targets, own(3), mixup=recipe.mixup, cutmix=recipe.cutmix)
-    if recipe.bce_threshold:
-        targets = binarize(targets, recipe.bce_threshold)
-    return inputs, targets
 
 
 def merge_statistics(running: Any, *, momentum: float) -> Any:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.datasets import ImageSet
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.surgery import unstack_units
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues

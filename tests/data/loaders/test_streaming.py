@@ -8,12 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.data.augment.basic import (
-    crop_and_flip,
-    example_keys,
-    measure_normalization,
-    normalize,
-)
+from resnet_jax.data.augment.config import example_keys
+from resnet_jax.data.augment.crop_flip import crop_and_flip
+from resnet_jax.data.images.normalization import measure_normalization, normalize
 from resnet_jax.data.loaders import in_memory as loader
 from resnet_jax.data.loaders.in_memory import ExampleStream, epoch_permutation
 from resnet_jax.errors import ConfigError
