@@ -56,7 +56,7 @@ def training(network: str) -> Callable[[int], None]:
     import optax  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.train.step import cross_entropy  # noqa: PLC0415
+    from resnet_jax.train.losses import cross_entropy  # noqa: PLC0415
 
     batch, size = SHAPES[network]
     model: Any = resnet_jax.create_model(network)

@@ -44,7 +44,7 @@ def check_config(
         ConfigError: an invalid config, or not the one that `workdir` is bound to.
     """
     from resnet_jax.config.schema import describe_differences, to_json, validate
-    from resnet_jax.train.spec import evaluation_crop
+    from resnet_jax.train.data_sizes import evaluation_crop
 
     config = load()
     validate(config)

@@ -22,10 +22,10 @@ from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network, create_model
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
+from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data
 from resnet_jax.train.multi_seed import single_configs
-from resnet_jax.train.spec import evaluation_crop
 from resnet_jax.utils.paths import as_path
 
 

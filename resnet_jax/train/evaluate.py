@@ -17,8 +17,8 @@ from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import place, replicated, split
+from resnet_jax.train.losses import cross_entropy
 from resnet_jax.train.state import finite_or_largest
-from resnet_jax.train.step import cross_entropy
 
 _RESIDENT_BYTES = 2**30
 """Of images of a split, that each device keeps."""

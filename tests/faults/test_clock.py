@@ -37,7 +37,7 @@ def set_clock(monkeypatch):
 @pytest.mark.parametrize("jump", ["back", "ahead"])
 def test_a_run_doesnt_notice(jump, whole, tmp_path):
     """Same bits, same record; times and rates come from a clock that nobody can set."""
-    ended = train(tmp_path / "run", fault=f"resnet_jax.train.loop:Run._pause:3:{jump}")
+    ended = train(tmp_path / "run", fault=f"resnet_jax.train.clock:Clock.lap:3:{jump}")
     assert ended.code == 0, ended.said
     assert digest(tmp_path / "run") == digest(whole)
     assert steps_on_record(tmp_path / "run") == steps_on_record(whole)
