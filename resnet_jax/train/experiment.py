@@ -12,7 +12,9 @@ import numpy as np
 from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.datasets import Dataset, ImageSet, load_dataset
 from resnet_jax.data.images.normalization import given_normalization, measure_normalization
-from resnet_jax.data.loaders.in_memory import Batches, ExampleStream
+from resnet_jax.data.loaders.in_memory import InMemoryLoader
+from resnet_jax.data.loaders.loader import Loader
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, place, replicated
@@ -32,7 +34,6 @@ from resnet_jax.train.spec import Blueprint, evaluation_crop
 from resnet_jax.train.state import Meter, TrainState
 
 if TYPE_CHECKING:
-    from resnet_jax.data.loaders.streaming import StreamedBatches
     from resnet_jax.train.diagnostics.probe import Probe
 
 
@@ -196,10 +197,10 @@ class Experiment(Blueprint):
             examples=self.config.diagnostics.examples,
         )
 
-    def orders(self) -> list[ExampleStream]:
+    def orders(self) -> list[IndexSampler]:
         """Which training examples come when, of each seed; one without several."""
         return [
-            ExampleStream(
+            IndexSampler(
                 single.config.seed,
                 single.plan.train_examples,
                 single.config.batch_size,
@@ -208,14 +209,14 @@ class Experiment(Blueprint):
             for single in self.singles
         ]
 
-    def batches(self) -> "Batches | StreamedBatches":
+    def batches(self) -> Loader:
         """Where the training batches come from."""
         orders, shape = self.orders(), self.batch_shape()
         if streams(self.config):
             # It needs libraries for which others needn't wait.
-            from resnet_jax.data.loaders.streaming import StreamedBatches  # noqa: PLC0415
+            from resnet_jax.data.loaders.streaming import StreamingLoader  # noqa: PLC0415
 
-            return StreamedBatches(
+            return StreamingLoader(
                 self.dataset.streamed["train"],
                 orders[0],
                 shape=shape,
@@ -225,7 +226,7 @@ class Experiment(Blueprint):
                 total_steps=self.plan.total_steps,
                 workers=self.config.data.workers,
             )
-        return Batches(
+        return InMemoryLoader(
             self.dataset.splits["train"],
             SeedStreams(tuple(orders)) if self.seeds else orders[0],
             shape=shape,

@@ -17,7 +17,7 @@ from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.datasets import parse_split
 from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
-from resnet_jax.data.loaders.in_memory import CropSizes
+from resnet_jax.data.loaders.crop_sizes import CropSizes
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import Network, create_model, init_variables
 from resnet_jax.models.resnet import ResNet
