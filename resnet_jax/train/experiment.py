@@ -21,6 +21,7 @@ from resnet_jax.parallel.mesh import make_mesh, place, replicated
 from resnet_jax.train.distillation import Teacher, read_teacher
 from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
 from resnet_jax.train.intervals import check_batch
+from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.multi_seed import (
     Seeds,
     SeedStreams,
@@ -31,7 +32,7 @@ from resnet_jax.train.multi_seed import (
 )
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.spec import Blueprint, evaluation_crop
-from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.state import TrainState
 
 if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Probe
@@ -150,9 +151,9 @@ class Experiment(Blueprint):
         layout = state_layout(states[0], self.mesh, self.seeds)
         return place(stack(states) if self.seeds else states[0], layout)
 
-    def empty_meter(self) -> Meter:
+    def empty_meter(self) -> TrainMetrics:
         """What the meter of a state is replaced with after a log point."""
-        zero = jax.device_get(Meter.zero())
+        zero = jax.device_get(TrainMetrics.zero())
         layout = state_layout(zero, self.mesh, self.seeds)
         return place(stack([zero] * len(self.seeds)) if self.seeds else zero, layout)
 
@@ -173,7 +174,7 @@ class Experiment(Blueprint):
 
         return jax.jit(entry, out_shardings=replicated(self.mesh))
 
-    def meters(self, state: TrainState) -> list[Meter]:
+    def meters(self, state: TrainState) -> list[TrainMetrics]:
         """The meter of each seed, on the host; one without several."""
         meter = jax.device_get(state.meter)
         if not self.seeds:
