@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, UInt8
 
 from resnet_jax.data.datasets import ImageSet
-from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.parallel.mesh import put_global, replicated
 
 
 def epoch_permutation(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " n"]:
@@ -151,13 +151,13 @@ class Batches:
         """
         self._data, self._stream = data, stream
         self._shape, self._layout = shape, layout
-        self._whole = place((data.images, data.labels), replicated(mesh)) if resident else None
+        self._whole = put_global((data.images, data.labels), replicated(mesh)) if resident else None
 
     def take(self, step: int) -> DeviceBatches:
         """The batches of a dispatch that begins with number `step`."""
         by_step = self._stream.take(step, self._shape[0])
         ids, epochs = (array.reshape(*array.shape[:-2], *self._shape) for array in by_step)
-        numbers = place((ids, epochs), self._layout)
+        numbers = put_global((ids, epochs), self._layout)
         if self._whole:
             return DeviceBatches(*self._whole, *numbers)
         return DeviceBatches(

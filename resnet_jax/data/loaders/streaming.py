@@ -22,7 +22,7 @@ from resnet_jax.data.augment.crops import crop_draws, decode_crop
 from resnet_jax.data.loaders.in_memory import CropSizes, DeviceBatches, ExampleStream
 from resnet_jax.data.readers.encoded import EncodedSet
 from resnet_jax.errors import DataError, PeerError
-from resnet_jax.parallel.mesh import place, split
+from resnet_jax.parallel.mesh import batch_sharding, put_global
 from resnet_jax.utils.files import allow_files
 from resnet_jax.utils.subprocess import die_with_parent
 
@@ -147,7 +147,7 @@ class StreamedBatches:
         if self.workers:
             files = _FILES + _FILES_PER_WORKER * self.workers
             allow_files(files, what=f"data.workers={self.workers}")
-        self._layout = split(mesh, axis=2)
+        self._layout = batch_sharding(mesh, axis=2)
         here = np.zeros(shape, bool)
         for part in self._layout.addressable_devices_indices_map(shape).values():
             here[part] = True
@@ -229,7 +229,7 @@ class StreamedBatches:
         return DeviceBatches(
             self.on_devices(images),
             self.on_devices(labels),
-            *place((ids, epochs), self._layout),
+            *put_global((ids, epochs), self._layout),
         )
 
     def _next_piece(self) -> tuple[np.ndarray, np.ndarray]:
