@@ -16,7 +16,7 @@ from jaxtyping import Int
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import place, replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
 from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
@@ -155,7 +155,7 @@ class Evaluator:
 
         images, labels = self._data.images[start:stop], self._data.labels[start:stop]
         arrays = padded(images), padded(labels), padded(np.ones(stop - start, bool))
-        return place(arrays, split(self._mesh, axis=1))
+        return put_global(arrays, batch_sharding(self._mesh, axis=1))
 
 
 class SeedEvaluator:
@@ -244,14 +244,16 @@ def make_score(model: Network, mesh: Mesh, *, mirrored: bool = False) -> jax.sta
 
     whole = replicated(mesh)
     # The variables come as they lie: kernels may be split, and are gathered where they are used.
-    return jax.jit(score, in_shardings=(None, whole, split(mesh, axis=1)), out_shardings=whole)
+    return jax.jit(
+        score, in_shardings=(None, whole, batch_sharding(mesh, axis=1)), out_shardings=whole
+    )
 
 
 def abstract_batches(
     batches: int, batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes of what `make_score`'s function takes as `batches`."""
-    shape, layout = (batches, batch_size), split(mesh, axis=1)
+    shape, layout = (batches, batch_size), batch_sharding(mesh, axis=1)
     return (
         jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=layout),
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout),

@@ -9,7 +9,7 @@ import optax
 from flax import struct, traverse_util
 
 from resnet_jax.models.presets import Network, init_variables
-from resnet_jax.parallel.mesh import place
+from resnet_jax.parallel.mesh import put_global
 from resnet_jax.train.metrics import TrainMetrics
 
 
@@ -41,7 +41,7 @@ class TrainState(struct.PyTreeNode):
         """The same state as if `step` steps were done: data and learning rate go on from there."""
 
         def at_step(leaf: jax.Array) -> jax.Array:
-            return place(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
+            return put_global(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
 
         return self.replace(
             step=at_step(self.step),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.losses import LOSSES, binarize, distillation
 from resnet_jax.train.metrics import training_sums
@@ -296,7 +296,7 @@ def pick_batch(
     """The batch of step `i` of those that `make_train_steps` takes at once."""
     chosen, epoch = ids[i], epochs[i]
     if mesh:  # each device gathers its part of the batch from its copy of the images
-        layout = split(mesh, axis=1)
+        layout = batch_sharding(mesh, axis=1)
         chosen, epoch = jax.lax.with_sharding_constraint((chosen, epoch), layout)
     of_step = chosen if resident else i
     return Batch(images[of_step], labels[of_step], chosen, epoch)
