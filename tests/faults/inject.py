@@ -97,7 +97,7 @@ def _starve() -> None:
     """Limit the memory to what the process has between two steps, and a little more."""
     import jax
 
-    from resnet_jax.memory import give_back_freed_memory
+    from resnet_jax.utils.malloc import give_back_freed_memory
 
     for array in jax.live_arrays():
         array.block_until_ready()
