@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax.data.loaders.in_memory import DeviceBatches
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.data.loaders.loader import DeviceBatches
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.spec import TrainSpec
@@ -136,7 +136,7 @@ def pick_batch(
     """Return the batch of step `i` of a dispatch; arrays as in `make_train_steps`."""
     chosen, epoch = ids[i], epochs[i]
     if mesh:  # each device gathers its part of the batch from its copy of the images
-        layout = split(mesh, axis=1)
+        layout = batch_sharding(mesh, axis=1)
         chosen, epoch = jax.lax.with_sharding_constraint((chosen, epoch), layout)
     of_step = chosen if resident else i
     return Batch(images[of_step], labels[of_step], chosen, epoch)

@@ -10,10 +10,11 @@ import numpy as np
 from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.datasets import Dataset, load_dataset
 from resnet_jax.data.images.normalization import given_normalization, measure_normalization
-from resnet_jax.data.loaders.in_memory import Batches
+from resnet_jax.data.loaders.in_memory import InMemoryLoader
+from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.parallel.mesh import make_mesh, place, replicated
+from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.checks import check_batch
 from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.distillation import Teacher, read_teacher
@@ -24,7 +25,6 @@ from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 
 if TYPE_CHECKING:
-    from resnet_jax.data.loaders.streaming import StreamedBatches
     from resnet_jax.train.diagnostics.probe import Measured, Probe
 
 
@@ -137,7 +137,7 @@ class Experiment:
         """Return (variables of the teacher,), on every device; () without a teacher."""
         if self.teacher is None:
             return ()
-        return (place(self.teacher.variables, replicated(self.spec.mesh)),)
+        return (put_global(self.teacher.variables, replicated(self.spec.mesh)),)
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step, on the mesh.
@@ -174,15 +174,15 @@ class Experiment:
         """Measure the inside of the network of each seed."""
         return [self.probe(single) for single in self.spec.seeds.each(state)]
 
-    def loader(self) -> "Batches | StreamedBatches":
+    def loader(self) -> Loader:
         """Return the source of the training batches."""
         spec, config = self.spec, self.spec.config
         orders = spec.orders()
         if streams(config):
             # Its libraries take long to import.
-            from resnet_jax.data.loaders.streaming import StreamedBatches  # noqa: PLC0415
+            from resnet_jax.data.loaders.streaming import StreamingLoader  # noqa: PLC0415
 
-            return StreamedBatches(
+            return StreamingLoader(
                 self.dataset.streamed["train"],
                 orders[0],
                 shape=spec.batch_shape,
@@ -192,7 +192,7 @@ class Experiment:
                 total_steps=spec.intervals.total_steps,
                 workers=config.data.workers,
             )
-        return Batches(
+        return InMemoryLoader(
             self.dataset.splits["train"],
             spec.seeds.order(orders),
             shape=spec.batch_shape,

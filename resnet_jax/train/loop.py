@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.data.loaders.in_memory import DeviceBatches
+from resnet_jax.data.loaders.loader import DeviceBatches, Loader
 from resnet_jax.parallel.job.process import Vote, exchange
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
@@ -18,19 +18,6 @@ from resnet_jax.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Measured
-
-
-class Loader(Protocol):
-    """Source of the training batches.
-
-    Attributes:
-        waited_s: seconds that the host has waited for images.
-    """
-
-    waited_s: float
-
-    def take(self, step: int) -> DeviceBatches:
-        """Return the batches of a dispatch that begins with step number `step`."""
 
 
 class RunSteps(Protocol):
@@ -130,7 +117,7 @@ def train_loop(
                     metrics = seeds.unstack(state.meter)
                     recovery.count_skipped(metrics, step)
                     recorder.training(step, metrics, waited_s=waited_s)
-                    state, waited_s = state.replace(meter=spec.empty_meter()), 0.0
+                    state, waited_s = state.replace(meter=spec.empty_metrics()), 0.0
                     recovery.check_metrics(metrics, step)
 
                 validates = validate is not None and intervals.evaluates_at(step)

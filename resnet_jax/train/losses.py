@@ -8,12 +8,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 
-def cross_entropy(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"], *, smoothing: float = 0.0
-) -> Float[Array, " n"]:
-    """Softmax cross-entropy of each example, with labels smoothed towards the uniform."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """Softmax cross-entropy of each example, in nats."""
+    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
 
 
 def binary_cross_entropy(

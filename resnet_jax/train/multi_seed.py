@@ -18,11 +18,12 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import set_field, streams, validate
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.parallel.mesh import AXES, place, replicated, split
+from resnet_jax.parallel.mesh import AXES, batch_sharding, put_global, replicated
 from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.train.evaluate import Evaluator, SeedEvaluator, with_spread
+from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
+from resnet_jax.train.metrics import with_spread
 
 Tree = TypeVar("Tree")
 
@@ -162,13 +163,13 @@ class SeedAxis:
     def batch_sharding(self) -> NamedSharding:
         """Sharding of arrays of k steps: [k, m, n, …], or [seeds, k, m, n, …]."""
         if self.spread:
-            return split(self.mesh, axis=0)
-        return split(self.mesh, axis=3 if self.stacked else 2)
+            return batch_sharding(self.mesh, axis=0)
+        return batch_sharding(self.mesh, axis=3 if self.stacked else 2)
 
     def state_sharding(self, single: Tree) -> Tree:
         """Sharding of the state of all seeds, given the state (or shapes) of one."""
         if self.spread:
-            return jax.tree.map(lambda _: split(self.mesh, axis=0), single)
+            return jax.tree.map(lambda _: batch_sharding(self.mesh, axis=0), single)
         shardings = state_shardings(single, self.mesh)
         if not self.stacked:
             return shardings
@@ -185,7 +186,7 @@ class SeedAxis:
         whole = trees[0]
         if self.stacked:
             whole = jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *trees)
-        return place(whole, self.state_sharding(trees[0]))
+        return put_global(whole, self.state_sharding(trees[0]))
 
     def unstack(self, tree: Tree) -> list[Tree]:
         """Fetch a tree from the devices as a list of host trees, one per seed."""
@@ -232,7 +233,7 @@ class SeedAxis:
             check_vma=False,
         )
 
-    def order(self, streams: Sequence[ExampleStream]) -> "ExampleStream | SeedStreams":
+    def order(self, streams: Sequence[IndexSampler]) -> "IndexSampler | SeedStreams":
         """Return the order of examples of all seeds, given the order of each."""
         return SeedStreams(tuple(streams)) if self.stacked else streams[0]
 
@@ -281,11 +282,11 @@ def _map_over_seeds(
 class SeedStreams:
     """The order of examples of several seeds."""
 
-    streams: tuple[ExampleStream, ...]
+    streams: tuple[IndexSampler, ...]
 
     def take(
         self, step: int, steps: int
     ) -> tuple[Int[np.ndarray, "s steps b"], Int[np.ndarray, "s steps b"]]:
-        """Return (example ids, epochs) as `ExampleStream.take`, with a leading seed axis."""
+        """Return (example ids, epochs) as `IndexSampler.take`, with a leading seed axis."""
         ids, epochs = zip(*(stream.take(step, steps) for stream in self.streams), strict=True)
         return np.stack(ids), np.stack(epochs)

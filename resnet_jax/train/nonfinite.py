@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import NumericalError
 from resnet_jax.parallel.job.process import is_main
 from resnet_jax.utils.paths import bucket_errors
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class NonfiniteError(Exception):
-    """A number isn't finite after `step` steps; `steps` caused it, as returned by `numbered`."""
+    """A number isn't finite after `step` steps; `steps`, as of `nonfinite_steps`, caused it."""
 
     def __init__(self, what: str, step: int, steps: list[tuple[int, int]]) -> None:
         super().__init__(f"{what} stopped being finite at or shortly before step {step}")
@@ -33,7 +33,7 @@ class NonfiniteRecord:
     """
 
     def __init__(
-        self, workdir: epath.Path, orders: Sequence[ExampleStream], *, limit: int, count: int
+        self, workdir: epath.Path, orders: Sequence[IndexSampler], *, limit: int, count: int
     ) -> None:
         """Continue the record of a run.
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.data.loaders.loader import Loader
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.train.dispatch import pick_batch
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
@@ -43,12 +44,12 @@ class PreciseStatistics:
             return jax.lax.fori_loop(0, steps, body, zero)
 
         per_seed = (True, not resident, not resident, True, True, False)
-        layout = split(spec.mesh, axis=0) if seeds.spread else replicated(spec.mesh)
+        layout = batch_sharding(spec.mesh, axis=0) if seeds.spread else replicated(spec.mesh)
         self._measure = jax.jit(seeds.map(measure, per_seed), out_shardings=layout)
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=layout)
         self._population = jax.jit(_population, out_shardings=layout)
 
-    def __call__(self, state: TrainState, loader: Any) -> TrainState:
+    def __call__(self, state: TrainState, loader: Loader) -> TrainState:
         """Return the state with the statistics of the batches of its last steps."""
         stats = self._statistics(state, loader)
         if state.ema is not None:
@@ -56,7 +57,7 @@ class PreciseStatistics:
             state = state.replace(ema={**state.ema, "batch_stats": averaged})
         return state.replace(batch_stats=stats)
 
-    def _statistics(self, state: TrainState, loader: Any) -> Any:
+    def _statistics(self, state: TrainState, loader: Loader) -> Any:
         done = int(np.ravel(state.step)[0])  # all seeds are at the same step
         first = step = max(0, done - self._steps)
         sums: Any = None

@@ -18,9 +18,9 @@ from resnet_jax.logging.summary import write_summary
 from resnet_jax.parallel.job.process import is_main
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.saving import RunFacts
 from resnet_jax.train.spec import TrainSpec
-from resnet_jax.train.state import Meter
 
 if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Measured
@@ -44,7 +44,7 @@ class Recorder:
         self._figures = Figures(workdir)
         self._title = f"{spec.config.model.name} on {spec.config.data.name}"
 
-    def training(self, step: int, metrics: Sequence[Meter], *, waited_s: float) -> None:
+    def training(self, step: int, metrics: Sequence[TrainMetrics], *, waited_s: float) -> None:
         """Record means over the examples since the last log point, unless a seed has none.
 
         Args:

@@ -6,10 +6,11 @@ import jax
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.errors import NumericalError
+from resnet_jax.train.metrics import TrainMetrics, nonfinite_steps
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.saving import Saver
 from resnet_jax.train.spec import TrainSpec
-from resnet_jax.train.state import Meter, TrainState, numbered
+from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import all_finite
 
 _all_finite = jax.jit(all_finite)
@@ -30,7 +31,7 @@ class Recovery:
         self._checkpoints, self._saver = checkpoints, saver
         self._policy = spec.config.nonfinite.policy
 
-    def count_skipped(self, metrics: Sequence[Meter], step: int) -> None:
+    def count_skipped(self, metrics: Sequence[TrainMetrics], step: int) -> None:
         """With the policy "skip", record the steps that were skipped since the last log point.
 
         Raises:
@@ -38,11 +39,11 @@ class Recovery:
         """
         nonfinite = sum(int(sums.nonfinite) for sums in metrics)
         if nonfinite and self._policy == "skip":
-            self._record.write(numbered(metrics), "skipped")
+            self._record.write(nonfinite_steps(metrics), "skipped")
             what = f"{nonfinite} of the steps before {step} weren't finite"
             self._record.add(nonfinite, f"{what}, and were skipped")
 
-    def check_metrics(self, metrics: Sequence[Meter], step: int) -> None:
+    def check_metrics(self, metrics: Sequence[TrainMetrics], step: int) -> None:
         """Check the steps since the last log point, unless such steps are skipped.
 
         Raises:
@@ -62,12 +63,12 @@ class Recovery:
         if not finite or self._has_failed(metrics):
             self._raise("A loss, gradient, parameter or statistic", metrics, step)
 
-    def _has_failed(self, metrics: Sequence[Meter]) -> bool:
+    def _has_failed(self, metrics: Sequence[TrainMetrics]) -> bool:
         return self._policy != "skip" and any(sums.nonfinite for sums in metrics)
 
-    def _raise(self, what: str, metrics: Sequence[Meter], step: int) -> None:
+    def _raise(self, what: str, metrics: Sequence[TrainMetrics], step: int) -> None:
         seeds = self._spec.seeds.phrase([bool(sums.nonfinite) for sums in metrics])
-        raise NonfiniteError(f"{what}{seeds}", step, numbered(metrics))
+        raise NonfiniteError(f"{what}{seeds}", step, nonfinite_steps(metrics))
 
     def roll_back(self, found: NonfiniteError, step: int) -> TrainState:
         """Return the state of the newest checkpoint, moved to `step`.
@@ -90,7 +91,7 @@ class Recovery:
         self._record.write(found.steps, f"went back to step {good}")
         self._record.add(1, f"{found}; went back to the checkpoint of step {good}")
         self._saver.reset_best(progress["best"])
-        return state.moved_to(step).replace(meter=self._spec.empty_meter())
+        return state.moved_to(step).replace(meter=self._spec.empty_metrics())
 
     def error(self, found: NonfiniteError) -> NumericalError:
         """Return the error that ends the run; says which checkpoint is finite."""

@@ -139,7 +139,7 @@ class Saver:
         self.best = self._best_on_disk = self._best_being_saved = best
 
     def _choose_best(self, step: int, scored: Evaluation) -> None:
-        if self.best is None or merit(vars(scored)) >= merit(self.best):
+        if self.best is None or merit(scored.metrics) >= merit(self.best):
             self.best = {"step": step, **scored.scalars()}
 
     def _start(self, step: int, state: TrainState, scores: dict[str, Evaluation] | None) -> None:

@@ -37,7 +37,7 @@ class Scorer:
             step: steps done, for the message of the error.
 
         Raises:
-            NonfiniteError: a loss isn't finite, because logits overflow.
+            NonfiniteError: a metric isn't finite, because logits overflow.
         """
         evaluator = self._evaluators[split]
         scores = {split: evaluator(state.variables(), state.normalization)}
@@ -47,6 +47,7 @@ class Scorer:
         if self._bound_losses:
             scores = {name: bounded(scored) for name, scored in scores.items()}
         for name, scored in scores.items():
-            if not math.isfinite(scored.loss):
-                raise NonfiniteError(f"The loss on {name}", step, [])
+            for metric, value in scored.metrics.items():
+                if not math.isfinite(value):
+                    raise NonfiniteError(f"The {metric} on {name}", step, [])
         return scores

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.data.images.normalization import normalization_shapes
-from resnet_jax.data.loaders.in_memory import CropSizes, ExampleStream
+from resnet_jax.data.loaders.crop_sizes import CropSizes
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.models.presets import Network, create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
@@ -30,11 +31,12 @@ from resnet_jax.train.distillation import DistillConfig, teacher_model
 from resnet_jax.train.ema import EmaConfig
 from resnet_jax.train.intervals import Intervals
 from resnet_jax.train.losses import LossConfig
+from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.multi_seed import SeedAxis, single_configs
 from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
 from resnet_jax.train.sam import SamConfig
 from resnet_jax.train.schedule import ScheduleConfig, make_schedule
-from resnet_jax.train.state import Meter, TrainState, init_state
+from resnet_jax.train.state import TrainState, init_state
 from resnet_jax.train.step import StepConfig
 
 
@@ -182,10 +184,10 @@ class TrainSpec:
             loss=dataclasses.replace(self.step.loss, label_smoothing=smoothing),
         )
 
-    def orders(self) -> list[ExampleStream]:
+    def orders(self) -> list[IndexSampler]:
         """Return the order of the training examples of each seed."""
         return [
-            ExampleStream(
+            IndexSampler(
                 single.config.seed,
                 single.intervals.train_examples,
                 single.config.batch_size,
@@ -224,9 +226,9 @@ class TrainSpec:
             pretrained=pretrained,
         )
 
-    def empty_meter(self) -> Meter:
+    def empty_metrics(self) -> TrainMetrics:
         """Return the metrics of all seeds before the first step, on the mesh."""
-        return self.seeds.stack([jax.device_get(Meter.zero())] * len(self.seeds))
+        return self.seeds.stack([jax.device_get(TrainMetrics.zero())] * len(self.seeds))
 
     @functools.cached_property
     def abstract_single_state(self) -> TrainState:

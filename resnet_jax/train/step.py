@@ -19,6 +19,7 @@ from resnet_jax.parallel.sharding import GATHERED, gather
 from resnet_jax.train.distillation import DistillConfig
 from resnet_jax.train.ema import EmaConfig, update_ema
 from resnet_jax.train.losses import LossConfig
+from resnet_jax.train.metrics import training_sums
 from resnet_jax.train.param_groups import in_head
 from resnet_jax.train.sam import SamConfig, sharpness_aware
 from resnet_jax.train.state import TrainState, counts
@@ -70,7 +71,7 @@ class Gradients(NamedTuple):
     params: Any  # gradients of the mean loss
     batch_stats: Any  # new running statistics
     loss: Float[Array, ""]  # sum over the examples
-    correct: Int[Array, ""]
+    metrics: dict[str, Float[Array, ""]]  # sums over the examples
 
 
 def train_step(
@@ -108,8 +109,8 @@ def train_step(
         finite=finite,
         examples=batch.labels.size,
         loss=done.loss,
-        top1=done.correct,
         grad_norm=grad_norm,
+        sums=done.metrics,
     )
     return after.replace(step=state.step + 1, meter=meter)
 
@@ -138,8 +139,8 @@ def batch_gradients(
         done = forward_backward(state, part, number, config, mesh, teacher)
         return jax.tree.map(jnp.add, sums, done._replace(batch_stats=None)), done.batch_stats
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    zero = Gradients(zeros, None, jnp.float32(0), jnp.int32(0))
+    zero = Gradients(state.params, None, state.meter.loss, state.meter.sums)
+    zero = jax.tree.map(jnp.zeros_like, zero)
     sums, running = jax.lax.scan(add, zero, (batch, jnp.arange(micro_batches)))
     model = config.model
     momentum = model.bn_momentum if isinstance(model, ResNet | VGG) else BatchNorm.momentum
@@ -203,9 +204,9 @@ def forward_backward(
         losses = config.loss(logits, targets)
         if teacher_logits is not None:
             losses = config.distill(losses, logits, teacher_logits)
-        correct = (logits.argmax(axis=-1) == part.labels).sum()
         stats = updated.get("batch_stats", {})
-        return losses.mean(), Gradients(None, stats, losses.sum(), correct)
+        metrics = training_sums(logits, part.labels)
+        return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 
     gradient = jax.grad(loss_fn, has_aux=True)
     gradients, done = gradient(state.params)

@@ -11,9 +11,10 @@ from resnet_jax.errors import NumericalError
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.loop import train_loop
+from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.nonfinite import NonfiniteError
 from resnet_jax.train.spec import TrainSpec
-from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.state import TrainState
 
 BATCH = 32
 
@@ -141,7 +142,7 @@ class Recovery:
 
 def _state(step):
     empty = {"params": {}, "batch_stats": {}, "opt_state": (), "ema": None, "normalization": {}}
-    return TrainState(step=jnp.int32(step), key=jnp.zeros(2), meter=Meter.zero(), **empty)
+    return TrainState(step=jnp.int32(step), key=jnp.zeros(2), meter=TrainMetrics.zero(), **empty)
 
 
 def test_the_order_of_things():

@@ -6,7 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.train.losses import LOSSES, LossConfig, binarize, binary_cross_entropy
+from resnet_jax.train.losses import (
+    LOSSES,
+    LossConfig,
+    binarize,
+    binary_cross_entropy,
+    cross_entropy,
+)
 from tests.train.small_step import (
     CLASSES,
     MODEL,
@@ -15,6 +21,17 @@ from tests.train.small_step import (
     make_batch,
     run_steps,
 )
+
+
+def test_label_smoothing_mixes_in_the_mean_over_classes():
+    logits = jax.random.normal(jax.random.key(0), (4, 7))
+    labels = jnp.array([0, 3, 6, 3])
+    log_p = jax.nn.log_softmax(logits)
+    hard, uniform = -log_p[jnp.arange(4), labels], -log_p.mean(axis=-1)
+    np.testing.assert_allclose(cross_entropy(logits, labels), hard, rtol=1e-5)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.1)
+    smooth = LOSSES["softmax"](logits, targets)
+    np.testing.assert_allclose(smooth, 0.9 * hard + 0.1 * uniform, rtol=1e-5)
 
 
 def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():

@@ -56,7 +56,7 @@ def _saver(order, *, attempts=10, best=None):
 
 
 def _scores(top1):
-    return {"validation": Evaluation(64, loss=1.0, top1=top1, top5=1.0, confusion=None)}
+    return {"validation": Evaluation(64, {"loss": 1.0, "top1": top1, "top5": 1.0}, confusion=None)}
 
 
 @pytest.fixture
