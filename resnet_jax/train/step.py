@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.losses import LOSSES, binarize, distillation
+from resnet_jax.train.metrics import training_sums
 from resnet_jax.train.multi_seed import Seeds, batch_layout, map_over_seeds, state_layout
 from resnet_jax.train.param_groups import in_head
 from resnet_jax.train.state import TrainState, counts
@@ -75,15 +76,7 @@ class Gradients(NamedTuple):
     params: Any  # gradients of the mean loss
     batch_stats: Any  # new running statistics
     loss: Float[Array, ""]  # sum over the examples
-    correct: Int[Array, ""]
-
-
-def cross_entropy(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"], *, smoothing: float = 0.0
-) -> Float[Array, " n"]:
-    """Cross-entropy in nats of each example, against labels smoothed towards uniform."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    metrics: dict[str, Float[Array, ""]]  # likewise
 
 
 Teacher = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
@@ -147,9 +140,9 @@ def _gradients(
             share, temperature = recipe.distill_weight, recipe.distill_temperature
             losses = (1 - share) * losses
             losses += share * distillation(logits, taught, temperature=temperature)
-        correct = (logits.argmax(axis=-1) == part.labels).sum()
+        metrics = training_sums(logits, part.labels)
         stats = updated.get("batch_stats", {})
-        return losses.mean(), Gradients(None, stats, losses.sum(), correct)
+        return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 
     gradient = jax.grad(loss_fn, has_aux=True)
     gradients, rest = gradient(state.params)
@@ -233,17 +226,18 @@ def train_step(
         def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> Any:
             part, number = numbered
             done = _gradients(state, part, number, model, recipe, mesh, teacher)
-            sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.correct))
+            sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.metrics))
             return sums, done.batch_stats
 
-        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0))
+        sums = (state.params, state.meter.loss, state.meter.sums)
+        zero = jax.tree.map(jnp.zeros_like, sums)
         numbered = (batch, jnp.arange(micro_batches))
-        (sums, loss, correct), running = jax.lax.scan(add, zero, numbered)
+        (sums, loss, metrics), running = jax.lax.scan(add, zero, numbered)
         gradients = jax.tree.map(lambda total: total / micro_batches, sums)
         # Networks without this field have the default of their normalisations.
         momentum = getattr(model, "bn_momentum", BatchNorm.momentum)
         batch_stats = merge_statistics(running, momentum=momentum)
-        done = Gradients(gradients, batch_stats, loss, correct)
+        done = Gradients(gradients, batch_stats, loss, metrics)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -271,8 +265,8 @@ def train_step(
         finite=finite,
         examples=batch.labels.size,
         loss=done.loss,
-        top1=done.correct,
         grad_norm=grad_norm,
+        sums=done.metrics,
     )
     return state.replace(
         step=state.step + 1,
@@ -302,7 +296,7 @@ def pick_batch(
     """The batch of step `i` of those that `make_train_steps` takes at once."""
     chosen, epoch = ids[i], epochs[i]
     if mesh:  # each device gathers its part of the batch from its copy of the images
-        layout = split(mesh, axis=1)
+        layout = batch_sharding(mesh, axis=1)
         chosen, epoch = jax.lax.with_sharding_constraint((chosen, epoch), layout)
     of_step = chosen if resident else i
     return Batch(images[of_step], labels[of_step], chosen, epoch)

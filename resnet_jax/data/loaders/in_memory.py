@@ -8,7 +8,7 @@ from jaxtyping import Int
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.loaders.loader import DeviceBatches
 from resnet_jax.data.loaders.sampler import Sampler
-from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.parallel.mesh import put_global, replicated
 
 
 class InMemoryLoader:
@@ -38,7 +38,7 @@ class InMemoryLoader:
         self.waited_s = 0.0  # the images are in memory
         self._data, self._sampler = data, sampler
         self._shape, self._layout = shape, layout
-        self._whole = place((data.images, data.labels), replicated(mesh)) if resident else None
+        self._whole = put_global((data.images, data.labels), replicated(mesh)) if resident else None
 
     def start(self, step: int) -> None:
         """Do nothing: the images are in memory."""
@@ -47,7 +47,7 @@ class InMemoryLoader:
         """Return the batches of the dispatch whose first step is `step`."""
         by_step = self._sampler.take(step, self._shape[0])
         ids, epochs = (array.reshape(*array.shape[:-2], *self._shape) for array in by_step)
-        numbers = place((ids, epochs), self._layout)
+        numbers = put_global((ids, epochs), self._layout)
         if self._whole:
             return DeviceBatches(*self._whole, *numbers)
         return DeviceBatches(

@@ -25,7 +25,7 @@ from resnet_jax.data.loaders.loader import DeviceBatches
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.data.readers.encoded import EncodedSet
 from resnet_jax.errors import DataError, PeerError
-from resnet_jax.parallel.mesh import place, split
+from resnet_jax.parallel.mesh import batch_sharding, put_global
 from resnet_jax.utils.files import allow_files
 from resnet_jax.utils.subprocess import die_with_parent
 
@@ -163,7 +163,7 @@ class StreamingLoader:
             files = _FILES + _FILES_PER_WORKER * self.workers
             allow_files(files, what=f"data.workers={self.workers}")
         self._sampler, self._shape = sampler, shape
-        self._layout = split(mesh, axis=2)
+        self._layout = batch_sharding(mesh, axis=2)
         local = np.zeros(shape, bool)
         for part in self._layout.addressable_devices_indices_map(shape).values():
             local[part] = True
@@ -253,7 +253,9 @@ class StreamingLoader:
             labels = np.concatenate([piece.labels for piece in pieces])
         ids, epochs = (array.reshape(self._shape) for array in self._sampler.take(step, 1))
         return DeviceBatches(
-            self.to_devices(images), self.to_devices(labels), *place((ids, epochs), self._layout)
+            self.to_devices(images),
+            self.to_devices(labels),
+            *put_global((ids, epochs), self._layout),
         )
 
     def _next_piece(self) -> Piece:

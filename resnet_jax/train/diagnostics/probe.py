@@ -22,7 +22,8 @@ from resnet_jax.train.diagnostics.measures import (
     take_pass,
 )
 from resnet_jax.train.losses import LOSSES
-from resnet_jax.train.state import TrainState, finite_or_largest
+from resnet_jax.train.metrics import finite_or_largest
+from resnet_jax.train.state import TrainState
 
 _ITERATIONS = 16  # of Lanczos
 
