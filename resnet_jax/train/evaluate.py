@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.datasets import ImageSet
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import place, replicated, split
 from resnet_jax.train.state import finite_or_largest
 from resnet_jax.train.step import cross_entropy

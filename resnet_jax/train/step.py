@@ -14,8 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from resnet_jax.data.augment.basic import crop_and_flip, example_keys, normalize
 from resnet_jax.data.augment.mixing import mix
 from resnet_jax.data.augment.policies import PolicyName, augment, erase
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import replicated, split
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.losses import LOSSES, binarize, distillation
@@ -275,9 +274,8 @@ def train_step(
         numbered = (batch, jnp.arange(micro_batches))
         (sums, loss, correct), running = jax.lax.scan(add, zero, numbered)
         gradients = jax.tree.map(lambda total: total / micro_batches, sums)
-        # Networks without this field have the default of their normalisations.
-        momentum = getattr(model, "bn_momentum", BatchNorm.momentum)
-        batch_stats = merge_statistics(running, momentum=momentum)
+        kept = model.running_statistics()
+        batch_stats = merge_statistics(running, momentum=kept.momentum) if kept else running
         done = Gradients(gradients, batch_stats, loss, correct)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
