@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.models.fields import setting
 from resnet_jax.models.layers import Classifier, Conv
-from resnet_jax.models.network import Network, RunningStatistics
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.resnet import ResNet
 
@@ -33,9 +33,9 @@ class AlphaGoZero(Network, kw_only=True):
     bn_group_size: int | None = setting(None, "training")
     bn_momentum: float = setting(0.9, "training", below=1)
 
-    def running_statistics(self) -> RunningStatistics:
-        """How batch normalisation keeps its statistics."""
-        return RunningStatistics(self.bn_momentum, False)
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization("batch", self.bn_momentum)
 
     @nn.compact
     def features(

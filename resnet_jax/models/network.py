@@ -9,16 +9,18 @@ from jaxtyping import Array, Float
 from resnet_jax.models.fields import check_fields, setting
 
 
-class RunningStatistics(NamedTuple):
-    """How a network keeps running statistics.
+class Normalization(NamedTuple):
+    """How a network normalises.
 
     Attributes:
-        momentum: share that a training step keeps; the field `bn_momentum`.
-        frozen: training uses them and leaves them alone.
+        kind: "batch", or another one, which has no running statistics.
+        momentum: share of the running statistics that a step keeps; the field `bn_momentum`.
+        frozen: training uses the running statistics and leaves them alone.
     """
 
-    momentum: float
-    frozen: bool
+    kind: str
+    momentum: float = 0.0
+    frozen: bool = False
 
 
 class Network(nn.Module, kw_only=True):
@@ -74,6 +76,6 @@ class Network(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
-    def running_statistics(self) -> RunningStatistics | None:
-        """How the network keeps running statistics; None if it has none."""
-        return None
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization("none")

@@ -14,7 +14,7 @@ from resnet_jax.models.block_layers import Layers
 from resnet_jax.models.branches import find_branch
 from resnet_jax.models.fields import Need, check_needs, fields_of, setting
 from resnet_jax.models.layers import Classifier, Conv, SpaceToDepthConv
-from resnet_jax.models.network import Network, RunningStatistics
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import ScaleBias
 from resnet_jax.ops.batch_norm import MaxPooled
 from resnet_jax.ops.pooling import max_pool
@@ -147,11 +147,9 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             info[f"stage{stage}"] = Feature(self.width * 2 ** (stage - 1) * expansion, total)
         return info
 
-    def running_statistics(self) -> RunningStatistics | None:
-        """How batch normalisation keeps its statistics; None for other normalisations."""
-        if self.norm != "batch":
-            return None
-        return RunningStatistics(self.bn_momentum, self.bn_frozen)
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization(self.norm, self.bn_momentum, self.bn_frozen)
 
     def canonical(self) -> "ResNet":
         """The network with the same inference whose fields are spelled in one way.
@@ -160,7 +158,8 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         its default: the stem on blocks of pixels, and stochastic depth by the example.
         """
         by_example = self.stochastic_depth_mode == "example"
-        return self.copy(
+        return self.clone(
+            parent=None,
             stem="imagenet" if self.stem == "space_to_depth" else self.stem,
             stem_pool=self.resolved_stem_pool(),
             output_stride=self.feature_info()[f"stage{len(self.stage_sizes)}"].stride,
@@ -192,9 +191,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             kind = SpaceToDepthConv if self.stem == "space_to_depth" else Conv
             x = make.conv(width, 7, 2, name="conv1", kind=kind)(x)
         pool = self.resolved_stem_pool()
-        by_batch = make.use_batch_statistics and not self.is_initializing()
-        if pool == "max" and self.stem_norm and self.activation == "relu" and by_batch:
-            # The maximum of activated values is the activated maximum, of a quarter as many values.
+        if pool == "max" and self._can_pool_first(make):
             return make.apply(around, MaxPooled(x), "bn1")
         x = make.apply(around, x, "bn1")
         if pool == "max":
@@ -203,6 +200,14 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             x = make.conv(width, 3, 2, name="pool_conv")(x)
             x = make.apply(around, x, "pool_bn")
         return x
+
+    def _can_pool_first(self, make: Layers) -> bool:
+        """Whether the stem can be pooled before it is activated, of a quarter as many values.
+
+        The maximum of values that are activated by ReLU is the activated maximum.
+        """
+        by_batch = make.use_batch_statistics and not self.is_initializing()
+        return by_batch and self.stem_norm and self.activation == "relu"
 
     def _stride_and_dilation(self, stage: int) -> tuple[int, int]:
         """Stride of the stage's first block, and dilation of all blocks after the first."""

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.fields import check_needs, setting
 from resnet_jax.models.layers import Classifier, Conv
-from resnet_jax.models.network import Network, RunningStatistics
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 
 _POOLED = 7  # the map that the classifier sees, as a side
@@ -44,9 +44,9 @@ class VGG(Network, kw_only=True):
         """Refuse groups without batch normalisation; see `Network.check`."""
         check_needs(self, [(("bn_group_size",), lambda vgg: vgg.norm == "batch", "norm='batch'")])
 
-    def running_statistics(self) -> RunningStatistics | None:
-        """How batch normalisation keeps its statistics, if there is any."""
-        return RunningStatistics(self.bn_momentum, False) if self.norm == "batch" else None
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization(self.norm, self.bn_momentum)
 
     @nn.compact
     def features(

@@ -96,10 +96,10 @@ def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> Non
 def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network) -> None:
     if not config.precise_bn:
         return
-    statistics = model.running_statistics()
-    if statistics is None:
-        reason = "has no running statistics, as it has no batch normalisation"
-    elif statistics.frozen:
+    normalization = model.normalization()
+    if normalization.kind != "batch":
+        reason = f"has no running statistics: its norm is {normalization.kind!r}"
+    elif normalization.frozen:
         head = config.optimizer.trainable == "head"
         cause = "optimizer.trainable is 'head'" if head else "model.bn_frozen is True"
         reason = f"keeps its running statistics: {cause}"

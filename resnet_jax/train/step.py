@@ -274,8 +274,7 @@ def train_step(
         numbered = (batch, jnp.arange(micro_batches))
         (sums, loss, correct), running = jax.lax.scan(add, zero, numbered)
         gradients = jax.tree.map(lambda total: total / micro_batches, sums)
-        kept = model.running_statistics()
-        batch_stats = merge_statistics(running, momentum=kept.momentum) if kept else running
+        batch_stats = merge_statistics(running, momentum=model.normalization().momentum)
         done = Gradients(gradients, batch_stats, loss, correct)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
