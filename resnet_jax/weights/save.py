@@ -56,8 +56,8 @@ def save_weights(
         metadata: texts to keep in the file, such as `Preprocessing.metadata()`.
 
     Raises:
-        ConfigError: the model is no `ResNet`, has a branch without a name, or has two variables that
-            would have one name in the file.
+        ConfigError: the model is no `ResNet` or has a branch without a name, or two variables would
+            have one name in the file.
         DataError, WriteError: as for `write_weights`.
     """
     if not isinstance(model, ResNet):
@@ -65,9 +65,7 @@ def save_weights(
     leaves = traverse_util.flatten_dict(unstack_units(dict(variables)), sep="/")
     arrays = {torch_name(leaf, model): _torch_array(leaf, a, model) for leaf, a in leaves.items()}
     if len(arrays) < len(leaves):
-        raise ConfigError(
-            f"Two variables would have one name in the file: {_clash(leaves, model)}."
-        )
+        raise ConfigError(f"{_clash(leaves, model)} would have one name in the file.")
     # Last, because `metadata` may be of the file that these weights came from.
     notes = {"format": "pt"} | dict(metadata or {}) | behaviour_of(model)
     write_weights(path, arrays, metadata=notes)

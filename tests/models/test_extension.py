@@ -58,9 +58,8 @@ IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """Tables that are as before after the test."""
-    monkeypatch.setattr(branches, "BRANCHES", branches.BRANCHES)
+def registered():
+    """Register a branch and a preset, and restore the tables afterwards."""
     before = dict(branches.BRANCHES), dict(presets.PRESETS)
     register_branch("eca_basic")(EcaBasic)
     register_preset("eca20", Preset(resnet_jax.ResNet, ECA20, (32, 32, 3)))
@@ -144,6 +143,13 @@ def test_weight_files_hold_it_and_compare_it(tmp_path):
         resnet_jax.read_model(file)
     with pytest.raises(ConfigError, match="EcaBasic has no name; register_branch gives it one"):
         resnet_jax.save_weights(file, model, variables)
+
+
+def test_variables_that_would_have_one_name_in_a_file_are_refused(tmp_path):
+    model = resnet_jax.create_model("resnet20", **TINY)
+    variables = {"params": {"layer1_0": {"mine": {"kernel": np.ones((2, 3)), "scale": np.ones(3)}}}}
+    with pytest.raises(ConfigError, match="mine/kernel and .*mine/scale would have one name"):
+        resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
 
 
 def test_a_run_trains_it_and_is_restored(tiny_config, tmp_path):
