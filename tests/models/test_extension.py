@@ -1,12 +1,14 @@
 """A branch of a user's own, registered from outside the package, in everything the package does.
 
-ECA (Wang et al. 2019, 1910.03151) is the example of docs/models.md: an integer field that is 0 by
-default, and a parameter that no network of the package has.
+The example of docs/models.md, ECA, has an integer field that is 0 by default and a parameter that
+no network of the package has.
 """
 
 import dataclasses
 import json
-import math
+import sys
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ import resnet_jax
 from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models import branches, presets
-from resnet_jax.models.branches import Basic, Bottleneck, Branch, Layer, register_branch
+from resnet_jax.models.branches import Bottleneck, Branch, Layer, register_branch
 from resnet_jax.models.fields import setting
 from resnet_jax.models.network import Network
 from resnet_jax.models.presets import Preset, preset_of, register_preset
@@ -27,30 +29,13 @@ from resnet_jax.weights.files import read_weights
 from resnet_jax.weights.load import expected_leaves
 
 
-class EfficientChannelAttention(nn.Module):
-    """Multiply each channel by a gate that sees the channels beside it."""
-
-    kernel_size: int
-
-    @nn.compact
-    def __call__(self, x):
-        c = x.shape[-1]
-        nearest = int(abs(math.log2(c) / 2 + 0.5))  # eq. 12, γ = 2 and b = 1
-        size = self.kernel_size or nearest + 1 - nearest % 2
-        pooled = x.astype(jnp.float32).mean(axis=(1, 2))[..., None]  # [n, c, 1]
-        gate = nn.sigmoid(nn.Conv(1, (size,), use_bias=False, name="conv")(pooled))
-        return x * gate[:, None, None, :, 0].astype(x.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class EcaBasic(Basic):
-    """Two 3×3 convolutions and efficient channel attention; 0 derives the size from the width."""
-
-    eca_kernel_size: int = 0
-
-    def __call__(self, x, block):
-        y = super().__call__(x, block)
-        return EfficientChannelAttention(self.eca_kernel_size, name="eca")(y)
+def _module_of_docs():
+    """The first Python example of docs/models.md as a user's module; it registers a branch."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    module = types.ModuleType("my_blocks")
+    sys.modules["my_blocks"] = module  # where dataclasses look for the names of types
+    exec(text.split("```python\n")[1].split("```")[0], vars(module))
+    return module
 
 
 TINY = {"stage_sizes": (1, 3), "width": 8, "num_classes": 5}
@@ -58,29 +43,26 @@ IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
 
 
 @pytest.fixture(autouse=True)
-def registered():
-    """Register a branch and a preset, and restore the tables afterwards."""
-    before = dict(branches.BRANCHES), dict(presets.PRESETS)
-    register_branch("eca_basic")(EcaBasic)
-    register_preset("eca20", Preset(resnet_jax.ResNet, ECA20, (32, 32, 3)))
-    yield
-    for table, content in zip((branches.BRANCHES, presets.PRESETS), before, strict=True):
+def user():
+    """The user's module; the tables that it changes are restored afterwards."""
+    tables = branches.BRANCHES, presets.PRESETS
+    before = [dict(table) for table in tables]
+    yield _module_of_docs()
+    for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
+    del sys.modules["my_blocks"]
 
 
-ECA20 = presets.PRESETS["resnet20"].fields | {"branch": "eca_basic", "eca_kernel_size": 3}
-
-
-def test_a_registered_branch_is_a_field_value_and_has_fields_of_its_own():
+def test_a_registered_branch_is_a_field_value_and_has_fields_of_its_own(user):
     model = resnet_jax.create_model("resnet20", branch="eca_basic", eca_kernel_size=5, **TINY)
-    assert model.branch == EcaBasic(5)
-    assert model == resnet_jax.create_model("resnet20", branch=EcaBasic(5), **TINY)
+    assert model.branch == user.EcaBasic(5)
+    assert model == resnet_jax.create_model("resnet20", branch=user.EcaBasic(5), **TINY)
     assert hash(model) == hash(model.copy())
     named = resnet_jax.create_model("resnet20", branch="eca_basic", **TINY)
     assert named.branch == "eca_basic"
-    assert named == resnet_jax.ResNet(stem="cifar", shortcut="A", branch=EcaBasic(), **TINY)
-    assert resnet_jax.create_model("eca20").branch == EcaBasic(3)
+    assert named == resnet_jax.ResNet(stem="cifar", shortcut="A", branch=user.EcaBasic(), **TINY)
+    assert resnet_jax.create_model("eca20").branch == "eca_basic"
     assert preset_of(resnet_jax.create_model("eca20", width=8)) == ("eca20", {"width": 8})
 
 
@@ -122,7 +104,7 @@ def test_features_scan_summary_and_weight_decay_know_it():
     assert groups["layer1_0"]["eca"]["conv"]["kernel"] == "kernel"
 
 
-def test_weight_files_hold_it_and_compare_it(tmp_path):
+def test_weight_files_hold_it_and_compare_it(tmp_path, user):
     file = tmp_path / "eca.safetensors"
     model = resnet_jax.create_model("resnet20", branch="eca_basic", eca_kernel_size=3, **TINY)
     variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
@@ -132,7 +114,7 @@ def test_weight_files_hold_it_and_compare_it(tmp_path):
     loaded = resnet_jax.load_weights(model, file)
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(variables))
     # The same shapes, but another field.
-    derived = model.copy(branch=EcaBasic(0))
+    derived = model.copy(branch=user.EcaBasic(0))
     with pytest.raises(DataError, match="eca_kernel_size 3, and the model has 0"):
         resnet_jax.load_weights(derived, file)
     with pytest.raises(DataError, match="with branch 'eca_basic', and the model has 'basic'"):
@@ -152,7 +134,7 @@ def test_variables_that_would_have_one_name_in_a_file_are_refused(tmp_path):
         resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
 
 
-def test_a_run_trains_it_and_is_restored(tiny_config, tmp_path):
+def test_a_run_trains_it_and_is_restored(tiny_config, tmp_path, user):
     tiny_config.model.name = "eca20"
     tiny_config.model.eca_kernel_size = 5
     tiny_config.optimizer.decay_exempt = ("norm", "bias")
@@ -160,7 +142,7 @@ def test_a_run_trains_it_and_is_restored(tiny_config, tmp_path):
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert stored["model"]["eca_kernel_size"] == 5
     network = resnet_jax.restore_run(tmp_path / "run")
-    assert network.model.branch == EcaBasic(5)
+    assert network.model.branch == user.EcaBasic(5)
     images = np.zeros((2, *network.image_shape), np.uint8)
     assert network.predict(images).shape[0] == 2
     assert network.evaluate("test").examples > 0
@@ -197,14 +179,18 @@ def test_a_network_of_ones_own_has_config_fields_and_is_found_by_its_preset():
 @pytest.mark.parametrize(
     ("name", "cls", "message"),
     [
-        ("basic", EcaBasic, "can't be registered as 'basic': this is a branch of resnet_jax"),
-        ("Eca Net", EcaBasic, "can't be registered as 'Eca Net': this is no lower-case identifier"),
-        ("eca", EfficientChannelAttention, "must be a frozen dataclass that is derived from Br"),
+        ("basic", "EcaBasic", "can't be registered as 'basic': this is a branch of resnet_jax"),
+        (
+            "Eca Net",
+            "EcaBasic",
+            "can't be registered as 'Eca Net': this is no lower-case identifier",
+        ),
+        ("eca", "EfficientChannelAttention", "must be a frozen dataclass that is derived from Br"),
     ],
 )
-def test_what_is_no_branch_is_refused(name, cls, message):
+def test_what_is_no_branch_is_refused(name, cls, message, user):
     with pytest.raises(ConfigError, match=message):
-        register_branch(name)(cls)
+        register_branch(name)(getattr(user, cls))
 
 
 def test_fields_of_a_branch_need_defaults_and_names_of_their_own():
