@@ -11,7 +11,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import unstack_units
-from resnet_jax.weights.architecture_note import behaviour_of
+from resnet_jax.weights.architecture_note import architecture_note
 from resnet_jax.weights.files import write_weights
 
 _KINDS = {
@@ -67,7 +67,7 @@ def save_weights(
     if len(arrays) < len(leaves):
         raise ConfigError(f"{_clash(leaves, model)} would have one name in the file.")
     # Last, because `metadata` may be of the file that these weights came from.
-    notes = {"format": "pt"} | dict(metadata or {}) | behaviour_of(model)
+    notes = {"format": "pt"} | dict(metadata or {}) | architecture_note(model)
     write_weights(path, arrays, metadata=notes)
 
 

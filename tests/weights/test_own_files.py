@@ -13,7 +13,7 @@ import resnet_jax
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.fields import changes, fields_of
 from resnet_jax.models.presets import PRESETS, preset_of
-from resnet_jax.weights import architecture_note as behaviour
+from resnet_jax.weights.architecture_note import _OLDER
 from resnet_jax.weights.files import read_metadata, read_weights, write_weights
 from resnet_jax.weights.load import expected_leaves
 
@@ -328,7 +328,7 @@ def _older(model, variables, file, metadata):
 @pytest.mark.parametrize("told", [True, False])
 def test_files_of_older_versions_are_loaded(told, tmp_path):
     model = resnet_jax.ResNet(**TINY, branch="bottleneck")
-    note = {name: getattr(model, name) for name in behaviour._OLDER}
+    note = {name: getattr(model, name) for name in _OLDER}
     metadata = {"resnet_jax.behaviour": json.dumps(note)} if told else {}
     variables = _variables(model)
     _older(model, variables, tmp_path / "w.safetensors", metadata)
@@ -343,7 +343,7 @@ def test_files_of_older_versions_are_loaded(told, tmp_path):
 
 def test_an_older_file_of_a_network_that_was_not_recognised_is_loaded(tmp_path):
     model = resnet_jax.ResNet(**TINY, norm="fixup")
-    note = json.dumps({name: getattr(model, name) for name in behaviour._OLDER})
+    note = json.dumps({name: getattr(model, name) for name in _OLDER})
     variables = _variables(model)
     _older(model, variables, tmp_path / "w.safetensors", {"resnet_jax.behaviour": note})
     loaded = resnet_jax.load_weights(model, tmp_path / "w.safetensors")
