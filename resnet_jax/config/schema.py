@@ -1,10 +1,8 @@
 """The fields of a run's config, their defaults, and the checks made before anything else."""
 
-import dataclasses
 import itertools
 import json
 import math
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -15,7 +13,7 @@ from resnet_jax.data.augment.policies import LARGEST_MAGNITUDE, PolicyName
 from resnet_jax.data.images.preprocessing import Interpolation
 from resnet_jax.data.readers.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.models.presets import NETWORKS
+from resnet_jax.models.presets import config_types
 
 DurationUnit = Literal["epochs", "examples"]
 NonfinitePolicy = Literal["abort", "skip", "rollback"]
@@ -216,25 +214,10 @@ def default_config() -> ConfigDict:
 
 def _model_fields(name: str) -> ConfigDict:
     """The model's name, and each of its fields as an override that is unset."""
-    fields = ConfigDict({"name": name})
-    skip = {"parent", "name", "num_classes"}  # the number of classes comes with the data
-    for network in NETWORKS:
-        hints = typing.get_type_hints(network)
-        for field in dataclasses.fields(network):
-            if field.name not in skip and field.name not in fields:
-                fields[field.name] = config_dict.placeholder(_value_type(hints[field.name]))
-    return fields
-
-
-def _value_type(hint: Any) -> type:
-    if hint is Any:  # dtype and param_dtype, by name
-        return str
-    if typing.get_origin(hint) is Literal:
-        return str
-    if typing.get_origin(hint) is tuple:
-        return tuple
-    union = [arg for arg in get_args(hint) if arg is not type(None)]
-    return _value_type(union[0]) if union else hint
+    types = config_types()
+    del types["num_classes"]  # the number of classes comes with the data
+    unset = {field: config_dict.placeholder(kind) for field, kind in types.items()}
+    return ConfigDict({"name": name} | unset)
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:

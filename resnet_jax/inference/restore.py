@@ -20,7 +20,8 @@ from resnet_jax.data.images.normalization import normalize
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.predictor import Predictor
-from resnet_jax.models.presets import Network, create_model
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import create_model
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data

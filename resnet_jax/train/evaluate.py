@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
 from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
 
