@@ -35,7 +35,7 @@ from resnet_jax.checkpoint.integrity import (
 )
 from resnet_jax.checkpoint.retention import Manager, merit, retention
 from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.parallel.job.process import MAIN, exchange, is_main
+from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
 from resnet_jax.utils.malloc import give_back_freed_memory
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
@@ -150,7 +150,7 @@ class Checkpointer:
             return False
         with self._write_errors():
             self._manager.wait_until_finished()
-        flaw = exchange(self._verdict and self._verdict.result())[MAIN]
+        flaw = all_gather_object(self._verdict and self._verdict.result())[MAIN]
         step, self._saving, self._verdict = self._saving, None, None
         if flaw:
             self._set_aside(step, f"{flaw}, though it was just written")
@@ -198,7 +198,7 @@ class Checkpointer:
             DataError: none is good, or one can't be read for a reason outside of it.
         """
         failed: list[int] = []
-        for step in reversed(exchange(self.steps())[MAIN]):
+        for step in reversed(all_gather_object(self.steps())[MAIN]):
             try:
                 restored = self._restore(step, _abstract(like))
             except DataError as error:
@@ -212,7 +212,7 @@ class Checkpointer:
                 _log.warning("using the checkpoint of step %d", step)
             return step, *restored
         # Those of earlier starts count too: to begin anew isn't ours to choose.
-        if names := exchange(self._set_aside_before())[MAIN]:
+        if names := all_gather_object(self._set_aside_before())[MAIN]:
             raise DataError(
                 f"No checkpoint in {self._directory} is good: {', '.join(names)} are what is left."
                 " Choose another --workdir to begin anew, or move those away."
@@ -369,7 +369,9 @@ class Checkpointer:
             yield
         except Exception as error:  # likewise, on top of whatever the file system says
             mine = error
-        reasons = [reason for reason in exchange(first_line(mine) if mine else None) if reason]
+        reasons = [
+            reason for reason in all_gather_object(first_line(mine) if mine else None) if reason
+        ]
         if not reasons:
             return
         failed, self._saving, self._verdict = self._saving, None, None

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from resnet_jax.parallel.job.process import exchange
+from resnet_jax.parallel.job.agreement import all_gather_object
 
 _LONGEST_REASON = 160  # characters; TensorStore describes its whole configuration
 
@@ -82,7 +82,7 @@ def reading_together() -> Iterator[None]:
         yield
     except Exception as error:
         mine = error
-    told = exchange(None if mine is None else [is_damage(mine), first_line(mine)])
+    told = all_gather_object(None if mine is None else [is_damage(mine), first_line(mine)])
     if mine and len(told) == 1:
         raise mine
     if failed := [each for each in told if each]:

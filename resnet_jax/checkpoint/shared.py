@@ -7,7 +7,7 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
-from resnet_jax.parallel.job.process import MAIN, exchange, is_main
+from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
 from resnet_jax.utils.paths import bucket_errors
 
 
@@ -19,13 +19,13 @@ def check_shared(workdir: epath.Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    token = exchange(secrets.token_hex(8))[MAIN]
+    token = all_gather_object(secrets.token_hex(8))[MAIN]
     seal = workdir / f".shared-probe-{token}"  # a name that no file system has an opinion about
     if is_main():
         write_atomically(seal, token)
-    exchange(None)  # from here on it is there
+    all_gather_object(None)  # from here on it is there
     with bucket_errors(workdir):
-        blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
+        blind = [number for number, sees in enumerate(all_gather_object(seal.exists())) if not sees]
         if is_main():
             seal.unlink()
     if blind:

@@ -50,7 +50,7 @@ class StopRequest:
         self.requested = False
         self._end = end
         self._previous: dict[int, object] = {}
-        self._nothing_to_lose: str | None = None  # what to say then
+        self._immediate_message: str | None = None  # what to say then
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only, and lets only it install handlers.
@@ -66,20 +66,20 @@ class StopRequest:
                 signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def nothing_to_lose(self, message: str = NOTHING_LOST) -> Iterator[None]:
+    def interrupt_immediately(self, message: str = NOTHING_LOST) -> Iterator[None]:
         """While inside, a signal ends the run at once, because there is nothing to save.
 
         Raises:
             StoppedEarly: with `message`: there was a signal before, or is one now.
         """
         with self._end_while_compiling():
-            self._nothing_to_lose = message
+            self._immediate_message = message
             try:
                 if self.requested:
                     self._stop_here(message)
                 yield
             finally:
-                self._nothing_to_lose = None
+                self._immediate_message = None
 
     @contextlib.contextmanager
     def _end_while_compiling(self) -> Iterator[None]:
@@ -113,8 +113,8 @@ class StopRequest:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True
-        if self._nothing_to_lose:
-            self._stop_here(self._nothing_to_lose)
+        if self._immediate_message:
+            self._stop_here(self._immediate_message)
         if first:
             # The terminal may be gone, which SIGHUP tells of. Not print: its lock may be held by
             # the code that the signal interrupted.
@@ -122,5 +122,5 @@ class StopRequest:
                 os.write(2, _NOTICE)
 
     def _stop_here(self, message: str) -> NoReturn:
-        self._nothing_to_lose = None  # once is enough
+        self._immediate_message = None  # once is enough
         raise StoppedEarly(message)
