@@ -17,7 +17,7 @@ from resnet_jax.checkpoint.workdir import (
     CONFIG,
     check_config,
     prepare_workdir,
-    sweep_drafts,
+    remove_temporary_files,
     write_atomically,
 )
 from resnet_jax.config.schema import describe_differences, to_json, validate
@@ -114,7 +114,7 @@ def _fit(
             common["the weights of distill.teacher"] = experiment.teacher.sha256
     check_shared(workdir)
     if is_main():  # all processes have made their probes by now
-        sweep_drafts(workdir)
+        remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)

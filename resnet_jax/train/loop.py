@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
-from resnet_jax.checkpoint.retention import merit
+from resnet_jax.checkpoint.retention import best_fn
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS, METRICS, SUMMARY
 from resnet_jax.config.schema import streams
@@ -384,7 +384,7 @@ class Run:
 
     def _choose_best(self, scores: dict[str, Evaluation]) -> None:
         """Take this step for the best one if its scores are."""
-        if self._best is None or merit(vars(scores["validation"])) >= merit(self._best):
+        if self._best is None or best_fn(vars(scores["validation"])) >= best_fn(self._best):
             self._best = {"step": self._step, **scores["validation"].scalars()}
 
     def _score(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:

@@ -34,7 +34,7 @@ from resnet_jax.data.prepare.shards import (
     write_shard,
 )
 from resnet_jax.errors import ConfigError, DataError, PeerError, WriteError
-from resnet_jax.utils.files import DRAFT, replace_file
+from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
 from resnet_jax.utils.subprocess import die_with_parent
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def prepare(
     final = data_dir / name / version
     if final.resolve().is_relative_to(source.resolve()) and collection.in_folders:
         raise ConfigError(f"{final} would be among the classes in {source}; choose another --out.")
-    draft = final.with_name(f"{version}{DRAFT}")
+    draft = final.with_name(f"{version}{TEMPORARY_SUFFIX}")
     parts = _divide(name, collection, shards)
     plan = _plan(name, collection, options, {split: len(some) for split, some in parts.items()})
     try:
@@ -303,7 +303,7 @@ def _finish(
     }
     replace_file(draft / REPORT, [json.dumps(report, indent=1, ensure_ascii=False).encode()])
     info.write_to_directory(str(draft))
-    for path in draft.glob(f"*{DRAFT}"):
+    for path in draft.glob(f"*{TEMPORARY_SUFFIX}"):
         path.unlink()
     (draft / _PLAN).unlink()
     return report
