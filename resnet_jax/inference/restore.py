@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.config.schema import from_json, model_overrides, streams
-from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.predictor import Predictor

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import validate
-from resnet_jax.data.augment.basic import normalization_shapes
+from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.logging.report import provenance
 from resnet_jax.models.summary import summarize
 from resnet_jax.parallel.mesh import make_mesh, put_global

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import set_field, streams, validate
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.parallel.mesh import AXES, batch_sharding
 from resnet_jax.parallel.sharding import state_shardings
@@ -205,12 +205,12 @@ def map_over_seeds(
 class SeedStreams:
     """The order of examples of several seeds."""
 
-    streams: tuple[ExampleStream, ...]
+    streams: tuple[IndexSampler, ...]
 
     def take(
         self, step: int, steps: int
     ) -> tuple[Int[np.ndarray, "s steps b"], Int[np.ndarray, "s steps b"]]:
-        """As `ExampleStream.take`, of each seed."""
+        """As `IndexSampler.take`, of each seed."""
         ids, epochs = zip(*(stream.take(step, steps) for stream in self.streams), strict=True)
         return np.stack(ids), np.stack(epochs)
 
