@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.config.schema import from_json, model_overrides, streams
 from resnet_jax.data.images.fit import Fit
@@ -218,7 +218,7 @@ def restore_run(
     if not 0 <= seed_index < len(seeds):
         listed = ", ".join(map(str, seeds))
         raise UsageError(f"seed_index is {seed_index}; {workdir} has the seeds {listed}.")
-    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=None)
+    checkpoints = CheckpointReader(workdir / CHECKPOINTS)
     steps = checkpoints.steps()
     if not steps:
         raise DataError(f"{workdir} has no finished checkpoint yet.")

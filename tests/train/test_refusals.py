@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import locked
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.config.schema import (
     MAY_CHANGE,
     default_config,
@@ -200,7 +200,7 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, 
     tiny_config.schedule.warmup = 0.0
     with pytest.raises(NumericalError, match="finite"):
         resnet_jax.fit(tiny_config, tmp_path)
-    checkpoints = Checkpointer(tmp_path / "checkpoints", keep=None)
+    checkpoints = CheckpointReader(tmp_path / "checkpoints")
     for step in checkpoints.steps():
         state, _ = checkpoints.restore_on_one_device(step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
