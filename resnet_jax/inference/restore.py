@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
-from resnet_jax.config.schema import from_json, model_overrides, streams
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import Preprocessing

@@ -20,7 +20,8 @@ from resnet_jax.checkpoint.workdir import (
     sweep_drafts,
     write_atomically,
 )
-from resnet_jax.config.schema import describe_differences, to_json, validate
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.parallel.job.process import failing_together, is_main
 from resnet_jax.train.experiment import Experiment
