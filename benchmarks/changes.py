@@ -56,7 +56,6 @@ def training(network: str) -> Callable[[int], None]:
     import optax  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.train.step import cross_entropy  # noqa: PLC0415
 
     batch, size = SHAPES[network]
     model: Any = resnet_jax.create_model(network)
@@ -69,7 +68,8 @@ def training(network: str) -> Callable[[int], None]:
             logits, stats = model.apply(
                 {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
             )
-            return cross_entropy(logits, labels).mean(), stats
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), stats
 
         grads, stats = jax.grad(loss, has_aux=True)(variables["params"])
         updates, state = optimizer.update(grads, state)

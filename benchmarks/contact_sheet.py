@@ -22,9 +22,10 @@ import sklearn.datasets
 from matplotlib import pyplot as plt
 
 from resnet_jax.config.schema import default_config
-from resnet_jax.data.augment.basic import crop_and_flip, example_keys
+from resnet_jax.data.augment.config import example_keys
+from resnet_jax.data.augment.crop_flip import crop_and_flip
 from resnet_jax.data.augment.mixing import mix
-from resnet_jax.data.augment.policies import augment, erase
+from resnet_jax.data.augment.policies import apply_policy, erase
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.data.images.image_files import read_upright
 from resnet_jax.train.experiment import Experiment
@@ -73,7 +74,7 @@ def columns_of(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     for policy, title in (("trivial", "TrivialAugment"), ("randaugment", "RandAugment 9")):
         for number in (0, 1):
             own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-            done = augment(crops, own, policy, magnitude=9.0, deviation=0.5)
+            done = apply_policy(crops, own, policy, magnitude=9.0, magnitude_std=0.5)
             columns[f"{title} ({number})"] = np.asarray(done)
     floats = crops.astype(np.float32)
     mirrored = crop_and_flip(floats, keys, pad=0, flip=True)

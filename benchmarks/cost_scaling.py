@@ -21,7 +21,7 @@ from report import write_report
 
 import resnet_jax
 from resnet_jax.research.figures import COLORS, journal_style, new_panels
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"depth": 20, "width": 16, "batch": 64, "image size": 32}

@@ -28,9 +28,9 @@ from sklearn.preprocessing import StandardScaler
 import resnet_jax
 from resnet_jax.cli.flags import report, show_progress
 from resnet_jax.cli.weights_flags import add_weights_flags
-from resnet_jax.data.augment.basic import given_normalization, normalize
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.images.normalization import given_normalization, normalize
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.errors import ResnetJaxError
 from resnet_jax.weights.preprocessing import read_preprocessing

@@ -129,7 +129,7 @@ def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tup
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """The same of a weight file."""
     from resnet_jax.data.datasets import load_dataset
-    from resnet_jax.parallel.mesh import make_mesh, place, replicated
+    from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
     from resnet_jax.train.evaluate import Evaluator
 
     if not args.data:
@@ -154,7 +154,7 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
         mesh=mesh,
     )
-    arrays = place((network.variables, preprocessing.normalization), replicated(mesh))
+    arrays = put_global((network.variables, preprocessing.normalization), replicated(mesh))
     scores = evaluator(*arrays, mirrored=args.mirrored)
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]

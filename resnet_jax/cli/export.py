@@ -201,7 +201,7 @@ def _from_run(args: argparse.Namespace) -> _Network:
 
 
 def _from_weights(args: argparse.Namespace) -> _Network:
-    from resnet_jax.data.augment.basic import given_normalization
+    from resnet_jax.data.images.normalization import given_normalization
     from resnet_jax.models.presets import find_preset
     from resnet_jax.weights.preprocessing import read_preprocessing
 

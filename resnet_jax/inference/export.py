@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import ConfigError, WriteError, did_you_mean
 from resnet_jax.utils.files import replace_file
 

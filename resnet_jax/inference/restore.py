@@ -16,13 +16,13 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import model_overrides, streams
-from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network, create_model
-from resnet_jax.parallel.mesh import make_mesh, place, replicated
+from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data
 from resnet_jax.train.multi_seed import single_configs
@@ -168,7 +168,7 @@ class TrainedNetwork:
         evaluator = Evaluator(
             self.model, dataset.splits[split], batch_size=config.eval_batch_size, mesh=mesh
         )
-        arrays = place((self.variables, self.normalization), replicated(mesh))
+        arrays = put_global((self.variables, self.normalization), replicated(mesh))
         return evaluator(*arrays, mirrored=mirrored)
 
 

@@ -1,7 +1,8 @@
-"""The device mesh: its axes, and how batches lie on it.
+"""The device mesh: its axes, and the sharding of batches.
 
 The axes are "data" and "fsdp". A batch is split over both; parameters and optimiser state are
-split over "fsdp" (`resnet_jax.parallel.sharding`). XLA derives all communication from that.
+split over "fsdp" (`resnet_jax.parallel.sharding`). XLA derives all communication from the
+shardings.
 """
 
 from collections.abc import Sequence
@@ -22,17 +23,18 @@ def make_mesh(
 ) -> Mesh:
     """Arrange devices in a mesh with the axes "data" and "fsdp".
 
-    Neighbours on an axis are neighbours on the interconnect where the platform tells. Several
-    slices are connected by the slower network of the data centre: "data" goes across them.
+    Neighbours on a mesh axis are neighbours on the interconnect, where the platform reports its
+    topology. Several slices are connected by the slower data-centre network, so the axis "data"
+    spans the slices.
 
     Args:
-        data: devices along "data"; -1 takes as many as there are.
-        fsdp: devices along "fsdp".
-        devices: to arrange; None is all of them. In a single process `data` × `fsdp` may be
-            fewer.
+        data: number of devices along "data"; -1 uses all remaining devices.
+        fsdp: number of devices along "fsdp".
+        devices: devices to arrange; None uses all devices. With a single process, `data` × `fsdp`
+            may be smaller than the number of devices.
 
     Raises:
-        ConfigError: so many devices don't exist, or don't make a rectangle.
+        ConfigError: the devices can't form a mesh of this shape.
     """
     devices = list(devices or jax.devices())
     have = f"the number of devices is {len(devices)} ({devices[0].device_kind})"
@@ -49,9 +51,9 @@ def make_mesh(
         raise ConfigError(f"mesh.data is {product}, but {have}; use -1 for all of them.")
     slices = len({getattr(device, "slice_index", 0) for device in devices[:count]})
     if slices > 1 and data % slices:
-        raise ConfigError(f"mesh.data is {data}, which {slices} slices can't share evenly.")
+        raise ConfigError(f"mesh.data is {data}, which isn't divisible by {slices} slices.")
     if count < len(devices):
-        # A part of a host's devices is no rectangle that JAX knows an order for.
+        # JAX orders only complete sets of devices by their topology.
         grid = np.array(devices[:count], dtype=object).reshape(data, fsdp)
     elif slices > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -65,42 +67,42 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of what every device holds whole."""
+    """Sharding of an array of which every device holds a full copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """Sharding of an array whose dimension `axis` counts examples: split over all devices."""
+def batch_sharding(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
+    """Sharding of an array whose dimension `axis` is the batch: split over all devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
 
 
-def place(tree: Any, shardings: Any) -> Any:
-    """Copy arrays of the host to the devices; each process copies the parts of its own devices.
+def put_global(tree: Any, shardings: Any) -> Any:
+    """Make global arrays from host arrays; each process copies the shards of its own devices.
 
     Args:
-        tree: arrays; every process has the same values.
-        shardings: one for all arrays, or a tree of them.
+        tree: arrays on the host; every process has the same values.
+        shardings: one sharding for all arrays, or a tree of shardings.
     """
 
-    def one(array: Any, sharding: NamedSharding) -> jax.Array:
+    def put(array: Any, sharding: NamedSharding) -> jax.Array:
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     if isinstance(shardings, NamedSharding):
-        return jax.tree.map(lambda array: one(array, shardings), tree)
-    return jax.tree.map(one, tree, shardings)
+        return jax.tree.map(lambda array: put(array, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
 
 
 def check_divisible(what: str, size: int, mesh: Mesh) -> None:
-    """Refuse a batch that doesn't split evenly over the mesh.
+    """Check that a batch splits evenly over the mesh.
 
     Raises:
-        ConfigError: naming `what`, its size, and the nearest sizes that would do.
+        ConfigError: it doesn't. The message names `what`, its size and the nearest valid sizes.
     """
     devices = mesh.size
     if size % devices:
         below = size - size % devices
         choices = f"{below} or {below + devices}" if below else str(devices)
         raise ConfigError(
-            f"{what} is {size}, which {devices} devices can't share evenly; use {choices}."
+            f"{what} is {size}, which isn't divisible by {devices} devices; use {choices}."
         )

@@ -1,8 +1,8 @@
-"""How the state of training lies on the mesh: the rules, all of them, in one place.
+"""Sharding rules of the train state.
 
 Kernels, their optimiser state and their moving averages are split over the axis "fsdp" (ZeRO,
-Rajbhandari et al. 2019, 1910.02054); all else is small and lies whole on every device. With
-`mesh.fsdp` = 1 everything is whole, which is plain data parallelism.
+Rajbhandari et al. 2019, 1910.02054). All other arrays are small and replicated. With
+`mesh.fsdp` = 1 every array is replicated, which is plain data parallelism.
 """
 
 import re
@@ -13,17 +13,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 SPLIT = r"(params|opt_state|ema)/(.*/)?kernel"
-"""Whole paths of the leaves of a train state that are split over "fsdp"."""
+"""Pattern of the paths of train-state leaves that are split over "fsdp"."""
 
 GATHERED = "gathered"
-"""Name of kernels put together from their shards, for rules about what to recompute."""
+"""`checkpoint_name` of gathered kernels, for rematerialisation policies."""
 
 
 def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How the array at `path` of a train state is laid out.
+    """Partition spec of the array at `path` of a train state.
 
-    A kernel is split along its output channels or its input channels, whichever are more; along
-    neither if the devices can't share them evenly.
+    A kernel is split along its output channels or its input channels, whichever number is larger
+    and divisible by the number of devices along "fsdp". If neither is, the kernel is replicated.
     """
     shards = mesh.shape["fsdp"]
     if shards == 1 or not re.fullmatch(SPLIT, path):
@@ -36,7 +36,7 @@ def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def state_shardings(state: Any, mesh: Mesh, *, prefix: str = "") -> Any:
-    """The tree of shardings of a train state, or of the part of it whose path is `prefix`."""
+    """Tree of shardings of a train state, or of the subtree at path `prefix`."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = prefix + jax.tree_util.keystr(path, simple=True, separator="/")
@@ -46,29 +46,29 @@ def state_shardings(state: Any, mesh: Mesh, *, prefix: str = "") -> Any:
 
 
 def gather(params: Any, mesh: Mesh) -> Any:
-    """Put split parameters together where they are used; their gradients come out split.
+    """Gather sharded parameters for use in a computation; their gradients are sharded again.
 
-    Each array is one all-gather forward, and its gradient one reduce-scatter. The results have
-    the name `GATHERED`: a `jax.checkpoint` that doesn't save it gathers again for the backward
-    pass, so that no device ever holds all parameters.
+    Each array takes one all-gather in the forward pass and one reduce-scatter for its gradient.
+    The results have the `checkpoint_name` `GATHERED`: a `jax.checkpoint` that doesn't save this
+    name gathers again in the backward pass, so that no device ever holds all parameters.
     """
     whole = NamedSharding(mesh, PartitionSpec())
 
-    def one(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    def gather_one(array: jax.Array, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_replicated:
             return array
 
         @jax.custom_vjp
-        def put_together(shards: jax.Array) -> jax.Array:
+        def all_gather(shards: jax.Array) -> jax.Array:
             return jax.lax.with_sharding_constraint(shards, whole)
 
         def forward(shards: jax.Array) -> tuple[jax.Array, None]:
-            return put_together(shards), None
+            return all_gather(shards), None
 
         def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
             return (jax.lax.with_sharding_constraint(gradient, sharding),)
 
-        put_together.defvjp(forward, backward)
-        return checkpoint_name(put_together(array), GATHERED)
+        all_gather.defvjp(forward, backward)
+        return checkpoint_name(all_gather(array), GATHERED)
 
-    return jax.tree.map(one, params, state_shardings(params, mesh, prefix="params/"))
+    return jax.tree.map(gather_one, params, state_shardings(params, mesh, prefix="params/"))

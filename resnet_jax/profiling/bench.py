@@ -14,10 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import validate
-from resnet_jax.data.augment.basic import normalization_shapes
+from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.logging.report import provenance
 from resnet_jax.models.summary import summarize
-from resnet_jax.parallel.mesh import make_mesh, place
+from resnet_jax.parallel.mesh import make_mesh, put_global
 from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
 from resnet_jax.train.multi_seed import stack, state_layout
 from resnet_jax.train.spec import Blueprint
@@ -97,7 +97,7 @@ def _median_s(call: Callable[[], Any], seconds: float) -> dict[str, float]:
 def _random(shape: jax.ShapeDtypeStruct, most: int) -> jax.Array:
     """Numbers from 0 to below `most`, laid out as they are to be."""
     values = np.random.default_rng(0).integers(0, most, shape.shape).astype(shape.dtype)
-    return place(values, shape.sharding)
+    return put_global(values, shape.sharding)
 
 
 def _initial_state(blueprint: Blueprint) -> TrainState:
@@ -106,7 +106,7 @@ def _initial_state(blueprint: Blueprint) -> TrainState:
     normalization["std"] = np.full(shapes["std"], 64, np.float32)
     states = [single._initial_state(normalization) for single in blueprint.singles]
     layout = state_layout(states[0], blueprint.mesh, blueprint.seeds)
-    return place(stack(states) if blueprint.seeds else states[0], layout)
+    return put_global(stack(states) if blueprint.seeds else states[0], layout)
 
 
 def _train(

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import streams, validate
 from resnet_jax.data.augment.crops import crop_draws, decode_part
-from resnet_jax.data.loaders.streaming import StreamedBatches
+from resnet_jax.data.loaders.streaming import StreamingLoader
 from resnet_jax.data.readers.encoded import Record
 from resnet_jax.errors import ConfigError
 from resnet_jax.train.experiment import Experiment
@@ -70,7 +70,7 @@ def measure_pipeline(
     rate["scale"] = _per_second(_rounds(parts, draws, scale), seconds)
 
     batches = experiment.batches()
-    assert isinstance(batches, StreamedBatches)
+    assert isinstance(batches, StreamingLoader)
     pieces = batches.pieces
     whole = (len(pieces[number % len(pieces)].labels) for number in itertools.count())
     rate["batch, one thread"] = _per_second(whole, seconds)
@@ -78,7 +78,7 @@ def measure_pipeline(
 
     def transfer() -> Iterator[int]:
         while True:
-            jax.block_until_ready(batches.on_devices(images))
+            jax.block_until_ready(batches.to_devices(images))
             yield len(images)
 
     rate["to the devices"] = _per_second(transfer(), seconds)
@@ -108,7 +108,7 @@ def _rounds(
         yield 1
 
 
-def _taken(batches: StreamedBatches, experiment: Experiment) -> Iterator[int]:
+def _taken(batches: StreamingLoader, experiment: Experiment) -> Iterator[int]:
     for step in range(experiment.plan.total_steps):
         jax.block_until_ready(batches.take(step).images)
         yield experiment.plan.batch_size

@@ -13,7 +13,7 @@ from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.summary import summarize
 from resnet_jax.models.surgery import unstack_units
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 
 _IMAGE, _BATCH = (32, 32, 3), 32
 

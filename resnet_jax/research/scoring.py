@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.inference.restore import TrainedNetwork
 from resnet_jax.train.experiment import load_data
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 
 _BATCH = 500
 

@@ -13,12 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.datasets import ImageSet
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import place, replicated, split
-from resnet_jax.train.state import finite_or_largest
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
+from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
 """Of images of a split, that each device keeps."""
@@ -28,62 +27,67 @@ _CHUNK_BYTES = 2**28  # of images, that are sent to each device at a time
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Scores of a model on one split.
+    """The metrics of a network on one split.
 
     Attributes:
-        examples: how many were scored: all of the split.
-        loss: mean cross-entropy in nats, without label smoothing.
-        top1, top5: share of examples, in 0…1, whose label is the first, or among the first five,
-            of the logits. Between equal logits the class with the lower number comes first; an
-            example with a logit that isn't finite counts as wrong.
-        confusion: int64 [true class, predicted class] counts; None where the scores were read from
-            the record of a run.
-        seeds: the scores of each seed, if these are means over several.
+        examples: the number of examples, which is that of the split.
+        metrics: the mean over the examples of each metric in `metrics.METRICS`, by name. With
+            several seeds, the mean over the seeds.
+        confusion: int64 [true class, predicted class] counts, summed over the seeds; None if the
+            metrics were read from the record of a run.
+        seeds: the evaluation of each seed, if there are several.
     """
 
     examples: int
-    loss: float
-    top1: float
-    top5: float
+    metrics: Mapping[str, float]
     confusion: Int[np.ndarray, "k k"] | None
     seeds: tuple["Evaluation", ...] = ()
 
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, without label smoothing."""
+        return self.metrics["loss"]
+
+    @property
+    def top1(self) -> float:
+        """Share of examples in 0…1 whose label has the largest logit; see `metrics.rank`."""
+        return self.metrics["top1"]
+
+    @property
+    def top5(self) -> float:
+        """Share of examples in 0…1 whose label is among the five largest logits."""
+        return self.metrics["top5"]
+
     def scalars(self) -> dict[str, Any]:
-        """The scores without the confusion matrix, for logs; see `with_spread` of several seeds."""
-        names = ("loss", "top1", "top5")
+        """The record for logs: "examples" and the metrics; with several seeds `with_spread`."""
         if self.seeds:
-            of_seeds = [{name: getattr(one, name) for name in names} for one in self.seeds]
-            return {"examples": self.examples, **with_spread(of_seeds)}
-        return {"examples": self.examples, **{name: getattr(self, name) for name in names}}
+            return {"examples": self.examples, **with_spread([s.metrics for s in self.seeds])}
+        return {"examples": self.examples, **self.metrics}
 
     @classmethod
     def from_scalars(cls, scalars: Mapping[str, Any]) -> "Evaluation":
-        """The scores of which these are the `scalars`, without the confusion matrix."""
-        names = ("loss", "top1", "top5")
+        """The evaluation whose `scalars` these are, without the confusion matrix."""
         examples, values = scalars["examples"], scalars.get("seeds", {})
+        names = [name for name in scalars if name not in ("examples", "std", "seeds")]
         of_seeds = zip(*(values[name] for name in names), strict=True) if values else ()
         return cls(
             examples,
-            **{name: scalars[name] for name in names},
+            {name: float(scalars[name]) for name in names},
             confusion=None,
-            seeds=tuple(cls(examples, loss, top1, top5, None) for loss, top1, top5 in of_seeds),
+            seeds=tuple(cls(examples, dict(zip(names, of, strict=True)), None) for of in of_seeds),
         )
 
 
 def bounded(scores: Evaluation) -> Evaluation:
-    """The same, where losses of single seeds that overflow are the largest of float32."""
+    """The evaluation of several seeds with non-finite metrics replaced by the largest float32."""
     return mean_over_seeds(
-        [dataclasses.replace(one, loss=finite_or_largest(one.loss)) for one in scores.seeds]
+        [
+            dataclasses.replace(
+                of_seed, metrics={k: finite_or_largest(v) for k, v in of_seed.metrics.items()}
+            )
+            for of_seed in scores.seeds
+        ]
     )
-
-
-def with_spread(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Means over seeds by name; in "std" their deviations (n - 1), in "seeds" the values."""
-    values = {name: [one[name] for one in per_seed] for name in per_seed[0]}
-    record: dict[str, Any] = {name: statistics.fmean(of) for name, of in values.items()}
-    if len(per_seed) > 1:
-        record["std"] = {name: statistics.stdev(of) for name, of in values.items()}
-    return record | {"seeds": values}
 
 
 class Evaluator:
@@ -119,9 +123,7 @@ class Evaluator:
             raise AssertionError(f"scored {counted} examples of a split of {len(self._data)}")
         return Evaluation(
             examples=counted,
-            loss=float(sums["loss"]) / counted,
-            top1=int(sums["top1"]) / counted,
-            top5=int(sums["top5"]) / counted,
+            metrics={name: total.item() / counted for name, total in sums["metrics"].items()},
             confusion=sums["confusion"].astype(np.int64),
         )
 
@@ -153,7 +155,7 @@ class Evaluator:
 
         images, labels = self._data.images[start:stop], self._data.labels[start:stop]
         arrays = padded(images), padded(labels), padded(np.ones(stop - start, bool))
-        return place(arrays, split(self._mesh, axis=1))
+        return put_global(arrays, batch_sharding(self._mesh, axis=1))
 
 
 class SeedEvaluator:
@@ -183,14 +185,14 @@ class SeedEvaluator:
 
 
 def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
-    """Mean scores, with those of each seed beside them; their confusions are added up."""
+    """The evaluation of several seeds: mean metrics, the sum of the confusion matrices."""
     means = {
-        name: statistics.fmean(getattr(score, name) for score in scores)
-        for name in ("loss", "top1", "top5")
+        name: statistics.fmean(score.metrics[name] for score in scores)
+        for name in scores[0].metrics
     }
     confusions = [score.confusion for score in scores if score.confusion is not None]
     confusion = np.sum(confusions, axis=0)
-    return Evaluation(scores[0].examples, **means, confusion=confusion, seeds=tuple(scores))
+    return Evaluation(scores[0].examples, means, confusion=confusion, seeds=tuple(scores))
 
 
 def chunks_of(
@@ -242,14 +244,16 @@ def make_score(model: Network, mesh: Mesh, *, mirrored: bool = False) -> jax.sta
 
     whole = replicated(mesh)
     # The variables come as they lie: kernels may be split, and are gathered where they are used.
-    return jax.jit(score, in_shardings=(None, whole, split(mesh, axis=1)), out_shardings=whole)
+    return jax.jit(
+        score, in_shardings=(None, whole, batch_sharding(mesh, axis=1)), out_shardings=whole
+    )
 
 
 def abstract_batches(
     batches: int, batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes of what `make_score`'s function takes as `batches`."""
-    shape, layout = (batches, batch_size), split(mesh, axis=1)
+    shape, layout = (batches, batch_size), batch_sharding(mesh, axis=1)
     return (
         jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=layout),
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout),
@@ -257,23 +261,12 @@ def abstract_batches(
     )
 
 
-def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the unmasked examples of one batch; counts are integers and therefore exact."""
-    classes = logits.shape[-1]
-    of_label = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    before_label = jnp.arange(classes) < labels[:, None]
-    # Ties are broken as argmax breaks them, or a network of equal logits would always be right.
-    ahead = (logits > of_label) | ((logits == of_label) & before_label)
-    # A NaN compares false with everything and would put its label first.
-    last = max(classes, 5)  # not among the first five either, where there are fewer classes
-    rank = jnp.where(jnp.isfinite(logits).all(axis=-1), ahead.sum(axis=-1), last)
-    ones = mask.astype(jnp.int32)
-    predicted = logits.argmax(axis=-1)
-    confusion = jnp.zeros((classes, classes), jnp.int32).at[labels, predicted].add(ones)
+def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    """Sums over the examples of one batch whose mask is true."""
+    classes, ones = logits.shape[-1], mask.astype(jnp.int32)
+    confusion = jnp.zeros((classes, classes), jnp.int32)
     return {
         "examples": ones.sum(),
-        "loss": jnp.where(mask, cross_entropy(logits, labels), 0.0).sum(),
-        "top1": jnp.where(rank < 1, ones, 0).sum(),
-        "top5": jnp.where(rank < 5, ones, 0).sum(),
-        "confusion": confusion,
+        "metrics": masked_sums(logits, labels, mask),
+        "confusion": confusion.at[labels, logits.argmax(axis=-1)].add(ones),
     }

@@ -10,15 +10,18 @@ import ml_collections
 import numpy as np
 
 from resnet_jax.config.schema import model_overrides, streams
-from resnet_jax.data.augment.basic import given_normalization, measure_normalization
 from resnet_jax.data.datasets import Dataset, ImageSet, load_dataset
-from resnet_jax.data.loaders.in_memory import Batches, ExampleStream
+from resnet_jax.data.images.normalization import given_normalization, measure_normalization
+from resnet_jax.data.loaders.in_memory import InMemoryLoader
+from resnet_jax.data.loaders.loader import Loader
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.parallel.mesh import make_mesh, place, replicated
+from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.distillation import Teacher, read_teacher
 from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
 from resnet_jax.train.intervals import check_batch
+from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.multi_seed import (
     Seeds,
     SeedStreams,
@@ -29,10 +32,9 @@ from resnet_jax.train.multi_seed import (
 )
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.spec import Blueprint, evaluation_crop
-from resnet_jax.train.state import Meter, TrainState
+from resnet_jax.train.state import TrainState
 
 if TYPE_CHECKING:
-    from resnet_jax.data.loaders.streaming import StreamedBatches
     from resnet_jax.train.diagnostics.probe import Probe
 
 
@@ -137,7 +139,7 @@ class Experiment(Blueprint):
         """What `train_steps` takes last, on every device; nothing without a teacher."""
         if self.teacher is None:
             return ()
-        return (place(self.teacher.variables, replicated(self.mesh)),)
+        return (put_global(self.teacher.variables, replicated(self.mesh)),)
 
     def initial_state(self) -> TrainState:
         """The state before the first step, laid out on the mesh; raises as `pretrained`."""
@@ -147,13 +149,13 @@ class Experiment(Blueprint):
         drawn = weights.variables if weights else None
         states = [single._initial_state(normalization, drawn) for single in self.singles]
         layout = state_layout(states[0], self.mesh, self.seeds)
-        return place(stack(states) if self.seeds else states[0], layout)
+        return put_global(stack(states) if self.seeds else states[0], layout)
 
-    def empty_meter(self) -> Meter:
+    def empty_meter(self) -> TrainMetrics:
         """What the meter of a state is replaced with after a log point."""
-        zero = jax.device_get(Meter.zero())
+        zero = jax.device_get(TrainMetrics.zero())
         layout = state_layout(zero, self.mesh, self.seeds)
-        return place(stack([zero] * len(self.seeds)) if self.seeds else zero, layout)
+        return put_global(stack([zero] * len(self.seeds)) if self.seeds else zero, layout)
 
     def single_states(self, state: TrainState) -> Iterator[TrainState]:
         """The state of each seed, whole on every device; the state itself without several."""
@@ -172,7 +174,7 @@ class Experiment(Blueprint):
 
         return jax.jit(entry, out_shardings=replicated(self.mesh))
 
-    def meters(self, state: TrainState) -> list[Meter]:
+    def meters(self, state: TrainState) -> list[TrainMetrics]:
         """The meter of each seed, on the host; one without several."""
         meter = jax.device_get(state.meter)
         if not self.seeds:
@@ -196,10 +198,10 @@ class Experiment(Blueprint):
             examples=self.config.diagnostics.examples,
         )
 
-    def orders(self) -> list[ExampleStream]:
+    def orders(self) -> list[IndexSampler]:
         """Which training examples come when, of each seed; one without several."""
         return [
-            ExampleStream(
+            IndexSampler(
                 single.config.seed,
                 single.plan.train_examples,
                 single.config.batch_size,
@@ -208,14 +210,14 @@ class Experiment(Blueprint):
             for single in self.singles
         ]
 
-    def batches(self) -> "Batches | StreamedBatches":
+    def batches(self) -> Loader:
         """Where the training batches come from."""
         orders, shape = self.orders(), self.batch_shape()
         if streams(self.config):
             # It needs libraries for which others needn't wait.
-            from resnet_jax.data.loaders.streaming import StreamedBatches  # noqa: PLC0415
+            from resnet_jax.data.loaders.streaming import StreamingLoader  # noqa: PLC0415
 
-            return StreamedBatches(
+            return StreamingLoader(
                 self.dataset.streamed["train"],
                 orders[0],
                 shape=shape,
@@ -225,7 +227,7 @@ class Experiment(Blueprint):
                 total_steps=self.plan.total_steps,
                 workers=self.config.data.workers,
             )
-        return Batches(
+        return InMemoryLoader(
             self.dataset.splits["train"],
             SeedStreams(tuple(orders)) if self.seeds else orders[0],
             shape=shape,

@@ -32,11 +32,12 @@ from resnet_jax.logging.report import (
 from resnet_jax.ops.native import library as native
 from resnet_jax.parallel.job.process import MAIN, Vote, exchange, is_main, wait_for_all
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.evaluate import Evaluation, bounded, with_spread
+from resnet_jax.train.evaluate import Evaluation, bounded
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.metrics import TrainMetrics, nonfinite_steps, with_spread
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.pretrained import check_unchanged
-from resnet_jax.train.state import Meter, TrainState, numbered
+from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
 from resnet_jax.utils.malloc import give_back_freed_memory
@@ -301,7 +302,7 @@ class Run:
         nonfinite = sum(int(meter.nonfinite) for meter in meters)
         skips = self._config.nonfinite.policy == "skip"
         if nonfinite and skips:
-            self._nonfinite.write(numbered(meters), "skipped")
+            self._nonfinite.write(nonfinite_steps(meters), "skipped")
             what = f"{nonfinite} of the steps before {self._step} weren't finite"
             self._nonfinite.go_on(nonfinite, f"{what}, and were skipped")
         waited = self._batches.waited_s - self._waited_s
@@ -328,7 +329,7 @@ class Run:
         self._state = self._state.replace(meter=self._experiment.empty_meter())
         if nonfinite and not skips:
             what = f"The loss or its gradient{self._whose(meters)}"
-            raise NonfiniteError(what, self._step, numbered(meters))
+            raise NonfiniteError(what, self._step, nonfinite_steps(meters))
 
     def _diagnose(self) -> None:
         """Measure the network, put that on record, and draw it."""
@@ -357,7 +358,7 @@ class Run:
                     ),
                 )
 
-    def _whose(self, meters: list[Meter]) -> str:
+    def _whose(self, meters: list[TrainMetrics]) -> str:
         """Of which seeds a meter tells of steps that weren't finite, if there are several."""
         seeds = self._config.seeds
         found = [str(seed) for seed, meter in zip(seeds, meters, strict=False) if meter.nonfinite]
@@ -376,7 +377,7 @@ class Run:
 
     def _choose_best(self, scores: dict[str, Evaluation]) -> None:
         """Take this step for the best one if its scores are."""
-        if self._best is None or merit(vars(scores["validation"])) >= merit(self._best):
+        if self._best is None or merit(scores["validation"].metrics) >= merit(self._best):
             self._best = {"step": self._step, **scores["validation"].scalars()}
 
     def _score(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:
@@ -390,8 +391,9 @@ class Run:
             # A seed that is lost ends no others.
             scores = {name: bounded(scored) for name, scored in scores.items()}
         for name, scored in scores.items():
-            if not math.isfinite(scored.loss):  # the logits overflow
-                raise NonfiniteError(f"The loss on {name}", step, [])
+            for metric, value in scored.metrics.items():
+                if not math.isfinite(value):  # the logits overflow
+                    raise NonfiniteError(f"The {metric} on {name}", step, [])
         return scores
 
     def _save(self, scores: dict[str, Evaluation] | None, *, last: bool) -> None:
@@ -422,7 +424,7 @@ class Run:
         counted = any(meter.nonfinite for meter in meters)
         if not finite or (counted and self._config.nonfinite.policy != "skip"):
             what = f"A loss, gradient, parameter or statistic{self._whose(meters)}"
-            raise NonfiniteError(what, self._step, numbered(meters))
+            raise NonfiniteError(what, self._step, nonfinite_steps(meters))
 
     def _save_once(self, scores: dict[str, Evaluation] | None) -> None:
         self._settle()

@@ -4,7 +4,12 @@ from collections.abc import Callable
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
+    """Cross-entropy of each example, in nats."""
+    return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
 
 
 def binary_cross_entropy(

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import set_field, streams, validate
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.parallel.mesh import AXES, split
+from resnet_jax.parallel.mesh import AXES, batch_sharding
 from resnet_jax.parallel.sharding import state_shardings
 
 _IN_STEPS = (
@@ -144,14 +144,14 @@ class Seeds:
 def batch_layout(mesh: Mesh, seeds: Seeds | None) -> NamedSharding:
     """How arrays of k steps lie on the mesh: [k, m, n, …] or, of several seeds, [s, k, m, n, …]."""
     if seeds and seeds.spread:
-        return split(mesh, axis=0)
-    return split(mesh, axis=3 if seeds else 2)
+        return batch_sharding(mesh, axis=0)
+    return batch_sharding(mesh, axis=3 if seeds else 2)
 
 
 def state_layout(state: Any, mesh: Mesh, seeds: Seeds | None) -> Any:
     """How the state of all seeds lies on the mesh, given that of one."""
     if seeds and seeds.spread:
-        return jax.tree.map(lambda _: split(mesh, axis=0), state)
+        return jax.tree.map(lambda _: batch_sharding(mesh, axis=0), state)
     layout = state_shardings(state, mesh)
     if not seeds:
         return layout
@@ -205,12 +205,12 @@ def map_over_seeds(
 class SeedStreams:
     """The order of examples of several seeds."""
 
-    streams: tuple[ExampleStream, ...]
+    streams: tuple[IndexSampler, ...]
 
     def take(
         self, step: int, steps: int
     ) -> tuple[Int[np.ndarray, "s steps b"], Int[np.ndarray, "s steps b"]]:
-        """As `ExampleStream.take`, of each seed."""
+        """As `IndexSampler.take`, of each seed."""
         ids, epochs = zip(*(stream.take(step, steps) for stream in self.streams), strict=True)
         return np.stack(ids), np.stack(epochs)
 

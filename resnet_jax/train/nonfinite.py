@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import NumericalError
 from resnet_jax.parallel.job.process import is_main
 from resnet_jax.utils.paths import bucket_errors
@@ -32,7 +32,7 @@ class NonfiniteRecord:
     """
 
     def __init__(
-        self, workdir: epath.Path, orders: Sequence[ExampleStream], *, limit: int, count: int
+        self, workdir: epath.Path, orders: Sequence[IndexSampler], *, limit: int, count: int
     ) -> None:
         """Go on with the record of a run, which has gone on `count` times of at most `limit`.
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.train.multi_seed import Seeds, map_over_seeds
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import Recipe, pick_batch, sum_moments
@@ -57,7 +57,7 @@ class PreciseStatistics:
         if seeds:
             mapped = (True, not resident, not resident, True, True, False)
             measure = map_over_seeds(of_seed, mesh, spread=spread, mapped=mapped)
-        layout = split(mesh, axis=0) if spread else replicated(mesh)
+        layout = batch_sharding(mesh, axis=0) if spread else replicated(mesh)
         self._measure = jax.jit(measure, out_shardings=layout)
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=layout)
         self._population = jax.jit(_population, out_shardings=layout)

@@ -12,11 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from resnet_jax.config.schema import model_overrides, streams
-from resnet_jax.data.augment.basic import normalization_shapes
+from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet, find_known
 from resnet_jax.data.datasets import parse_split
+from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
-from resnet_jax.data.loaders.in_memory import CropSizes
+from resnet_jax.data.loaders.crop_sizes import CropSizes
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.presets import Network, create_model, init_variables
 from resnet_jax.models.resnet import ResNet
@@ -261,14 +262,16 @@ class Blueprint:
     def recipe(self) -> Recipe:
         """What a step does, beside the model and the optimiser."""
         return Recipe(
-            crop_padding=self.config.data.crop_padding,
-            flip=self.config.data.flip,
-            policy=self.config.data.policy,
-            magnitude=self.config.data.magnitude,
-            magnitude_std=self.config.data.magnitude_std,
-            random_erasing=self.config.data.random_erasing,
-            mixup=self.config.mixup,
-            cutmix=self.config.cutmix,
+            augment=AugmentConfig(
+                crop_padding=self.config.data.crop_padding,
+                flip=self.config.data.flip,
+                policy=self.config.data.policy,
+                magnitude=self.config.data.magnitude,
+                magnitude_std=self.config.data.magnitude_std,
+                random_erasing=self.config.data.random_erasing,
+                mixup=self.config.mixup,
+                cutmix=self.config.cutmix,
+            ),
             label_smoothing=self.config.label_smoothing,
             ema_decay=self.config.ema_decay,
             loss=self.config.loss,

@@ -1,7 +1,5 @@
 """Everything that a run carries from step to step, and so everything that a checkpoint holds."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,76 +9,8 @@ import optax
 from flax import struct, traverse_util
 
 from resnet_jax.models.presets import Network, init_variables
-from resnet_jax.parallel.mesh import place
-
-MOST_NUMBERED = 16
-"""How many steps that weren't finite a meter has the numbers of."""
-
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-def finite_or_largest(value: float) -> float:
-    """The value, or the largest float32 for one that overflowed: JSON has only finite numbers."""
-    return value if math.isfinite(value) else _LARGEST
-
-
-class Meter(struct.PyTreeNode):
-    """Sums since the last log point, over steps or over examples, of steps that were finite.
-
-    Scalars of float32, but for the last two: int32, and int32 [MOST_NUMBERED].
-    """
-
-    steps: jax.Array
-    examples: jax.Array
-    loss: jax.Array
-    top1: jax.Array
-    grad_norm: jax.Array  # of each step, before clipping
-    nonfinite: jax.Array  # how many steps weren't
-    nonfinite_steps: jax.Array  # the numbers of the first of those, from 0
-
-    @classmethod
-    def zero(cls) -> "Meter":
-        """An empty meter."""
-        sums = ("steps", "examples", "loss", "top1", "grad_norm")
-        return cls(
-            **{name: jnp.zeros((), jnp.float32) for name in sums},
-            nonfinite=jnp.zeros((), jnp.int32),
-            nonfinite_steps=jnp.zeros(MOST_NUMBERED, jnp.int32),
-        )
-
-    def add(
-        self, step: jax.Array, *, finite: jax.Array, examples: int, **sums: jax.Array
-    ) -> "Meter":
-        """Count step number `step`, with its sums "loss", "top1" and "grad_norm"."""
-        sums |= {"steps": jnp.float32(1), "examples": jnp.float32(examples)}
-        added = {k: getattr(self, k) + jnp.where(finite, more, 0) for k, more in sums.items()}
-        place = jnp.where(finite, MOST_NUMBERED, self.nonfinite)  # past the end nothing is set
-        return self.replace(
-            **added,
-            nonfinite=self.nonfinite + (1 - finite.astype(jnp.int32)),
-            nonfinite_steps=self.nonfinite_steps.at[place].set(step, mode="drop"),
-        )
-
-    def means(self) -> dict[str, float]:
-        """Means over the examples, and of the norm over the steps; there must be some.
-
-        Where a sum has overflowed, though all of its terms are finite, the mean is the largest
-        float32.
-        """
-        return {
-            "loss": finite_or_largest(float(self.loss / self.examples)),
-            "top1": float(self.top1 / self.examples),
-            "grad_norm": finite_or_largest(float(self.grad_norm / self.steps)),
-        }
-
-
-def numbered(meters: Sequence[Meter]) -> list[tuple[int, int]]:
-    """(Number of the meter, step) of steps that weren't finite, as far as they have numbers."""
-    return [
-        (number, int(step))
-        for number, meter in enumerate(meters)
-        for step in meter.nonfinite_steps[: int(meter.nonfinite)]
-    ]
+from resnet_jax.parallel.mesh import put_global
+from resnet_jax.train.metrics import TrainMetrics
 
 
 class TrainState(struct.PyTreeNode):
@@ -93,7 +23,7 @@ class TrainState(struct.PyTreeNode):
         opt_state: state of the optax transformation.
         ema: exponential moving averages {"params", "batch_stats"}, or None.
         key: the run's random key as raw data, from which augmentation is derived.
-        meter: sums since the last log point.
+        meter: sums since the last log point; the name is a path in checkpoints.
         normalization: {"mean", "std"} of the training images, so that a checkpoint alone
             can classify a new image.
     """
@@ -104,14 +34,14 @@ class TrainState(struct.PyTreeNode):
     opt_state: Any
     ema: Any
     key: jax.Array
-    meter: Meter
+    meter: TrainMetrics
     normalization: dict[str, jax.Array]
 
     def moved_to(self, step: int) -> "TrainState":
         """The same state as if `step` steps were done: data and learning rate go on from there."""
 
         def at_step(leaf: jax.Array) -> jax.Array:
-            return place(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
+            return put_global(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
 
         return self.replace(
             step=at_step(self.step),
@@ -167,6 +97,6 @@ def init_state(
         # A copy, because the step donates its input and must not be given one buffer twice.
         ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | dict(variables)) if with_ema else None,
         key=jax.random.key_data(run_key),
-        meter=Meter.zero(),
+        meter=TrainMetrics.zero(),
         normalization=jax.tree.map(jnp.asarray, normalization),
     )

@@ -11,14 +11,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from resnet_jax.data.augment.basic import crop_and_flip, example_keys, normalize
-from resnet_jax.data.augment.mixing import mix
-from resnet_jax.data.augment.policies import PolicyName, augment, erase
+from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.presets import Network
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.losses import LOSSES, binarize, distillation
+from resnet_jax.train.metrics import training_sums
 from resnet_jax.train.multi_seed import Seeds, batch_layout, map_over_seeds, state_layout
 from resnet_jax.train.param_groups import in_head
 from resnet_jax.train.state import TrainState, counts
@@ -29,11 +28,7 @@ class Recipe:
     """What a step does with a batch, beside the model and the optimiser.
 
     Attributes:
-        crop_padding: pixels of padding before the random crop; 0 for none.
-        flip: mirror half of the images.
-        policy, magnitude, magnitude_std: of `policies.augment`, before they are normalised.
-        random_erasing: the probability that a part of an image is erased.
-        mixup, cutmix: α of each, see `mix`; 0 for none.
+        augment: settings of the augmentation.
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7).
         loss: a name in `LOSSES`.
         bce_threshold: of `losses.binarize`, for the binary cross-entropies; 0 keeps soft targets.
@@ -51,16 +46,9 @@ class Recipe:
             gradient or one of them stops being finite. The step counts all the same.
     """
 
-    crop_padding: int
-    flip: bool
+    augment: AugmentConfig
     label_smoothing: float
     ema_decay: float
-    policy: PolicyName = ""
-    magnitude: float = 0.0
-    magnitude_std: float = 0.0
-    random_erasing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
     loss: str = "softmax"
     bce_threshold: float = 0.0
     ema_every: int = 1
@@ -88,15 +76,7 @@ class Gradients(NamedTuple):
     params: Any  # gradients of the mean loss
     batch_stats: Any  # new running statistics
     loss: Float[Array, ""]  # sum over the examples
-    correct: Int[Array, ""]
-
-
-def cross_entropy(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"], *, smoothing: float = 0.0
-) -> Float[Array, " n"]:
-    """Cross-entropy in nats of each example, against labels smoothed towards uniform."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    metrics: dict[str, Float[Array, ""]]  # likewise
 
 
 Teacher = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
@@ -122,7 +102,13 @@ def _gradients(
     keys = example_keys(run_key, part.ids, part.epochs)
     dropout_key = jax.random.fold_in(run_key, 2**32 - 1)  # no epoch has that number
     dropout_key = jax.random.fold_in(jax.random.fold_in(dropout_key, state.step), number)
-    inputs, targets = _augment(state, part, keys, model, recipe)
+    targets = jax.nn.one_hot(part.labels, model.num_classes)
+    targets = optax.smooth_labels(targets, recipe.label_smoothing)
+    inputs, targets = augment_batch(
+        part.images, targets, keys, recipe.augment, normalization=state.normalization
+    )
+    if recipe.bce_threshold:
+        targets = binarize(targets, recipe.bce_threshold)
     taught = teacher(inputs) if teacher else None
 
     def apply(params: Any) -> tuple[jax.Array, Any]:
@@ -154,9 +140,9 @@ def _gradients(
             share, temperature = recipe.distill_weight, recipe.distill_temperature
             losses = (1 - share) * losses
             losses += share * distillation(logits, taught, temperature=temperature)
-        correct = (logits.argmax(axis=-1) == part.labels).sum()
+        metrics = training_sums(logits, part.labels)
         stats = updated.get("batch_stats", {})
-        return losses.mean(), Gradients(None, stats, losses.sum(), correct)
+        return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 
     gradient = jax.grad(loss_fn, has_aux=True)
     gradients, rest = gradient(state.params)
@@ -170,34 +156,6 @@ def _gradients(
         due = state.step % recipe.sam_every == 0
         gradients = jax.lax.cond(due, uphill, lambda gradients: gradients, gradients)
     return rest._replace(params=gradients)
-
-
-def _augment(
-    state: TrainState, part: Batch, keys: jax.Array, model: Network, recipe: Recipe
-) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-    """The inputs of the network, and the targets of its logits.
-
-    Each kind of augmentation has keys of its own, so that turning one on leaves the others alone.
-    """
-
-    def own(number: int) -> jax.Array:
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
-
-    images = part.images
-    if recipe.policy:
-        how = {"magnitude": recipe.magnitude, "deviation": recipe.magnitude_std}
-        images = augment(images, own(1), recipe.policy, **how)
-    inputs = normalize(images, state.normalization)
-    inputs = crop_and_flip(inputs, keys, pad=recipe.crop_padding, flip=recipe.flip)
-    if recipe.random_erasing:
-        inputs = erase(inputs, own(2), probability=recipe.random_erasing)
-    targets = jax.nn.one_hot(part.labels, model.num_classes)
-    targets = optax.smooth_labels(targets, recipe.label_smoothing)
-    if recipe.mixup or recipe.cutmix:
-        inputs, targets = mix(inputs, targets, own(3), mixup=recipe.mixup, cutmix=recipe.cutmix)
-    if recipe.bce_threshold:
-        targets = binarize(targets, recipe.bce_threshold)
-    return inputs, targets
 
 
 def merge_statistics(running: Any, *, momentum: float) -> Any:
@@ -268,17 +226,18 @@ def train_step(
         def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> Any:
             part, number = numbered
             done = _gradients(state, part, number, model, recipe, mesh, teacher)
-            sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.correct))
+            sums = jax.tree.map(jnp.add, sums, (done.params, done.loss, done.metrics))
             return sums, done.batch_stats
 
-        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0), jnp.int32(0))
+        sums = (state.params, state.meter.loss, state.meter.sums)
+        zero = jax.tree.map(jnp.zeros_like, sums)
         numbered = (batch, jnp.arange(micro_batches))
-        (sums, loss, correct), running = jax.lax.scan(add, zero, numbered)
+        (sums, loss, metrics), running = jax.lax.scan(add, zero, numbered)
         gradients = jax.tree.map(lambda total: total / micro_batches, sums)
         # Networks without this field have the default of their normalisations.
         momentum = getattr(model, "bn_momentum", BatchNorm.momentum)
         batch_stats = merge_statistics(running, momentum=momentum)
-        done = Gradients(gradients, batch_stats, loss, correct)
+        done = Gradients(gradients, batch_stats, loss, metrics)
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -306,8 +265,8 @@ def train_step(
         finite=finite,
         examples=batch.labels.size,
         loss=done.loss,
-        top1=done.correct,
         grad_norm=grad_norm,
+        sums=done.metrics,
     )
     return state.replace(
         step=state.step + 1,
@@ -337,7 +296,7 @@ def pick_batch(
     """The batch of step `i` of those that `make_train_steps` takes at once."""
     chosen, epoch = ids[i], epochs[i]
     if mesh:  # each device gathers its part of the batch from its copy of the images
-        layout = split(mesh, axis=1)
+        layout = batch_sharding(mesh, axis=1)
         chosen, epoch = jax.lax.with_sharding_constraint((chosen, epoch), layout)
     of_step = chosen if resident else i
     return Batch(images[of_step], labels[of_step], chosen, epoch)

@@ -407,7 +407,7 @@ FAULTS = (
         "kill -9 of either, SIGTERM",
         "named at once, exit code 71; none outlives the run",
         (
-            "train/test_streaming.py::test_a_process_that_dies_is_noticed_at_once",
+            "data/loaders/test_streaming.py::test_a_process_that_dies_is_noticed_at_once",
             "faults/test_orphans.py::test_processes_that_decode_images_end_with_the_run",
         ),
     ),
@@ -416,7 +416,7 @@ FAULTS = (
         "0, 1, 2 and 3 of them, on 1, 2 and 4 devices",
         "the same batches, the same bits",
         (
-            "train/test_streaming.py::"
+            "data/loaders/test_streaming.py::"
             "test_any_number_of_processes_and_any_first_step_give_the_same",
             "train/test_streaming.py::test_a_run_goes_on_in_the_middle_of_an_epoch",
             "train/test_jobs.py::test_a_job_decodes_on_each_host_what_its_devices_need",

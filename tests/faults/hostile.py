@@ -80,7 +80,7 @@ HOSTILE = (
         (
             "test_files.py::test_as_many_files_may_be_open_as_the_system_allows",
             "parallel/test_process.py::test_more_processes_than_open_files_are_refused_at_once",
-            "train/test_streaming.py::"
+            "data/loaders/test_streaming.py::"
             "test_too_few_open_files_are_named_before_anything_is_compiled",
         ),
     ),

@@ -36,7 +36,9 @@ def test_a_network_larger_than_any_memory_is_refused(tmp_path, record_property):
 @pytest.mark.thorough
 def test_memory_that_runs_out_costs_no_checkpoint(tmp_path):
     ended = train(
-        tmp_path / "run", *_LARGE, fault="resnet_jax.data.loaders.in_memory:Batches.take:3:starve"
+        tmp_path / "run",
+        *_LARGE,
+        fault="resnet_jax.data.loaders.in_memory:InMemoryLoader.take:3:starve",
     )
     _check(ended)
     checkpoints = Checkpointer(tmp_path / "run" / "checkpoints", keep=None)

@@ -30,9 +30,9 @@ def _record(workdir):
 
 def _batch(step):
     """What the batch of a step is, from the stream's own definition."""
-    from resnet_jax.data.loaders.in_memory import ExampleStream
+    from resnet_jax.data.loaders.sampler import IndexSampler
 
-    ids, epochs = ExampleStream(seed=0, num_examples=256, batch_size=32).take(step, 1)
+    ids, epochs = IndexSampler(seed=0, num_examples=256, batch_size=32).take(step, 1)
     return {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()}
 
 

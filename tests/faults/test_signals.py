@@ -52,7 +52,7 @@ def test_signals_after_the_end_of_a_run_do_not_change_its_exit_code(how, code):
 @pytest.mark.parametrize(
     "point",
     [
-        "resnet_jax.data.loaders.in_memory:Batches.take:4",
+        "resnet_jax.data.loaders.in_memory:InMemoryLoader.take:4",
         "resnet_jax.train.evaluate:Evaluator.__call__:3",
         "resnet_jax.checkpoint.checkpointer:Checkpointer.save:2",
         "resnet_jax.checkpoint.checkpointer:Checkpointer.settle:2",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.inference.export import export_program, write_program
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import check_divisible, make_mesh, place, replicated, split
+from resnet_jax.parallel.mesh import (
+    batch_sharding,
+    check_divisible,
+    make_mesh,
+    put_global,
+    replicated,
+)
 
 
 def test_a_mesh_takes_all_devices_or_the_first_few():
@@ -22,15 +28,15 @@ def test_a_mesh_that_does_not_fit_is_refused(data):
         make_mesh(data=data)
 
 
-def test_split_gives_each_device_its_part():
+def test_batch_sharding_splits_the_batch_axis():
     x = np.arange(48).reshape(3, 16)
-    y = jax.device_put(x, split(make_mesh(), axis=1))
+    y = jax.device_put(x, batch_sharding(make_mesh(), axis=1))
     for i, shard in enumerate(y.addressable_shards):
         np.testing.assert_array_equal(shard.data, x[:, 2 * i : 2 * i + 2])
     assert jax.device_put(x, replicated(make_mesh())).is_fully_replicated
 
 
-def test_a_batch_must_divide_the_mesh():
+def test_the_mesh_must_divide_the_batch():
     check_divisible("batch_size", 64, make_mesh())
     with pytest.raises(ConfigError, match="batch_size is 60, .* use 56 or 64"):
         check_divisible("batch_size", 60, make_mesh())
@@ -46,9 +52,9 @@ def test_a_mesh_that_is_no_rectangle_is_refused(fsdp):
         make_mesh(data=4, fsdp=4)
 
 
-def test_place_gives_each_device_its_part():
+def test_put_global_copies_each_shard_to_its_device():
     x = np.arange(48).reshape(16, 3)
-    placed = place({"x": x}, split(make_mesh(fsdp=2)))["x"]
+    placed = put_global({"x": x}, batch_sharding(make_mesh(fsdp=2)))["x"]
     np.testing.assert_array_equal(placed, x)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
 

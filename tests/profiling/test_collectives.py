@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.parallel.mesh import make_mesh, replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from resnet_jax.profiling.collectives import Collective, find_collectives, summarize
 from resnet_jax.profiling.hlo import Array, Module
 
@@ -187,12 +187,14 @@ def test_bytes_of_types(dtype, size):
 def test_a_program_that_xla_really_compiled():
     """On eight devices: the sum of a split array is one all-reduce of one number."""
     mesh = make_mesh()
-    total = jax.jit(jnp.sum, in_shardings=split(mesh), out_shardings=replicated(mesh))
+    total = jax.jit(jnp.sum, in_shardings=batch_sharding(mesh), out_shardings=replicated(mesh))
     x = np.ones((8, 1000), np.float32)
     text = total.lower(x).compile().as_text()
     (found,) = _find(text)
     assert (found.kind, found.bytes, found.group_size) == ("all-reduce", 4, 8)
 
-    spread = jax.jit(lambda a: a * 2, in_shardings=split(mesh), out_shardings=replicated(mesh))
+    spread = jax.jit(
+        lambda a: a * 2, in_shardings=batch_sharding(mesh), out_shardings=replicated(mesh)
+    )
     (found,) = _find(spread.lower(x).compile().as_text())
     assert (found.kind, found.bytes, found.group_size) == ("all-gather", 32_000, 8)

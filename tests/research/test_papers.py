@@ -18,7 +18,7 @@ from resnet_jax.research.papers.li2018 import flat_share, low_share, random_dire
 from resnet_jax.research.papers.veit2016_lesion import _tau
 from resnet_jax.research.papers.veit2016_paths import path_gradient
 from resnet_jax.research.scoring import make_scorer
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 
 _SHAPE = (8, 8, 3)
 

@@ -15,7 +15,7 @@ from resnet_jax.train.diagnostics import measures
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
 from resnet_jax.train.diagnostics.figure import make_figure
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 from tests.compilations import compilations
 from tests.conftest import make_tiny_config
 

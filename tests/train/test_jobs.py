@@ -221,7 +221,7 @@ def test_a_process_that_stands_still_for_two_minutes_costs_nothing(tmp_path):
 
 @pytest.mark.thorough
 def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
-    fault = "resnet_jax.data.loaders.in_memory:Batches.take:4:hang"
+    fault = "resnet_jax.data.loaders.in_memory:InMemoryLoader.take:4:hang"
     job = _run(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
     assert _codes(job) == [71, 71], job
     for ended in job:

@@ -1,10 +1,28 @@
 """Losses against their definitions, in NumPy and float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax.train.losses import LOSSES, binarize, binary_cross_entropy, distillation
+from resnet_jax.train.losses import (
+    LOSSES,
+    binarize,
+    binary_cross_entropy,
+    cross_entropy,
+    distillation,
+)
+
+
+def test_label_smoothing_mixes_in_the_mean_over_classes():
+    logits = jax.random.normal(jax.random.key(0), (4, 7))
+    labels = jnp.array([0, 3, 6, 3])
+    log_p = jax.nn.log_softmax(logits)
+    hard, uniform = -log_p[jnp.arange(4), labels], -log_p.mean(axis=-1)
+    np.testing.assert_allclose(cross_entropy(logits, labels), hard, rtol=1e-5)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, 7), 0.1)
+    smooth = LOSSES["softmax"](logits, targets)
+    np.testing.assert_allclose(smooth, 0.9 * hard + 0.1 * uniform, rtol=1e-5)
 
 
 def test_binary_cross_entropy_is_the_mean_of_that_of_each_class():

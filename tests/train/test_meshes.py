@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 import resnet_jax
 from resnet_jax.config.schema import set_field
-from resnet_jax.parallel.mesh import place, replicated
+from resnet_jax.parallel.mesh import put_global, replicated
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.state import Meter
+from resnet_jax.train.metrics import TrainMetrics
 from tests.conftest import make_tiny_config
 
 STEPS = 20
@@ -45,7 +45,7 @@ def _train(experiment: Experiment, steps: int = STEPS) -> tuple[np.ndarray, dict
     run, batches, state = _compile(experiment), experiment.batches(), experiment.initial_state()
     losses = []
     for step in range(steps):
-        state = state.replace(meter=place(Meter.zero(), replicated(experiment.mesh)))
+        state = state.replace(meter=put_global(TrainMetrics.zero(), replicated(experiment.mesh)))
         state = run(state, *batches.take(step), np.int32(1))
         losses.append(float(state.meter.loss))
     return np.array(losses), jax.device_get(state.variables())

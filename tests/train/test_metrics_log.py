@@ -8,7 +8,7 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.workdir import METRICS, NONFINITE
-from resnet_jax.data.loaders.in_memory import ExampleStream
+from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import DataError, NumericalError, WriteError
 from resnet_jax.logging.metrics_log import MetricsLog, read_metrics
 from resnet_jax.logging.report import Figures
@@ -109,7 +109,7 @@ def test_a_log_that_cannot_be_written_at_the_end_hides_no_other_error(tmp_path, 
 def test_examples_of_steps_that_were_not_finite_wait_until_they_can_be_written(tmp_path, warnings):
     blocked = tmp_path / NONFINITE
     blocked.mkdir()
-    orders = [ExampleStream(seed=0, num_examples=64, batch_size=32)]
+    orders = [IndexSampler(seed=0, num_examples=64, batch_size=32)]
     record = NonfiniteRecord(epath.Path(tmp_path), orders, limit=3, count=0)
     record.write([(0, 1)], "skipped")
     record.write([(0, 2)], "skipped")

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.losses import LOSSES
@@ -49,9 +50,7 @@ def _batch(step, *, micro_batches=1, examples=8):
 
 def _run(batches, *, devices=1, **fields):
     """The states before each of the steps and after the last, on the host."""
-    recipe = Recipe(
-        crop_padding=0, flip=False, **{"label_smoothing": 0.0, "ema_decay": 0.0} | fields
-    )
+    recipe = Recipe(augment=AugmentConfig(), **{"label_smoothing": 0.0, "ema_decay": 0.0} | fields)
     optimizer = optax.sgd(RATE)
     state = init_state(
         MODEL,

@@ -7,7 +7,7 @@ import pytest
 from resnet_jax.config.recipes import RECIPES, make
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import make_mesh, place
+from resnet_jax.parallel.mesh import make_mesh, put_global
 from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.train.intervals import check_batch
 from resnet_jax.train.spec import Blueprint
@@ -41,7 +41,7 @@ def test_three_steps(name):
         )
     )
     state = blueprint._initial_state({"mean": np.full(3, 120.0), "std": np.full(3, 60.0)})
-    state = before = place(state, state_shardings(state, mesh))
+    state = before = put_global(state, state_shardings(state, mesh))
     first = jax.device_get(before.params)
     rng = np.random.default_rng(0)
     images, labels, ids, epochs = blueprint.abstract_batches()

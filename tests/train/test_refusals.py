@@ -37,7 +37,7 @@ def never_compile(monkeypatch):
         ("model.name", "resnet21", "no model 'resnet21'. Did you mean 'resnet"),
         ("model.shortcut", "Z", "model.shortcut is 'Z'; it can be none, A, A_middle, A_pool, B"),
         ("model.bn_group_size", 5, "doesn't split into groups of model.bn_group_size = 5"),
-        ("batch_size", 30, "batch_size is 30, which 8 devices can't share evenly; use 24 or 32"),
+        ("batch_size", 30, "batch_size is 30, which isn't divisible by 8 devices; use 24 or 32"),
         ("mesh.data", 9, "mesh.data is 9, but the number of devices is 8"),
         ("batch_size", 512, "256 examples, which is less than one batch of 512"),
         ("duration", 0.0, "duration is 0.0; it must be greater than 0"),

@@ -7,7 +7,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.config.schema import default_config
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import DataError, NumericalError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.inference.restore import TrainedNetwork

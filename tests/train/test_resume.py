@@ -224,7 +224,10 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
     def scores_by_step(run, split, state, step):
         top1 = {4: 0.5, 8: 0.1, 12: 0.9}[step]
         scores = score(run, split, state, step)
-        return {name: dataclasses.replace(one, top1=top1) for name, one in scores.items()}
+        return {
+            name: dataclasses.replace(one, metrics={**one.metrics, "top1": top1})
+            for name, one in scores.items()
+        }
 
     def fails_once(self, step, *args, **kwargs):
         if step == STEPS and not failed:

@@ -102,7 +102,7 @@ def randaugment_values(
 
 
 def rand_augment(
-    images: UInt8[Array, "n h w 3"], keys: jax.Array, *, magnitude: float, deviation: float
+    images: UInt8[Array, "n h w 3"], keys: jax.Array, *, magnitude: float, magnitude_std: float
 ) -> UInt8[Array, "n h w 3"]:
     """Two of 15 operations on each image (Cubuk et al. 2019, 1909.13719), as timm has them.
 
@@ -112,14 +112,14 @@ def rand_augment(
     Args:
         images: as they are in files.
         keys: one random key per image.
-        magnitude, deviation: M and D.
+        magnitude, magnitude_std: M and D.
     """
     _, height, width, _ = images.shape
 
     def layer(image: jax.Array, key: jax.Array) -> jax.Array:
         which_key, level_key, sign_key, skip_key = jax.random.split(key, 4)
         which = jax.random.randint(which_key, (), 0, len(_RANDAUGMENT))
-        level = magnitude + deviation * jax.random.normal(level_key)
+        level = magnitude + magnitude_std * jax.random.normal(level_key)
         level = jnp.clip(level, 0, LARGEST_MAGNITUDE) / LARGEST_MAGNITUDE
         sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
         value = randaugment_values(level, sign, height, width)[which]
@@ -134,19 +134,19 @@ def rand_augment(
     return jax.vmap(one)(images, keys)
 
 
-def augment(
+def apply_policy(
     images: UInt8[Array, "n h w 3"],
     keys: jax.Array,
     policy: PolicyName,
     *,
     magnitude: float,
-    deviation: float,
+    magnitude_std: float,
 ) -> UInt8[Array, "n h w 3"]:
     """The images after a policy, by its name; "" leaves them as they are."""
     if policy == "trivial":
         return trivial_augment(images, keys)
     if policy == "randaugment":
-        return rand_augment(images, keys, magnitude=magnitude, deviation=deviation)
+        return rand_augment(images, keys, magnitude=magnitude, magnitude_std=magnitude_std)
     return images
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from resnet_jax.data.augment.basic import given_normalization, normalize
+from resnet_jax.data.images.normalization import given_normalization, normalize
 from resnet_jax.errors import ConfigError, DataError
 
 Interpolation = Literal["bilinear", "bicubic"]

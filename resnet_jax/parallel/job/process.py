@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from resnet_jax.errors import ConfigError, PeerError, ResnetJaxError, UsageError
 from resnet_jax.parallel.job.monitor import LAST_S, LEAVE_S, SETTLE_S, PeerWatch
 from resnet_jax.parallel.job.rendezvous import MOST_PROCESSES, call_roll
-from resnet_jax.parallel.mesh import replicated, split
+from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.utils.streams import briefly
 
 _PATIENCE_S = 24 * 3600  # with processes that live and prepare something
@@ -362,7 +362,7 @@ class Vote:
         last = np.zeros(len(wishes), bool) if self._pending is None else np.asarray(self._pending)
         votes = jax.make_array_from_callback(
             (self._mesh.size, len(wishes)),
-            split(self._mesh),
+            batch_sharding(self._mesh),
             lambda part: np.tile(wishes, (self._mesh.size, 1))[part],
         )
         self._pending = self._any(votes)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
-from resnet_jax.data.augment.basic import normalize
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.block import ResidualUnit
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
@@ -23,7 +23,7 @@ from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
 from resnet_jax.research.reproduction import Artefact, Report, Row, Within
 from resnet_jax.research.runner import Lab
 from resnet_jax.research.scoring import images_of
-from resnet_jax.train.step import cross_entropy
+from resnet_jax.train.losses import cross_entropy
 
 _TEXT, _FIGURE = "Veit et al. 2016, section 4", "Veit et al. 2016, figure 6"
 _UNITS = 54  # of a ResNet-110

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Float
 
-from resnet_jax.data.augment.basic import normalize
 from resnet_jax.data.datasets import ImageSet
+from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.surgery import unstack_units
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
@@ -22,7 +22,8 @@ from resnet_jax.train.diagnostics.measures import (
     take_pass,
 )
 from resnet_jax.train.losses import LOSSES
-from resnet_jax.train.state import TrainState, finite_or_largest
+from resnet_jax.train.metrics import finite_or_largest
+from resnet_jax.train.state import TrainState
 
 _ITERATIONS = 16  # of Lanczos
 

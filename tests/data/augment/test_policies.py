@@ -128,7 +128,9 @@ IMAGES = np.stack([pixels(16, 16, seed=i) for i in range(24)])
 @pytest.mark.parametrize("policy", ["trivial", "randaugment"])
 def test_what_is_drawn_depends_on_the_example_alone(policy):
     augment = jax.jit(
-        lambda images, keys: policies.augment(images, keys, policy, magnitude=7.0, deviation=0.5)
+        lambda images, keys: policies.apply_policy(
+            images, keys, policy, magnitude=7.0, magnitude_std=0.5
+        )
     )
     keys = _keys(24)
     whole = np.asarray(augment(IMAGES, keys))
@@ -142,7 +144,7 @@ def test_what_is_drawn_depends_on_the_example_alone(policy):
 
 
 def test_no_policy_is_no_change():
-    assert policies.augment(IMAGES, _keys(24), "", magnitude=0.0, deviation=0.0) is IMAGES
+    assert policies.apply_policy(IMAGES, _keys(24), "", magnitude=0.0, magnitude_std=0.0) is IMAGES
 
 
 def test_what_is_erased_is_a_rectangle_of_the_right_sizes():

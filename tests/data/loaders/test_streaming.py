@@ -1,128 +1,176 @@
-"""The order of examples and their augmentation are functions of the seed and the position."""
+"""Streamed batches: the same examples and pixels for any workers, devices and first step."""
 
-import pickle
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import time
+from collections import deque
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from resnet_jax.data.augment.basic import (
-    crop_and_flip,
-    example_keys,
-    measure_normalization,
-    normalize,
-)
-from resnet_jax.data.loaders import in_memory as loader
-from resnet_jax.data.loaders.in_memory import ExampleStream, epoch_permutation
-from resnet_jax.errors import ConfigError
-from resnet_jax.train.multi_seed import SeedStreams
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.loaders.crop_sizes import CropSizes
+from resnet_jax.data.loaders.sampler import IndexSampler
+from resnet_jax.data.loaders.streaming import StreamingLoader
+from resnet_jax.errors import ConfigError, DataError, PeerError
+from resnet_jax.parallel.mesh import make_mesh
+from tests.data.photos import AREA, SIZE, photos
+from tests.data.test_datasets import own_cache
+
+__all__ = ["own_cache", "photos"]
 
 
-@settings(deadline=None, max_examples=50)
-@given(n=st.integers(1, 60), batch=st.integers(1, 70), seed=st.integers(0, 2**32))
-def test_each_epoch_visits_every_example_once(n, batch, seed):
-    steps = -(-3 * n // batch)
-    ids, epochs = ExampleStream(seed, n, batch).take(0, steps)
-    for epoch in range(3):
-        assert sorted(ids[epochs == epoch]) == list(range(n))
+@contextlib.contextmanager
+def _batches(
+    photos, *, workers, devices=1, shape=(1, 2, 8), step=0, repeats=1, total_steps=20, sizes=None
+):
+    data = load_dataset(
+        "folder", splits={"train": "train"}, data_dir=str(photos), streamed=["train"]
+    )
+    examples = data.streamed["train"]
+    batches = StreamingLoader(
+        examples,
+        IndexSampler(3, len(examples), shape[1] * shape[2], repeats),
+        shape=shape,
+        mesh=make_mesh(data=devices),
+        area=AREA,
+        sizes=sizes or CropSizes((SIZE,)),
+        total_steps=total_steps,
+        workers=workers,
+    )
+    with contextlib.closing(batches):
+        batches.start(step)
+        yield batches
 
 
-@settings(deadline=None, max_examples=50)
-@given(start=st.integers(0, 40), first=st.integers(1, 5), second=st.integers(1, 5))
-def test_the_stream_does_not_depend_on_how_it_is_cut(start, first, second):
-    stream = ExampleStream(7, 23, 5)
-    whole = stream.take(start, first + second)
-    parts = stream.take(start, first), stream.take(start + first, second)
-    for i in range(2):
-        np.testing.assert_array_equal(whole[i], np.concatenate([part[i] for part in parts]))
+def _take(photos, steps, **kwargs):
+    with _batches(photos, step=steps[0], **kwargs) as batches:
+        return [jax.device_get(batches.take(step)) for step in steps]
 
 
-@pytest.mark.parametrize("repeats", [1, 3])
-def test_each_epoch_of_each_of_many_seeds_is_put_in_order_once(repeats, monkeypatch):
-    asked = []
-
-    def counted(seed, epoch, num_examples):
-        asked.append((seed, epoch))
-        return epoch_permutation(seed, epoch, num_examples)
-
-    monkeypatch.setattr(loader, "epoch_permutation", counted)
-    seeds = SeedStreams(tuple(ExampleStream(seed, 20, 6, repeats) for seed in range(8)))
-    for step in range(0, 20, 2):  # 120 examples, which are 6 epochs or, repeated, 2
-        seeds.take(step, 2)
-    assert sorted(asked) == [(seed, epoch) for seed in range(8) for epoch in range(6 // repeats)]
+def _assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
-def test_a_stream_is_the_same_in_another_process():
-    stream = ExampleStream(7, 23, 5, repeats=2)
-    before = stream.take(3, 2)
-    again = pickle.loads(pickle.dumps(stream))
-    assert again == stream
-    for ours, wanted in zip(again.take(3, 2), before, strict=True):
-        np.testing.assert_array_equal(ours, wanted)
+@pytest.fixture(scope="module")
+def expected(photos):
+    return _take(photos, range(8), workers=0)
 
 
-def test_the_order_is_the_same_in_every_version():
-    """Runs that were begun with another version of NumPy, or on another machine, must resume."""
-    assert epoch_permutation(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
-    assert epoch_permutation(1, 2, 10).tolist() == [4, 2, 0, 6, 1, 5, 9, 8, 7, 3]
+def test_batches_are_those_of_the_stream(photos, expected):
+    ids, epochs = IndexSampler(3, 60, 16).take(0, 8)
+    for step, batch in enumerate(expected):
+        assert batch.images.shape == (1, 2, 8, SIZE, SIZE, 3)
+        assert batch.images.dtype == np.uint8
+        np.testing.assert_array_equal(batch.ids.reshape(-1), ids[step])
+        np.testing.assert_array_equal(batch.epochs.reshape(-1), epochs[step])
+    # An example has one label, and in another epoch another crop.
+    seen = {}
+    for batch in expected:
+        rows = zip(
+            batch.ids.reshape(-1),
+            batch.labels.reshape(-1),
+            batch.images.reshape(-1, SIZE, SIZE, 3),
+            strict=True,
+        )
+        for index, label, image in rows:
+            seen.setdefault(int(index), []).append((int(label), image))
+    assert sorted(seen) == list(range(60))
+    assert all(len({label for label, _ in found}) == 1 for found in seen.values())
+    again = [found for found in seen.values() if len(found) > 1]
+    assert again
+    assert all(np.any(found[0][1] != found[1][1]) for found in again)
 
 
-def test_epochs_and_seeds_differ():
-    orders = {tuple(epoch_permutation(s, e, 100)) for s in range(5) for e in range(5)}
-    assert len(orders) == 25
+def test_any_number_of_processes_and_any_first_step_give_the_same(photos, expected):
+    _assert_equal(_take(photos, range(8), workers=3), expected)
+    _assert_equal(_take(photos, range(5, 8), workers=1), expected[5:])
 
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+def test_any_number_of_devices_gives_the_same(photos, expected):
+    _assert_equal(_take(photos, range(2), workers=0, devices=8), expected[:2])
 
 
-def test_augmentation_depends_on_the_example_and_not_on_its_batch():
-    key = jax.random.key(0)
-    ids, epochs = np.arange(6), np.array([0, 0, 0, 1, 1, 1])
-    x = IMAGES.astype(np.float32)
-    whole = crop_and_flip(x, example_keys(key, ids, epochs), pad=2, flip=True)
-    order = np.array([4, 0, 5])
-    part = crop_and_flip(x[order], example_keys(key, ids[order], epochs[order]), pad=2, flip=True)
-    np.testing.assert_array_equal(part, whole[order])
-    again = crop_and_flip(x, example_keys(key, ids, epochs + 1), pad=2, flip=True)
-    assert (np.asarray(again) != np.asarray(whole)).any()
+def test_a_step_out_of_turn_is_read_anew(photos, expected):
+    """As after going back to a checkpoint."""
+    with _batches(photos, workers=0) as batches:
+        found = [jax.device_get(batches.take(step)) for step in (0, 1, 5, 6, 0)]
+    _assert_equal(found, [expected[step] for step in (0, 1, 5, 6, 0)])
 
 
-def test_every_crop_is_a_window_of_the_padded_image_and_all_are_drawn():
-    image = np.arange(1, 17, dtype=np.float32).reshape(4, 4, 1)
-    padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    windows = {
-        (y, x, flip): padded[y : y + 4, x : x + 4][:, :: -1 if flip else 1].tobytes()
-        for y in range(3)
-        for x in range(3)
-        for flip in (False, True)
-    }
-    n = 2000
-    keys = example_keys(jax.random.key(3), np.arange(n), np.zeros(n, np.int32))
-    crops = np.asarray(crop_and_flip(np.tile(image, (n, 1, 1, 1)), keys, pad=1, flip=True))
-    counts = dict.fromkeys(windows.values(), 0)
-    for crop in crops:
-        counts[crop.tobytes()] += 1  # a KeyError would be a crop that is no window
-    expected = n / len(windows)
-    assert all(abs(c - expected) < 6 * np.sqrt(expected) for c in counts.values())
+def test_nothing_is_read_past_the_end(photos):
+    found = _take(photos, range(3), workers=0, total_steps=3)
+    assert len(found) == 3
 
 
-def test_without_padding_and_flip_images_stay():
-    keys = example_keys(jax.random.key(0), np.arange(6), np.zeros(6, np.int32))
-    x = IMAGES.astype(np.float32)
-    np.testing.assert_array_equal(crop_and_flip(x, keys, pad=0, flip=False), x)
+def test_repeats_are_the_same_images_cropped_otherwise(photos):
+    (batch,) = _take(photos, [0], workers=0, repeats=2)
+    first, second = batch.ids[0]
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(batch.labels[0, 0], batch.labels[0, 1])
+    assert np.any(batch.images[0, 0] != batch.images[0, 1], axis=(1, 2, 3)).all()
+    ids, epochs = IndexSampler(3, 60, 16, repeats=2).take(0, 15)
+    pairs = set(zip(ids.reshape(-1).tolist(), epochs.reshape(-1).tolist(), strict=True))
+    assert len(pairs) == ids.size  # no augmentation is drawn twice
+    counts = np.bincount(ids.reshape(-1), minlength=60)
+    assert counts.tolist() == [4] * 60
 
 
-@pytest.mark.parametrize("kind", ["channel", "pixel_mean"])
-def test_normalised_training_images_have_mean_zero_and_deviation_one(kind):
-    x = np.asarray(normalize(IMAGES, measure_normalization(IMAGES, kind)), np.float64)
-    axes = (0, 1, 2) if kind == "channel" else (0,)
-    np.testing.assert_allclose(x.mean(axis=axes), 0, atol=1e-5)
-    deviation = x.std(axis=axes) if kind == "channel" else x.std()
-    np.testing.assert_allclose(deviation, 1, rtol=1e-5)
+def test_images_grow_in_the_course_of_a_run(photos, expected):
+    sizes = CropSizes((8, 10, SIZE), (1.5, 4.0))
+    assert [sizes.at(step) for step in range(6)] == [8, 8, 10, 10, SIZE, SIZE]
+    found = _take(photos, range(8), workers=0, sizes=sizes)
+    assert [batch.images.shape[-2] for batch in found] == [8, 8, 10, 10, *[SIZE] * 4]
+    _assert_equal(found[4:], expected[4:])
 
 
-def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(ConfigError, match="data.normalize is 'pixel'"):
-        measure_normalization(IMAGES, "pixel")
+def test_a_damaged_image_is_named(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    torn = tmp_path / "photos" / "dog" / "4.png"
+    torn.write_bytes(torn.read_bytes()[:-30])
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"example \d+ of split 'train'.*'dog/4.png'.*early"):
+            _take(tmp_path / "photos", range(8), workers=workers)
+
+
+def _children():
+    """Process ids of this process's children."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()
+                if int(fields[1]) == os.getpid():
+                    found.append(int(name))
+    return found
+
+
+def test_too_few_open_files_are_named_before_anything_is_compiled(photos, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 64))
+    with pytest.raises(ConfigError, match=r"data\.workers=2 needs 128 open files.* have 64 here"):
+        _take(photos, [0], workers=2)
+    assert _take(photos, [0], workers=0)
+
+
+@pytest.mark.thorough
+def test_a_process_that_dies_is_noticed_at_once(photos):
+    before = set(_children())
+    with _batches(photos, workers=1, total_steps=10_000) as batches:
+        batches.take(0)
+        (worker,) = [
+            pid
+            for pid in set(_children()) - before
+            if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
+        os.kill(worker, signal.SIGKILL)
+        began = time.monotonic()
+        with pytest.raises(PeerError, match="process that decodes images has died"):
+            deque(map(batches.take, range(1, 10_000)), maxlen=0)
+    assert time.monotonic() - began < 20
