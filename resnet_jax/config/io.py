@@ -17,7 +17,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Rebuild a config that `to_json` wrote, of this version or an older one.
 
-    Fields that the text lacks have their defaults.
+    Fields that the text lacks have their defaults. Modules of `extensions` are imported; see
+    config/extensions.py for what is never imported.
 
     Raises:
         ConfigError: the text isn't a config, or has a field that this version doesn't know.
@@ -26,7 +27,7 @@ def from_json(text: str) -> ConfigDict:
         stored = flatten(json.loads(text))
     except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"it isn't a config that this package wrote ({error}).") from None
-    config = default_config()
+    config = default_config(stored.get("extensions", ()))
     known = flatten(config)
     for name, value in stored.items():
         if name not in known:

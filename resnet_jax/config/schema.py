@@ -2,26 +2,35 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from ml_collections import ConfigDict, config_dict
 
 from resnet_jax.config.checks import check_finite, show_value
 from resnet_jax.config.combinations import check_combinations
+from resnet_jax.config.extensions import import_extensions
 from resnet_jax.config.field_names import unknown_field
 from resnet_jax.config.fields import FIELDS
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import NETWORKS
 
 
-def default_config() -> ConfigDict:
+def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
     """Return all fields with their defaults, as a locked ConfigDict.
 
     docs/config.md explains the fields. `duration`, `eval_every`, `checkpoint_every`,
     `schedule.warmup`, `schedule.boundaries`, `data.size_boundaries` and `diagnostics.every` are in
     `duration_unit`: another batch size doesn't change their meaning.
+
+    Args:
+        extensions: the value of `config.extensions`. The modules are imported first, because
+            branches that they register bring fields of `config.model`.
+
+    Raises:
+        ConfigError: a module can't be imported.
     """
+    import_extensions(extensions)
     config = ConfigDict()
     for field in FIELDS:
         section, _, key = field.name.rpartition(".")
@@ -31,6 +40,7 @@ def default_config() -> ConfigDict:
         node[key] = config_dict.placeholder(field.kind) if field.default is None else field.default
     for name, kind in model_fields().items():
         config.model[name] = config_dict.placeholder(kind)
+    config.extensions = tuple(extensions)
     return config.lock()
 
 
@@ -63,11 +73,12 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Check what can be checked without data or devices.
+    """Import the config's extensions, and check what can be checked without data or devices.
 
     Raises:
         ConfigError: naming the field, its value and the accepted values.
     """
+    import_extensions(config.extensions)
     values = flatten(config)
     for name, value in values.items():
         check_finite(name, value)
