@@ -1,9 +1,7 @@
 """The config of a run: built from the table of fields, changed by name, and checked."""
 
-import dataclasses
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -13,7 +11,7 @@ from resnet_jax.config.extensions import import_extensions
 from resnet_jax.config.field_names import unknown_field
 from resnet_jax.config.fields import FIELDS
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.presets import NETWORKS
+from resnet_jax.models.presets import config_types
 
 
 def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
@@ -38,33 +36,11 @@ def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
             config[section] = ConfigDict()
         node = config[section] if section else config
         node[key] = config_dict.placeholder(field.kind) if field.default is None else field.default
-    for name, kind in model_fields().items():
-        config.model[name] = config_dict.placeholder(kind)
+    for name, kind in config_types().items():
+        if name != "num_classes":  # comes with the data
+            config.model[name] = config_dict.placeholder(kind)
     config.extensions = tuple(extensions)
     return config.lock()
-
-
-def model_fields() -> dict[str, type]:
-    """Return name → type of the fields of all networks; unset, a field has its preset's value."""
-    fields: dict[str, type] = {}
-    skip = {"parent", "name", "num_classes"}  # the number of classes comes with the data
-    for network in NETWORKS:
-        hints = typing.get_type_hints(network)
-        for field in dataclasses.fields(network):
-            if field.name not in skip and field.name not in fields:
-                fields[field.name] = _value_type(hints[field.name])
-    return fields
-
-
-def _value_type(hint: Any) -> type:
-    if hint is Any:  # dtype and param_dtype, by name
-        return str
-    if typing.get_origin(hint) is Literal:
-        return str
-    if typing.get_origin(hint) is tuple:
-        return tuple
-    union = [arg for arg in get_args(hint) if arg is not type(None)]
-    return _value_type(union[0]) if union else hint
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:

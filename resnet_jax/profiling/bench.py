@@ -46,7 +46,7 @@ def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     blueprint = Blueprint.without_data(config, mesh)
     model, image_shape = blueprint.model, blueprint.image_shape
-    best = ceilings(getattr(model, "dtype", jnp.float32), seconds=seconds)
+    best = ceilings(model.dtype, seconds=seconds)
     macs = summarize(model, image_shape).macs
     return {
         "model": config.model.name,

@@ -5,7 +5,6 @@ Parameters don't show all that a network computes: v1 and v1.5 have the same one
 change what inference computes, and `read_model` makes the model of them again.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,10 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.branches import BRANCHES, Branch, Geometry, find_branch, with_branch
+from resnet_jax.models.fields import changes
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import PRESETS, model_fields, model_values
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights.arrays import printable, quoted
 
@@ -25,29 +28,18 @@ _OLDER = (
     "stem_pool", "weight_standardized",
 )  # fmt: skip
 
-# A field that isn't listed here is recorded, and compared on reading: so is one that is added.
-TRAINING = (
-    "dropout", "shortcut_dropout", "head_dropout", "gate_bias", "carry_bias", "bn_group_size",
-    "bn_frozen", "bn_momentum", "zero_init_scale",
-)  # fmt: skip
-"""Fields that change training or initial values alone: recorded, not compared."""
-
-SHAPES = (
-    "stage_sizes", "num_classes", "stem_width", "deep_stem_widths", "width", "group_width",
-    "se_ratio", "gate_kernel_size",
-)  # fmt: skip
-"""Fields that the shapes of the arrays show: recorded, and compared by the shapes."""
-
-COMPILATION = ("scan", "remat", "dtype", "param_dtype")
-"""Fields that change how the same network is computed: neither recorded nor compared."""
-
-_OF_LINEN = ("parent", "name")
 _MOST_STAGES = 16  # each doubles the width
+_MISSING = object()
 
 
 def behaviour_of(model: ResNet) -> dict[str, str]:
-    """Metadata of a weight file that hold the model's class and fields as JSON."""
-    fields = {name: getattr(model, name) for name in _recorded()}
+    """Metadata of a weight file that hold the model's class and fields as JSON.
+
+    Raises:
+        ConfigError: the model has a branch without a name.
+    """
+    values, recorded = model_values(model), _recorded(type(model), model.branch)
+    fields = {name: values[name] for name in recorded}
     return {_KEY: json.dumps({"class": type(model).__name__, "fields": fields})}
 
 
@@ -85,7 +77,7 @@ def check_behaviour(
         theirs = {name: theirs[name] for name in _OLDER if name in theirs}
     else:
         return
-    different = [name for name, value in theirs.items() if value != ours[name]]
+    different = [name for name, value in theirs.items() if value != ours.get(name, _MISSING)]
     if different:
         name = different[0]
         mode = " (mode 'batch')" if name == "stochastic_depth" else ""
@@ -99,19 +91,11 @@ def check_behaviour(
 def inference_fields(model: ResNet) -> dict[str, Any]:
     """The fields that change what inference computes and that shapes of parameters don't show.
 
-    Values that stand for the same computation are made the same: defaults that depend on other
-    fields are resolved, and stochastic depth by the example, which leaves inference alone, is 0.
+    Networks that compute the same have the same values (`ResNet.canonical`).
     """
-    known = (*TRAINING, *SHAPES, *COMPILATION, *_OF_LINEN, "stochastic_depth_mode")
-    names = (field.name for field in dataclasses.fields(model) if field.name not in known)
-    fields = {name: getattr(model, name) for name in names}
-    if model.stem == "space_to_depth":
-        fields["stem"] = "imagenet"
-    if model.stochastic_depth_mode == "example":
-        fields["stochastic_depth"] = 0.0
-    fields["stem_pool"] = model.resolved_stem_pool()
-    fields["output_stride"] = model.feature_info()[f"stage{len(model.stage_sizes)}"].stride
-    return fields
+    fields = model_fields(type(model), model.branch)
+    values = model_values(model.canonical())
+    return {name: value for name, value in values.items() if changes(fields[name]) == "inference"}
 
 
 def model_in(
@@ -133,12 +117,19 @@ def model_in(
     fields = note.get("fields")
     if set(note) != {"class", "fields"} or not isinstance(fields, dict):
         raise _damaged(file)
-    if note["class"] != ResNet.__name__:
+    known = {p.build.__name__: p.build for p in PRESETS.values() if issubclass(p.build, ResNet)}
+    if note["class"] not in known:
         raise DataError(
             f"{file} is of a model of the class {_shown(note['class'])}; weights of a"
             f" {ResNet.__name__} can be loaded."
         )
-    unknown = sorted(set(fields) - set(_recorded()))
+    build, branch = known[note["class"]], fields.get("branch")
+    if not isinstance(branch, str) or branch not in BRANCHES:
+        raise DataError(
+            f"{file} is of a network with the branch {_shown(branch)}, which isn't known; import"
+            " the module that registers it."
+        )
+    unknown = sorted(set(fields) - set(_recorded(build, branch)))
     if unknown:
         raise DataError(
             f"{file} is of a network with a field {quoted(unknown[0])}, which this version of"
@@ -149,28 +140,31 @@ def model_in(
     if not isinstance(units, tuple) or len(units) > _MOST_STAGES:
         raise _damaged(file)
     try:
-        model = ResNet(**values)
+        model = build(**with_branch(values))
     except ConfigError as error:
         raise DataError(f"{file}: {printable(str(error))}") from None
     _check_sizes(model, arrays, file)
     return model
 
 
-def _recorded() -> list[str]:
-    names = (field.name for field in dataclasses.fields(ResNet))
-    return [name for name in names if name not in (*COMPILATION, *_OF_LINEN)]
+def _recorded(build: type[Network], branch: str | Branch) -> list[str]:
+    fields = model_fields(build, branch)
+    return [name for name, field in fields.items() if changes(field) != "compilation"]
 
 
 def _check_sizes(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> None:
     """Refuse fields of a network that is larger than the file, before it is traced.
 
     Raises:
-        DataError: there are more units than arrays, or more channels than an array has.
+        DataError: there are more blocks than arrays, or more channels than an array has.
     """
     largest = max((max(a.shape, default=0) for a in arrays.values() if a.size), default=0)
-    stages, inner = len(model.stage_sizes), model.groups * (model.group_width or model.width)
+    scale = 2 ** (len(model.stage_sizes) - 1)
+    inner = model.groups * (model.group_width or model.width)
+    layers = find_branch(model.branch).layers(Geometry(model.width * scale, inner * scale))
     widest = max(
-        max(model.width, inner if model.branch == "bottleneck" else 0) * 2 ** (stages - 1),
+        model.width * scale,
+        *(layer.features for layer in layers),
         model.stem_width or 0,
         *(model.deep_stem_widths or (0,)),
         model.num_classes,
