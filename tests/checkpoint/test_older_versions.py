@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.data.readers.digits import Digits
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "golden" / "runs").glob("*.tar.gz"))

@@ -12,15 +12,9 @@ from etils import epath
 import resnet_jax
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.reader import CheckpointReader
-from resnet_jax.config.schema import (
-    MAY_CHANGE,
-    default_config,
-    flatten,
-    from_json,
-    set_field,
-    to_json,
-    validate,
-)
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.io import from_json, to_json
+from resnet_jax.config.schema import default_config, flatten, set_field, validate
 from resnet_jax.data import datasets as sources
 from resnet_jax.data.datasets import Dataset, ImageSet
 from resnet_jax.data.readers.digits import Digits
