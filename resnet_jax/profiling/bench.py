@@ -163,7 +163,7 @@ def _evaluation(blueprint: Blueprint, seconds: float) -> dict[str, float]:
         for shape, most in zip(shapes, (256, first.model.num_classes, 2), strict=True)
     )
     state = _initial_state(first)
-    score = make_score(first.model, mesh)
+    score = make_score(first.model.apply, mesh)
     timing = _median_s(lambda: score(state.variables(), state.normalization, batches), seconds)
     return {"img_per_s": _SCORED_BATCHES * size / timing["s"], "batch_size": size}
 
