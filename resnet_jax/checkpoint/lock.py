@@ -20,7 +20,7 @@ from resnet_jax.checkpoint.lock_holder import Holder, this_process
 from resnet_jax.checkpoint.workdir import CONFIG
 from resnet_jax.errors import PeerError, WriteError
 from resnet_jax.utils.paths import is_remote
-from resnet_jax.utils.streams import briefly
+from resnet_jax.utils.streams import run_with_timeout
 
 LOCK = ".lock"
 
@@ -117,7 +117,7 @@ def release_all(*, timeout_s: float = 3.0) -> None:
         for held in list(_all_held):
             _release(held)
 
-    briefly(release, timeout_s=timeout_s)  # the file system may be the reason to end
+    run_with_timeout(release, timeout_s=timeout_s)  # the file system may be the reason to end
 
 
 def _release(held: _Held) -> None:

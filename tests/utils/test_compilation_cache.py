@@ -8,14 +8,14 @@ from pathlib import Path
 
 from resnet_jax.utils import compilation_cache as programs
 from resnet_jax.utils import files
-from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
 
 _PROGRAM = """
 import sys
-from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
 if sys.argv[1] == "late":
     import jax
-keep_programs()
+enable_compilation_cache()
 import jax, jax.numpy as jnp
 def f(x):
     for _ in range(9):
@@ -56,7 +56,7 @@ def test_a_cache_that_cannot_be_made_costs_nothing_but_time(tmp_path):
 def test_the_users_own_choice_is_left_alone(monkeypatch):
     for choice in ("", "/elsewhere"):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
-        keep_programs()
+        enable_compilation_cache()
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
 
 
@@ -64,10 +64,10 @@ def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(programs, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
-    keep_programs()
+    enable_compilation_cache()
     assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    keep_programs()
+    enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
 
 

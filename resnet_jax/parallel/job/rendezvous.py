@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from resnet_jax.errors import ConfigError, PeerError
-from resnet_jax.utils.files import allow_files
+from resnet_jax.utils.files import ensure_open_files
 
 MAX_PROCESSES = 2**16
 _MAX_GREETING_BYTES = 4096
@@ -73,7 +73,7 @@ def _serve(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Accept the connections of all other processes and send them the outcome."""
-    allow_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
+    ensure_open_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
     present: dict[int, socket.socket] = {}
     error: PeerError | ConfigError | None = None
     with contextlib.ExitStack() as stack:
