@@ -56,16 +56,13 @@ class Holder:
 def parse_holder(content: bytes) -> Holder:
     """The holder of a lock file of any content."""
     try:
-        fields: Any = json.loads(content)
-    except (ValueError, RecursionError):
+        fields = json.loads(content).get
+        known = {field.name: fields(field.name) for field in dataclasses.fields(Holder)}
+    except (ValueError, RecursionError, AttributeError):  # no JSON, or no object
         return Holder()
-    if not isinstance(fields, dict):
-        return Holder()
-    known = {f.name: fields[f.name] for f in dataclasses.fields(Holder) if f.name in fields}
     types: dict[str, Any] = {"pid": int | None, "renewed": int | float | None}
-    if not all(isinstance(value, types.get(name, str | None)) for name, value in known.items()):
-        return Holder()
-    return Holder(**known)
+    is_sound = all(isinstance(value, types.get(name, str | None)) for name, value in known.items())
+    return Holder(**known) if is_sound else Holder()
 
 
 def this_process() -> Holder:

@@ -180,7 +180,9 @@ def _greetings(
                     selector.register(connection, selectors.EVENT_READ)
                     pending[connection] = _Caller(connection, host)
                 elif caller := pending.get(key.fileobj):  # type: ignore[call-overload]
-                    piece = _receive(caller.connection)
+                    piece = b""  # the caller has hung up
+                    with contextlib.suppress(OSError):
+                        piece = caller.connection.recv(_MAX_GREETING_BYTES)
                     caller.received += piece
                     ended = not piece or caller.received.endswith(b"\n")
                     if ended or len(caller.received) > _MAX_GREETING_BYTES:
@@ -192,14 +194,6 @@ def _greetings(
             for caller in [caller for caller in pending.values() if caller.since < oldest]:
                 drop(caller)
     raise TimeoutError
-
-
-def _receive(connection: socket.socket) -> bytes:
-    """The bytes that have arrived; b"" if the other side has closed the connection."""
-    try:
-        return connection.recv(_MAX_GREETING_BYTES)
-    except OSError:
-        return b""
 
 
 def _is_closed(connection: socket.socket | None) -> bool:
