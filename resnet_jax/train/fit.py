@@ -20,7 +20,8 @@ from resnet_jax.checkpoint.workdir import (
     remove_temporary_files,
     write_atomically,
 )
-from resnet_jax.config.schema import describe_differences, to_json, validate
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.parallel.job.agreement import check_consistent, is_main
 from resnet_jax.train.experiment import Experiment

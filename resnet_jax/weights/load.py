@@ -13,7 +13,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.weights.architecture_note import check_behaviour, is_ours, model_in
+from resnet_jax.weights.architecture_note import check_architecture, is_ours, model_in
 from resnet_jax.weights.arrays import FormatError
 from resnet_jax.weights.files import read_file
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
@@ -53,7 +53,7 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
         raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
     path = local_file(weights)
     arrays, metadata = read_file(path)
-    check_behaviour(model, metadata, arrays, path)
+    check_architecture(model, metadata, arrays, path)
     flat = (_read_by_name if is_ours(metadata) else _recognise)(model, arrays, path)
     with np.errstate(over="ignore"):  # the result is infinite, which is refused below
         flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}

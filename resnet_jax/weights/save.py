@@ -11,7 +11,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import unstack_units
-from resnet_jax.weights.architecture_note import behaviour_of
+from resnet_jax.weights.architecture_note import architecture_note
 from resnet_jax.weights.files import write_weights
 
 _KINDS = {
@@ -56,16 +56,26 @@ def save_weights(
         metadata: texts to store in the file, such as `Preprocessing.metadata()`.
 
     Raises:
-        ConfigError: the model isn't a `ResNet`.
+        ConfigError: the model is no `ResNet` or has a branch without a name, or two variables would
+            have one name in the file.
         DataError, WriteError: as for `write_weights`.
     """
     if not isinstance(model, ResNet):
         raise ConfigError(f"Weights of a ResNet can be saved, not of {type(model).__name__}.")
     leaves = traverse_util.flatten_dict(unstack_units(dict(variables)), sep="/")
     arrays = {torch_name(leaf, model): _torch_array(leaf, a, model) for leaf, a in leaves.items()}
-    # The model's fields come last: `metadata` may have the fields of the file of origin.
-    notes = {"format": "pt"} | dict(metadata or {}) | behaviour_of(model)
+    if len(arrays) < len(leaves):
+        raise ConfigError(f"{_clash(leaves, model)} would have one name in the file.")
+    # Last, because `metadata` may be of the file that these weights came from.
+    notes = {"format": "pt"} | dict(metadata or {}) | architecture_note(model)
     write_weights(path, arrays, metadata=notes)
+
+
+def _clash(leaves: Mapping[str, Any], model: ResNet) -> str:
+    """The first two variables that have one name in the file."""
+    first: dict[str, str] = {}
+    pairs = ((leaf, first.setdefault(torch_name(leaf, model), leaf)) for leaf in leaves)
+    return next(f"{other} and {leaf}" for leaf, other in pairs if other != leaf)
 
 
 def torch_name(leaf: str, model: ResNet) -> str:
@@ -84,7 +94,7 @@ def torch_name(leaf: str, model: ResNet) -> str:
         first = 1 if model.shortcut == "D" else 0  # average pooling comes before the projection
         module = module.replace("downsample_conv", f"downsample.{first}")
         module = module.replace("downsample_bn", f"downsample.{first + 1}")
-    return f"{module.replace('/', '.')}.{_KINDS[kind]}"
+    return f"{module.replace('/', '.')}.{_KINDS.get(kind, kind)}"
 
 
 def _is_bit(model: ResNet) -> bool:
@@ -93,12 +103,12 @@ def _is_bit(model: ResNet) -> bool:
 
 def _torch_array(leaf: str, array: Any, model: ResNet) -> np.ndarray:
     array = np.asarray(array)
-    if not leaf.endswith("/kernel"):
+    if not leaf.endswith("/kernel") or array.ndim < 2:
         return array
     # timm's squeeze-and-excitation layers and BiT's classifier are 1×1 convolutions.
     if array.ndim == 2 and ("/se/" in leaf or _is_bit(model)):
         array = array[None, None]
-    axes = (3, 2, 0, 1) if array.ndim == 4 else (1, 0)
+    axes = (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
     return np.ascontiguousarray(array.transpose(axes))
 
 
@@ -113,7 +123,7 @@ def from_torch_array(leaf: str, array: np.ndarray, rank: int) -> np.ndarray:
     Returns:
         The array; a kernel is [h, w, in, out] or [in, out].
     """
-    if not leaf.endswith("/kernel") or array.ndim not in (2, 4):
+    if not leaf.endswith("/kernel") or array.ndim < 2:
         return array
-    array = array.transpose((2, 3, 1, 0) if array.ndim == 4 else (1, 0))
+    array = array.transpose((*range(2, array.ndim), 1, 0))
     return array[0, 0] if array.ndim > rank and array.shape[:2] == (1, 1) else array

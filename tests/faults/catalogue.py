@@ -306,7 +306,7 @@ FAULTS = (
         "damaged, hostile or unusual images",
         "cut, bombs, other formats, 2,000 mutations",
         "the right image or one line",
-        ("data/test_images_at_the_door.py", "faults/test_fuzz_images.py"),
+        ("data/images/test_image_files.py", "faults/test_fuzz_images.py"),
     ),
     Fault(
         "damaged examples, to be skipped",

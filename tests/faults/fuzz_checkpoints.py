@@ -10,7 +10,8 @@ from resnet_jax.checkpoint.corruption import CorruptionError
 from resnet_jax.checkpoint.integrity import sealed as seal
 from resnet_jax.checkpoint.integrity import unsealed
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, check_config, read_config
-from resnet_jax.config.schema import default_config, describe_differences, from_json, to_json
+from resnet_jax.config.io import describe_differences, from_json, to_json
+from resnet_jax.config.schema import default_config
 from resnet_jax.logging.metrics_log import read_metrics
 from tests.faults import mutate
 

@@ -15,7 +15,7 @@ import pytest
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.reader import CheckpointReader
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import DataError
 from resnet_jax.train.loop import Run
 from tests.runs import digest, start, steps_on_record, train
