@@ -6,7 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-from resnet_jax.utils import compilation_cache as programs
+from resnet_jax.utils import compilation_cache
 from resnet_jax.utils import files
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 
@@ -63,7 +63,7 @@ def test_the_users_own_choice_is_left_alone(monkeypatch):
 def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(programs, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
+    monkeypatch.setattr(compilation_cache, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
     enable_compilation_cache()
     assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -77,6 +77,6 @@ def test_a_user_without_a_home_has_caches_that_end_with_the_process(monkeypatch)
     root = files.cache_root()
     assert root.parent.stat().st_mode & 0o777 == 0o700
     assert files.cache_root() == root
-    files._folder_of_this_process().cleanup()
-    files._folder_of_this_process.cache_clear()
+    files._temporary_folder().cleanup()
+    files._temporary_folder.cache_clear()
     assert not root.parent.exists()
