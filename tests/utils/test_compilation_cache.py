@@ -6,8 +6,7 @@ import sys
 import types
 from pathlib import Path
 
-from resnet_jax.utils import compilation_cache
-from resnet_jax.utils import files
+from resnet_jax.utils import compilation_cache, files
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 
 _PROGRAM = """
@@ -63,7 +62,8 @@ def test_the_users_own_choice_is_left_alone(monkeypatch):
 def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compilation_cache, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
+    without_jax = types.SimpleNamespace(modules={})  # keeps the settings of JAX in this process
+    monkeypatch.setattr(compilation_cache, "sys", without_jax)
     enable_compilation_cache()
     assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
