@@ -1,4 +1,4 @@
-"""Programs that are kept for the next process, and never in the way of one."""
+"""JAX's persistent compilation cache; its failures cost only time."""
 
 import os
 import subprocess

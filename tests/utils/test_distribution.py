@@ -1,4 +1,4 @@
-"""The name of the distribution, and that nothing sends users to the stranger's package."""
+"""The distribution's name; no text tells users to install the unrelated package."""
 
 import importlib.metadata
 import re
@@ -19,8 +19,8 @@ from resnet_jax.utils.distribution import DISTRIBUTION, install_hint
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# `resnet-jax` is this package's command, and on PyPI a package of someone else. As a requirement
-# or as the name of a distribution it is always theirs.
+# `resnet-jax` is this package's command, and an unrelated package on PyPI. As a requirement or as
+# the name of a distribution it always means the latter.
 STRANGER = r"resnet[-_.]?jax"
 AS_A_REQUIREMENT = re.compile(
     rf"{STRANGER}\s*(\[[a-z]|[=<>!~]=)"

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files, and the limit of open files."""
 
 import os
 import resource

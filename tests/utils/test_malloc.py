@@ -1,4 +1,4 @@
-"""What a step allocates anew each time is cleared once on a CPU, and given back elsewhere."""
+"""Freed memory stays with the process on a CPU, and returns to the system otherwise."""
 
 import os
 import platform
