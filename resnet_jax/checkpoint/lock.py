@@ -92,13 +92,13 @@ def locked(
 def _check_held(held: _Held) -> None:
     folder = held.path.parent
     try:
-        found = read_lock(held.path)
+        holder = read_lock(held.path)
     except OSError:  # the following write reports it
         return
-    if found is not None:
-        if found[1].has_other_token(held.own):
+    if holder is not None:
+        if holder.has_other_token(held.own):
             raise PeerError(
-                f"{folder} isn't this run's any more: its lock is held by {found[1]}. The lock was"
+                f"{folder} isn't this run's any more: its lock is held by {holder}. The lock was"
                 " taken over, or the directory was moved and another run began here. What this run"
                 " saved before is intact."
             )
@@ -149,11 +149,10 @@ def holder_of(workdir: epath.Path) -> str:
     Raises:
         OSError: the lock can't be read.
     """
-    found = read_lock(workdir / LOCK)
-    if found is None:
+    holder = read_lock(workdir / LOCK)
+    if holder is None:
         return ""
-    renewed, holder = found
     is_alive = holder.is_alive()
     if is_alive is None:
-        is_alive = time.time() - renewed < _STALE_S
+        is_alive = time.time() - (holder.renewed or 0) < _STALE_S
     return str(holder) if is_alive else ""

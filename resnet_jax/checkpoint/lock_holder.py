@@ -21,7 +21,8 @@ class Holder:
         started: when the process started, in the units of its host.
         since: when it took the lock, for people.
         token: random text that no other holder has.
-        renewed: when it renewed the lock, in seconds by its host's clock; only for buckets.
+        renewed: when it renewed the lock, in seconds by the clock of a host. The file of a lock in
+            a bucket has it; on a file system it is the time of the file.
     """
 
     host: str | None = None

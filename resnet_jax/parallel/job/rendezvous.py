@@ -13,7 +13,6 @@ same number, it aborts all of them; if the port is in use, process 0 ends by a s
 
 import contextlib
 import dataclasses
-import errno
 import json
 import selectors
 import socket
@@ -36,7 +35,6 @@ _ERRORS: dict[str, type[PeerError] | type[ConfigError]] = {
     "PeerError": PeerError,
     "ConfigError": ConfigError,
 }
-_PORT_UNAVAILABLE = (errno.EADDRINUSE, errno.EACCES)
 
 
 def rendezvous(
@@ -279,15 +277,10 @@ def _listen(port: int) -> socket.socket:
     Raises:
         ConfigError: the port is in use, or this user may not listen on it.
     """
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        try:
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
-            )
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _PORT_UNAVAILABLE:
-                raise
-            return socket.create_server(("", port), backlog=4096)
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=4096)
     except OSError as error:
         raise ConfigError(
             f"Process 0 can't listen on port {port} ({error.strerror}); choose another port for"
