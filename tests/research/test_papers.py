@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from resnet_jax.research.scoring import make_scorer
 
 import resnet_jax
 from resnet_jax.research.gradients import gradient_norms
@@ -17,7 +18,6 @@ from resnet_jax.research.papers.huang2016 import survivals
 from resnet_jax.research.papers.li2018 import flat_share, low_share, random_direction
 from resnet_jax.research.papers.veit2016_lesion import _tau
 from resnet_jax.research.papers.veit2016_paths import path_gradient
-from resnet_jax.research.scoring import make_scorer
 from resnet_jax.train.losses import cross_entropy
 
 _SHAPE = (8, 8, 3)
