@@ -46,7 +46,7 @@ from resnet_jax.train.pretrained import check_unchanged
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.malloc import give_back_freed_memory
+from resnet_jax.utils.malloc import release_freed_memory
 from resnet_jax.utils.paths import bucket_errors
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Run:
             if settling:
                 settling -= 1
                 jax.block_until_ready(self._state)
-                give_back_freed_memory()
+                release_freed_memory()
             stopping, failed = flags.any_process(
                 self._stop.requested, self._checkpoints.has_failed()
             )
