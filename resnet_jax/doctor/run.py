@@ -44,7 +44,8 @@ def check_config(
     Raises:
         ConfigError: an invalid config, or not the one that `workdir` is bound to.
     """
-    from resnet_jax.config.schema import describe_differences, to_json, validate
+    from resnet_jax.config.io import describe_differences, to_json
+    from resnet_jax.config.schema import validate
     from resnet_jax.train.spec import evaluation_crop
 
     config = load()

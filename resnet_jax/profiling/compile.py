@@ -132,7 +132,7 @@ def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
         (state.variables(), state.normalization),
     )
     return compile_program(
-        make_score(blueprint.model, blueprint.mesh),
+        make_score(blueprint.model.apply, blueprint.mesh),
         variables,
         normalization,
         abstract_batches(batches, size, image_shape, blueprint.mesh),

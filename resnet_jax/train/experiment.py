@@ -246,7 +246,7 @@ class Experiment(Blueprint):
 
     def _evaluator(self, data: ImageSet) -> Evaluator | SeedEvaluator:
         evaluator = Evaluator(
-            self.model, data, batch_size=self.config.eval_batch_size, mesh=self.mesh
+            self.model.apply, data, batch_size=self.config.eval_batch_size, mesh=self.mesh
         )
         if not self.seeds:
             return evaluator

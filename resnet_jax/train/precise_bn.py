@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.train.multi_seed import Seeds, map_over_seeds
 from resnet_jax.train.state import TrainState

@@ -19,7 +19,8 @@ from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.loaders.crop_sizes import CropSizes
 from resnet_jax.data.splits import parse_split
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.models.presets import Network, create_model, init_variables
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
 from resnet_jax.train.distillation import teacher_model
@@ -96,11 +97,10 @@ def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> Non
 def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network) -> None:
     if not config.precise_bn:
         return
-    if not hasattr(model, "bn_momentum"):
-        reason = "isn't a network for which statistics can be measured anew"
-    elif model.norm != "batch":
-        reason = f"has no running statistics: its model.norm is {model.norm!r}"
-    elif getattr(model, "bn_frozen", False):
+    normalization = model.normalization()
+    if normalization.kind != "batch":
+        reason = f"has no running statistics: its norm is {normalization.kind!r}"
+    elif normalization.frozen:
         head = config.optimizer.trainable == "head"
         cause = "optimizer.trainable is 'head'" if head else "model.bn_frozen is True"
         reason = f"keeps its running statistics: {cause}"

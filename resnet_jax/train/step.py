@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import batch_sharding, replicated
 from resnet_jax.parallel.sharding import GATHERED, gather, state_shardings
 from resnet_jax.train.losses import LOSSES, binarize, distillation
@@ -140,7 +139,7 @@ def _gradients(
             share, temperature = recipe.distill_weight, recipe.distill_temperature
             losses = (1 - share) * losses
             losses += share * distillation(logits, taught, temperature=temperature)
-        metrics = training_sums(logits, part.labels)
+        metrics = training_sums(logits, part.labels, state.meter.sums)
         stats = updated.get("batch_stats", {})
         return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 
@@ -234,8 +233,7 @@ def train_step(
         numbered = (batch, jnp.arange(micro_batches))
         (sums, loss, metrics), running = jax.lax.scan(add, zero, numbered)
         gradients = jax.tree.map(lambda total: total / micro_batches, sums)
-        # Networks without this field have the default of their normalisations.
-        momentum = getattr(model, "bn_momentum", BatchNorm.momentum)
+        momentum = model.normalization().momentum
         batch_stats = merge_statistics(running, momentum=momentum)
         done = Gradients(gradients, batch_stats, loss, metrics)
 

@@ -1,4 +1,4 @@
-"""Runs that older versions began are read and go on.
+"""Runs of older versions are read and resumed.
 
 An archive of tests/golden/runs/ holds `run`, stopped after six steps of `TINY` (tests/runs.py), and
 what that version made of it: probabilities of the first test images, and the record of all twelve
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.data.readers.digits import Digits
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "golden" / "runs").glob("*.tar.gz"))

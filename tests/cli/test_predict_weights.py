@@ -117,7 +117,7 @@ def _walk_in_order(root):
 
 def test_a_folder_with_bad_images(folder, network, weights, capsys, monkeypatch):
     """Good ones are classified in batches of one shape, bad ones listed."""
-    monkeypatch.setattr(predictor, "_BATCH", 8)
+    monkeypatch.setattr(predictor, "_MAX_BATCH", 8)
     traced = []
     counting = _counting(resnet_jax.ResNet.__call__, traced)
     monkeypatch.setattr(resnet_jax.ResNet, "__call__", counting)

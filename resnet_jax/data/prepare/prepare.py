@@ -21,7 +21,7 @@ from resnet_jax.data.prepare.originals import open_originals
 from resnet_jax.data.prepare.plan import check_names, describe, divide, version_of
 from resnet_jax.data.prepare.shards import Options, Shard, ShardNote, read_note, write_shard
 from resnet_jax.errors import ConfigError, DataError, PeerError, WriteError
-from resnet_jax.utils.files import DRAFT, replace_file
+from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
 from resnet_jax.utils.subprocess import die_with_parent
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def prepare(
     final = data_dir / name / version
     if final.resolve().is_relative_to(source.resolve()) and collection.in_folders:
         raise ConfigError(f"{final} would be among the classes in {source}; choose another --out.")
-    draft = final.with_name(f"{version}{DRAFT}")
+    draft = final.with_name(f"{version}{TEMPORARY_SUFFIX}")
     parts = divide(name, collection, shards)
     try:
         if final.exists():
@@ -116,7 +116,7 @@ def _begin(draft: Path, plan: str) -> None:
 
 
 def _remove_notes(draft: Path) -> None:
-    for path in [*draft.glob(f"*{DRAFT}"), draft / _PLAN]:
+    for path in [*draft.glob(f"*{TEMPORARY_SUFFIX}"), draft / _PLAN]:
         path.unlink()
 
 

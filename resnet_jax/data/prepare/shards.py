@@ -18,7 +18,7 @@ from typing import Any
 from resnet_jax.data.prepare.originals import Original
 from resnet_jax.data.readers.skipped import CorruptPolicy
 from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.utils.files import DRAFT, replace_file
+from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
 
 IMAGENET = "imagenet2012"
 
@@ -98,7 +98,7 @@ def read_note(draft: Path, shard: Shard, options: Options) -> ShardNote | None:
 
 
 def _note_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json{DRAFT}")
+    return path.with_name(f"{path.name}.json{TEMPORARY_SUFFIX}")
 
 
 def write_shard(draft: Path, shard: Shard, options: Options) -> ShardNote:
@@ -114,7 +114,7 @@ def write_shard(draft: Path, shard: Shard, options: Options) -> ShardNote:
     features = features_of(shard.name, shard.class_names)
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     path = draft / shard.file
-    temporary = path.with_name(f"{path.name}{DRAFT}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
     counts: Counter[int] = Counter()
     bad, size = [], 0
     try:

@@ -18,7 +18,7 @@ import pytest
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.prepare import cifar, cifar_archive
 from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.utils.files import DRAFT
+from resnet_jax.utils.files import TEMPORARY_SUFFIX
 
 EXAMPLES = {"train": 250, "test": 10}
 OFFICIAL = {name: cifar_archive.official_archive(name) for name in ("cifar10", "cifar100")}
@@ -243,7 +243,7 @@ def test_folder_of_a_killed_preparation_is_not_a_data_set(archive, tmp_path):
     (left / "cifar10-train.array_record-00000-of-00001").write_bytes(b"half")
     manual = tmp_path / "tfds" / "downloads" / "manual"
     manual.mkdir(parents=True)
-    (manual / f".{archive.name}.0a1b2c3d{DRAFT}").write_bytes(b"half")
+    (manual / f".{archive.name}.0a1b2c3d{TEMPORARY_SUFFIX}").write_bytes(b"half")
     shutil.copy(archive, manual)
     data = load_dataset("cifar10", splits={"test": "test"}, data_dir=str(tmp_path / "tfds"))
     assert len(data.splits["test"]) == 10
