@@ -16,7 +16,7 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.utils.streams import LossyStream, escaped
 

@@ -25,8 +25,8 @@ class Preset:
     image_shape: tuple[int, int, int] = (224, 224, 3)
 
 
-# Depth: (branch, units per stage). Table 1 of He et al. 2015 (1512.03385); 200 from He et al. 2016
-# (1603.05027). 10, 14 and 26 are timm's, one or two units per stage.
+# Depth: (branch, blocks per stage). Table 1 of He et al. 2015 (1512.03385); 200 from He et al. 2016
+# (1603.05027). 10, 14 and 26 are timm's, one or two blocks per stage.
 _IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {
     10: ("basic", (1, 1, 1, 1)),
     14: ("bottleneck", (1, 1, 1, 1)),
@@ -41,13 +41,13 @@ _IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {
 
 
 def _imagenet(depth: int, **fields: Any) -> Preset:
-    branch, units = _IMAGENET[depth]
-    return Preset(ResNet, {"stage_sizes": units, "branch": branch, **fields})
+    branch, blocks = _IMAGENET[depth]
+    return Preset(ResNet, {"stage_sizes": blocks, "branch": branch, **fields})
 
 
-def _cifar(units: int, **fields: Any) -> Preset:
+def _cifar(blocks: int, **fields: Any) -> Preset:
     """Three stages on 32×32 images: section 4.2 of He et al. 2015."""
-    small = {"stage_sizes": (units,) * 3, "num_classes": 10, "stem": "cifar", "width": 16}
+    small = {"stage_sizes": (blocks,) * 3, "num_classes": 10, "stem": "cifar", "width": 16}
     return Preset(ResNet, small | fields, (32, 32, 3))
 
 
@@ -68,7 +68,7 @@ def _post_activation() -> dict[str, Preset]:
     for depth in (18, 34):
         table[f"plain{depth}"] = _imagenet(depth, shortcut="none")
     table["resnet50_gn"] = _imagenet(50, norm="group")
-    # 6n + 2 layers: the stem, three stages of n units with two convolutions, the classifier.
+    # 6n + 2 layers: the stem, three stages of n blocks with two convolutions, the classifier.
     for depth in (20, 32, 44, 56, 110, 1202):
         table[f"resnet{depth}"] = _cifar((depth - 2) // 6, shortcut="A")
     for depth in (20, 32, 44, 56, 110):
@@ -101,8 +101,8 @@ def _pre_activation() -> dict[str, Preset]:
         table[f"wrn{depth}_{factor}"] = _cifar(
             (depth - 4) // 6, order="preact", width=16 * factor, stem_width=16
         )
-    # The authors' code has no normalisation between the stem and the first unit's shortcut. That
-    # makes a difference only where this unit doesn't project: for a factor of 1.
+    # The authors' code has no normalisation between the stem and the first block's shortcut. That
+    # makes a difference only where this block doesn't project: for a factor of 1.
     table["wrn16_1"] = _cifar(2, order="preact", width=16, stem_norm=False)
     table["wrn16_2"] = _cifar(2, order="preact", width=32, stem_width=16)
     return table
@@ -144,8 +144,8 @@ def _modern() -> dict[str, Preset]:
             stem_norm=False,
             width=64 * factor,
         )
-    # Bello et al. 2021 (2103.07579): depth, image size, units, stochastic depth.
-    for depth, size, units, drop in (
+    # Bello et al. 2021 (2103.07579): depth, image size, blocks, stochastic depth.
+    for depth, size, blocks, drop in (
         (50, 160, (3, 4, 6, 3), 0.0),
         (101, 192, (3, 4, 23, 3), 0.0),
         (152, 256, (3, 8, 36, 3), 0.0),
@@ -155,7 +155,7 @@ def _modern() -> dict[str, Preset]:
         (420, 320, (4, 44, 87, 4), 0.1),
     ):
         fields: dict[str, Any] = {
-            "stage_sizes": units,
+            "stage_sizes": blocks,
             "branch": "bottleneck",
             "stem": "deep",
             "stem_pool": "conv",
@@ -192,8 +192,8 @@ def _relatives() -> dict[str, Preset]:
     table["highway32"] = Preset(
         HighwayNet, {"stage_sizes": (7, 10, 10), "stage_widths": (24, 56, 56)}, (32, 32, 3)
     )
-    for units in (19, 39):
-        table[f"alphagozero{units}"] = Preset(AlphaGoZero, {"units": units}, (19, 19, 17))
+    for blocks in (19, 39):
+        table[f"alphagozero{blocks}"] = Preset(AlphaGoZero, {"units": blocks}, (19, 19, 17))
     return table
 
 

@@ -41,6 +41,7 @@ class HighwayNet(Network, kw_only=True):
     carry_bias: float | None = setting(None, "training")
     head_dropout: float = setting(0.2, "training", below=1)
 
+    @nn.nowrap
     def check(self) -> None:
         """Check the stages, then the fields that need others; see `Network.check`."""
         if len(self.stage_widths) != len(self.stage_sizes):
@@ -75,14 +76,14 @@ class HighwayNet(Network, kw_only=True):
         )
         taps: dict[str, Array] = {}
         x = nn.Dropout(self.head_dropout, deterministic=not train)(images)
-        for stage, (units, width) in enumerate(
+        for stage, (layers, width) in enumerate(
             zip(self.stage_sizes, self.stage_widths, strict=True), start=1
         ):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
                 x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
             x = nn.relu(Conv(width, 3, use_bias=True, name=f"conv{stage}", **kinds)(x))
-            for i in range(units):
+            for i in range(layers):
                 x = ResidualBlock(config, width=width, train=train, name=f"layer{stage}_{i}")(x)
             taps[f"stage{stage}"] = x
         x = nn.relu(Conv(self.last_width, 1, use_bias=True, name="conv_last", **kinds)(x))

@@ -1,7 +1,8 @@
-"""Batch normalisation, alone or in one with the operation before or after it.
+"""Batch normalisation, alone or fused with the operation before or after it.
 
-The maths is that of Ioffe & Szegedy 2015 (1502.03167), section 3. What is normalised is an array,
-or stands for one that need not be computed by itself: a `PointwiseProduct` or a `MaxPooled`.
+The maths is that of Ioffe & Szegedy 2015 (1502.03167), section 3. The input is an array, or stands
+for an operation that can be fused: a `PointwiseProduct` before the normalisation, or the pooling
+after it, `MaxPooled`.
 """
 
 import functools
@@ -48,7 +49,7 @@ class MaxPooled(NamedTuple):
 
 
 Maps = Array | PointwiseProduct | MaxPooled
-"""What `batch_normalise` takes."""
+"""Inputs of `batch_normalise`."""
 
 
 def maps_of(x: Maps) -> Float[Array, "n h w c"]:
@@ -58,14 +59,14 @@ def maps_of(x: Maps) -> Float[Array, "n h w c"]:
     return x.x if isinstance(x, MaxPooled) else x
 
 
-# Jitted only so that a network of a thousand layers traces each once for each shape.
+# Jitted so that a network of a thousand layers traces the function once for each shape.
 @functools.partial(jax.jit, static_argnums=(5, 6), inline=True)
 def normalise(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> Array:
     """(x - mean) / √(var + epsilon) · scale + bias, computed in float32, of type `dtype`."""
     factor = jax.lax.rsqrt(var + epsilon) * scale.astype(jnp.float32)
-    # Not (x - mean) · factor, which has to be kept where the backward pass needs x - mean too.
+    # Not (x - mean) · factor: where the backward pass needs x - mean, too, XLA would store it.
     y = x.astype(jnp.float32) * factor + (bias.astype(jnp.float32) - mean * factor)
     return y.astype(dtype)
 
@@ -144,7 +145,7 @@ def _backward(
     inverse = jax.lax.rsqrt(var + epsilon)
     factor = inverse * scale.astype(jnp.float32)
     sum_dy = dy.sum(axis=(1, 2, 3))
-    # Σ dy · (x - mean), as the variance is: without x - mean, which XLA on CPU would write down.
+    # Σ dy · (x - mean), without an array x - mean, which XLA on CPU would write to memory.
     sum_product = (dy * values).sum(axis=(1, 2, 3)) - mean * sum_dy
     slope = (2 * dvar - factor * jnp.square(inverse) * sum_product) / size
     offset = (dmean - factor * sum_dy) / size - mean * slope
@@ -156,7 +157,7 @@ def _backward(
     return dx.astype(x.dtype), dvalues.astype(pooled.dtype), *of_parameters
 
 
-# The rule that JAX derives keeps x and x - mean for the backward pass, and sums twice.
+# The rule that JAX derives stores both x and x - mean for the backward pass, and sums twice.
 _normalise_groups = jax.jit(
     differentiable(_forward, _forward_and_kept, _backward, static=2),
     static_argnums=(4, 5),
@@ -190,7 +191,7 @@ def _normalise_product(
         y, mean, var = _normalise_groups(groups, None, scale, bias, epsilon, dtype)
         return y.reshape(z.shape), mean, var
 
-    # XLA on CPU writes the product all the same.
+    # On CPU, XLA would write the product to memory all the same.
     def tpu(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         return project_and_normalise(x, kernel, scale, bias, shape[0], epsilon, dtype)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
-from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
+from resnet_jax.train.metrics import RESERVED, finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
 """The most bytes of a split's images per device that stay on the device between evaluations."""
@@ -95,7 +95,8 @@ class Evaluation:
     def from_scalars(cls, scalars: Mapping[str, Any]) -> "Evaluation":
         """The evaluation whose `scalars` these are, without the confusion matrix."""
         examples, values = scalars["examples"], scalars.get("seeds", {})
-        names = [name for name in scalars if name not in ("examples", "std", "seeds")]
+        names = list(dict.fromkeys(("loss", "top1", "top5", *scalars)))
+        names = [name for name in names if name not in RESERVED]
         of_seeds = zip(*(values[name] for name in names), strict=True) if values else ()
         return cls(
             examples,

@@ -17,16 +17,16 @@ from resnet_jax.checkpoint.workdir import (
     CONFIG,
     check_config,
     prepare_workdir,
-    sweep_drafts,
+    remove_temporary_files,
     write_atomically,
 )
 from resnet_jax.config.io import describe_differences, to_json
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
-from resnet_jax.parallel.job.process import failing_together, is_main
+from resnet_jax.parallel.job.agreement import check_consistent, is_main
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.job_fingerprint import common_ground
-from resnet_jax.train.loop import FitResult, Run, nothing_to_lose
+from resnet_jax.train.job_fingerprint import job_fingerprint
+from resnet_jax.train.loop import FitResult, Run, interrupt_immediately
 from resnet_jax.train.pretrained import name_model
 from resnet_jax.train.watchdog import Watchdog
 from resnet_jax.utils.paths import as_path
@@ -100,8 +100,8 @@ def _fit(
     on_hang: Callable[[str], None] | None,
 ) -> FitResult:
     """Check all that can be checked before anything is compiled, and run."""
-    about = common_ground(config, stop_at_step=stop_at_step)
-    with nothing_to_lose(stop), failing_together(about) as common:
+    about = job_fingerprint(config, stop_at_step=stop_at_step)
+    with interrupt_immediately(stop), check_consistent(about) as common:
         validate(config)
         prepare_workdir(workdir)
         check_place = held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else None
@@ -115,7 +115,7 @@ def _fit(
             common["the weights of distill.teacher"] = experiment.teacher.sha256
     check_shared(workdir)
     if is_main():  # all processes have made their probes by now
-        sweep_drafts(workdir)
+        remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)

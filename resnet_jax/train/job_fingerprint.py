@@ -14,7 +14,7 @@ _OWN = ("data.dir",)
 """Fields that may differ from host to host."""
 
 
-def common_ground(config: ConfigDict, *, stop_at_step: int | None) -> dict[str, Any]:
+def job_fingerprint(config: ConfigDict, *, stop_at_step: int | None) -> dict[str, Any]:
     """By name: the config, the versions of the libraries, and the code of this package."""
     ground = {name: value for name, value in flatten(config).items() if name not in _OWN}
     ground |= {f"the version of {name}": version for name, version in package_versions().items()}

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
-from resnet_jax.checkpoint.retention import merit
+from resnet_jax.checkpoint.retention import best_fn
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS, METRICS, SUMMARY
 from resnet_jax.config.schema import streams
@@ -30,7 +30,13 @@ from resnet_jax.logging.report import (
     write_summary,
 )
 from resnet_jax.ops.native import library as native
-from resnet_jax.parallel.job.process import MAIN, Vote, exchange, is_main, wait_for_all
+from resnet_jax.parallel.job.agreement import (
+    MAIN,
+    ProcessFlags,
+    all_gather_object,
+    is_main,
+    wait_for_all,
+)
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation, bounded
 from resnet_jax.train.experiment import Experiment
@@ -40,7 +46,7 @@ from resnet_jax.train.pretrained import check_unchanged
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import all_finite
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.malloc import give_back_freed_memory
+from resnet_jax.utils.malloc import release_freed_memory
 from resnet_jax.utils.paths import bucket_errors
 
 if TYPE_CHECKING:
@@ -75,11 +81,11 @@ class FitResult:
     stopped_early: bool
 
 
-def nothing_to_lose(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+def interrupt_immediately(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
     """While inside, a signal ends the run at once; the processes of a job end at a step instead,
     which they agree on.
     """
-    return contextlib.nullcontext() if jax.process_count() > 1 else stop.nothing_to_lose()
+    return contextlib.nullcontext() if jax.process_count() > 1 else stop.interrupt_immediately()
 
 
 class Run:
@@ -115,10 +121,10 @@ class Run:
 
     def go(self) -> FitResult:
         """Go on from the newest good checkpoint, to the end or a stop."""
-        with nothing_to_lose(self._stop):
+        with interrupt_immediately(self._stop):
             self._restore()
         total_steps = self._plan.total_steps
-        if self._step >= total_steps and exchange(self._is_on_record())[MAIN]:
+        if self._step >= total_steps and all_gather_object(self._is_on_record())[MAIN]:
             return self._as_recorded()
         self._evaluators = self._experiment.evaluators()
         with (
@@ -191,7 +197,7 @@ class Run:
     def _train(self) -> None:
         """Take steps until the last one, or until a process is told to stop."""
         with contextlib.closing(self._experiment.batches()) as self._batches:
-            with nothing_to_lose(self._stop):
+            with interrupt_immediately(self._stop):
                 self._batches.start(self._step)  # images are read while the step compiles
                 self._jitted = self._experiment.train_steps()
                 self._compiled: dict[int, jax.stages.Compiled] = {}  # by the size of images
@@ -213,8 +219,8 @@ class Run:
 
     def _take_steps(self) -> None:
         self._clock.start_lap(self._step)
-        vote = Vote(self._experiment.mesh)
-        stopping = any(exchange(self._stop.requested)) or self._is_told_to_stop_here()
+        flags = ProcessFlags(self._experiment.mesh)
+        stopping = any(all_gather_object(self._stop.requested)) or self._is_told_to_stop_here()
         settling = _SETTLING
         while self._step < self._plan.total_steps and not stopping:
             first = self._step
@@ -226,8 +232,10 @@ class Run:
             if settling:
                 settling -= 1
                 jax.block_until_ready(self._state)
-                give_back_freed_memory()
-            stopping, failed = vote.cast(self._stop.requested, self._checkpoints.has_failed())
+                release_freed_memory()
+            stopping, failed = flags.any_process(
+                self._stop.requested, self._checkpoints.has_failed()
+            )
             stopping = stopping or self._is_told_to_stop_here()
             if failed:
                 self._hear_of_failure()
@@ -377,7 +385,7 @@ class Run:
 
     def _choose_best(self, scores: dict[str, Evaluation]) -> None:
         """Take this step for the best one if its scores are."""
-        if self._best is None or merit(scores["validation"].metrics) >= merit(self._best):
+        if self._best is None or best_fn(scores["validation"].metrics) >= best_fn(self._best):
             self._best = {"step": self._step, **scores["validation"].scalars()}
 
     def _score(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet, find_known
-from resnet_jax.data.datasets import parse_split
 from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.loaders.crop_sizes import CropSizes
+from resnet_jax.data.splits import parse_split
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.network import Network
 from resnet_jax.models.presets import create_model, init_variables

@@ -139,7 +139,7 @@ def _gradients(
             share, temperature = recipe.distill_weight, recipe.distill_temperature
             losses = (1 - share) * losses
             losses += share * distillation(logits, taught, temperature=temperature)
-        metrics = training_sums(logits, part.labels)
+        metrics = training_sums(logits, part.labels, state.meter.sums)
         stats = updated.get("batch_stats", {})
         return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 

@@ -1,8 +1,9 @@
 """The fields of a network in the metadata of its weight file.
 
-Parameters don't show all that a network computes: v1 and v1.5 have the same ones. So
-`save_weights` writes every field of the model into the file, `load_weights` compares those that
-change what inference computes, and `read_model` makes the model of them again.
+Parameters don't determine what a network computes: those of v1 and v1.5 are the same. So
+`save_weights` writes every field of the model into the file, `load_weights` compares the fields
+that change inference, and `read_model` makes the model from the fields. What a change of a field
+changes is declared with the field (`resnet_jax.models.fields`).
 """
 
 import json
@@ -21,7 +22,7 @@ from resnet_jax.weights.arrays import printable, quoted
 
 _KEY = "resnet_jax.model"
 _OLDER_KEY = "resnet_jax.behaviour"
-"""Of files written before all fields were recorded: an object with the fields in `_OLDER`."""
+"""Key in files written before all fields were recorded: an object with the fields in `_OLDER`."""
 
 _OLDER = (
     "stride_on", "order", "shortcut", "merge", "activation", "norm", "norm_epsilon", "groups",
@@ -32,8 +33,8 @@ _MOST_STAGES = 16  # each doubles the width
 _MISSING = object()
 
 
-def behaviour_of(model: ResNet) -> dict[str, str]:
-    """Metadata of a weight file that hold the model's class and fields as JSON.
+def architecture_note(model: ResNet) -> dict[str, str]:
+    """The model's class and fields as metadata of a weight file, in JSON.
 
     Raises:
         ConfigError: the model has a branch without a name.
@@ -44,27 +45,27 @@ def behaviour_of(model: ResNet) -> dict[str, str]:
 
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata are of a file that `save_weights` wrote, in this version or before."""
+    """Whether this or an earlier version of `save_weights` wrote the file."""
     return _KEY in metadata or _OLDER_KEY in metadata
 
 
-def check_behaviour(
+def check_architecture(
     model: ResNet,
     metadata: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
     file: str,
 ) -> None:
-    """Compare a network with the fields in the metadata of a weight file, if there are any.
+    """Compare a network with the fields in the metadata of a weight file, if it has any.
 
     Args:
-        model: the network that is to have the weights.
+        model: the network that gets the weights.
         metadata: of the file.
-        arrays: of the file; no field may be larger than they allow.
-        file: its name, for messages.
+        arrays: of the file; they bound the size of the network that the fields describe.
+        file: name of the file, for messages.
 
     Raises:
-        DataError: a field that changes what inference computes differs; or the metadata are
-            damaged, or of a version that has other fields.
+        DataError: a field that changes inference differs; or the metadata are damaged, or are
+            from a version that has other fields.
     """
     of_file = model_in(metadata, arrays, file)
     if of_file is not None:
@@ -89,7 +90,7 @@ def check_behaviour(
 
 
 def inference_fields(model: ResNet) -> dict[str, Any]:
-    """The fields that change what inference computes and that shapes of parameters don't show.
+    """The fields that change inference and don't change the shapes of parameters.
 
     Networks that compute the same have the same values (`ResNet.canonical`).
     """
@@ -101,15 +102,16 @@ def inference_fields(model: ResNet) -> dict[str, Any]:
 def model_in(
     metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], file: str
 ) -> ResNet | None:
-    """The network whose fields a weight file holds; None if it holds none, or too few.
+    """The network whose fields a weight file holds; None if it doesn't hold all fields.
 
     Args:
         metadata: of the file.
-        arrays: of the file; no field may be larger than they allow.
-        file: its name, for messages.
+        arrays: of the file; they bound the size of the network that the fields describe.
+        file: name of the file, for messages.
 
     Raises:
-        DataError: the metadata are damaged, or of a version that has other fields.
+        DataError: the metadata are damaged, or are from a version that has other fields, or name
+            a branch that isn't registered.
     """
     if _KEY not in metadata:
         return None
@@ -153,7 +155,7 @@ def _recorded(build: type[Network], branch: str | Branch) -> list[str]:
 
 
 def _check_sizes(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> None:
-    """Refuse fields of a network that is larger than the file, before it is traced.
+    """Refuse a network that is larger than the file, before it is traced.
 
     Raises:
         DataError: there are more blocks than arrays, or more channels than an array has.
@@ -188,19 +190,19 @@ def _parse(text: str, file: str) -> dict[str, Any]:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys may each appear once."""
+    """A JSON object in which no key appears twice."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError
     return dict(pairs)
 
 
 def _no_constant(_: str) -> None:
-    """Refuse NaN and Infinity, which aren't JSON."""
+    """Refuse NaN and Infinity, which JSON doesn't have."""
     raise ValueError
 
 
 def _as_field(value: Any) -> Any:
-    """JSON has lists where fields have tuples."""
+    """The value of a field: a tuple for JSON's list."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -209,4 +211,4 @@ def _shown(value: Any) -> str:
 
 
 def _damaged(file: str) -> DataError:
-    return DataError(f"{file}: its note on the network's behaviour is damaged.")
+    return DataError(f"{file}: its record of the network's fields is damaged.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import FlawError
+from resnet_jax.checkpoint.corruption import CorruptionError
 from resnet_jax.checkpoint.integrity import sealed as seal
 from resnet_jax.checkpoint.integrity import unsealed
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, check_config, read_config
@@ -52,7 +52,7 @@ def main(record: mutate.Record, cases: int, folder: Path) -> dict[str, object]:
             with record.case(case):
                 try:
                     inner = unsealed(content)
-                except FlawError:
+                except CorruptionError:
                     record.refused += 1
                     record.accepted -= 1
                 else:

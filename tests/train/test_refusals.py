@@ -10,12 +10,14 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import locked
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.config.io import to_json
 from resnet_jax.config.schema import set_field, validate
 from resnet_jax.data import datasets as sources
 from resnet_jax.data.datasets import Dataset, ImageSet
+from resnet_jax.data.readers.digits import Digits
+from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError, NumericalError, UsageError, WriteError
 from resnet_jax.logging.metrics_log import MetricsLog
 
@@ -191,7 +193,7 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, 
     tiny_config.schedule.warmup = 0.0
     with pytest.raises(NumericalError, match="finite"):
         resnet_jax.fit(tiny_config, tmp_path)
-    checkpoints = Checkpointer(tmp_path / "checkpoints", keep=None)
+    checkpoints = CheckpointReader(tmp_path / "checkpoints")
     for step in checkpoints.steps():
         state, _ = checkpoints.restore_on_one_device(step)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state["params"]))
@@ -209,12 +211,13 @@ def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, 
 
 def test_changed_data_are_noticed_when_a_run_goes_on(tiny_config, tmp_path, monkeypatch):
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=2)
-    original = sources.Digits.read
-    monkeypatch.setattr(
-        sources.Digits,
-        "read",
-        lambda self, split: (255 - original(self, split)[0], original(self, split)[1]),
-    )
+    original = Digits.read
+
+    def inverted(self, split, **options):
+        decoded = original(self, split, **options)
+        return decoded._replace(images=255 - decoded.images)
+
+    monkeypatch.setattr(Digits, "read", inverted)
     with pytest.raises(DataError, match="aren't those that the run in .* began with"):
         resnet_jax.fit(tiny_config, tmp_path)
 
@@ -256,12 +259,12 @@ def test_a_label_out_of_range_is_never_trained_on(tiny_config, tmp_path, monkeyp
         class_names = tuple("0123456789")
         fingerprint = "made up"
 
-        def read(self, split):
+        def read(self, split, *, skip_corrupt):
             n = self.lengths[split]
             labels = np.arange(n, dtype=np.int32) % 10
             if split == "train":
                 labels[123] = 10
-            return np.zeros((n, 8, 8, 1), np.uint8), labels
+            return DecodedSplit(np.zeros((n, 8, 8, 1), np.uint8), labels)
 
     monkeypatch.setattr(sources, "open_source", lambda *_, **__: Mislabelled())
     with pytest.raises(DataError, match=r"example 123 of split 'train'.* has label 10"):
