@@ -46,19 +46,19 @@ def main(argv: list[str]) -> int:
     keep_programs()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.parallel.job.process import find_job, member_of  # noqa: PLC0415
+    from resnet_jax.parallel.job.cluster import connected, detect_cluster  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:
             raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
         if not _WORKDIR.value:
             raise UsageError("--workdir is empty; it names the directory of the run.")
-        job = find_job(
+        job = detect_cluster(
             coordinator=_COORDINATOR.value,
             processes=_NUM_PROCESSES.value,
             process=_PROCESS_ID.value,
         )
-        with member_of(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
+        with connected(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
             return resnet_jax.fit(
                 _CONFIG.value,
                 _WORKDIR.value,

@@ -31,13 +31,13 @@ def undo(change: str) -> None:
     """Replace what the package does by what JAX and XLA do."""
     import jax  # noqa: PLC0415
 
-    from resnet_jax.models import norms, resnet  # noqa: PLC0415
-    from resnet_jax.ops import conv, conv_cpu  # noqa: PLC0415
+    from resnet_jax.models import resnet  # noqa: PLC0415
+    from resnet_jax.ops import batch_norm, conv, conv_cpu  # noqa: PLC0415
 
     if change == "norm":
-        norms._normalise_batch = norms._forward
+        batch_norm._normalise_groups = batch_norm._forward
     elif change == "pool":
-        resnet.ResNet._by_batch = lambda *_, **__: False
+        resnet.ResNet._can_pool_first = lambda *_: False
     elif change == "winograd":
         conv_cpu._prefers_winograd = lambda *_, **__: False
     elif change == "conv":

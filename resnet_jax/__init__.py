@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnet_jax.config.schema import default_config
     from resnet_jax.errors import ResnetJaxError
-    from resnet_jax.inference.restore import TrainedNetwork, restore_run
+    from resnet_jax.inference.network import TrainedNetwork
+    from resnet_jax.inference.restore import restore_run
     from resnet_jax.models.presets import create_model, init_variables, list_models
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
@@ -38,7 +39,7 @@ _HOME = {
     "default_config": "config.schema",
     "FitResult": "train.fit",
     "fit": "train.fit",
-    "TrainedNetwork": "inference.restore",
+    "TrainedNetwork": "inference.network",
     "restore_run": "inference.restore",
 }
 

@@ -18,8 +18,9 @@ def main(stop: StopRequest) -> int:
         return STOPPED_EARLY
     sys.argv = job["argv"]  # what makes the run again, for its summary.json
 
-    from resnet_jax.config.schema import from_json, streams  # noqa: PLC0415 - after signals are
-    from resnet_jax.train.fit import fit  # noqa: PLC0415 - listened for
+    from resnet_jax.config.io import from_json  # noqa: PLC0415 - after signals are listened for
+    from resnet_jax.config.schema import streams  # noqa: PLC0415
+    from resnet_jax.train.fit import fit  # noqa: PLC0415
 
     config = from_json(job["config"])
     manage_memory(decoded_as_needed=streams(config))

@@ -156,7 +156,7 @@ def _flush() -> None:
 def _leave(code: int) -> NoReturn:
     """End a process that has failed, and give the others of its job time to do so too."""
     try:
-        from resnet_jax.parallel.job.process import disconnect  # noqa: PLC0415 - imports JAX
+        from resnet_jax.parallel.job.cluster import disconnect  # noqa: PLC0415 - imports JAX
 
         disconnect()
     finally:

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
     # Training listens for signals itself, and saves; all else is computed again.
-    with StopRequest() as stop, stop.nothing_to_lose(_STOPPED):
+    with StopRequest() as stop, stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
                 ARTEFACTS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
 
 _SECONDS_BETWEEN_LINES = 10.0

@@ -13,7 +13,7 @@ from etils import epath
 from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.tensorboard import TensorBoard
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, read_config
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.utils.paths import as_path, bucket_errors

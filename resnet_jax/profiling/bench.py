@@ -46,7 +46,7 @@ def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
     spec = TrainSpec.without_data(config, mesh)
     model, image_shape = spec.model, spec.image_shape
-    best = ceilings(getattr(model, "dtype", jnp.float32), seconds=seconds)
+    best = ceilings(model.dtype, seconds=seconds)
     macs = summarize(model, image_shape).macs
     return {
         "model": config.model.name,
@@ -159,7 +159,7 @@ def _evaluation(spec: TrainSpec, seconds: float) -> dict[str, float]:
         for shape, most in zip(shapes, (256, first.model.num_classes, 2), strict=True)
     )
     state = _initial_state(first)
-    score = make_score(first.model, mesh)
+    score = make_score(first.model.apply, mesh)
     timing = _median_s(lambda: score(state.variables(), state.normalization, batches), seconds)
     return {"img_per_s": _SCORED_BATCHES * size / timing["s"], "batch_size": size}
 

@@ -132,7 +132,7 @@ def compile_evaluation(spec: TrainSpec) -> Program | TooLarge | None:
         (state.variables(), state.normalization),
     )
     return compile_program(
-        make_score(spec.model, spec.mesh),
+        make_score(spec.model.apply, spec.mesh),
         variables,
         normalization,
         abstract_batches(batches, size, image_shape, spec.mesh),

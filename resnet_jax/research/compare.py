@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
-from resnet_jax.config.schema import MAY_CHANGE, flatten, from_json
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary

@@ -12,7 +12,8 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.config.schema import flatten, from_json, model_overrides
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten, model_overrides
 from resnet_jax.data.dataset_info import find_known
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.models.presets import create_model

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.inference.restore import TrainedNetwork
+from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.train.experiment import load_data
 from resnet_jax.train.losses import cross_entropy
 

@@ -4,9 +4,8 @@ import ml_collections
 from jax.sharding import Mesh
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.vgg import VGG
 from resnet_jax.parallel.mesh import check_divisible
 
 
@@ -88,11 +87,10 @@ def check_precise_statistics(config: ml_collections.ConfigDict, model: Network) 
     """
     if not config.precise_bn:
         return
-    if not isinstance(model, ResNet | VGG):
-        reason = "isn't a network for which statistics can be measured anew"
-    elif model.norm != "batch":
-        reason = f"has no running statistics: its model.norm is {model.norm!r}"
-    elif isinstance(model, ResNet) and model.bn_frozen:
+    normalization = model.normalization()
+    if normalization.kind != "batch":
+        reason = f"has no running statistics: its norm is {normalization.kind!r}"
+    elif normalization.frozen:
         head = config.optimizer.trainable == "head"
         cause = "optimizer.trainable is 'head'" if head else "model.bn_frozen is True"
         reason = f"keeps its running statistics: {cause}"

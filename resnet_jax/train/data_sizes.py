@@ -3,8 +3,8 @@
 import ml_collections
 
 from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet, find_known
-from resnet_jax.data.datasets import parse_split
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
+from resnet_jax.data.splits import parse_split
 from resnet_jax.errors import ConfigError, did_you_mean
 
 

@@ -206,7 +206,7 @@ class Experiment:
         batch_size, mesh = self.spec.config.eval_batch_size, self.spec.mesh
         return {
             split: self.spec.seeds.evaluator(
-                Evaluator(self.spec.model, data, batch_size=batch_size, mesh=mesh)
+                Evaluator(self.spec.model.apply, data, batch_size=batch_size, mesh=mesh)
             )
             for split, data in self.dataset.splits.items()
             if split != "train"

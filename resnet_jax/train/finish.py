@@ -11,7 +11,7 @@ from resnet_jax.errors import DataError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
-from resnet_jax.parallel.job.process import wait_for_all
+from resnet_jax.parallel.job.agreement import wait_for_all
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.nonfinite import NonfiniteError

@@ -25,14 +25,20 @@ from resnet_jax.checkpoint.workdir import (
     SUMMARY,
     check_config,
     prepare_workdir,
-    sweep_drafts,
+    remove_temporary_files,
     write_atomically,
 )
-from resnet_jax.config.schema import describe_differences, to_json, validate
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
-from resnet_jax.parallel.job.process import MAIN, exchange, failing_together, is_main
+from resnet_jax.parallel.job.agreement import (
+    MAIN,
+    all_gather_object,
+    check_consistent,
+    is_main,
+)
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
@@ -140,7 +146,7 @@ def interrupt_immediately(stop: StopRequest) -> contextlib.AbstractContextManage
 
     The processes of a job agree on a step to stop at instead.
     """
-    return contextlib.nullcontext() if jax.process_count() > 1 else stop.nothing_to_lose()
+    return contextlib.nullcontext() if jax.process_count() > 1 else stop.interrupt_immediately()
 
 
 def _fit(
@@ -154,7 +160,7 @@ def _fit(
 ) -> FitResult:
     """Check everything that can be checked before anything is compiled, lock, and train."""
     fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
-    with interrupt_immediately(stop), failing_together(fingerprint) as common:
+    with interrupt_immediately(stop), check_consistent(fingerprint) as common:
         validate(config)
         prepare_workdir(workdir)
         check_workdir: Callable[[], None] = _no_check
@@ -170,7 +176,7 @@ def _fit(
             common["the weights of distill.teacher"] = experiment.teacher.sha256
     check_shared(workdir)
     if is_main():  # all processes have made their probes by now
-        sweep_drafts(workdir)
+        remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
@@ -213,7 +219,7 @@ def _run(
         begin = restore_or_begin(experiment, checkpoints, workdir)
     state, step = begin.state, begin.step
     clock.earlier_s = begin.wall_s
-    if step >= total_steps and exchange(_is_on_record(workdir))[MAIN]:
+    if step >= total_steps and all_gather_object(_is_on_record(workdir))[MAIN]:
         with TrainingConsole(total_steps=total_steps, start_step=step) as console:
             _open(console, spec, workdir, begin)
             history, evaluation = show_finished(workdir, console)

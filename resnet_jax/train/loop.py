@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.data.loaders.loader import DeviceBatches, Loader
-from resnet_jax.parallel.job.process import Vote, exchange
+from resnet_jax.parallel.job.agreement import ProcessFlags, all_gather_object
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.nonfinite import NonfiniteError
@@ -83,8 +83,8 @@ def train_loop(
         watchdog.now("measuring the network of step 0")
         recorder.diagnostics(0, diagnose(state))
 
-    vote = Vote(spec.mesh)
-    stopping = any(exchange(stop.requested)) or _reached(step, stop_at_step)
+    flags = ProcessFlags(spec.mesh)
+    stopping = any(all_gather_object(stop.requested)) or _reached(step, stop_at_step)
     clock.start_lap(step)
     waited_s = 0.0  # for images, since the last log point
     while step < intervals.total_steps and not stopping:
@@ -98,7 +98,7 @@ def train_loop(
         # Step.
         state = run_steps(state, batches, first=first, steps=step - first)
 
-        stopping, save_failed = vote.cast(stop.requested, saver.has_failed())
+        stopping, save_failed = flags.any_process(stop.requested, saver.has_failed())
         stopping = stopping or _reached(step, stop_at_step)
         if save_failed:
             saver.settle_or_count(step)

@@ -10,7 +10,7 @@ from etils import epath
 from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import NumericalError
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import bucket_errors
 
 _log = logging.getLogger(__name__)

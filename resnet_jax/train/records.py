@@ -15,7 +15,7 @@ from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.logging.plots import Figures, draw_curves
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.logging.summary import write_summary
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.metrics import TrainMetrics

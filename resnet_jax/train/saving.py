@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
-from resnet_jax.checkpoint.retention import merit
+from resnet_jax.checkpoint.retention import best_fn
 from resnet_jax.errors import WriteError
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.train.clock import Clock
@@ -139,7 +139,7 @@ class Saver:
         self.best = self._best_on_disk = self._best_being_saved = best
 
     def _choose_best(self, step: int, scored: Evaluation) -> None:
-        if self.best is None or merit(scored.metrics) >= merit(self.best):
+        if self.best is None or best_fn(scored.metrics) >= best_fn(self.best):
             self.best = {"step": step, **scored.scalars()}
 
     def _start(self, step: int, state: TrainState, scores: dict[str, Evaluation] | None) -> None:

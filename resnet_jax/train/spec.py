@@ -17,7 +17,8 @@ from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.data.loaders.crop_sizes import CropSizes
 from resnet_jax.data.loaders.sampler import IndexSampler
-from resnet_jax.models.presets import Network, create_model, init_variables
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
 from resnet_jax.train.checks import (
@@ -87,7 +88,7 @@ class TrainSpec:
         model = create_model(config.model.name, **model_overrides(config), num_classes=num_classes)
         check_fine_tuning(config, model)
         head_only = config.optimizer.trainable == "head"
-        if head_only and isinstance(model, ResNet) and model.norm == "batch":
+        if head_only and model.normalization().kind == "batch":
             model = model.copy(bn_frozen=True)  # else running statistics would change
         check_precise_statistics(config, model)
         return cls(

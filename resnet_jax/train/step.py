@@ -11,10 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
-from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.presets import Network
-from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.vgg import VGG
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.sharding import GATHERED, gather
 from resnet_jax.train.distillation import DistillConfig
 from resnet_jax.train.ema import EmaConfig, update_ema
@@ -142,11 +139,9 @@ def batch_gradients(
     zero = Gradients(state.params, None, state.meter.loss, state.meter.sums)
     zero = jax.tree.map(jnp.zeros_like, zero)
     sums, running = jax.lax.scan(add, zero, (batch, jnp.arange(micro_batches)))
-    model = config.model
-    momentum = model.bn_momentum if isinstance(model, ResNet | VGG) else BatchNorm.momentum
     return sums._replace(
         params=jax.tree.map(lambda total: total / micro_batches, sums.params),
-        batch_stats=merge_statistics(running, momentum=momentum),
+        batch_stats=merge_statistics(running, momentum=config.model.normalization().momentum),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resnet_jax.errors import ConfigError
 
-DRAFT = ".draft"  # ends the hidden name of a file that isn't complete yet
+TEMPORARY_SUFFIX = ".draft"  # ends the hidden name of a file that isn't complete yet
 
 
 def cache_root() -> Path:
@@ -42,7 +42,7 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     Raises:
         OSError: it can't be written; the old file is intact.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
             for piece in pieces:

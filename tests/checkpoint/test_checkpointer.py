@@ -16,6 +16,7 @@ import pytest
 
 from resnet_jax.checkpoint import checkpointer
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.mesh import make_mesh, replicated
@@ -51,7 +52,7 @@ def test_a_state_of_eight_devices_is_restored_on_one_and_back(tmp_path):
         restored, _ = Checkpointer(tmp_path, keep=2).restore(1, _state(0.0, devices=devices))
         assert len(restored["w"].devices()) == devices
         np.testing.assert_array_equal(restored["w"], np.full((300, 300), 3.0))
-    alone, _ = Checkpointer(tmp_path, keep=None).restore_on_one_device(1)
+    alone, _ = CheckpointReader(tmp_path).restore_on_one_device(1)
     np.testing.assert_array_equal(alone["w"], np.full((300, 300), 3.0))
 
 
@@ -95,7 +96,7 @@ def test_damage_is_reported_to_those_who_only_read(damage, tmp_path):
         else:
             path.write_bytes(b"\0garbage")
     with pytest.raises(DataError, match="checkpoint of step 4 can't be restored .*there are: none"):
-        Checkpointer(tmp_path, keep=None).restore_on_one_device(4)
+        CheckpointReader(tmp_path).restore_on_one_device(4)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -134,15 +135,17 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     first, second = (tmp_path / "8", tmp_path / "5")
     how(*((second, first) if how is not Path.symlink_to else (first, second)))
     if not older:
-        with pytest.raises(DataError, match="it is a copy of that of step 5"):
-            Checkpointer(tmp_path, keep=None).progress(8)
-    with pytest.raises(DataError, match="step 8 can't be restored .*copy of that of step 5"):
-        Checkpointer(tmp_path, keep=None).restore_on_one_device(8)
+        with pytest.raises(DataError, match="it is a copy of the checkpoint of step 5"):
+            CheckpointReader(tmp_path).progress(8)
+    with pytest.raises(
+        DataError, match="step 8 can't be restored .*copy of the checkpoint of step 5"
+    ):
+        CheckpointReader(tmp_path).restore_on_one_device(8)
     step, state, progress = Checkpointer(tmp_path, keep=3).restore_newest(_state(0.0))
     newest = 4 if how is Path.rename else 5
     assert (step, int(state["step"]), progress) == (newest, newest, {"at": newest})
     assert (tmp_path / "8.corrupt").exists()
-    assert "step 8 is damaged (it is a copy of that of step 5)" in caplog.text
+    assert "step 8 is damaged (it is a copy of the checkpoint of step 5)" in caplog.text
 
 
 @pytest.mark.thorough
@@ -253,7 +256,7 @@ def test_a_checkpoint_that_cannot_be_reached_is_left_alone(part, error, tmp_path
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(getattr(checkpoints, part), "restore", fail)
+    monkeypatch.setattr(getattr(checkpoints._reader, part), "restore", fail)
     with pytest.raises(DataError, match="step 1 can't be restored"):
         checkpoints.restore_newest({"w": jnp.zeros(3)})
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
@@ -288,7 +291,7 @@ def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
     assert checkpoints._verdict.result() == ""
     monkeypatch.setattr(checkpointer, "read_back", damaged)
     checkpoints.save(1, states[1], progress={}, metrics=None)
-    checkpoints._manager.wait_until_finished()
+    checkpoints._reader.manager.wait_until_finished()
     assert checkpoints.steps() == [0, 1]  # the newest, and the newest that was found to be good
     with pytest.raises(WriteError, match="step 1 isn't what was saved.* checkpoints 0 are intact"):
         checkpoints.save(2, states[2], progress={}, metrics=None)
@@ -376,5 +379,5 @@ def test_orbax_warns_users_of_nothing_that_is_meant(tmp_path, caplog):
     checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.save(1, {"w": jnp.zeros(3)}, progress={}, metrics=None)
     checkpoints.close()
-    assert Checkpointer(tmp_path, keep=None).steps() == [1]
+    assert CheckpointReader(tmp_path).steps() == [1]
     assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -16,8 +17,10 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint import lock
+from resnet_jax.checkpoint import lock, lock_file
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
+from resnet_jax.checkpoint.lock_file import acquire
+from resnet_jax.checkpoint.lock_holder import this_process
 from resnet_jax.errors import ConfigError, PeerError, WriteError
 from resnet_jax.train import fit as loop
 from tests.fake_bucket import BucketFileSystem, ClientError
@@ -43,7 +46,7 @@ def _hold(workdir, program=HOLD) -> subprocess.Popen:
 
 
 def _write(path, change) -> None:
-    path.write_text(json.dumps(lock._this_process() | change))
+    path.write_text(json.dumps(dataclasses.asdict(this_process()) | change))
 
 
 def _token(path) -> str:
@@ -61,9 +64,9 @@ def _wait_for(happened) -> None:
 def hurried(monkeypatch):
     """Signs of life are given every 0.1 s, and due in 0.8 s."""
     monkeypatch.setattr(lock, "_RENEW_S", 0.1)
-    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+    monkeypatch.setattr(lock_file, "_POLL_S", 0.05)
     monkeypatch.setattr(lock, "_STALE_S", 0.8)
-    monkeypatch.setattr(lock, "_TAKEOVER_S", 0.3)
+    monkeypatch.setattr(lock_file, "_TAKEOVER_S", 0.3)
 
 
 def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
@@ -230,8 +233,8 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
         time.sleep(0.25)  # two renewals
         assert said == []
         check_place()
-        _write(folder / "draft", ELSEWHERE)
-        (folder / "draft").replace(folder / LOCK)
+        _write(folder / "new", ELSEWHERE)
+        (folder / "new").replace(folder / LOCK)
         os.utime(folder / LOCK, (1, 1))
         with pytest.raises(PeerError, match="its lock is held by process .* on elsewhere"):
             check_place()
@@ -253,8 +256,8 @@ def test_a_process_ends_that_has_lost_its_lock(tmp_path):
         "    print('held', flush=True); time.sleep(60)"
     )
     process = _hold(tmp_path, program)
-    _write(tmp_path / "draft", ELSEWHERE)
-    (tmp_path / "draft").replace(tmp_path / LOCK)
+    _write(tmp_path / "new", ELSEWHERE)
+    (tmp_path / "new").replace(tmp_path / LOCK)
     assert process.wait(20) == 71
     assert _token(tmp_path / LOCK) == "another"
 
@@ -338,7 +341,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeyp
 
         def take(_):
             try:
-                return lock._take(epath.Path(tmp_path / LOCK), lock._this_process(), silence_s=1.0)
+                return acquire(epath.Path(tmp_path / LOCK), this_process(), stale_s=1.0)
             except WriteError as error:
                 return error
 

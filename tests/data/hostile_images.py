@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.cli.predict import read_fitted
+from resnet_jax.cli import classify
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 
@@ -39,7 +39,9 @@ def read_image(
 ) -> np.ndarray:
     """What `resnet-jax predict` reads for a network that takes `shape`."""
     crop = ScaleAndCrop(shape[:2], shape[:2]) if resize else None
-    return read_fitted(path, Fit(shape, crop, convert=resize), remedy="--resize makes images fit")
+    return classify.read_image(
+        path, Fit(shape, crop, convert=resize), remedy="--resize makes images fit"
+    )
 
 
 def save(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.data.dataset_info import KNOWN_SETS, find_known
-from resnet_jax.data.datasets import Digits, load_dataset
+from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.prepare import cifar
+from resnet_jax.data.readers.digits import Digits
 from resnet_jax.errors import ConfigError
 
 

@@ -90,7 +90,8 @@ def test_a_config_that_is_wrong_ends_with_78(name, message, capsys, quick, tmp_p
 
 
 def test_a_directory_of_another_config_ends_with_78(capsys, quick, tmp_path):
-    from resnet_jax.config.schema import default_config, to_json
+    from resnet_jax.config.io import to_json
+    from resnet_jax.config.schema import default_config
 
     other = default_config()
     other.seed = 7

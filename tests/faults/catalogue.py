@@ -296,9 +296,9 @@ FAULTS = (
         "negative, too large, beyond 32 bits",
         "never trained on, the example named, exit code 65",
         (
-            "data/test_sources.py::test_label_out_of_range_is_named",
-            "data/test_skipped.py::test_a_wrong_label_is_named_by_its_place_before_skipping",
-            "data/test_skipped.py::test_a_label_beyond_32_bits_is_not_cut",
+            "data/test_datasets.py::test_label_out_of_range_is_named",
+            "data/readers/test_skipped.py::test_a_wrong_label_is_named_by_its_place_before_skipping",
+            "data/readers/test_skipped.py::test_a_label_beyond_32_bits_is_not_cut",
             "train/test_refusals.py::test_a_label_out_of_range_is_never_trained_on",
         ),
     ),
@@ -306,13 +306,13 @@ FAULTS = (
         "damaged, hostile or unusual images",
         "cut, bombs, other formats, 2,000 mutations",
         "the right image or one line",
-        ("data/test_images_at_the_door.py", "faults/test_fuzz_images.py"),
+        ("data/images/test_image_files.py", "faults/test_fuzz_images.py"),
     ),
     Fault(
         "damaged examples, to be skipped",
         "bits flipped in records and images",
         "left out, counted, listed; above 0.1 % it ends",
-        ("data/test_skipped.py",),
+        ("data/readers/test_skipped.py",),
     ),
     Fault(
         "the data set changed since",
@@ -320,8 +320,8 @@ FAULTS = (
         "noticed when a run goes on",
         (
             "train/test_refusals.py::test_changed_data_are_noticed_when_a_run_goes_on",
-            "data/test_skipped.py::test_data_that_change_between_runs_are_noticed",
-            "data/test_skipped.py::test_a_file_removed_between_runs_is_noticed",
+            "data/readers/test_skipped.py::test_data_that_change_between_runs_are_noticed",
+            "data/readers/test_skipped.py::test_a_file_removed_between_runs_is_noticed",
         ),
     ),
     Fault(
@@ -427,8 +427,8 @@ FAULTS = (
         "kill -9; a byte of a finished file changes",
         "the same command goes on, same bytes",
         (
-            "data/test_prepare.py::test_killed_at_any_time_it_goes_on_and_writes_the_same",
-            "data/test_prepare.py::test_a_shard_that_has_decayed_is_written_again",
+            "data/prepare/test_prepare.py::test_killed_at_any_time_it_goes_on_and_writes_the_same",
+            "data/prepare/test_prepare.py::test_a_shard_that_has_decayed_is_written_again",
         ),
     ),
     Fault(

@@ -7,15 +7,15 @@ HOSTILE = (
         "a prepared data set names code, or files elsewhere",
         "features, paths, numbers, pipes in its metadata",
         "refused, nothing runs",
-        ("data/test_tfds_metadata.py",),
+        ("data/readers/test_tfds_metadata.py",),
     ),
     Fault(
         "objects in a bucket, or links in the cache, lead elsewhere",
         "names with .., absolute, with control characters",
         "refused, nothing is written",
         (
-            "data/test_mirror.py::test_no_object_leaves_the_copy",
-            "data/test_mirror.py::test_links_in_the_cache_are_not_followed",
+            "data/test_remote_cache.py::test_no_object_leaves_the_copy",
+            "data/test_remote_cache.py::test_links_in_the_cache_are_not_followed",
         ),
     ),
     Fault(
@@ -23,9 +23,9 @@ HOSTILE = (
         "sparse images and archives, terabytes in a header",
         "refused within seconds",
         (
-            "data/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
-            "data/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
-            "data/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
+            "data/readers/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
+            "data/prepare/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
+            "data/prepare/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
         ),
     ),
     Fault(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import block as blocks
+from resnet_jax.models import block_config as blocks
 from resnet_jax.models.resnet import ResNet
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -144,7 +144,7 @@ combinations = st.fixed_dictionaries(
         "stem": st.sampled_from(["imagenet", "cifar", "deep", "space_to_depth"]),
     },
     optional={
-        "branch": literals(blocks.Branch),
+        "branch": st.sampled_from(["single", "basic", "bottleneck"]),
         "order": literals(blocks.Order),
         "shortcut": literals(blocks.Shortcut),
         "merge": literals(blocks.Merge),

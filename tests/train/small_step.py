@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.state import init_state
@@ -17,7 +18,7 @@ RATE = 0.5
 CLASSES = 3
 
 
-class Small(nn.Module):
+class Small(Network):
     """Normalisation and a classifier."""
 
     num_classes: int = CLASSES
@@ -26,6 +27,9 @@ class Small(nn.Module):
     def __call__(self, x, *, train=False):
         x = BatchNorm(train=train, update_stats=train, name="bn1")(x)
         return nn.Dense(self.num_classes, name="fc")(x.reshape(len(x), -1))
+
+    def normalization(self):
+        return Normalization("batch", BatchNorm.momentum)
 
 
 MODEL = Small()

@@ -216,7 +216,7 @@ def test_rates_fall_by_the_stage(name, scan):
 
 @pytest.mark.parametrize("rule", [distances_from_head, in_head])
 def test_a_parameter_of_no_part_is_refused(rule):
-    with pytest.raises(ValueError, match="parameter neck/kernel is in 0 groups"):
+    with pytest.raises(ValueError, match="parameter neck/kernel is in 0 parts"):
         rule({"neck": {"kernel": jnp.ones(1)}, "fc": {"kernel": jnp.ones(1)}})
 
 

@@ -14,8 +14,24 @@ from resnet_jax.train.param_groups import parameter_groups
 
 
 def test_a_parameter_in_no_group_is_refused():
-    with pytest.raises(ValueError, match="parameter gate/weight is in 0 groups"):
+    with pytest.raises(ConfigError, match="The parameter gate/weight is in no group.* Name it ker"):
         parameter_groups({"gate": {"weight": jnp.ones(1)}})
+
+
+def test_a_parameter_is_grouped_by_its_name_and_its_neighbours():
+    one = jnp.ones(1)
+    params = {
+        "conv": {"kernel": one, "bias": one},
+        "norm": {"scale": one, "bias": one},
+        "shift": {"bias": one},
+        "block": {"mine": {"kernel": one}},
+    }
+    assert parameter_groups(params) == {
+        "conv": {"kernel": "kernel", "bias": "bias"},
+        "norm": {"scale": "norm", "bias": "norm"},
+        "shift": {"bias": "norm"},
+        "block": {"mine": {"kernel": "kernel"}},
+    }
 
 
 PARAMS = {"conv1": {"kernel": jnp.array([1.0, -2.0])}, "bn1": {"scale": jnp.array([3.0])}}

@@ -16,6 +16,7 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.errors import WriteError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.experiment import Experiment
@@ -243,7 +244,7 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
     assert result.best["step"] == STEPS
     assert "test_best" in result.evaluation
     # The last one that was known to be good when the other was saved is kept, too.
-    assert Checkpointer(epath.Path(tmp_path / "checkpoints"), keep=None).steps() == [8, STEPS]
+    assert CheckpointReader(epath.Path(tmp_path / "checkpoints")).steps() == [8, STEPS]
     assert resnet_jax.restore_run(tmp_path, checkpoint="best").step == STEPS
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import cifar10, digits
@@ -30,7 +30,7 @@ def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, 
     found: list[Any] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, ResidualUnit) and context.method_name == "__call__":
+        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
             found.append(args[1])
         return call(*args, **kwargs)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
 from resnet_jax.research.lesions import units_of
@@ -42,7 +42,7 @@ def path_gradient(
 
     def route(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         unit = context.module
-        if not isinstance(unit, ResidualUnit) or context.method_name != "_merge":
+        if not isinstance(unit, ResidualBlock) or context.method_name != "merge":
             return call(*args, **kwargs)
         assert unit.name
         x, shortcut, branch = args

@@ -361,7 +361,7 @@ def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
     [
         (["none", "--out=data", "--name=pets"], 65, "there is no folder 'none'"),
         (["photos", "--out=data", "--name=My Pets"], 78, "can't be the name of a data set"),
-        (["photos", "--out=data", "--name=cifar10"], 78, "is the name of a data set of TFDS"),
+        (["photos", "--out=data", "--name=cifar10"], 78, "is the name of a TFDS data set"),
         (["photos", "--out=data", "--name=pets", "--size=0"], 78, "size is 0"),
         (["photos", "--out=data", "--name=pets", "--quality=101"], 78, "quality is 101"),
         (["photos", "--out=data", "--name=pets", "--shards=0"], 64, "--shards is 0"),

@@ -18,7 +18,7 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.images import fit
 from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop
 from resnet_jax.data.readers import decoding
-from resnet_jax.data.readers.folders import ImageFile, in_fair_order
+from resnet_jax.data.readers.folders import ImageFile, spread_classes
 from resnet_jax.doctor.run import check_data
 from resnet_jax.errors import ConfigError, DataError
 from tests.data.hostile_images import fitted, pixels, save
@@ -109,7 +109,7 @@ def test_any_slice_holds_each_class_by_its_share(size):
         for label, count in counts.items()
         for number in range(count)
     ]
-    order = in_fair_order(files)
+    order = spread_classes(files)
     assert sorted(order, key=files.index) == files
     total = len(files)
     for start in range(total - size):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config.schema import default_config, from_json, to_json, validate
+from resnet_jax.config.io import from_json, to_json
+from resnet_jax.config.schema import default_config, validate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.readers import decoding
 from resnet_jax.data.readers.skipped import most_skipped

@@ -16,7 +16,7 @@ from resnet_jax.errors import DataError
 from tests.data import hostile_images as make
 from tests.data.hostile_images import HOSTILE, RIGHT, fitted, pixels, read_image, save
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _refusal(path, shape=(8, 8, 3), *, resize=True):
