@@ -90,10 +90,10 @@ def training(network: str) -> Callable[[int], None]:
 
 def serve(args: argparse.Namespace) -> None:
     """Be a variant: take as many steps as each line of standard input says."""
-    from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
+    from resnet_jax.utils.malloc import configure_malloc, release_freed_memory  # noqa: PLC0415
 
     if args.undone != "memory":
-        manage_memory()
+        configure_malloc()
     undo(args.undone)
     train = training(args.network)
     for number, line in enumerate(sys.stdin):
@@ -101,7 +101,7 @@ def serve(args: argparse.Namespace) -> None:
         train(int(line))
         seconds = time.perf_counter() - began
         if number < 2:
-            give_back_freed_memory()
+            release_freed_memory()
         print("seconds", seconds, flush=True)
 
 

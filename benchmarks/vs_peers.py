@@ -294,16 +294,16 @@ def _spread(values: list[float]) -> dict[str, float]:
 def serve(args: argparse.Namespace) -> None:
     """Be a contender: take as many steps as each line of standard input says."""
     if args.contender in OURS:  # as train.py does
-        from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
+        from resnet_jax.utils.malloc import configure_malloc, release_freed_memory  # noqa: PLC0415
 
-        manage_memory()
+        configure_malloc()
     steps = contender(args.contender, args.network, args.batch, args.mode, args.flax)
     for number, line in enumerate(sys.stdin):
         began = time.perf_counter()
         steps(int(line))
         seconds = time.perf_counter() - began
         if args.contender in OURS and number < 2:
-            give_back_freed_memory()
+            release_freed_memory()
         print("seconds", seconds, flush=True)
 
 

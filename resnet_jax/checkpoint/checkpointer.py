@@ -21,9 +21,9 @@ from resnet_jax.checkpoint.reader import CheckpointReader, State
 from resnet_jax.checkpoint.retention import Manager, manager_options
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
-from resnet_jax.utils.malloc import give_back_freed_memory
+from resnet_jax.utils.malloc import release_freed_memory
 from resnet_jax.utils.paths import bucket_errors
-from resnet_jax.utils.streams import briefly
+from resnet_jax.utils.streams import run_with_timeout
 
 _log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Checkpointer:
             with contextlib.suppress(Exception):
                 self._reader.manager.wait_until_finished()
 
-        briefly(wait, timeout_s=timeout_s)
+        run_with_timeout(wait, timeout_s=timeout_s)
 
     def _reopen(self) -> None:
         """Open the directory again; Orbax removes the files of a failed save."""
@@ -286,7 +286,7 @@ def find_corruption(manager: Manager, folder: epath.Path, sums: Mapping[str, str
     except DataError as error:
         return str(error) if is_corruption(error.__cause__ or error) else None
     finally:
-        give_back_freed_memory()
+        release_freed_memory()
     return describe(different(found, sums))
 
 

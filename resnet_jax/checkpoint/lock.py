@@ -20,7 +20,7 @@ from resnet_jax.checkpoint.lock_holder import Holder, this_process
 from resnet_jax.checkpoint.workdir import CONFIG
 from resnet_jax.errors import PeerError, WriteError
 from resnet_jax.utils.paths import is_remote
-from resnet_jax.utils.streams import briefly
+from resnet_jax.utils.streams import run_with_timeout
 
 LOCK = ".lock"
 
@@ -92,13 +92,13 @@ def locked(
 def _check_held(held: _Held) -> None:
     folder = held.path.parent
     try:
-        found = read_lock(held.path)
+        holder = read_lock(held.path)
     except OSError:  # the following write reports it
         return
-    if found is not None:
-        if found[1].has_other_token(held.own):
+    if holder is not None:
+        if holder.has_other_token(held.own):
             raise PeerError(
-                f"{folder} isn't this run's any more: its lock is held by {found[1]}. The lock was"
+                f"{folder} isn't this run's any more: its lock is held by {holder}. The lock was"
                 " taken over, or the directory was moved and another run began here. What this run"
                 " saved before is intact."
             )
@@ -117,7 +117,7 @@ def release_all(*, timeout_s: float = 3.0) -> None:
         for held in list(_all_held):
             _release(held)
 
-    briefly(release, timeout_s=timeout_s)  # the file system may be the reason to end
+    run_with_timeout(release, timeout_s=timeout_s)  # the file system may be the reason to end
 
 
 def _release(held: _Held) -> None:
@@ -149,11 +149,10 @@ def holder_of(workdir: epath.Path) -> str:
     Raises:
         OSError: the lock can't be read.
     """
-    found = read_lock(workdir / LOCK)
-    if found is None:
+    holder = read_lock(workdir / LOCK)
+    if holder is None:
         return ""
-    renewed, holder = found
     is_alive = holder.is_alive()
     if is_alive is None:
-        is_alive = time.time() - renewed < _STALE_S
+        is_alive = time.time() - (holder.renewed or 0) < _STALE_S
     return str(holder) if is_alive else ""

@@ -31,20 +31,20 @@ _POLL_S = 0.5
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def read_lock(path: epath.Path) -> tuple[float, Holder] | None:
-    """When the lock was renewed, by the clock of a host, and its holder; None without a lock.
+def read_lock(path: epath.Path) -> Holder | None:
+    """The holder of the lock; None without a lock.
 
     Raises:
         OSError: the file can't be read.
     """
     try:
         with bucket_errors(path), path.open("rb") as file:
-            content = file.read()
-            renewed = 0.0 if is_remote(path) else os.fstat(file.fileno()).st_mtime
+            holder = parse_holder(file.read())
+            if is_remote(path):
+                return holder
+            return dataclasses.replace(holder, renewed=os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None
-    holder = parse_holder(content)
-    return (renewed if holder.renewed is None else holder.renewed), holder
 
 
 def acquire(path: epath.Path, own: Holder, *, stale_s: float) -> Holder | None:
@@ -68,9 +68,8 @@ def acquire(path: epath.Path, own: Holder, *, stale_s: float) -> Holder | None:
             return None
         found = read_lock(path)
         if found is not None:  # else it was released meanwhile
-            holder = _wait_for_renewal(path, found, stale_s)
-            if holder is not None:
-                return holder
+            if living := _wait_for_renewal(path, found, stale_s):
+                return living
             if _take_over(path, own, found):
                 return None
         time.sleep(0.05)
@@ -83,11 +82,10 @@ def renew(path: epath.Path, own: Holder) -> str:
     Returns:
         "", or who has the lock now if this process has lost it.
     """
-    found = read_lock(path)
-    if found is None:
+    holder = read_lock(path)
+    if holder is None:
         # If the directory is gone too, the run finds out when it next writes (`locked`).
         return "gone" if is_remote(path) or path.parent.exists() else ""
-    holder = found[1]
     if holder.has_other_token(own):
         return f"held by {holder}"
     if is_remote(path):
@@ -104,11 +102,8 @@ def remove(path: epath.Path, own: Holder) -> None:
             path.unlink()
 
 
-def _wait_for_renewal(
-    path: epath.Path, found: tuple[float, Holder], stale_s: float
-) -> Holder | None:
+def _wait_for_renewal(path: epath.Path, holder: Holder, stale_s: float) -> Holder | None:
     """The holder if it is alive; if that can't be seen, it must renew its lock in time."""
-    holder = found[1]
     is_alive = holder.is_alive()
     if is_alive is not None:
         return holder if is_alive else None
@@ -117,12 +112,12 @@ def _wait_for_renewal(
     for _ in range(round(stale_s / _POLL_S)):
         time.sleep(_POLL_S)
         now = read_lock(path)
-        if now != found:
-            return None if now is None else now[1]
+        if now != holder:
+            return now
     return None
 
 
-def _take_over(path: epath.Path, own: Holder, dead: tuple[float, Holder]) -> bool:
+def _take_over(path: epath.Path, own: Holder, dead: Holder) -> bool:
     """Replace a dead holder, unless another process is about to.
 
     Only the holder of a second lock may do so. If that holder dies, its lock is taken over alike.
@@ -171,5 +166,5 @@ def _content(path: epath.Path, own: Holder) -> str:
 
 
 def _is_held_by(path: epath.Path, own: Holder) -> bool:
-    found = read_lock(path)
-    return found is not None and found[1].token == own.token
+    holder = read_lock(path)
+    return holder is not None and holder.token == own.token

@@ -21,7 +21,8 @@ class Holder:
         started: when the process started, in the units of its host.
         since: when it took the lock, for people.
         token: random text that no other holder has.
-        renewed: when it renewed the lock, in seconds by its host's clock; only for buckets.
+        renewed: when it renewed the lock, in seconds by the clock of a host. The file of a lock in
+            a bucket has it; on a file system it is the time of the file.
     """
 
     host: str | None = None
@@ -56,16 +57,13 @@ class Holder:
 def parse_holder(content: bytes) -> Holder:
     """The holder of a lock file of any content."""
     try:
-        fields: Any = json.loads(content)
-    except (ValueError, RecursionError):
+        fields = json.loads(content).get
+        known = {field.name: fields(field.name) for field in dataclasses.fields(Holder)}
+    except (ValueError, RecursionError, AttributeError):  # no JSON, or no object
         return Holder()
-    if not isinstance(fields, dict):
-        return Holder()
-    known = {f.name: fields[f.name] for f in dataclasses.fields(Holder) if f.name in fields}
     types: dict[str, Any] = {"pid": int | None, "renewed": int | float | None}
-    if not all(isinstance(value, types.get(name, str | None)) for name, value in known.items()):
-        return Holder()
-    return Holder(**known)
+    is_sound = all(isinstance(value, types.get(name, str | None)) for name, value in known.items())
+    return Holder(**known) if is_sound else Holder()
 
 
 def this_process() -> Holder:

@@ -12,7 +12,7 @@ from pathlib import Path
 from etils import epath
 
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
@@ -107,7 +107,7 @@ def remove_temporary_files(workdir: epath.Path) -> None:
 
 def _no_client(workdir: epath.Path) -> str:
     extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
-    return f"Work directory {workdir} needs a client of that kind of bucket: {how_to_add(extra)}."
+    return f"Work directory {workdir} needs a client of that kind of bucket: {install_hint(extra)}."
 
 
 def read_config(workdir: epath.Path) -> str:

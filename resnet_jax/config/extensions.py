@@ -32,7 +32,9 @@ def import_extensions(names: Sequence[str], *, workdir: Path | None = None) -> N
     Raises:
         ConfigError: a module can't be found, lies in the directory of a run or fails.
     """
-    for name in names if isinstance(names, tuple | list) else [names]:
+    if isinstance(names, str):  # a string is a sequence, too
+        names = [names]
+    for name in names:
         _check_name(name)
         if name not in sys.modules:
             _check_origin(name, workdir)

@@ -4,6 +4,7 @@ import json
 
 from ml_collections import ConfigDict
 
+from resnet_jax.config.checks import show_value
 from resnet_jax.config.fields import MAY_CHANGE
 from resnet_jax.config.schema import default_config, flatten, set_field
 from resnet_jax.errors import ConfigError
@@ -27,11 +28,16 @@ def from_json(text: str) -> ConfigDict:
         stored = flatten(json.loads(text))
     except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"it isn't a config that this package wrote ({error}).") from None
-    config = default_config(stored.get("extensions", ()))
+    extensions = stored.get("extensions", ())
+    if not isinstance(extensions, tuple):
+        raise ConfigError(f"its extensions are {show_value(extensions)}, not a list of modules.")
+    config = default_config(extensions)
     known = flatten(config)
     for name, value in stored.items():
         if name not in known:
-            raise ConfigError(f"it has a field {name} that this version doesn't know.")
+            hint = "; fields of your own need their module in `extensions`"
+            hint = hint if name.startswith("model.") else ""
+            raise ConfigError(f"it has a field {name} that this version doesn't know{hint}.")
         if value is not None:
             set_field(config, name, value)
     return config

@@ -144,5 +144,8 @@ class TrainedNetwork:
                 f"{config.data.name} has other classes now than when the network was trained."
             )
         return self.predictor.evaluate(
-            dataset.splits[split], batch_size=config.eval_batch_size, mirrored=mirrored
+            dataset.splits[split],
+            batch_size=config.eval_batch_size,
+            mirrored=mirrored,
+            metrics=config.metrics,
         )

@@ -33,6 +33,7 @@ class AlphaGoZero(Network, kw_only=True):
     bn_group_size: int | None = setting(None, "training")
     bn_momentum: float = setting(0.9, "training", below=1)
 
+    @nn.nowrap
     def normalization(self) -> Normalization:
         """How the network normalises."""
         return Normalization("batch", self.bn_momentum)

@@ -41,6 +41,7 @@ class HighwayNet(Network, kw_only=True):
     carry_bias: float | None = setting(None, "training")
     head_dropout: float = setting(0.2, "training", below=1)
 
+    @nn.nowrap
     def check(self) -> None:
         """Check the stages, then the fields that need others; see `Network.check`."""
         if len(self.stage_widths) != len(self.stage_sizes):

@@ -49,6 +49,7 @@ class Network(nn.Module, kw_only=True):
         self.check()
         super().__post_init__()
 
+    @nn.nowrap
     def check(self) -> None:
         """Refuse a network that can't be built, or a field that would have no effect.
 
@@ -76,6 +77,7 @@ class Network(nn.Module, kw_only=True):
         """
         raise NotImplementedError
 
+    @nn.nowrap
     def normalization(self) -> Normalization:
         """How the network normalises."""
         return Normalization("none")

@@ -78,6 +78,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
     scan: bool = setting(False, "compilation")
     remat: bool = setting(False, "compilation")
 
+    @nn.nowrap
     def check(self) -> None:
         """Check the fields of blocks, then the fields that need others; see `Network.check`."""
         object.__setattr__(self, "branch", BlockConfig.of(self).branch)
@@ -138,6 +139,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             taps["logits"] = Classifier(self.num_classes, is_fixup, *kinds, name="fc")(x)
         return taps
 
+    @nn.nowrap
     def feature_info(self) -> dict[str, Feature]:
         """Channels and stride of the taps that are maps, without running the network."""
         info = {"stem": Feature(self.stem_width or self.width, self._stem_stride())}
@@ -147,10 +149,12 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             info[f"stage{stage}"] = Feature(self.width * 2 ** (stage - 1) * expansion, total)
         return info
 
+    @nn.nowrap
     def normalization(self) -> Normalization:
         """How the network normalises."""
         return Normalization(self.norm, self.bn_momentum, self.bn_frozen)
 
+    @nn.nowrap
     def canonical(self) -> "ResNet":
         """The network with the same inference whose fields are spelled in one way.
 
@@ -158,8 +162,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         its default: the stem on blocks of pixels, and stochastic depth by the example.
         """
         by_example = self.stochastic_depth_mode == "example"
-        return self.clone(
-            parent=None,
+        return self.copy(
             stem="imagenet" if self.stem == "space_to_depth" else self.stem,
             stem_pool=self.resolved_stem_pool(),
             output_stride=self.feature_info()[f"stage{len(self.stage_sizes)}"].stride,
@@ -167,10 +170,12 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             stochastic_depth_mode="batch",
         )
 
+    @nn.nowrap
     def resolved_stem_pool(self) -> StemPool:
         """`stem_pool`, or what None stands for."""
         return self.stem_pool or ("none" if self.stem == "cifar" else "max")
 
+    @nn.nowrap
     def _stem_stride(self) -> int:
         return (1 if self.stem == "cifar" else 2) * (
             1 if self.resolved_stem_pool() == "none" else 2
@@ -209,6 +214,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         by_batch = make.use_batch_statistics and not self.is_initializing()
         return by_batch and self.stem_norm and self.activation == "relu"
 
+    @nn.nowrap
     def _stride_and_dilation(self, stage: int) -> tuple[int, int]:
         """Stride of the stage's first block, and dilation of all blocks after the first."""
         if stage == 1:

@@ -40,10 +40,12 @@ class VGG(Network, kw_only=True):
     norm_epsilon: float = setting(1e-5, positive=True)
     head_dropout: float = setting(0.5, "training", below=1)
 
+    @nn.nowrap
     def check(self) -> None:
         """Refuse groups without batch normalisation; see `Network.check`."""
         check_needs(self, [(("bn_group_size",), lambda vgg: vgg.norm == "batch", "norm='batch'")])
 
+    @nn.nowrap
     def normalization(self) -> Normalization:
         """How the network normalises."""
         return Normalization(self.norm, self.bn_momentum)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
-from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
+from resnet_jax.train.metrics import RESERVED, finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
 """The most bytes of a split's images per device that stay on the device between evaluations."""
@@ -95,7 +95,8 @@ class Evaluation:
     def from_scalars(cls, scalars: Mapping[str, Any]) -> "Evaluation":
         """The evaluation whose `scalars` these are, without the confusion matrix."""
         examples, values = scalars["examples"], scalars.get("seeds", {})
-        names = [name for name in scalars if name not in ("examples", "std", "seeds")]
+        names = list(dict.fromkeys(("loss", "top1", "top5", *scalars)))
+        names = [name for name in names if name not in RESERVED]
         of_seeds = zip(*(values[name] for name in names), strict=True) if values else ()
         return cls(
             examples,
@@ -120,7 +121,15 @@ def bounded(scores: Evaluation) -> Evaluation:
 class Evaluator:
     """Evaluates variables on one split, which stays on the devices unless it is large."""
 
-    def __init__(self, apply: Apply, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        apply: Apply,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        metrics: Sequence[str] = (),
+    ) -> None:
         """Lay the split out in batches of equal size, with a mask for the padding.
 
         Args:
@@ -129,8 +138,9 @@ class Evaluator:
             batch_size: examples per batch, over all devices. It is rounded up to a multiple of
                 the number of devices; the metrics don't depend on it.
             mesh: the devices.
+            metrics: names of registered metrics to score beside `METRICS`.
         """
-        self._apply, self._data, self._mesh = apply, data, mesh
+        self._apply, self._data, self._mesh, self._metrics = apply, data, mesh, metrics
         shape = data.images.shape[1:]
         self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
         self._resident = self._chunk(0) if self._chunks[0] == 1 else None
@@ -144,7 +154,9 @@ class Evaluator:
             AssertionError: not every example was counted exactly once.
         """
         if mirrored not in self._programs:
-            self._programs[mirrored] = make_score(self._apply, self._mesh, mirrored=mirrored)
+            self._programs[mirrored] = make_score(
+                self._apply, self._mesh, mirrored=mirrored, metrics=self._metrics
+            )
         score = functools.partial(self._programs[mirrored], variables, normalization)
         sums = score(self._resident) if self._resident else self._sums_of_chunks(score)
         sums = jax.device_get(sums)
@@ -248,7 +260,9 @@ def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]
     return -(-examples // batch_size), batch_size
 
 
-def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stages.Wrapped:
+def make_score(
+    apply: Apply, mesh: Mesh, *, mirrored: bool = False, metrics: Sequence[str] = ()
+) -> jax.stages.Wrapped:
     """Make the jitted evaluation of a split: `score(variables, normalization, batches)`.
 
     `batches` are images, labels and masks, [batches, examples per batch, …], split over the mesh
@@ -258,6 +272,7 @@ def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stage
     Args:
         apply, mirrored: as in `predict_logits`.
         mesh: the devices.
+        metrics: as in `Evaluator`.
     """
 
     def score(variables: Any, normalization: Any, batches: Any) -> dict[str, Any]:
@@ -268,7 +283,7 @@ def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stage
             confusion = jnp.zeros((classes, classes), jnp.int32)
             return {
                 "examples": ones.sum(),
-                "metrics": masked_sums(logits, labels, mask),
+                "metrics": masked_sums(logits, labels, mask, metrics),
                 "confusion": confusion.at[labels, logits.argmax(axis=-1)].add(ones),
             }
 

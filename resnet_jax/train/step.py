@@ -200,7 +200,7 @@ def forward_backward(
         if teacher_logits is not None:
             losses = config.distill(losses, logits, teacher_logits)
         stats = updated.get("batch_stats", {})
-        metrics = training_sums(logits, part.labels)
+        metrics = training_sums(logits, part.labels, state.meter.sums)
         return losses.mean(), Gradients(None, stats, losses.sum(), metrics)
 
     gradient = jax.grad(loss_fn, has_aux=True)

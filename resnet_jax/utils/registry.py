@@ -1,6 +1,6 @@
 """Tables of functions by name, to which users add functions of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from resnet_jax.errors import ConfigError, did_you_mean
@@ -11,11 +11,17 @@ T = TypeVar("T")
 class Registry(dict[str, T]):
     """A table of built-in entries, to which others can be added by `register`."""
 
-    def __init__(self, kind: str, builtin: Mapping[str, T]) -> None:
-        """Make a table of the built-in entries; `kind` names an entry in messages: "loss"."""
+    def __init__(self, kind: str, builtin: Mapping[str, T], *, reserved: Collection[str] = ()):
+        """Make a table of the built-in entries.
+
+        Args:
+            kind: what an entry is, in messages: "loss".
+            builtin: the entries, whose names can't be registered.
+            reserved: other names that can't be registered.
+        """
         super().__init__(builtin)
         self._kind = kind
-        self._builtin = frozenset(builtin)
+        self._taken = frozenset((*builtin, *reserved))
         self._modules: dict[str, str] = {}  # of the registered entries, by name
 
     def register(self, name: str, entry: T, *, module: str) -> None:
@@ -27,34 +33,33 @@ class Registry(dict[str, T]):
             module: the name of the module that defines the entry.
 
         Raises:
-            ConfigError: the name isn't an identifier, or belongs to a built-in entry or to an
-                entry of another module.
+            ConfigError: the name isn't an identifier, or belongs to resnet_jax or to an entry of
+                another module.
         """
         if not name.isidentifier():
             raise ConfigError(
-                f"{name!r} can't be the name of a {self._kind}; a name consists of letters, digits"
-                " and _, and doesn't start with a digit."
+                f"{module} registers a {self._kind} by the name {name!r}, which isn't an"
+                " identifier; use letters, digits and _, and don't begin with a digit."
             )
-        if name in self._builtin:
-            raise ConfigError(
-                f"{module} registers the {self._kind} {name!r}, which is built in; choose another"
-                " name."
-            )
-        owner = self._modules.setdefault(name, module)
+        owner = "resnet_jax" if name in self._taken else self._modules.setdefault(name, module)
         if owner != module:
             raise ConfigError(
-                f"{module} registers the {self._kind} {name!r}, which {owner} has registered;"
+                f"{module} registers a {self._kind} by the name {name!r}, which belongs to {owner};"
                 " choose another name."
             )
         self[name] = entry
 
     def find(self, field: str, name: str) -> T:
-        """Return the entry that a config field names.
+        """Return the entry with a name.
+
+        Args:
+            field: the beginning of the message, such as "loss is".
+            name: the name.
 
         Raises:
-            ConfigError: there is no such entry; a module of `extensions` may have to register it.
+            ConfigError: there is no such entry.
         """
         if name in self:
             return self[name]
-        known = ", ".join(self) or "nothing until a module of `extensions` registers one"
-        raise ConfigError(f"{field} is {name!r}; it can be {known}.{did_you_mean(name, self)}")
+        known = ", ".join([*self, f"a {self._kind} that a module of extensions registers"])
+        raise ConfigError(f"{field} {name!r}; it can be {known}.{did_you_mean(name, self)}")

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def _download(reference: str, model: str, revision: str) -> str:
     except ImportError:
         raise ConfigError(
             f"{reference} isn't a file here, and to take it from the Hub needs its client:"
-            f" {how_to_add('hub')}."
+            f" {install_hint('hub')}."
         ) from None
 
     def fetch(file: str, commit: str) -> Path:

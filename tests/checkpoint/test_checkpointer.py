@@ -1,4 +1,4 @@
-"""Saving from donated buffers, restoring onto other devices, and damage."""
+"""Saving from donated buffers, restoring onto other devices, and corruption."""
 
 import contextlib
 import errno
@@ -68,7 +68,7 @@ def test_the_best_survives_and_ties_go_to_the_later(restarts, tmp_path):
             checkpoints = Checkpointer(tmp_path, keep=1)
             assert checkpoints.restore_newest(_state(0.0))[0] == step
     checkpoints.close()
-    # When 5 was saved, 4 was the newest that had been read again.
+    # When 5 was saved, 4 was the newest verified checkpoint.
     assert Checkpointer(tmp_path, keep=1).steps() == [2, 4, 5]
 
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     how, older, tmp_path, monkeypatch, caplog
 ):
     def seal_as_before(document):
-        """As versions did that kept no number of the step beside the state."""
+        """As older versions did, which stored no step beside the state."""
         return seal({name: value for name, value in document.items() if name != "step"})
 
     seal = checkpointer.sealed
@@ -182,7 +182,7 @@ def _flip_a_bit(path: Path, rng: np.random.Generator) -> None:
 
 
 def _save_three(directory: Path) -> None:
-    """Checkpoints of steps 1, 2, 3, whose arrays don't compress to nothing."""
+    """Checkpoints of steps 1, 2, 3 with arrays that don't compress well."""
     checkpoints = Checkpointer(directory, keep=3)
     for step in (1, 2, 3):
         w = jax.random.normal(jax.random.key(step), (50, 50))
@@ -192,7 +192,7 @@ def _save_three(directory: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplog):
-    """In any file of any checkpoint; what is restored is bit for bit what was saved."""
+    """In any file of any checkpoint; the restored state has the same bits as the saved one."""
     _save_three(tmp_path / "original")
     rng = np.random.default_rng(0)
     files = [p.relative_to(tmp_path / "original") for p in (tmp_path / "original").rglob("*")]
@@ -201,7 +201,7 @@ def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplo
     for trial in range(24):
         directory = tmp_path / f"trial{trial}"
         shutil.copytree(tmp_path / "original", directory)
-        # Every other one into the data themselves, which are in one file.
+        # Every other bit is in the file of the arrays.
         data = max(files, key=lambda p: (directory / p).stat().st_size)
         file = data if trial % 2 else files[rng.integers(len(files))]
         _flip_a_bit(directory / file, rng)
@@ -218,7 +218,7 @@ def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplo
             assert checkpoints.steps() == [1, 2]
             assert (directory / "3.corrupt" / "state").is_dir()
             assert "The checkpoint of step 3 is damaged" in caplog.text
-    assert set_aside >= 12  # data count, a few other bytes don't
+    assert set_aside >= 12  # bits of the arrays; some other bytes have no effect
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -230,7 +230,7 @@ def test_without_a_good_checkpoint_nothing_is_guessed(tmp_path):
     with pytest.raises(DataError, match="No checkpoint .* is good: 1.corrupt, 2.cor"):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.corrupt", "2.corrupt", "3.corrupt"]
-    # Nor when it is started again.
+    # The same after a restart.
     with pytest.raises(DataError, match="1.corrupt, 2.corrupt, 3.corrupt are what is left"):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
 
@@ -275,7 +275,7 @@ def test_names_that_mean_something_in_urls_are_names(name, tmp_path):
 def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
     tmp_path, caplog, monkeypatch
 ):
-    """A disk that loses what it was given, with one checkpoint to be kept."""
+    """The disk corrupts a checkpoint as it is written, and only one checkpoint is kept."""
     checkpoints = Checkpointer(tmp_path, keep=1)
     rng = np.random.default_rng(0)
     states = [{"w": jax.random.normal(jax.random.key(i), (50, 50))} for i in range(3)]
@@ -292,7 +292,7 @@ def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
     monkeypatch.setattr(checkpointer, "read_back", damaged)
     checkpoints.save(1, states[1], progress={}, metrics=None)
     checkpoints._reader.manager.wait_until_finished()
-    assert checkpoints.steps() == [0, 1]  # the newest, and the newest that was found to be good
+    assert checkpoints.steps() == [0, 1]  # the newest, and the newest verified one
     with pytest.raises(WriteError, match="step 1 isn't what was saved.* checkpoints 0 are intact"):
         checkpoints.save(2, states[2], progress={}, metrics=None)
     checkpoints.save(2, states[2], progress={}, metrics=None)  # can be tried again
@@ -315,7 +315,7 @@ def test_a_last_checkpoint_that_was_written_badly_is_an_error(tmp_path, monkeypa
 
 
 def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
-    """What was just written can't be read for a reason that isn't its own."""
+    """A checkpoint that was just written can't be reached."""
 
     def unreachable(*_):
         raise DataError("an array can't be read") from ValueError("UNAVAILABLE: 503")
@@ -325,7 +325,7 @@ def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
     for step in (0, 1):
         checkpoints.save(step, _state(float(step)), progress={}, metrics=None)
     checkpoints.close()
-    # Neither is known to be good, so neither is deleted.
+    # Neither is verified, so neither is deleted.
     assert Checkpointer(tmp_path, keep=1).steps() == [0, 1]
 
 
@@ -352,7 +352,7 @@ def test_a_save_that_fails_is_known_at_once_and_leaves_nothing(tmp_path):
             time.sleep(0.01)
     with pytest.raises(WriteError, match="File too large.*; checkpoints 0 are intact"):
         checkpoints.settle()
-    while [p.name for p in tmp_path.iterdir()] != ["0"]:  # its remains go in the background
+    while [p.name for p in tmp_path.iterdir()] != ["0"]:  # its files are removed in the background
         time.sleep(0.01)
     checkpoints.save(1, states[2], progress={}, metrics=None)
     checkpoints.close()

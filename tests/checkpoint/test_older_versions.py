@@ -1,4 +1,4 @@
-"""Runs that older versions began are read and go on.
+"""Runs of older versions are read and resumed.
 
 An archive of tests/golden/runs/ holds `run`, stopped after six steps of `TINY` (tests/runs.py), and
 what that version made of it: probabilities of the first test images, and the record of all twelve

@@ -25,7 +25,7 @@ WORKDIR = epath.Path("gs://bucket/failing")
 
 @pytest.fixture
 def failing(bucket, monkeypatch):
-    """Call it with an error, and all that the client does raises that."""
+    """A function that makes all calls of the client raise the given error."""
 
     def set_error(error: BaseException) -> None:
         def fault(call, path):

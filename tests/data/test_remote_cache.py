@@ -32,7 +32,7 @@ def flowers(request, bucket, data):
 
 
 def replace(file, content: bytes) -> None:
-    """Put an object of another version in its place, within the same second."""
+    """Replace an object by another version within the same second."""
     changed = file.stat().st_mtime_ns
     file.write_bytes(content)
     another = changed + 1 if (changed + 1) % 10**9 else changed - 1
@@ -40,7 +40,7 @@ def replace(file, content: bytes) -> None:
 
 
 def mark(copied) -> None:
-    """Change a copy so that one can see whether it is made again."""
+    """Change a copy, to detect whether it is copied again."""
     stat = copied.stat()
     copied.write_bytes(b"m" * stat.st_size)
     os.utime(copied, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -92,7 +92,7 @@ def test_a_folder_that_is_not_there(data, flowers):
 
 @pytest.mark.parametrize("broken", ["find", "rb"])
 def test_errors_of_the_client_are_os_errors(data, flowers, monkeypatch, broken):
-    """And what was copied before is still there."""
+    """Earlier copies stay."""
     copied = remote_cache.copy_here(flowers) / "1.0.0" / "a"
     replace(data / "a", b"xyz")
 
@@ -128,7 +128,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(data, flowers, monke
     ],
 )
 def test_no_object_leaves_the_copy(data, flowers, monkeypatch, tmp_path, name):
-    """Nothing is written at all, whichever object comes first."""
+    """Nothing is written, whichever object comes first."""
     find = BucketFileSystem.find
 
     def find_hostile(self, path, **options):

@@ -1,4 +1,4 @@
-"""The bundled digits, and the expressions that slice any data set into roles."""
+"""Split expressions, roles that must not overlap, and the bundled digits."""
 
 import hashlib
 

@@ -13,7 +13,7 @@ from etils import epath
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.doctor import run
 from resnet_jax.errors import WriteError
-from tests.data.test_datasets import write_tfds
+from tests.data.tiny_dataset import write_tfds
 from tests.doctor.helpers import only, run_doctor, touch
 
 # ml_collections' own, at each config file.

@@ -96,8 +96,8 @@ FAULTS = (
         "SIGINT, SIGTERM, between runs and within one",
         "exit code 75, no stopped run counts as trained",
         (
-            "research/test_lab.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
-            "research/test_artefact.py::test_a_signal_between_runs_stops_the_command",
+            "research/test_runner.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
+            "research/test_reproduction.py::test_a_signal_between_runs_stops_the_command",
             "research/test_sweep.py::test_a_stop_is_passed_on_and_nothing_begins_after_it",
             "research/test_sweep.py::test_a_run_that_a_terminal_interrupts_as_well_has_not_failed",
             "research/test_sweep.py::"
@@ -135,8 +135,8 @@ FAULTS = (
         (
             "cli/test_all_commands.py::test_a_command_in_a_poor_environment",
             "cli/test_all_commands.py::test_a_platform_that_jax_does_not_know_is_one_line",
-            "test_programs.py::test_programs_of_another_user_are_not_run",
-            "test_programs.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
+            "utils/test_compilation_cache.py::test_programs_of_another_user_are_not_run",
+            "utils/test_compilation_cache.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
         ),
     ),
     Fault(
@@ -247,7 +247,7 @@ FAULTS = (
         "all end within seconds, exit code 71",
         (
             "train/test_jobs.py::test_a_killed_process_ends_the_others_within_seconds",
-            "parallel/test_peers.py",
+            "parallel/job/test_monitor.py",
         ),
     ),
     Fault(
@@ -263,7 +263,7 @@ FAULTS = (
         (
             "train/test_jobs.py::test_processes_that_differ_end_before_the_first_step",
             "train/test_jobs.py::test_different_numbers_of_devices_are_named",
-            "parallel/test_process.py::test_processes_that_disagree_are_refused",
+            "parallel/job/test_rendezvous.py::test_processes_that_disagree_are_refused",
         ),
     ),
     Fault(
@@ -271,11 +271,11 @@ FAULTS = (
         "left out; wrong port; port in use",
         "ends after the time-out, who is missing is named",
         (
-            "parallel/test_process.py::test_missing_processes_are_named_to_all_that_are_there",
-            "parallel/test_process.py::test_a_coordinator_that_never_comes_is_named",
-            "parallel/test_process.py::test_a_port_in_use_is_named",
-            "parallel/test_process.py::test_something_else_on_the_port_is_named",
-            "parallel/test_process.py::test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer",
+            "parallel/job/test_rendezvous.py::test_missing_processes_are_named_to_all_that_are_there",
+            "parallel/job/test_rendezvous.py::test_a_coordinator_that_never_comes_is_named",
+            "parallel/job/test_rendezvous.py::test_a_port_in_use_is_named",
+            "parallel/job/test_rendezvous.py::test_something_else_on_the_port_is_named",
+            "parallel/job/test_rendezvous.py::test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer",
         ),
     ),
     Fault(

@@ -97,11 +97,11 @@ def _starve() -> None:
     """Limit the memory to what the process has between two steps, and a little more."""
     import jax
 
-    from resnet_jax.utils.malloc import give_back_freed_memory
+    from resnet_jax.utils.malloc import release_freed_memory
 
     for array in jax.live_arrays():
         array.block_until_ready()
-    give_back_freed_memory()
+    release_freed_memory()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + _MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,4 +1,4 @@
-"""Hostile and damaged weight files: one line each, nothing is run, little memory is taken."""
+"""Hostile and damaged weight files: one line each, no code runs, little memory is used."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def _refusal(path: Path) -> str:
 
 
 class _Payload:
-    """A pickle of it makes a folder when it's read."""
+    """Its pickle makes a folder when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -257,12 +257,12 @@ def _overlapping() -> bytes:
 
 
 def _renamed() -> bytes:
-    """A member that is called otherwise before its data than in the directory."""
+    """A member whose local header has another name than the directory."""
     return _archive(("a.npy", _member())).replace(b"a.npy", b"b.npy", 1)
 
 
 def _declared(size: int) -> bytes:
-    """A member that claims another size than it has, in a directory with its right checksum."""
+    """A member whose directory entry claims another size, with the right checksum."""
     data = bytearray(_archive(("a.npy", _member()), method=zipfile.ZIP_DEFLATED))
     at = data.index(b"PK\1\2") + 24
     data[at : at + 4] = struct.pack("<L", size)
@@ -351,7 +351,7 @@ def test_the_archive_that_the_attacks_change_is_sound(tmp_path):
 
 
 def test_a_streamed_archive_is_read(tmp_path):
-    """Its sizes stand behind the data, as they do when NumPy writes to a pipe."""
+    """Its sizes follow the data, as when NumPy writes to a pipe."""
 
     class Pipe(io.RawIOBase):
         def __init__(self) -> None:
@@ -398,7 +398,7 @@ def test_every_shorter_and_longer_file_is_refused(kind, tmp_path):
 
 
 def _read_elsewhere(path: Path) -> tuple[str, float, float]:
-    """What a process that may use 2 GiB says of the file, how many MiB it took and CPU seconds."""
+    """Read the file in a process limited to 2 GiB: its output, peak MiB and CPU seconds."""
     done = subprocess.run(
         [sys.executable, "-c", _READ_ONE, path],
         capture_output=True,
@@ -413,14 +413,14 @@ def _read_elsewhere(path: Path) -> tuple[str, float, float]:
 
 
 def _header_of(piece: bytes, total: int) -> bytes:
-    """A sound tensor with a field that holds `piece` again and again."""
+    """A valid tensor with a field that repeats `piece`."""
     field = b"[" + (piece + b",") * (total // (len(piece) + 1) - 30) + piece + b"]"
     tensor = json.dumps(_tensor(0, 4)).encode()
     return _safetensors(b'{"a":{"x":' + field + b"," + tensor[1:] + b"}", bytes(4))
 
 
 def _bomb(declared: int) -> bytes:
-    """A member that inflates to 1 GB of zeros, and claims so or not."""
+    """A member that inflates to 1 GB of zeros, and claims `declared` bytes."""
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     block = deflate.compress(bytes(10**7)) + deflate.flush(zlib.Z_FULL_FLUSH)
     data = bytearray(_archive(("w.npy", block * 100 + deflate.flush())))
@@ -432,7 +432,7 @@ def _bomb(declared: int) -> bytes:
 
 
 def _members(count: int) -> bytes:
-    """A directory of that many entries."""
+    """A directory of `count` entries."""
     directory = (b"PK\1\2" + bytes(42)) * count
     end = struct.pack(
         "<4s4H2LH", b"PK\5\6", 0, 0, count % 2**16, count % 2**16, len(directory), 4, 0
@@ -467,7 +467,7 @@ def test_a_bomb_takes_little_memory_and_time(content, message, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_two_thousand_damaged_files(kind, record_property):
-    """Nothing but DataError comes out, soon; and what is read, the format's own library reads."""
+    """Only DataError is raised, within seconds; arrays equal those of the format's library."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.fuzz_weights", kind, "2000"],
         capture_output=True,

@@ -101,6 +101,16 @@ def test_statistics_that_are_the_probes_have_no_drift(probe):
     assert found == pytest.approx(np.log(2) / layers, rel=0.02)
 
 
+def test_the_drift_is_of_the_maps_that_are_normalised(probe):
+    """Also where a convolution before, or a pooling after the normalisation is fused with it."""
+    fields = {"branch": "bottleneck", "stem": "imagenet", "stage_sizes": (1,)}
+    model, variables = _network(**fields)
+    exact = model.copy(bn_momentum=0.0)
+    _, own = exact.apply(variables, probe[0], train=True, mutable=["batch_stats"])
+    found = measures.bn_drift(_pass(model, {**variables, **own}, probe))
+    assert max(found.values()) < 1e-3
+
+
 def test_gates_are_as_open_as_their_biases_say(probe):
     model, variables = _network(merge="independent_gates", gate_bias=-2.0, carry_bias=1.0)
 

@@ -17,7 +17,7 @@ from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
 from resnet_jax.train.param_groups import distances_from_head, in_head
 from resnet_jax.weights.files import read_weights, write_weights
 from tests.data.readers.test_folders import write
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache"]
 

@@ -1,4 +1,4 @@
-"""A file of `save_weights` holds the whole network: it is loaded by name, and compared by field."""
+"""A file of `save_weights` is loaded by names, and its fields are compared with the model's."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ TINY_GROUPS = {"norm": "group", "norm_groups": 4}
 
 
 def _variables(model, seed=0):
-    """Values of all variables, none like another."""
+    """Values of all variables, all different."""
     rng = np.random.default_rng(seed)
     values = {}
     for path, leaf in expected_leaves(model).items():
@@ -107,7 +107,7 @@ def _assert_round_trip(model, file):
 
 
 def _random_model(rng, **fields):
-    """A network with a few fields that aren't the default; None if there is no such network."""
+    """A network with a few fields that differ from the default; None if it isn't valid."""
     names = rng.sample(sorted(CHOICES), rng.randint(2, 9))
     chosen = TINY | {name: rng.choice(CHOICES[name]) for name in names}
     for name in names:
@@ -214,7 +214,7 @@ def _agree(one, other, tolerance):
 
 
 def _check_pair(model, other, name, file):
-    """Weights of `model`, given to `other`: refused, or the logits are the same."""
+    """Load the weights of `model` into `other`: it is refused, or the logits are equal."""
     shapes = [
         {path: leaf.shape for path, leaf in expected_leaves(m).items()} for m in (model, other)
     ]
@@ -304,7 +304,7 @@ def test_networks_of_the_same_parameters_are_told_apart(name, fields, model, tmp
 
 
 def test_spellings_of_the_same_network_are_loaded(tmp_path):
-    """What None stands for, and stochastic depth by the example, which inference doesn't know."""
+    """Values that mean the same as None, and per-example stochastic depth, unused in inference."""
     file = tmp_path / "w.safetensors"
     model = resnet_jax.ResNet(**TINY, stochastic_depth=0.5, stochastic_depth_mode="example")
     resnet_jax.save_weights(file, model, _variables(model))
@@ -320,7 +320,7 @@ def test_spellings_of_the_same_network_are_loaded(tmp_path):
 
 
 def _older(model, variables, file, metadata):
-    """A file as older versions wrote it."""
+    """A file of an older version."""
     resnet_jax.save_weights(file, model, variables)
     write_weights(file, read_weights(file), metadata={"format": "pt"} | metadata)
 

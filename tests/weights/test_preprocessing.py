@@ -1,4 +1,4 @@
-"""How images are prepared is found in a weight file or beside it, and nothing is guessed."""
+"""Preprocessing is read from a weight file or a config beside it; nothing is guessed."""
 
 import json
 import os

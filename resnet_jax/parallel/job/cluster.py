@@ -17,7 +17,7 @@ from resnet_jax.errors import ResnetJaxError, UsageError
 from resnet_jax.parallel.job.agreement import MAIN
 from resnet_jax.parallel.job.monitor import LAST_S, LEAVE_S, SETTLE_S, PeerMonitor
 from resnet_jax.parallel.job.rendezvous import MAX_PROCESSES, rendezvous
-from resnet_jax.utils.streams import briefly
+from resnet_jax.utils.streams import run_with_timeout
 
 _MAX_TIMEOUT_S = 24 * 3600
 
@@ -232,4 +232,4 @@ def disconnect() -> None:
     if not jax.distributed.is_initialized():
         return
     timeout_s = LAST_S if distributed.global_state.process_id == MAIN else LEAVE_S
-    briefly(jax.distributed.shutdown, timeout_s=timeout_s)
+    run_with_timeout(jax.distributed.shutdown, timeout_s=timeout_s)

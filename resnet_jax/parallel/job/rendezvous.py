@@ -13,7 +13,6 @@ same number, it aborts all of them; if the port is in use, process 0 ends by a s
 
 import contextlib
 import dataclasses
-import errno
 import json
 import selectors
 import socket
@@ -21,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from resnet_jax.errors import ConfigError, PeerError
-from resnet_jax.utils.files import allow_files
+from resnet_jax.utils.files import ensure_open_files
 
 MAX_PROCESSES = 2**16
 _MAX_GREETING_BYTES = 4096
@@ -36,7 +35,6 @@ _ERRORS: dict[str, type[PeerError] | type[ConfigError]] = {
     "PeerError": PeerError,
     "ConfigError": ConfigError,
 }
-_PORT_UNAVAILABLE = (errno.EADDRINUSE, errno.EACCES)
 
 
 def rendezvous(
@@ -73,7 +71,7 @@ def _serve(
     address: tuple[str, int], processes: int, deadline: float, timeout_s: float
 ) -> dict[int, socket.socket]:
     """Accept the connections of all other processes and send them the outcome."""
-    allow_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
+    ensure_open_files(processes + _SPARE_FILES, what=f"Process 0 of {processes}")
     present: dict[int, socket.socket] = {}
     error: PeerError | ConfigError | None = None
     with contextlib.ExitStack() as stack:
@@ -180,7 +178,9 @@ def _greetings(
                     selector.register(connection, selectors.EVENT_READ)
                     pending[connection] = _Caller(connection, host)
                 elif caller := pending.get(key.fileobj):  # type: ignore[call-overload]
-                    piece = _receive(caller.connection)
+                    piece = b""  # the caller has hung up
+                    with contextlib.suppress(OSError):
+                        piece = caller.connection.recv(_MAX_GREETING_BYTES)
                     caller.received += piece
                     ended = not piece or caller.received.endswith(b"\n")
                     if ended or len(caller.received) > _MAX_GREETING_BYTES:
@@ -192,14 +192,6 @@ def _greetings(
             for caller in [caller for caller in pending.values() if caller.since < oldest]:
                 drop(caller)
     raise TimeoutError
-
-
-def _receive(connection: socket.socket) -> bytes:
-    """The bytes that have arrived; b"" if the other side has closed the connection."""
-    try:
-        return connection.recv(_MAX_GREETING_BYTES)
-    except OSError:
-        return b""
 
 
 def _is_closed(connection: socket.socket | None) -> bool:
@@ -285,15 +277,10 @@ def _listen(port: int) -> socket.socket:
     Raises:
         ConfigError: the port is in use, or this user may not listen on it.
     """
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
     try:
-        try:
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
-            )
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in _PORT_UNAVAILABLE:
-                raise
-            return socket.create_server(("", port), backlog=4096)
+        return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=4096)
     except OSError as error:
         raise ConfigError(
             f"Process 0 can't listen on port {port} ({error.strerror}); choose another port for"

@@ -1,4 +1,4 @@
-"""CIFAR archives to TFDS folders: the records that TFDS writes, and nothing half done."""
+"""CIFAR archives to TFDS folders: the records of TFDS, and nothing unfinished."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ OFFICIAL = {name: cifar_archive.official_archive(name) for name in ("cifar10", "
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Archives of a few records, a cache of our own, and no network."""
+    """Small archives, a temporary cache, and no network."""
     monkeypatch.setattr(cifar, "EXAMPLES", EXAMPLES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -72,7 +72,7 @@ def pack(path, files, links=()):
 
 
 def accept(monkeypatch, path, name="cifar10", **changes):
-    """Take the file at `path` for the official archive of `name`."""
+    """Treat the file at `path` as the official archive of `name`."""
     data = path.read_bytes()
     archive = dataclasses.replace(
         OFFICIAL[name], size=len(data), sha256=hashlib.sha256(data).hexdigest()
@@ -237,7 +237,7 @@ def test_interrupted_preparation_leaves_nothing_behind(archive, monkeypatch, tmp
 
 
 def test_folder_of_a_killed_preparation_is_not_a_data_set(archive, tmp_path):
-    """What a kill leaves: TFDS's temporary folder and part of a download, under other names."""
+    """A killed process leaves TFDS's temporary folder and a partial download."""
     left = tmp_path / "tfds" / "cifar10" / "incomplete.ABC123_3.0.2"
     left.mkdir(parents=True)
     (left / "cifar10-train.array_record-00000-of-00001").write_bytes(b"half")
@@ -298,7 +298,7 @@ def server(archive, monkeypatch):
             self.wfile.write(data)
 
         def log_message(self, *args):
-            """Be quiet."""
+            """Print nothing."""
 
     monkeypatch.setattr(urllib.request, "urlopen", real_urlopen)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:

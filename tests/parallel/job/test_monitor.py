@@ -31,7 +31,7 @@ class Job:
         }
 
     def fail(self, number, reason):
-        """As a process does that can still speak."""
+        """End as a process that can still send its error."""
         self.monitors[number].leave(reason)
         self._hang_up(number)
 
@@ -40,7 +40,7 @@ class Job:
         self._hang_up(number)
 
     def kill(self, number):
-        """As the kernel does it."""
+        """End as a process that the kernel kills."""
         self.monitors[number]._left.set()  # its thread is dead
         self._hang_up(number)
 
@@ -126,7 +126,7 @@ def test_of_a_long_reason_the_first_line_arrives():
     ],
 )
 def test_whatever_a_process_says_the_others_hear_of_it(said):
-    """The thread that listens outlives it."""
+    """The monitor's thread survives it."""
     job = Job(grace_s=0.1)
     job.connections[2][0].sendall(said)
     reason = "it sent a message that isn't valid"
@@ -168,7 +168,7 @@ sys.exit(exit_code_of(run))
 @pytest.mark.thorough
 @pytest.mark.parametrize(("victim", "how"), [(0, "fails"), (1, "fails"), (1, "dies")])
 def test_each_process_ends_with_its_own_exit_code_and_one_line(victim, how):
-    """In whichever order they end, JAX must not abort one because it misses another."""
+    """In any order of their ends, JAX must not abort a process."""
     port = portpicker.pick_unused_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     job = [

@@ -1,4 +1,4 @@
-"""The meeting of processes before JAX connects them; all of them are threads here."""
+"""The rendezvous of processes before JAX connects them; here each is a thread."""
 
 import concurrent.futures
 import contextlib
@@ -19,7 +19,7 @@ from resnet_jax.parallel.job.rendezvous import rendezvous
 
 
 def _meet(calls, *, port=None, timeout_s=20.0):
-    """The outcomes of processes, given as (number, of how many), that call at the same time."""
+    """Errors (or None) of processes, given as (number, number of processes), that meet."""
     port = port or portpicker.pick_unused_port()
 
     def one(process, processes):
@@ -40,7 +40,7 @@ def _meet(calls, *, port=None, timeout_s=20.0):
 
 def test_all_processes_meet_and_the_port_is_free_again():
     port = portpicker.pick_unused_port()
-    for _ in range(2):  # at once, as JAX does
+    for _ in range(2):  # at once, as JAX listens on the port
         assert _meet([(i, 5) for i in range(5)], port=port) == [None] * 5
     with socket.create_server(("127.0.0.1", port)):
         pass
@@ -165,7 +165,7 @@ def test_a_crowd_of_silent_strangers_uses_up_no_files(monkeypatch):
             strangers.enter_context(_dial(port))
         time.sleep(0.5)
         opened = len(os.listdir("/proc/self/fd")) - before - 50
-        assert opened < 10  # the server, the selector, and those that were kept
+        assert opened < 10  # the server, the selector and pending connections
         slow = strangers.enter_context(_dial(port))
         assert _is_hung_up_on(slow, b" ")
         assert _meet([(1, 2)], port=port) == [None]
@@ -194,7 +194,7 @@ def test_a_process_that_may_open_few_files_outlives_a_crowd():
 
 
 def _is_hung_up_on(stranger, said):
-    """Whether the other side hangs up within seconds, though it is told something all the time."""
+    """Whether the other side closes the connection within seconds, despite steady input."""
     stranger.settimeout(0.05)
     for _ in range(60):
         try:
@@ -235,7 +235,7 @@ def test_more_processes_than_open_files_are_refused_at_once(monkeypatch):
 @pytest.mark.thorough
 @pytest.mark.parametrize("said", [b"", b"x"])
 def test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer(said, monkeypatch):
-    """It says nothing, or a byte now and then, and never ends its line."""
+    """It sends nothing, or single bytes without a line break."""
     monkeypatch.setattr(module, "_OUTCOME_DELAY_S", 0.5)
     done = threading.Event()
     with (
