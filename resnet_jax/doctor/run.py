@@ -46,7 +46,7 @@ def check_config(
     """
     from resnet_jax.config.io import describe_differences, to_json
     from resnet_jax.config.schema import validate
-    from resnet_jax.train.spec import evaluation_crop
+    from resnet_jax.train.data_sizes import evaluation_crop
 
     config = load()
     validate(config)

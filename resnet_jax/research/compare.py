@@ -21,7 +21,7 @@ from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.logging.report import recorded_summary
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.utils.paths import as_path, bucket_errors
@@ -130,9 +130,9 @@ def read_run(folder: epath.Path) -> RecordedRun:
     """
     summary = None
     if (folder / SUMMARY).exists():
-        with recorded_summary(folder) as summary:
-            score_rows(summary)  # raises if it is damaged
-    # Committed results may have no config.json.
+        with read_summary(folder) as summary:
+            score_rows(summary)  # shows whether it is damaged
+    # The results that are kept of a run may be without its config.json.
     source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
     try:
         in_summary = json.dumps(summary["config"]) if summary else ""

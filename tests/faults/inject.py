@@ -139,7 +139,7 @@ def _poison(step: int) -> None:
 
     from resnet_jax.train import step as module
 
-    original = module._gradients
+    original = module.forward_backward
 
     def poisoned(state: Any, *args: Any) -> Any:
         done = original(state, *args)
@@ -147,4 +147,4 @@ def _poison(step: int) -> None:
         params = jax.tree.map(lambda gradient: gradient + nan, done.params)
         return done._replace(loss=done.loss + nan, params=params)
 
-    module._gradients = poisoned
+    module.forward_backward = poisoned

@@ -1,4 +1,4 @@
-"""The clock is set a day back or ten years ahead, during a run or between two runs."""
+"""A clock that is set, a day back or ten years ahead, while a run is under way or between two."""
 
 import json
 import math
@@ -36,8 +36,8 @@ def set_clock(monkeypatch):
 @pytest.mark.thorough
 @pytest.mark.parametrize("jump", ["back", "ahead"])
 def test_a_run_doesnt_notice(jump, whole, tmp_path):
-    """Same bits, same record; times and rates come from a monotonic clock."""
-    ended = train(tmp_path / "run", fault=f"resnet_jax.train.loop:Run._pause:3:{jump}")
+    """Same bits, same record; times and rates come from a clock that nobody can set."""
+    ended = train(tmp_path / "run", fault=f"resnet_jax.train.clock:Clock.lap:3:{jump}")
     assert ended.code == 0, ended.said
     assert digest(tmp_path / "run") == digest(whole)
     assert steps_on_record(tmp_path / "run") == steps_on_record(whole)
@@ -49,7 +49,7 @@ def test_a_run_doesnt_notice(jump, whole, tmp_path):
 
 
 def test_the_newest_checkpoint_is_that_of_the_last_step(set_clock, tmp_path):
-    """By the times of its files, each checkpoint is older than the previous one."""
+    """Each of them is older than the one before, by its own times and by those of its files."""
     for step, jump_s in enumerate(JUMPS_S, start=1):
         set_clock(jump_s)
         checkpoints = Checkpointer(tmp_path, keep=2)
@@ -81,7 +81,7 @@ def test_the_lock_is_neither_lost_nor_taken(where, set_clock, tmp_path, bucket, 
             set_clock(jump_s)
             with pytest.raises(WriteError, match="in use"), locked(workdir):
                 pass
-        # Nor by a process on another host.
+        # Nor by a host from which it can't be seen whether this process lives.
         monkeypatch.setattr(lock_holder, "_here", lambda: "another host")
         for jump_s in JUMPS_S:
             set_clock(jump_s)

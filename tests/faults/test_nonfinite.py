@@ -111,7 +111,9 @@ def rollback(tiny_config, monkeypatch):
     """A config that goes back, and a function that poisons the batch of a step in this process."""
     tiny_config.model.stage_sizes = (1,)
     tiny_config.nonfinite.policy = "rollback"
-    monkeypatch.setattr(step_module, "_gradients", step_module._gradients)  # to put it back
+    monkeypatch.setattr(
+        step_module, "forward_backward", step_module.forward_backward
+    )  # to put it back
     return tiny_config, lambda step: Fault("step", step, "nan").install("")
 
 

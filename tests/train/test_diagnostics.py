@@ -14,6 +14,7 @@ from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.diagnostics import measures
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
 from resnet_jax.train.diagnostics.figure import make_figure
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.losses import cross_entropy
 from tests.compilations import compilations
@@ -223,7 +224,7 @@ def test_only_the_first_measurement_compiles(seeds):
     config.diagnostics.what = ("norms",)
     config.ema_decay = 0.0
     experiment = Experiment.make(config)
-    state, probe = experiment.initial_state(), experiment.probe()
+    state, probe = experiment.initial_state(), experiment.probe
 
     def measure():
         return [probe(one) for one in experiment.single_states(state)]
@@ -241,8 +242,8 @@ def test_the_step_is_the_same_with_and_without(tiny_config):
     for every in (0.0, 64.0):
         tiny_config.diagnostics.every = every
         experiment = Experiment.make(tiny_config)
-        shapes = (experiment.abstract_state, *experiment.abstract_batches(), 1)
-        texts.append(experiment.train_steps().lower(*shapes).as_text())
+        shapes = (experiment.spec.abstract_state, *experiment.spec.abstract_batches(), 1)
+        texts.append(make_train_steps(experiment.spec).lower(*shapes).as_text())
     assert texts[0] == texts[1]
 
 

@@ -13,7 +13,7 @@ import pytest
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.doctor import versions
-from resnet_jax.logging.report import package_versions
+from resnet_jax.logging.provenance import package_versions
 from resnet_jax.utils.distribution import DISTRIBUTION, install_hint
 
 ROOT = Path(__file__).parents[2]
