@@ -70,6 +70,7 @@ class Experiment:
             ConfigError: an impossible config.
             DataError: the data are missing or damaged.
         """
+        check_names(config)
         for single in single_configs(config):
             create_model(single.model.name, **model_overrides(single))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -204,9 +205,12 @@ class Experiment:
     def evaluators(self) -> dict[str, Evaluator | SeedEvaluator]:
         """Return the evaluator of each held-out split; its images are put on the devices."""
         batch_size, mesh = self.spec.config.eval_batch_size, self.spec.mesh
+        metrics = self.spec.config.metrics
         return {
             split: self.spec.seeds.evaluator(
-                Evaluator(self.spec.model.apply, data, batch_size=batch_size, mesh=mesh)
+                Evaluator(
+                    self.spec.model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
+                )
             )
             for split, data in self.dataset.splits.items()
             if split != "train"
