@@ -41,13 +41,15 @@ class Registry(dict[str, T]):
                 f"{module} registers the {self._kind} {name!r}, whose name isn't an identifier; use"
                 " letters, digits and _, and don't begin with a digit."
             )
-        owner = "resnet_jax" if name in self._taken else self._modules.setdefault(name, module)
+        owner = self._modules[name] if name in self._modules and name in self else module
+        if name in self._taken:
+            owner = "resnet_jax"
         if owner != module:
             raise ConfigError(
                 f"{module} registers the {self._kind} {name!r}, whose name belongs to {owner};"
                 " choose another name."
             )
-        self[name] = entry
+        self[name], self._modules[name] = entry, module
 
     def find(self, field: str, name: str) -> T:
         """Return the entry with a name.

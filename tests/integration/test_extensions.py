@@ -72,7 +72,7 @@ def config(tiny_config):
 
 
 def test_the_examples_compute_what_they_say(here):
-    names = {}
+    names = {"__name__": MODULE}
     exec("\n".join(BLOCKS), names)
     logits = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 1.0]])
     targets = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
