@@ -176,10 +176,9 @@ def open_source(
             " and cropped (`resnet-jax compile` and `summary` work without reading any)"
         )
     from resnet_jax.data.prepare.cifar import CIFAR, prepare_cifar
-    from resnet_jax.data.readers.tfds import check_name, find_prepared, not_prepared, open_prepared
+    from resnet_jax.data.readers.tfds import find_prepared, not_prepared, open_prepared
     from resnet_jax.data.readers.tfds_files import local_data_folder
 
-    check_name(name)
     folder = local_data_folder(name, data_dir)
     prepared = find_prepared(name, folder)
     if prepared is None:

@@ -235,6 +235,10 @@ class TrainSpec:
             [jax.device_get(TrainMetrics.zero(self.config.metrics))] * len(self.seeds)
         )
 
+    def fetch_metrics(self, state: TrainState) -> list[TrainMetrics]:
+        """Return the metrics of each seed, on the host."""
+        return self.seeds.unstack(state.meter)
+
     @functools.cached_property
     def abstract_single_state(self) -> TrainState:
         """Shapes and dtypes of the state of one seed."""

@@ -15,8 +15,8 @@ def test_entries_are_found_by_name_and_added():
     with pytest.raises(ConfigError) as error:
         table.find("loss is", "fokal")
     assert str(error.value) == (
-        "loss is 'fokal'; it can be softmax, focal, or a name that a module of extensions registers."
-        " Did you mean 'focal'?"
+        "loss is 'fokal'; it can be softmax, focal, or a name that a module of extensions"
+        " registers. Did you mean 'focal'?"
     )
 
 

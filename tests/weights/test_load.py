@@ -105,7 +105,7 @@ def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplo
         caplog.clear()
         model = resnet_jax.ResNet(**BASIC | {"shortcut": shortcut})
         _load(model, _published(_random(model), rename), tmp_path)
-        assert ("the model's shortcut is 'A_middle'" in caplog.text) == warns
+        assert ("set the model's shortcut to 'A_middle'" in caplog.text) == warns
 
 
 @settings(max_examples=12, deadline=None, derandomize=True,

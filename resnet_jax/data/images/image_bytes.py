@@ -38,41 +38,25 @@ _MAX_SCANNED_PIXELS = 10**9
 
 
 class StrippedImage(NamedTuple):
-    """An image that isn't decoded yet, without metadata.
-
-    Attributes:
-        width, height: in pixels, as stored.
-        depth: bits per channel.
-        orientation: 1 … 8, as in Exif; 1 (upright) if the file has none.
-        data: the bytes for the decoder.
-    """
+    """An image file without metadata, not decoded yet."""
 
     width: int
     height: int
-    depth: int
-    orientation: int
+    depth: int  # bits per channel
+    orientation: int  # 1 … 8, as in Exif; 1, upright, if the file has none
     data: bytes
 
 
 class JpegHeader(NamedTuple):
-    """A JPEG up to its first scan.
-
-    Attributes:
-        width, height: in pixels.
-        depth: bits per channel.
-        components: number of colour components.
-        orientation: 1 … 8, as in Exif; 1 (upright) if the file has none.
-        segments: the segments that a decoder needs.
-        scan: position of the first scan.
-    """
+    """A JPEG up to its first scan."""
 
     width: int
     height: int
-    depth: int
+    depth: int  # bits per channel
     components: int
-    orientation: int
-    segments: list[bytes]
-    scan: int
+    orientation: int  # as in `StrippedImage`
+    segments: list[bytes]  # those that a decoder needs
+    scan: int  # position of the first scan
 
 
 def strip_metadata(data: bytes, *, max_pixels: int) -> StrippedImage:

@@ -19,29 +19,17 @@ _CHUNK_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An official archive.
+    """An official archive: its address, its digest and its content."""
 
-    Attributes:
-        version: of the TFDS data set.
-        url: the archive's address.
-        file_name: the archive's name.
-        size: in bytes.
-        sha256: digest of the archive.
-        prefix: beginning of the paths of the archive's files.
-        files: split → its binary files, in order.
-        label_keys: names of the labels, which are one byte each before the pixels of a record.
-        label_files: for each label, the file with the class names.
-    """
-
-    version: str
+    version: str  # of the TFDS data set
     url: str
     file_name: str
-    size: int
+    size: int  # in bytes
     sha256: str
-    prefix: str
-    files: Mapping[str, tuple[str, ...]]
-    label_keys: tuple[str, ...]
-    label_files: tuple[str, ...]
+    prefix: str  # of the paths of all files in the archive
+    files: Mapping[str, tuple[str, ...]]  # split → its binary files, in order
+    label_keys: tuple[str, ...]  # names of the labels, one byte each before a record's pixels
+    label_files: tuple[str, ...]  # for each label, the file with the class names
 
 
 def official_archive(name: str) -> Archive:

@@ -51,18 +51,10 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The images that a process writes to one file.
-
-    Attributes:
-        file: the file's name.
-        name: the data set's name.
-        split: the split's name.
-        images: the images, in order.
-        class_names: one name per class.
-    """
+    """The images that a process writes to one file."""
 
     file: str
-    name: str
+    name: str  # of the data set
     split: str
     images: Sequence[Original]
     class_names: tuple[str, ...]
@@ -77,23 +69,14 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class ShardNote:
-    """The content of a finished shard.
+    """The content of a finished shard."""
 
-    Attributes:
-        originals: `Shard.originals` when the shard was written.
-        sha256: digest of the file.
-        examples: number of examples.
-        bytes: total length of the records.
-        classes: label, as text → number of examples.
-        bad: image, split and reason of each damaged image that was left out.
-    """
-
-    originals: str
-    sha256: str
+    originals: str  # `Shard.originals` when the shard was written
+    sha256: str  # of the file
     examples: int
-    bytes: int
-    classes: Mapping[str, int]
-    bad: Sequence[Mapping[str, str]]
+    bytes: int  # of all records
+    classes: Mapping[str, int]  # label → examples
+    bad: Sequence[Mapping[str, str]]  # image, split and reason of each image that was left out
 
 
 def read_note(draft: Path, shard: Shard, options: Options) -> ShardNote | None:

@@ -42,17 +42,10 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images, located but not decoded; see `Source`.
-
-    Attributes:
-        folder: the folder.
-        files: the files of each split, in order.
-        class_names: one name per class.
-        fit: how images become arrays of one shape.
-    """
+    """A folder of images, located but not decoded; see `Source`."""
 
     folder: Path
-    files: Mapping[str, Sequence[ImageFile]]
+    files: Mapping[str, Sequence[ImageFile]]  # of each split, in order
     class_names: tuple[str, ...]
     fit: Fit
 

@@ -39,12 +39,7 @@ class Source(Protocol):
         """One name per class."""
 
     def read(self, split: str, *, skip_corrupt: bool = False) -> DecodedSplit:
-        """Decode all examples of a split.
-
-        Args:
-            split: the split's name.
-            skip_corrupt: leave out damaged examples if they are few. Otherwise a damaged example
-                raises an error.
+        """Decode all examples of a split; `skip_corrupt` leaves out a few damaged examples.
 
         Raises:
             DataError: an example is damaged, or too many are.

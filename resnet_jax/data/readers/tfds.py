@@ -29,19 +29,10 @@ _MAX_CLASSES = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSet:
-    """A prepared image classification set on disk; see `Source`.
-
-    Attributes:
-        name: the data set's name.
-        builder: TFDS's read-only builder.
-        lengths: number of examples of each split.
-        class_names: one name per class.
-        files_digest: digest of the set's files.
-        fit: how images become arrays of one shape.
-    """
+    """A prepared image classification set on disk; see `Source`."""
 
     name: str
-    builder: Any
+    builder: Any  # TFDS's read-only builder
     lengths: Mapping[str, int]
     class_names: tuple[str, ...]
     files_digest: str
@@ -123,18 +114,6 @@ def find_prepared(name: str, folder: Path) -> Path | None:
     except Exception as error:
         raise _not_sound(name, folder, error) from error
     return Path(found) if found else None
-
-
-def check_name(name: str) -> None:
-    """Raise ConfigError if `name` can't be the name of a TFDS data set."""
-    from tensorflow_datasets.core import naming
-
-    try:
-        naming.parse_builder_name_kwargs(name)
-    except ValueError as error:
-        raise ConfigError(
-            f"{name!r} isn't a data set's name; write NAME, NAME/CONFIG or NAME:VERSION"
-        ) from error
 
 
 def open_prepared(

@@ -10,7 +10,7 @@ from etils import epath
 
 from resnet_jax.data.readers.decoding import first_line
 from resnet_jax.data.remote_cache import copy_here
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 
 _CHUNK_BYTES = 2**20
 _WHOLLY_DIGESTED_BYTES = 4 * 2**30
@@ -26,8 +26,18 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
     """Return the folder of prepared sets on this host; a set in a bucket is copied there.
 
     Raises:
+        ConfigError: `name` can't be the name of a data set.
         DataError: the folder doesn't exist, the bucket can't be read, or it has no such set.
     """
+    # Importing TFDS takes a second.
+    from tensorflow_datasets.core import naming  # noqa: PLC0415
+
+    try:
+        naming.parse_builder_name_kwargs(name)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name!r} isn't a data set's name; write NAME, NAME/CONFIG or NAME:VERSION"
+        ) from error
     folder = data_folder(data_dir)
     if "://" not in os.fspath(folder):
         local = Path(folder)
