@@ -1,4 +1,4 @@
-"""resnet-jax bench step|data --config=FILE: how fast a config computes, and reads its images."""
+"""resnet-jax bench step|data --config=FILE: the speed of a config's steps, or of its input."""
 
 import argparse
 import math
@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError
 
 HELP = "Measure the steps of a config, or its input pipeline, on this machine."
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure."""
+    """Measure the steps or the input pipeline."""
     if not 0 < args.seconds < math.inf:
         raise UsageError(f"--seconds is {args.seconds}; it must be a number greater than 0.")
     if args.train and args.what != "data":
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a table, and what came of all of it."""
+    """Print a table and a summary."""
     if "ceilings" in document:
         _show_speed(document, console)
         return

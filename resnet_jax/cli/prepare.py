@@ -1,16 +1,12 @@
-"""resnet-jax prepare SOURCE --out=DATA_DIR --name=NAME: images to a TFDS folder."""
+"""resnet-jax prepare SOURCE --out=DATA_DIR --name=NAME: write images as a TFDS folder."""
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.utils.streams import LossyStream
+from resnet_jax.cli.common.image_progress import image_progress
 
 HELP = "Write a folder of images, or ImageNet's archives, as a TFDS folder; every image is checked."
 EXAMPLE = "resnet-jax prepare downloads/imagenet --out=data --name=imagenet2012 --size=256"
@@ -50,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.shards is not None and args.shards < 1:
         raise UsageError(f"--shards is {args.shards}; it must be at least 1.")
     options = Options(args.size, args.quality, args.corrupt)
-    with _progress() as progress:
+    with image_progress(transient=False) as progress:
         return prepare(
             args.source.expanduser(),
             args.out.expanduser(),
@@ -72,12 +68,3 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print(text, markup=False)
     if (more := len(document["bad"]) - _SHOWN) > 0:
         console.print(f"left out: {more:,} more, listed in report.json")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    console = Console(file=cast(IO[str], LossyStream(sys.stderr)))
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

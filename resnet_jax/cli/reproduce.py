@@ -1,4 +1,4 @@
-"""resnet-jax reproduce REPRODUCTION: a table or figure of a paper, run again."""
+"""resnet-jax reproduce NAME: reproduce a table or figure of a paper."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
 
 HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Reproduce, or list."""
+    """Run the reproductions, or list them."""
     from resnet_jax.checkpoint.stop import StopRequest  # noqa: PLC0415
     from resnet_jax.research import results  # noqa: PLC0415 - imports JAX
     from resnet_jax.research.catalogue import REPRODUCTIONS  # noqa: PLC0415
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.size not in REPRODUCTIONS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
-    # Training listens for signals itself, and saves; all else is computed again.
+    # Training handles signals itself and saves; other computations start again.
     with StopRequest() as stop, stop.nothing_to_lose(_STOPPED):
         done = [
             results.reproduce(
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print the table of each artefact, or the list."""
+    """Print the table of each reproduction, or the list."""
     if "artefacts" in document:
         table = Table()
         table.add_column("artefact", no_wrap=True)

@@ -96,8 +96,8 @@ FAULTS = (
         "SIGINT, SIGTERM, between runs and within one",
         "exit code 75, no stopped run counts as trained",
         (
-            "research/test_lab.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
-            "research/test_artefact.py::test_a_signal_between_runs_stops_the_command",
+            "research/test_runner.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
+            "research/test_reproduction.py::test_a_signal_between_runs_stops_the_command",
             "research/test_sweep.py::test_a_stop_is_passed_on_and_nothing_begins_after_it",
             "research/test_sweep.py::test_a_run_that_a_terminal_interrupts_as_well_has_not_failed",
             "research/test_sweep.py::"
@@ -225,7 +225,7 @@ FAULTS = (
         "one line, exit code 64 or 78",
         (
             "cli/test_train_command.py::test_a_wrong_command_line_is_one_line",
-            "cli/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
+            "cli/common/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
             "cli/test_all_commands.py::test_a_number_that_is_none_is_refused",
             "faults/test_fuzz_config.py",
         ),
