@@ -24,6 +24,7 @@ from resnet_jax.research.catalogue import REPRODUCTIONS
 
 sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import config_tables
 import scaling
 
 from tests.faults.catalogue import FAULTS
@@ -485,6 +486,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
+    **{name: ("docs/config.md", table) for name, table in config_tables.TABLES.items()},
 }
 
 

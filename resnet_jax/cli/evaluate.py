@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:
-        from resnet_jax.logging.report import draw_confusion
+        from resnet_jax.logging.plots import draw_confusion
 
         draw_confusion(args.confusion, scores.confusion, class_names)
         document["confusion"] = str(args.confusion)

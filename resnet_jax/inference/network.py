@@ -17,9 +17,9 @@ from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network
+from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import load_data
-from resnet_jax.train.spec import evaluation_crop
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -144,5 +144,8 @@ class TrainedNetwork:
                 f"{config.data.name} has other classes now than when the network was trained."
             )
         return self.predictor.evaluate(
-            dataset.splits[split], batch_size=config.eval_batch_size, mirrored=mirrored
+            dataset.splits[split],
+            batch_size=config.eval_batch_size,
+            mirrored=mirrored,
+            metrics=config.metrics,
         )

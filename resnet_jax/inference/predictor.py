@@ -119,14 +119,24 @@ class Predictor:
             row[...] = image
         return batch
 
-    def evaluate(self, data: ImageSet, *, batch_size: int, mirrored: bool = False) -> Evaluation:
+    def evaluate(
+        self,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mirrored: bool = False,
+        metrics: Sequence[str] = (),
+    ) -> Evaluation:
         """Evaluate on a split, on all devices; every example counts exactly once.
 
         Args:
             data: images of the shape `fit.shape`, and their labels.
             batch_size: examples per batch; the result doesn't depend on it.
             mirrored: use the mean of the logits of each image and of its mirror image.
+            metrics: names of registered metrics to score, too.
         """
         mesh = make_mesh()
-        evaluator = Evaluator(self._model.apply, data, batch_size=batch_size, mesh=mesh)
+        evaluator = Evaluator(
+            self._model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
+        )
         return evaluator(*put_global(self._arrays, replicated(mesh)), mirrored=mirrored)

@@ -4,9 +4,10 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
-from resnet_jax.config.schema import from_json, model_overrides
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import model_overrides
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.models.presets import create_model
@@ -53,7 +54,7 @@ def restore_run(
     if not 0 <= seed_index < len(seeds):
         listed = ", ".join(map(str, seeds))
         raise UsageError(f"seed_index is {seed_index}; {workdir} has the seeds {listed}.")
-    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=None)
+    checkpoints = CheckpointReader(workdir / CHECKPOINTS)
     step = _find_step(checkpoints, checkpoint, workdir)
     state, progress = checkpoints.restore_on_one_device(step)
     checkpoints.close()
@@ -86,7 +87,7 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
     return tuple(config.seeds) or (config.seed,)
 
 
-def _find_step(checkpoints: Checkpointer, checkpoint: str, workdir: epath.Path) -> int:
+def _find_step(checkpoints: CheckpointReader, checkpoint: str, workdir: epath.Path) -> int:
     """The step of "last", "best" or a number."""
     steps = checkpoints.steps()
     if not steps:

@@ -6,43 +6,37 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_jax.models import checks
+from resnet_jax.models.fields import setting
 from resnet_jax.models.layers import Classifier, Conv
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.resnet import ResNet
 
 
-class AlphaGoZero(nn.Module):
-    """A convolution and residual units of one width, a policy head and a value head.
+class AlphaGoZero(Network, kw_only=True):
+    """A convolution and residual blocks of one width, a policy head and a value head.
 
     The input is the board with 17 planes: eight positions of either player, and whose turn it is.
 
     Attributes:
-        units: residual units of the tower; 19 or 39.
+        units: residual blocks of the tower; 19 or 39.
         num_classes: moves, 19 · 19 and passing.
         width: channels of the tower.
         hidden: units of the value head's hidden layer.
-        bn_group_size, dtype, param_dtype: as in `ResNet`.
+        bn_group_size, bn_momentum: as in `ResNet`.
     """
 
     units: int
-    num_classes: int = 362
-    width: int = 256
-    hidden: int = 256
-    bn_group_size: int | None = None
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    num_classes: int = setting(362, "shapes", least=0)
+    width: int = setting(256, "shapes")
+    hidden: int = setting(256, "shapes")
+    bn_group_size: int | None = setting(None, "training")
+    bn_momentum: float = setting(0.9, "training", below=1)
 
-    def __post_init__(self) -> None:
-        """Refuse what can't be built."""
-        checks.check_fields(self)
-        super().__post_init__()
-
-    def __call__(
-        self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
-    ) -> Float[Array, "n k"]:
-        """Return float32 logits of the moves; see `ResNet.features` for the arguments."""
-        return self.features(images, train=train, update_stats=update_stats)["logits"]
+    @nn.nowrap
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization("batch", self.bn_momentum)
 
     @nn.compact
     def features(
@@ -57,6 +51,7 @@ class AlphaGoZero(nn.Module):
             stem="cifar",
             width=self.width,
             bn_group_size=self.bn_group_size,
+            bn_momentum=self.bn_momentum,
             name="tower",
             **kinds,
         )
@@ -64,7 +59,13 @@ class AlphaGoZero(nn.Module):
 
         def head(name: str, features: int) -> Array:
             y = Conv(features, 1, name=f"{name}_conv", **kinds)(x)
-            norm = BatchNorm(group_size=self.bn_group_size, name=f"{name}_bn", **stats, **kinds)
+            norm = BatchNorm(
+                group_size=self.bn_group_size,
+                momentum=self.bn_momentum,
+                name=f"{name}_bn",
+                **stats,
+                **kinds,
+            )
             return nn.relu(norm(y)).reshape(x.shape[0], -1)
 
         logits = Classifier(self.num_classes, name="policy_fc", **kinds)(head("policy", 2))

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax.errors import UsageError, did_you_mean
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 
 GIB = 2**30
 
@@ -150,7 +150,7 @@ def _prepare_libtpu() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             "XLA's TPU compiler isn't installed; it is part of libtpu, which any Linux host can"
-            f" have: {how_to_add('tpu')}."
+            f" have: {install_hint('tpu')}."
         )
     defaults = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server that knows a TPU

@@ -16,10 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
-from resnet_jax.config.schema import MAY_CHANGE, flatten, from_json
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.logging.report import recorded_summary
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.utils.paths import as_path, bucket_errors
@@ -128,7 +130,7 @@ def read_run(folder: epath.Path) -> RecordedRun:
     """
     summary = None
     if (folder / SUMMARY).exists():
-        with recorded_summary(folder) as summary:
+        with read_summary(folder) as summary:
             score_rows(summary)  # raises if it is damaged
     # Committed results may have no config.json.
     source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)

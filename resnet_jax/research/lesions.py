@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from resnet_jax.models.block import ResidualUnit, pad_channels
+from resnet_jax.models.block import ResidualBlock, pad_channels
 from resnet_jax.models.resnet import ResNet
 
 
@@ -29,7 +29,7 @@ def apply_lesioned(
 
     def delete(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         y, unit = call(*args, **kwargs), context.module
-        if not isinstance(unit, ResidualUnit) or context.method_name != "__call__":
+        if not isinstance(unit, ResidualBlock) or context.method_name != "__call__":
             return y
         assert unit.name
         step = unit.stride

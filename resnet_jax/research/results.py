@@ -12,7 +12,7 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.logging.report import provenance
+from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
 from resnet_jax.research.reproduction import Reproduction, overall
 from resnet_jax.research.runner import Runner, Size

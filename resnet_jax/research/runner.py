@@ -15,7 +15,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
-from resnet_jax.config.schema import describe_differences, model_overrides, to_json
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import model_overrides
 from resnet_jax.data.dataset_info import find_known
 from resnet_jax.errors import StoppedEarly
 from resnet_jax.inference.network import TrainedNetwork

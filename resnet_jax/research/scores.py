@@ -12,9 +12,10 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.config.schema import flatten, from_json, model_overrides
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten, model_overrides
 from resnet_jax.data.dataset_info import find_known
-from resnet_jax.logging.report import recorded_summary
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.sweep import PlannedRun, label_by_difference, overridden_fields
@@ -76,7 +77,7 @@ def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
     for run in runs:
         if not run.is_finished(workdir):
             continue
-        with recorded_summary(workdir / run.name) as summary:
+        with read_summary(workdir / run.name) as summary:
             costs = {name: summary[name] for name in ("wall_s", "img_per_s")}
             costs["params"] = count_params(read_config(workdir / run.name))
             singles = single_configs(run.config)
@@ -202,7 +203,7 @@ def made_by(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[dict[str, A
     known: list[dict[str, Any]] = []
     for run in runs:
         if run.is_finished(workdir):
-            with recorded_summary(workdir / run.name) as summary:
+            with read_summary(workdir / run.name) as summary:
                 one = {k: summary[k] for k in ("command", "commit", "versions", "hardware")}
             if one not in known:
                 known.append(one)

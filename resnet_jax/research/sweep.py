@@ -11,7 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
-from resnet_jax.config.schema import describe_differences, flatten, set_field, to_json, validate
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import flatten, set_field, validate
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.pretrained import name_model

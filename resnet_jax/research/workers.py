@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 from etils import epath
 
 from resnet_jax.checkpoint.stop import STOP_SIGNALS, StopRequest
-from resnet_jax.config.schema import to_json
+from resnet_jax.config.io import to_json
 from resnet_jax.doctor import probe
 from resnet_jax.doctor.child import Child
 from resnet_jax.errors import STOPPED_EARLY, PeerError

@@ -121,7 +121,15 @@ def bounded(scores: Evaluation) -> Evaluation:
 class Evaluator:
     """Evaluates variables on one split, which stays on the devices unless it is large."""
 
-    def __init__(self, apply: Apply, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        apply: Apply,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        metrics: Sequence[str] = (),
+    ) -> None:
         """Lay the split out in batches of equal size, with a mask for the padding.
 
         Args:
@@ -130,8 +138,9 @@ class Evaluator:
             batch_size: examples per batch, over all devices. It is rounded up to a multiple of
                 the number of devices; the metrics don't depend on it.
             mesh: the devices.
+            metrics: names of registered metrics to score beside `METRICS`.
         """
-        self._apply, self._data, self._mesh = apply, data, mesh
+        self._apply, self._data, self._mesh, self._metrics = apply, data, mesh, metrics
         shape = data.images.shape[1:]
         self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
         self._resident = self._chunk(0) if self._chunks[0] == 1 else None
@@ -145,7 +154,9 @@ class Evaluator:
             AssertionError: not every example was counted exactly once.
         """
         if mirrored not in self._programs:
-            self._programs[mirrored] = make_score(self._apply, self._mesh, mirrored=mirrored)
+            self._programs[mirrored] = make_score(
+                self._apply, self._mesh, mirrored=mirrored, metrics=self._metrics
+            )
         score = functools.partial(self._programs[mirrored], variables, normalization)
         sums = score(self._resident) if self._resident else self._sums_of_chunks(score)
         sums = jax.device_get(sums)
@@ -249,7 +260,9 @@ def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]
     return -(-examples // batch_size), batch_size
 
 
-def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stages.Wrapped:
+def make_score(
+    apply: Apply, mesh: Mesh, *, mirrored: bool = False, metrics: Sequence[str] = ()
+) -> jax.stages.Wrapped:
     """Make the jitted evaluation of a split: `score(variables, normalization, batches)`.
 
     `batches` are images, labels and masks, [batches, examples per batch, …], split over the mesh
@@ -259,6 +272,7 @@ def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stage
     Args:
         apply, mirrored: as in `predict_logits`.
         mesh: the devices.
+        metrics: as in `Evaluator`.
     """
 
     def score(variables: Any, normalization: Any, batches: Any) -> dict[str, Any]:
@@ -269,7 +283,7 @@ def make_score(apply: Apply, mesh: Mesh, *, mirrored: bool = False) -> jax.stage
             confusion = jnp.zeros((classes, classes), jnp.int32)
             return {
                 "examples": ones.sum(),
-                "metrics": masked_sums(logits, labels, mask),
+                "metrics": masked_sums(logits, labels, mask, metrics),
                 "confusion": confusion.at[labels, logits.argmax(axis=-1)].add(ones),
             }
 

@@ -13,7 +13,9 @@ import optax
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def scale_by_lars(*, coefficient: float, weight_decay: float) -> optax.GradientTransformation:
+def scale_by_lars(
+    *, coefficient: float, weight_decay: float | jax.Array
+) -> optax.GradientTransformation:
     """λ (g + β w) with λ = η ‖w‖ / (‖g‖ + β ‖w‖), for each layer (You et al. 2017, 1708.03888).
 
     g is the gradient, w the parameter, η `coefficient` and β `weight_decay`. λ is 1 where a norm

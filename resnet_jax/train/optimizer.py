@@ -1,12 +1,13 @@
-"""Optimisers: what they do with gradients, to which parameters, and at which rates."""
+"""Optimisers: update rules, weight decay groups and learning rates of parameter groups."""
 
+import dataclasses
 import math
 from typing import Any, Literal, get_args
 
 import jax
-import ml_collections
 import optax
 import optax.contrib
+from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.train.layerwise import scale_by_lars, scale_by_trust_ratio
@@ -29,38 +30,92 @@ _DECAYS: dict[OptimizerName, tuple[Decay, ...]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of `make_optimizer`: `config.optimizer`.
+
+    Attributes:
+        name: the update rule, see `make_optimizer`.
+        momentum: momentum, β₁ of "lamb" and "adamw"; a scalar array where it varies with the seeds.
+        nesterov: use Nesterov's momentum.
+        beta2, epsilon: of "lamb", "adamw" and the AdamW part of "muon".
+        trust_coefficient: η of "lars".
+        weight_decay: weight decay; a scalar array where it varies with the seeds.
+        decay: "l2" or "decoupled".
+        decay_exempt: parameter groups without weight decay.
+        clip_norm: largest global norm of the gradient; 0 disables clipping.
+        trainable: "all" or "head".
+        layer_decay: factor of the learning rate per stage of distance from the classifier.
+        scalar_rate: factor of the learning rate of all parameters but kernels.
+
+    Raises:
+        ConfigError: unknown name or group, or a decay that is unknown or that the optimiser
+            doesn't have.
+    """
+
+    name: OptimizerName
+    momentum: float | Float[Array, ""]
+    nesterov: bool
+    beta2: float
+    epsilon: float
+    trust_coefficient: float
+    weight_decay: float | Float[Array, ""]
+    decay: Decay
+    decay_exempt: tuple[str, ...]
+    clip_norm: float
+    trainable: str
+    layer_decay: float
+    scalar_rate: float
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(OptimizerName):
+            known = ", ".join(get_args(OptimizerName))
+            hint = did_you_mean(self.name, get_args(OptimizerName))
+            raise ConfigError(f"optimizer.name is {self.name!r}; it can be {known}.{hint}")
+        if self.decay not in get_args(Decay):
+            known = ", ".join(get_args(Decay))
+            raise ConfigError(f"optimizer.decay is {self.decay!r}; it can be {known}.")
+        if self.decay not in _DECAYS[self.name]:
+            raise ConfigError(
+                f"optimizer.decay is {self.decay!r}; that of {self.name} is"
+                f" {_DECAYS[self.name][0]!r}."
+            )
+        for group in self.decay_exempt:
+            if group not in PARAMETER_GROUPS:
+                known = ", ".join(PARAMETER_GROUPS)
+                raise ConfigError(
+                    f"optimizer.decay_exempt names {group!r}; parameter groups are {known}."
+                )
+
+
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimiser that `name` says.
+    """Make the optimiser `config.name`.
 
     - "sgd": velocity ← momentum · velocity + gradient; parameter −= lr · velocity. The learning
       rate multiplies the velocity, as in PyTorch; Caffe puts it inside the velocity.
-    - "lars": SGD with a rate for each layer, which is inside the velocity, see `scale_by_lars`.
+    - "lars": SGD with a learning rate per layer, inside the velocity; see `scale_by_lars`.
     - "adamw": Adam (Kingma & Ba 2014, 1412.6980); `momentum` is its β₁.
-    - "lamb": AdamW whose steps are in proportion to each layer, see `scale_by_trust_ratio`.
-    - "muon": the momentum of each convolution orthogonalised, see `_muon`; AdamW for the rest.
+    - "lamb": AdamW with updates scaled per layer; see `scale_by_trust_ratio`.
+    - "muon": orthogonalised momentum for convolutions, see `_muon`; AdamW for all other parameters.
 
-    Weight decay "l2" is added to the gradient (the papers); "decoupled" is added after the
+    Weight decay "l2" is added to the gradient (the papers). "decoupled" is added after the
     momentum and so scales with the learning rate only (Loshchilov & Hutter 2017, 1711.05101).
-    `decay_exempt` names parameter groups that don't decay. The rates of LARS and LAMB for single
-    layers aren't for them either, as in MLPerf and in timm.
+    Parameter groups in `decay_exempt` don't decay. The layer-wise rates of LARS and LAMB don't
+    apply to them either, as in MLPerf and in timm.
 
     For fine-tuning a `ResNet`: with `layer_decay` below 1 the learning rate of parameters at
     distance d from the classifier, see `distances_from_head`, is multiplied by its d-th power
     (Howard & Ruder 2018, 1801.06146, section 3.2; there by layer, here by stage). `scalar_rate`
-    multiplies the rate of all parameters but kernels, as Fixup's authors do. With `trainable`
-    "head" all but the classifier is left alone, has no state here, and doesn't count for clipping.
+    multiplies the learning rate of all parameters but kernels, as Fixup's authors do. With
+    `trainable` "head" only the classifier is updated: all other parameters have no optimiser
+    state, and their gradients don't count for clipping.
 
     Args:
-        config: `config.optimizer`.
+        config: the settings.
         schedule: learning rate by step.
-
-    Raises:
-        ConfigError: unknown name or group, or a kind of decay that is unknown or that the
-            optimiser doesn't have.
     """
-    _check(config)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     optimizer = optax.chain(clip, *_transformations(config, schedule))
     if config.layer_decay < 1:
@@ -73,31 +128,10 @@ def make_optimizer(
     return optimizer
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if config.name not in get_args(OptimizerName):
-        known = ", ".join(get_args(OptimizerName))
-        hint = did_you_mean(config.name, get_args(OptimizerName))
-        raise ConfigError(f"optimizer.name is {config.name!r}; it can be {known}.{hint}")
-    if config.decay not in get_args(Decay):
-        known = ", ".join(get_args(Decay))
-        raise ConfigError(f"optimizer.decay is {config.decay!r}; it can be {known}.")
-    if config.decay not in _DECAYS[config.name]:
-        raise ConfigError(
-            f"optimizer.decay is {config.decay!r}; that of {config.name} is"
-            f" {_DECAYS[config.name][0]!r}."
-        )
-    for group in config.decay_exempt:
-        if group not in PARAMETER_GROUPS:
-            known = ", ".join(PARAMETER_GROUPS)
-            raise ConfigError(
-                f"optimizer.decay_exempt names {group!r}; parameter groups are {known}."
-            )
-
-
 def _transformations(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> list[optax.GradientTransformation]:
-    """What is done with gradients that are clipped, in order."""
+    """Return the transformations of the clipped gradient, in order."""
 
     def decays(params: Any) -> Any:
         return jax.tree.map(lambda g: g not in config.decay_exempt, parameter_groups(params))
@@ -121,18 +155,18 @@ def _transformations(
 
 
 def _muon(
-    config: ml_collections.ConfigDict, *, others: optax.GradientTransformation
+    config: OptimizerConfig, *, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """Orthogonalise the momentum of convolutions (Jordan 2024, kellerjordan.github.io/posts/muon).
 
     A kernel [h, w, in, out] is a matrix [h·w·in, out]. The result is multiplied by
-    0.2 √max(h·w·in, out), the size of AdamW's steps (Liu et al. 2025, 2502.16982, section 2.2), so
-    that one learning rate and one weight decay are right for both: all that isn't the kernel of a
-    convolution, the classifier too, is for `others`.
+    0.2 √max(h·w·in, out), the size of AdamW's updates (Liu et al. 2025, 2502.16982, section 2.2),
+    so that one learning rate and one weight decay suit both. `others` updates all parameters that
+    aren't kernels of convolutions, the classifier included.
     """
 
     def matrices(kernels: Any) -> Any:
-        # Of a stack of kernels (`model.scan`) each is a matrix.
+        # Each kernel of a stack (`model.scan`) is a matrix.
         numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(-4, -3, -2), output_axis=-1)
         return jax.tree.map(lambda _: numbers, kernels)
 

@@ -12,7 +12,7 @@ from etils import epath
 from flax import traverse_util
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import init_variables, preset_of
 from resnet_jax.models.resnet import ResNet

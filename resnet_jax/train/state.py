@@ -8,7 +8,8 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 
-from resnet_jax.models.presets import Network, init_variables
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import init_variables
 from resnet_jax.parallel.mesh import put_global
 from resnet_jax.train.metrics import TrainMetrics
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from resnet_jax.utils.streams import LossyStream, briefly
+from resnet_jax.utils.streams import LossyStream, run_with_timeout
 
 _TICK_S = 1.0
 _SHOW_S = 3.0
@@ -63,7 +63,9 @@ class Watchdog:
 
     def _bark(self) -> None:
         try:
-            briefly(self._show_threads, timeout_s=_SHOW_S)  # the terminal may be what is stuck
+            run_with_timeout(
+                self._show_threads, timeout_s=_SHOW_S
+            )  # the terminal may be what is stuck
         finally:
             if self._end:
                 self._end(

@@ -16,7 +16,7 @@ from resnet_jax.errors import (
     StoppedEarly,
     WriteError,
 )
-from resnet_jax.utils.streams import LossyStream, briefly, escaped
+from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _A_BUG = 1
@@ -95,7 +95,7 @@ def end_with(message: str) -> NoReturn:
     try:
         # If process 0 is lost, JAX aborts this process within milliseconds.
         if not _write_at_once(escaped(f"error: {error}\n")):
-            briefly(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
+            run_with_timeout(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
     finally:
         _end(error.exit_code, flush=_speaks_for_all())
 
@@ -123,7 +123,7 @@ def end_early() -> NoReturn:
     from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
 
     try:
-        briefly(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+        run_with_timeout(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
     finally:
         _end(STOPPED_EARLY)
 
@@ -135,7 +135,7 @@ def _end(code: int, *, flush: bool = True) -> NoReturn:
 
         release_all()
         if flush:
-            briefly(_flush, timeout_s=_WRITING_S)
+            run_with_timeout(_flush, timeout_s=_WRITING_S)
     finally:
         os._exit(code)
 
@@ -148,7 +148,7 @@ def _flush() -> None:
 def _leave(code: int) -> NoReturn:
     """End a failed process, after the other processes of the job had time to fail too."""
     try:
-        from resnet_jax.parallel.job.process import disconnect  # noqa: PLC0415 - imports JAX
+        from resnet_jax.parallel.job.cluster import disconnect  # noqa: PLC0415 - imports JAX
 
         disconnect()
     finally:

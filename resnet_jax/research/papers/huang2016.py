@@ -10,13 +10,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import journal_style, new_panels
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 
 _SOURCE = "Huang et al. 2016, 1603.09382"
@@ -29,7 +30,7 @@ def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, 
     found: list[Any] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, ResidualUnit) and context.method_name == "__call__":
+        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
             found.append(args[1])
         return call(*args, **kwargs)
 
@@ -48,10 +49,10 @@ class _Steps:
         config = config.copy_and_resolve_references()
         config.seed, config.steps_per_dispatch = seed, _STEPS
         experiment = Experiment.make(config)
-        self._state, self._batches = experiment.initial_state(), experiment.batches().take(0)
-        shapes = (*experiment.abstract_batches(), 1)
-        self._run = experiment.train_steps().lower(self._state, *shapes).compile()
-        self.seconds()  # warm-up
+        self._state, self._batches = experiment.initial_state(), experiment.loader().take(0)
+        shapes = (*experiment.spec.abstract_batches(), 1)
+        self._run = make_train_steps(experiment.spec).lower(self._state, *shapes).compile()
+        self.seconds()  # the first time is slower
 
     def seconds(self) -> float:
         began = time.perf_counter()

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.evaluation import load_inputs
@@ -41,7 +41,7 @@ def path_gradient(
 
     def route(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         unit = context.module
-        if not isinstance(unit, ResidualUnit) or context.method_name != "_merge":
+        if not isinstance(unit, ResidualBlock) or context.method_name != "merge":
             return call(*args, **kwargs)
         assert unit.name
         x, shortcut, branch = args

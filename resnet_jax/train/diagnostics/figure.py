@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.checkpoint.workdir import DIAGNOSTICS, write_atomically
-from resnet_jax.logging.report import new_figure
+from resnet_jax.logging.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

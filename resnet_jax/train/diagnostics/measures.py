@@ -17,12 +17,13 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.highway import HighwayNet
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import unstack_units
+from resnet_jax.ops.batch_norm import maps_of
 from resnet_jax.train.losses import LOSSES
 
 Network = ResNet | HighwayNet
@@ -89,11 +90,11 @@ def take_pass(
             y, module = call(*args, **kwargs), context.module
             if context.method_name != "__call__":
                 return y
-            if isinstance(module, ResidualUnit):
+            if isinstance(module, ResidualBlock):
                 units[str(module.name)] = y
             elif isinstance(module, BatchNorm) and module.train:
                 running: Any = module.variables["batch_stats"]
-                drifts.append(_drift(args[0], running["mean"], running["var"]))
+                drifts.append(_drift(maps_of(args[0]), running["mean"], running["var"]))
             elif isinstance(module, Conv) and module.name in gates:
                 gates[module.name].append(nn.sigmoid(y.astype(jnp.float32)).mean())
             return y
