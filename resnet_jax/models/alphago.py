@@ -1,6 +1,6 @@
 """The network of AlphaGo Zero (Silver et al. 2017, Nature 550): a residual tower with two heads."""
 
-from typing import Any
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -43,8 +43,17 @@ class AlphaGoZero(Network, kw_only=True):
         self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
     ) -> dict[str, Array]:
         """Return "tower" (NHWC), "logits" of the moves and "value" (n,) in [-1, 1], float32."""
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        stats: dict[str, Any] = {"train": train, "update_stats": update_stats}
+        conv = partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Classifier, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = partial(
+            BatchNorm,
+            train=train,
+            update_stats=update_stats,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         tower = ResNet(
             stage_sizes=(self.units,),
             num_classes=0,
@@ -52,23 +61,17 @@ class AlphaGoZero(Network, kw_only=True):
             width=self.width,
             bn_group_size=self.bn_group_size,
             bn_momentum=self.bn_momentum,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
             name="tower",
-            **kinds,
         )
-        x = tower.features(images, **stats)["stage1"]
+        x = tower.features(images, train=train, update_stats=update_stats)["stage1"]
 
         def head(name: str, features: int) -> Array:
-            y = Conv(features, 1, name=f"{name}_conv", **kinds)(x)
-            norm = BatchNorm(
-                group_size=self.bn_group_size,
-                momentum=self.bn_momentum,
-                name=f"{name}_bn",
-                **stats,
-                **kinds,
-            )
-            return nn.relu(norm(y)).reshape(x.shape[0], -1)
+            y = norm(name=f"{name}_bn")(conv(features, 1, name=f"{name}_conv")(x))
+            return nn.relu(y).reshape(x.shape[0], -1)
 
-        logits = Classifier(self.num_classes, name="policy_fc", **kinds)(head("policy", 2))
-        value = nn.relu(Classifier(self.hidden, name="value_fc1", **kinds)(head("value", 1)))
-        value = Classifier(1, name="value_fc2", **kinds)(value)
+        logits = dense(self.num_classes, name="policy_fc")(head("policy", 2))
+        value = nn.relu(dense(self.hidden, name="value_fc1")(head("value", 1)))
+        value = dense(1, name="value_fc2")(value)
         return {"tower": x, "logits": logits, "value": jnp.tanh(value[:, 0])}

@@ -4,6 +4,8 @@ A highway layer is a block of one convolution with gates on both paths:
 T · relu(W x + b) + (1 - T) x.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -62,7 +64,7 @@ class HighwayNet(Network, kw_only=True):
     ) -> dict[str, Array]:
         """Return "stage1", … (before the pooling), "pooled" (n, c) and float32 "logits"."""
         del update_stats  # there are no statistics
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype)
         config = BlockConfig(
             branch="single",
             order="relu_before_add",
@@ -72,7 +74,8 @@ class HighwayNet(Network, kw_only=True):
             gate_bias=self.gate_bias if self.merge != "add" else BlockConfig.gate_bias,
             carry_bias=self.carry_bias,
             norm="none",
-            **kinds,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
         )
         taps: dict[str, Array] = {}
         x = nn.Dropout(self.head_dropout, deterministic=not train)(images)
@@ -82,12 +85,13 @@ class HighwayNet(Network, kw_only=True):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
                 x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-            x = nn.relu(Conv(width, 3, use_bias=True, name=f"conv{stage}", **kinds)(x))
+            x = nn.relu(conv(width, 3, name=f"conv{stage}")(x))
             for i in range(layers):
                 x = ResidualBlock(config, width=width, train=train, name=f"layer{stage}_{i}")(x)
             taps[f"stage{stage}"] = x
-        x = nn.relu(Conv(self.last_width, 1, use_bias=True, name="conv_last", **kinds)(x))
+        x = nn.relu(conv(self.last_width, 1, name="conv_last")(x))
         taps["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
         x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-        taps["logits"] = Classifier(self.num_classes, name="fc", **kinds)(x)
+        kinds = self.dtype, self.param_dtype
+        taps["logits"] = Classifier(self.num_classes, False, *kinds, name="fc")(x)
         return taps

@@ -28,11 +28,12 @@ def register_preset(name: str, preset: Preset) -> None:
     A module that is imported again registers its presets again, in the place of the earlier ones.
 
     Raises:
-        ConfigError: the name is that of a preset of this package, or there is no such network.
+        ConfigError: the name is that of a preset of this package; or the network can't be built, or
+            has a branch without a name.
     """
     if name in _OWN:
         raise ConfigError(f"A preset can't be registered as {name!r}: this is one of resnet_jax.")
-    _build(preset, preset.fields)
+    model_values(_build(preset, preset.fields))
     PRESETS[name] = preset
 
 
@@ -86,7 +87,8 @@ def create_model(name: str, **fields: Any) -> Network:
 
 
 def _build(preset: Preset, values: dict[str, Any]) -> Network:
-    return preset.build(**(with_branch(values) if "branch" in values else values))
+    own = issubclass(preset.build, ResNet) and "branch" in values
+    return preset.build(**(with_branch(values) if own else values))
 
 
 def _float_type(field: str, value: Any) -> jnp.dtype:
@@ -99,7 +101,7 @@ def _float_type(field: str, value: Any) -> jnp.dtype:
 def model_fields(build: type[Network], branch: str | Branch) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a class of networks by name, those of a branch of its own among them."""
     own = fields_of(build)
-    return own | fields_of(find_branch(branch)) if "branch" in own else own
+    return own | fields_of(find_branch(branch)) if issubclass(build, ResNet) else own
 
 
 def model_values(model: Network) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """VGG (Simonyan & Zisserman 2014, 1409.1556), what residual networks were first compared with."""
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -65,23 +66,26 @@ class VGG(Network, kw_only=True):
                 f"Images of {height}×{width} are too small for a VGG of {len(self.stage_sizes)}"
                 f" stages, each of which halves them; it takes {smallest}×{smallest} or larger."
             )
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Classifier, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = partial(
+            BatchNorm,
+            train=train,
+            update_stats=update_stats,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         taps: dict[str, Array] = {}
         x = images
         for stage, convolutions in enumerate(self.stage_sizes, start=1):
             features = self.width * min(2 ** (stage - 1), 8)
             for i in range(1, convolutions + 1):
-                x = Conv(features, 3, use_bias=True, name=f"conv{stage}_{i}", **kinds)(x)
+                x = conv(features, 3, name=f"conv{stage}_{i}")(x)
                 if self.norm == "batch":
-                    x = BatchNorm(
-                        train=train,
-                        update_stats=update_stats,
-                        group_size=self.bn_group_size,
-                        momentum=self.bn_momentum,
-                        epsilon=self.norm_epsilon,
-                        name=f"bn{stage}_{i}",
-                        **kinds,
-                    )(x)
+                    x = norm(name=f"bn{stage}_{i}")(x)
                 x = nn.relu(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
             taps[f"stage{stage}"] = x
@@ -89,9 +93,9 @@ class VGG(Network, kw_only=True):
         x = adaptive_average_pool(x, _POOLED)
         taps["pooled"] = x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
-            x = nn.relu(Classifier(self.hidden, name=f"fc{i}", **kinds)(x))
+            x = nn.relu(dense(self.hidden, name=f"fc{i}")(x))
             x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-        taps["logits"] = Classifier(self.num_classes, name="fc", **kinds)(x)
+        taps["logits"] = dense(self.num_classes, name="fc")(x)
         return taps
 
 

@@ -16,7 +16,7 @@ from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import Batch, train_step
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.malloc import give_back_freed_memory
+from resnet_jax.utils.malloc import release_freed_memory
 
 _SETTLING = 3  # dispatches after which a step finds its memory where the last one left it
 
@@ -61,7 +61,7 @@ class CompiledSteps:
         if self._settling:
             self._settling -= 1
             jax.block_until_ready(state)
-            give_back_freed_memory()
+            release_freed_memory()
         return state
 
 

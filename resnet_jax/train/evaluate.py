@@ -200,32 +200,6 @@ class Evaluator:
         return put_global(arrays, batch_sharding(self._mesh, axis=1))
 
 
-class SeedEvaluator:
-    """Evaluates the variables of several seeds on a split, one after the other."""
-
-    def __init__(self, evaluator: Evaluator, *, seeds: int, mesh: Mesh) -> None:
-        """Evaluate `seeds` seeds by the evaluator of a single run."""
-        self._evaluator, self._seeds = evaluator, seeds
-
-        def entry(tree: Any, number: jax.Array) -> Any:
-            return jax.tree.map(lambda leaf: leaf[number], tree)
-
-        self._entry = jax.jit(entry, out_shardings=replicated(mesh))
-
-    def __call__(self, variables: Any, normalization: Any) -> Evaluation:
-        """Evaluate variables with a leading seed axis; see `mean_over_seeds`.
-
-        Raises:
-            AssertionError: as `Evaluator`.
-        """
-        return mean_over_seeds(
-            [
-                self._evaluator(*self._entry((variables, normalization), number))
-                for number in range(self._seeds)
-            ]
-        )
-
-
 def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
     """The evaluation of several seeds: mean metrics, the sum of the confusion matrices."""
     means = {

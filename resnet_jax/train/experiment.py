@@ -18,7 +18,7 @@ from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.checks import check_batch
 from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.distillation import Teacher, read_teacher
-from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
+from resnet_jax.train.evaluate import Evaluator
 from resnet_jax.train.multi_seed import SeedAxis, single_configs
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
 from resnet_jax.train.spec import TrainSpec
@@ -201,13 +201,11 @@ class Experiment:
             resident=spec.resident,
         )
 
-    def evaluators(self) -> dict[str, Evaluator | SeedEvaluator]:
+    def evaluators(self) -> dict[str, Evaluator]:
         """Return the evaluator of each held-out split; its images are put on the devices."""
         batch_size, mesh = self.spec.config.eval_batch_size, self.spec.mesh
         return {
-            split: self.spec.seeds.evaluator(
-                Evaluator(self.spec.model.apply, data, batch_size=batch_size, mesh=mesh)
-            )
+            split: Evaluator(self.spec.model.apply, data, batch_size=batch_size, mesh=mesh)
             for split, data in self.dataset.splits.items()
             if split != "train"
         }

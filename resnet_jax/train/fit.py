@@ -225,10 +225,7 @@ def _run(
             history, evaluation = show_finished(workdir, console)
         return FitResult(state, history, evaluation, begin.best, stopped_early=False)
 
-    scorer = Scorer(
-        experiment.evaluators(),
-        bound_losses=spec.seeds.stacked and config.nonfinite.policy == "skip",
-    )
+    scorer = Scorer(experiment.evaluators(), spec)
     with (
         MetricsLog(workdir, start_step=step, records=begin.records) as log,
         TrainingConsole(total_steps=total_steps, start_step=step) as console,

@@ -6,7 +6,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import resnet_jax
 from resnet_jax.config.schema import flatten
 from resnet_jax.logging.provenance import package_versions
 
@@ -23,7 +22,7 @@ def job_fingerprint(config: ConfigDict, *, stop_at_step: int | None) -> dict[str
 
 def _code_digest() -> str:
     """Return a digest of all modules of the package; a version number has several states."""
-    folder = Path(resnet_jax.__file__).parent
+    folder = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())

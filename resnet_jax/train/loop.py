@@ -61,7 +61,7 @@ def train_loop(
         run_steps: takes steps.
         measure_statistics: measures running statistics anew before an evaluation, or None.
         validate: scores a state on the validation split, or None without that split.
-        diagnose: measures the inside of the network of each seed.
+        diagnose: measures the inside of the network.
         recorder: writes the records.
         saver: saves checkpoints.
         recovery: decides what happens about numbers that aren't finite.
@@ -78,7 +78,7 @@ def train_loop(
         NumericalError: a number isn't finite, and the run can't go on.
         WriteError: the work directory can't be written any more.
     """
-    intervals, seeds = spec.intervals, spec.seeds
+    intervals = spec.intervals
     if step == 0 and intervals.diagnoses_at(0):
         watchdog.now("measuring the network of step 0")
         recorder.diagnostics(0, diagnose(state))
@@ -114,7 +114,7 @@ def train_loop(
 
                 # Log.
                 if intervals.logs_at(step):
-                    metrics = seeds.unstack(state.meter)
+                    metrics = spec.fetch_metrics(state)
                     recovery.count_skipped(metrics, step)
                     recorder.training(step, metrics, waited_s=waited_s)
                     state, waited_s = state.replace(meter=spec.empty_metrics()), 0.0

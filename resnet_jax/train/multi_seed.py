@@ -22,7 +22,7 @@ from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.parallel.mesh import AXES, batch_sharding, put_global, replicated
 from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
+from resnet_jax.train.evaluate import Evaluation, Evaluator, mean_over_seeds
 from resnet_jax.train.metrics import with_spread
 
 Tree = TypeVar("Tree")
@@ -237,9 +237,10 @@ class SeedAxis:
         """Return the order of examples of all seeds, given the order of each."""
         return SeedStreams(tuple(streams)) if self.stacked else streams[0]
 
-    def evaluator(self, single: Evaluator) -> Evaluator | SeedEvaluator:
-        """Return the evaluator of all seeds, given the evaluator of one."""
-        return SeedEvaluator(single, seeds=len(self), mesh=self.mesh) if self.stacked else single
+    def evaluate(self, evaluator: Evaluator, variables: Any, normalization: Any) -> Evaluation:
+        """Evaluate the variables of each seed; with several seeds see `mean_over_seeds`."""
+        scores = [evaluator(*arrays) for arrays in self.each((variables, normalization))]
+        return mean_over_seeds(scores) if self.stacked else scores[0]
 
     def summarize(self, values: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Merge the values of each seed: means, with "std" and "seeds" beside them."""

@@ -58,7 +58,7 @@ class Recovery:
         Raises:
             NonfiniteError: a loss, gradient, parameter or statistic isn't finite.
         """
-        metrics = self._spec.seeds.unstack(state.meter)
+        metrics = self._spec.fetch_metrics(state)
         finite = bool(_all_finite((state.params, state.batch_stats, state.ema)))
         if not finite or self._has_failed(metrics):
             self._raise("A loss, gradient, parameter or statistic", metrics, step)

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from resnet_jax.train.evaluate import Evaluation, Evaluator, SeedEvaluator, bounded
+from resnet_jax.train.evaluate import Evaluation, Evaluator, bounded
 from resnet_jax.train.nonfinite import NonfiniteError
+from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 
 
@@ -15,18 +16,12 @@ class Scorer:
         splits: names of the splits.
     """
 
-    def __init__(
-        self, evaluators: Mapping[str, Evaluator | SeedEvaluator], *, bound_losses: bool
-    ) -> None:
-        """Score by these evaluators.
-
-        Args:
-            evaluators: the evaluator of each split.
-            bound_losses: replace losses of single seeds that overflow by the largest float32, so
-                that a seed that diverged doesn't end the other seeds.
-        """
+    def __init__(self, evaluators: Mapping[str, Evaluator], spec: TrainSpec) -> None:
+        """Score by these evaluators, by the name of the split."""
         self.splits = tuple(evaluators)
-        self._evaluators, self._bound_losses = evaluators, bound_losses
+        self._evaluators, self._seeds = evaluators, spec.seeds
+        # A seed that diverged doesn't end the other seeds.
+        self._bounded = spec.seeds.stacked and spec.step.skip_nonfinite
 
     def __call__(self, split: str, state: TrainState, step: int) -> dict[str, Evaluation]:
         """Return the scores of the variables as `split` and of moving averages as `{split}_ema`.
@@ -39,12 +34,15 @@ class Scorer:
         Raises:
             NonfiniteError: a metric isn't finite, because logits overflow.
         """
-        evaluator = self._evaluators[split]
-        scores = {split: evaluator(state.variables(), state.normalization)}
+        variables = {split: state.variables()}
         if state.ema is not None:
-            averaged = evaluator(state.variables(ema=True), state.normalization)
-            scores[f"{split}_ema"] = averaged
-        if self._bound_losses:
+            variables[f"{split}_ema"] = state.variables(ema=True)
+        evaluator, normalization = self._evaluators[split], state.normalization
+        scores = {
+            name: self._seeds.evaluate(evaluator, arrays, normalization)
+            for name, arrays in variables.items()
+        }
+        if self._bounded:
             scores = {name: bounded(scored) for name, scored in scores.items()}
         for name, scored in scores.items():
             for metric, value in scored.metrics.items():

@@ -231,6 +231,10 @@ class TrainSpec:
         """Return the metrics of all seeds before the first step, on the mesh."""
         return self.seeds.stack([jax.device_get(TrainMetrics.zero())] * len(self.seeds))
 
+    def fetch_metrics(self, state: TrainState) -> list[TrainMetrics]:
+        """Return the metrics of each seed, on the host."""
+        return self.seeds.unstack(state.meter)
+
     @functools.cached_property
     def abstract_single_state(self) -> TrainState:
         """Shapes and dtypes of the state of one seed."""

@@ -98,6 +98,12 @@ def test_features_scan_summary_and_weight_decay_know_it():
     logits = scanned.apply(stacked, IMAGES)
     np.testing.assert_allclose(logits, taps["logits"], rtol=1e-4, atol=1e-5)
 
+    deep = scanned.copy(stochastic_depth=0.5, order="preact", merge="coupled_gates")
+    stacked = deep.init(jax.random.key(0), IMAGES)
+    rngs = {"dropout": jax.random.key(2)}
+    logits, _ = deep.apply(stacked, IMAGES, train=True, mutable=["batch_stats"], rngs=rngs)
+    assert jnp.isfinite(logits).all()
+
     layers = {layer.path: layer for layer in resnet_jax.summarize(model, (8, 8, 3)).layers}
     assert layers["layer1_0/eca/conv"].params == 3
     groups = parameter_groups(variables["params"])
