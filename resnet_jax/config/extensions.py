@@ -50,10 +50,10 @@ def extension_digests(names: Sequence[str]) -> dict[str, str]:
 
 
 def describe_changes(names: Sequence[str], recorded: Mapping[str, str]) -> str:
-    """Say in a line which imported modules have another source than a run has on record.
+    """Say in a clause which imported modules have another source than a run has on record.
 
     Returns:
-        The line; "" if all are the same.
+        The clause; "" if all are the same.
     """
     changed = [
         f"{name} (SHA-256 {digest[:_SHOWN]}…, was {recorded[name][:_SHOWN]}…)"
@@ -62,7 +62,7 @@ def describe_changes(names: Sequence[str], recorded: Mapping[str, str]) -> str:
     ]
     if not changed:
         return ""
-    return f"The source of {', '.join(changed)} has changed since the checkpoint was written."
+    return f"the source of {', '.join(changed)} has changed since the checkpoint was written"
 
 
 def _check_name(name: object) -> None:

@@ -1,11 +1,14 @@
 """Restoring the trained network of a run from its directory."""
 
+import logging
+
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
+from resnet_jax.config.extensions import describe_changes
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import model_overrides
 from resnet_jax.errors import ConfigError, DataError, UsageError
@@ -13,6 +16,8 @@ from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.models.presets import create_model
 from resnet_jax.train.multi_seed import single_configs
 from resnet_jax.utils.paths import as_path
+
+_log = logging.getLogger(__name__)
 
 
 def seeds_of(workdir: epath.PathLike) -> tuple[int, ...]:
@@ -58,6 +63,8 @@ def restore_run(
     step = _find_step(checkpoints, checkpoint, workdir)
     state, progress = checkpoints.restore_on_one_device(step)
     checkpoints.close()
+    if changed := describe_changes(config.extensions, progress.get("extensions", {})):
+        _log.warning("%s: %s.", workdir, changed)
     if config.seeds:
         state = jax.tree.map(lambda leaf: leaf[seed_index], state)
         config = single_configs(config)[seed_index]

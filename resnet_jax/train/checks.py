@@ -3,10 +3,28 @@
 import ml_collections
 from jax.sharding import Mesh
 
+from resnet_jax.data.augment.config import AUGMENTATIONS
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible
+from resnet_jax.train.losses import LOSSES
+from resnet_jax.train.metrics import REGISTERED
+from resnet_jax.train.optimizer import OPTIMIZERS
+
+
+def check_names(config: ml_collections.ConfigDict) -> None:
+    """Check that the config names functions that exist, built in or registered.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    LOSSES.find("loss is", config.loss)
+    OPTIMIZERS.find("optimizer.name is", config.optimizer.name)
+    for name in config.data.augmentations:
+        AUGMENTATIONS.find("data.augmentations names", name)
+    for name in config.metrics:
+        REGISTERED.find("metrics names", name)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | None) -> None:

@@ -15,7 +15,7 @@ from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
-from resnet_jax.train.checks import check_batch
+from resnet_jax.train.checks import check_batch, check_names
 from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.distillation import Teacher, read_teacher
 from resnet_jax.train.evaluate import Evaluator
@@ -70,6 +70,7 @@ class Experiment:
             ConfigError: an impossible config.
             DataError: the data are missing or damaged.
         """
+        check_names(config)
         for single in single_configs(config):
             create_model(single.model.name, **model_overrides(single))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
@@ -204,8 +205,11 @@ class Experiment:
     def evaluators(self) -> dict[str, Evaluator]:
         """Return the evaluator of each held-out split; its images are put on the devices."""
         batch_size, mesh = self.spec.config.eval_batch_size, self.spec.mesh
+        metrics = self.spec.config.metrics
         return {
-            split: Evaluator(self.spec.model.apply, data, batch_size=batch_size, mesh=mesh)
+            split: Evaluator(
+                self.spec.model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
+            )
             for split, data in self.dataset.splits.items()
             if split != "train"
         }

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from resnet_jax.checkpoint.workdir import (
     remove_temporary_files,
     write_atomically,
 )
+from resnet_jax.config.extensions import extension_digests, import_extensions
 from resnet_jax.config.io import describe_differences, to_json
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
@@ -57,7 +59,7 @@ from resnet_jax.train.scoring import Scorer
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.paths import as_path, bucket_errors
+from resnet_jax.utils.paths import as_path, bucket_errors, is_remote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +163,9 @@ def _fit(
     """Check everything that can be checked before anything is compiled, lock, and train."""
     fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
+        here = None if is_remote(workdir) else Path(workdir)
+        import_extensions(config.extensions, workdir=here)
+        common["the sources of extensions"] = extension_digests(config.extensions)
         validate(config)
         prepare_workdir(workdir)
         check_workdir: Callable[[], None] = _no_check

@@ -7,6 +7,8 @@ import jax
 import optax
 from jaxtyping import Array, Float, Int
 
+from resnet_jax.utils.registry import Registry
+
 
 def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
     """Softmax cross-entropy of each example, in nats."""
@@ -47,12 +49,31 @@ def binarize(targets: Float[Array, "n k"], threshold: float) -> Float[Array, "n 
     return (targets > threshold).astype(targets.dtype)
 
 
-LOSSES: dict[str, Callable[[Array, Array], Array]] = {
-    "softmax": optax.softmax_cross_entropy,
-    "bce": binary_cross_entropy,
-    "bce_sum": summed_binary_cross_entropy,
-}
+Loss = Callable[[Float[Array, "n k"], Float[Array, "n k"]], Float[Array, " n"]]
+
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    {
+        "softmax": optax.softmax_cross_entropy,
+        "bce": binary_cross_entropy,
+        "bce_sum": summed_binary_cross_entropy,
+    },
+)
 """Loss functions by the name in `config.loss`."""
+
+
+def register_loss(name: str, loss: Loss) -> None:
+    """Add a training loss, for `config.loss`.
+
+    Args:
+        name: an identifier.
+        loss: called with logits [n, k], float32, and class probabilities [n, k], which have been
+            smoothed and mixed; returns the loss of each example, [n]. Runs under `jit`.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or is taken.
+    """
+    LOSSES.register(name, loss, module=loss.__module__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +85,17 @@ class LossConfig:
         label_smoothing: probability spread evenly over all classes (1512.00567, section 7); a
             scalar array where it varies with the seeds.
         bce_threshold: threshold of `binarize`, for the binary cross-entropies; 0 keeps the targets.
+
+    Raises:
+        ConfigError: unknown name.
     """
 
     name: str = "softmax"
     label_smoothing: float | Float[Array, ""] = 0.0
     bce_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        LOSSES.find("loss is", self.name)
 
     def targets(self, labels: Int[Array, " n"], num_classes: int) -> Float[Array, "n k"]:
         """Return the class probabilities to train on, before any mixing of examples."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float
 
-from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.errors import ConfigError
 from resnet_jax.train.layerwise import scale_by_lars, scale_by_trust_ratio
 from resnet_jax.train.param_groups import (
     PARAMETER_GROUPS,
@@ -17,17 +18,17 @@ from resnet_jax.train.param_groups import (
     in_head,
     parameter_groups,
 )
+from resnet_jax.utils.registry import Registry
 
-OptimizerName = Literal["sgd", "lars", "lamb", "adamw", "muon"]
 Decay = Literal["l2", "decoupled"]
 
-_DECAYS: dict[OptimizerName, tuple[Decay, ...]] = {
-    "sgd": ("l2", "decoupled"),
+_DECAYS: dict[str, tuple[Decay, ...]] = {
     "lars": ("l2",),
     "lamb": ("decoupled",),
     "adamw": ("decoupled",),
     "muon": ("decoupled",),
 }
+"""Kinds of weight decay of optimisers that don't have both."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class OptimizerConfig:
             doesn't have.
     """
 
-    name: OptimizerName
+    name: str
     momentum: float | Float[Array, ""]
     nesterov: bool
     beta2: float
@@ -68,17 +69,14 @@ class OptimizerConfig:
     scalar_rate: float
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(OptimizerName):
-            known = ", ".join(get_args(OptimizerName))
-            hint = did_you_mean(self.name, get_args(OptimizerName))
-            raise ConfigError(f"optimizer.name is {self.name!r}; it can be {known}.{hint}")
+        OPTIMIZERS.find("optimizer.name is", self.name)
         if self.decay not in get_args(Decay):
             known = ", ".join(get_args(Decay))
             raise ConfigError(f"optimizer.decay is {self.decay!r}; it can be {known}.")
-        if self.decay not in _DECAYS[self.name]:
+        decays = _DECAYS.get(self.name, get_args(Decay))
+        if self.decay not in decays:
             raise ConfigError(
-                f"optimizer.decay is {self.decay!r}; that of {self.name} is"
-                f" {_DECAYS[self.name][0]!r}."
+                f"optimizer.decay is {self.decay!r}; that of {self.name} is {decays[0]!r}."
             )
         for group in self.decay_exempt:
             if group not in PARAMETER_GROUPS:
@@ -98,7 +96,8 @@ def make_optimizer(
     - "lars": SGD with a learning rate per layer, inside the velocity; see `scale_by_lars`.
     - "adamw": Adam (Kingma & Ba 2014, 1412.6980); `momentum` is its β₁.
     - "lamb": AdamW with updates scaled per layer; see `scale_by_trust_ratio`.
-    - "muon": orthogonalised momentum for convolutions, see `_muon`; AdamW for all other parameters.
+    - "muon": orthogonalised momentum for convolutions, see `_orthogonalize`; AdamW for all other
+      parameters.
 
     Weight decay "l2" is added to the gradient (the papers). "decoupled" is added after the
     momentum and so scales with the learning rate only (Loshchilov & Hutter 2017, 1711.05101).
@@ -117,7 +116,7 @@ def make_optimizer(
         schedule: learning rate by step.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    optimizer = optax.chain(clip, *_transformations(config, schedule))
+    optimizer = optax.chain(clip, *OPTIMIZERS[config.name](config, schedule))
     if config.layer_decay < 1:
         optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
     if config.scalar_rate != 1:
@@ -128,33 +127,89 @@ def make_optimizer(
     return optimizer
 
 
-def _transformations(
-    config: OptimizerConfig, schedule: optax.Schedule
-) -> list[optax.GradientTransformation]:
-    """Return the transformations of the clipped gradient, in order."""
+Transformations = list[optax.GradientTransformation]
+"""What is applied to the clipped gradient, in order."""
 
-    def decays(params: Any) -> Any:
-        return jax.tree.map(lambda g: g not in config.decay_exempt, parameter_groups(params))
 
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
-    momentum = optax.trace(decay=config.momentum, nesterov=config.nesterov)
-    adam = optax.scale_by_adam(
+def _decays(config: OptimizerConfig) -> Callable[[Any], Any]:
+    """The mask of the parameters that decay."""
+    exempt = config.decay_exempt
+    return lambda params: jax.tree.map(lambda group: group not in exempt, parameter_groups(params))
+
+
+def weight_decay(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Add `config.weight_decay` times the parameters, but for the groups of `decay_exempt`."""
+    return optax.add_decayed_weights(config.weight_decay, mask=_decays(config))
+
+
+def _momentum(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.trace(decay=config.momentum, nesterov=config.nesterov)
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(
         b1=config.momentum, b2=config.beta2, eps=config.epsilon, nesterov=config.nesterov
     )
-    rate = optax.scale_by_learning_rate(schedule)
-    if config.name == "lars":
-        lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
-        return [optax.masked(lars, decays), rate, momentum]
-    if config.name == "lamb":
-        return [adam, decay, optax.masked(scale_by_trust_ratio(), decays), rate]
-    if config.name == "adamw":
-        return [adam, decay, rate]
-    if config.name == "muon":
-        return [_muon(config, others=adam), decay, rate]
+
+
+def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    decay, momentum, rate = (
+        weight_decay(config),
+        _momentum(config),
+        optax.scale_by_learning_rate(schedule),
+    )
     return [decay, momentum, rate] if config.decay == "l2" else [momentum, decay, rate]
 
 
-def _muon(
+def _lars(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
+    rate = optax.scale_by_learning_rate(schedule)
+    return [optax.masked(lars, _decays(config)), rate, _momentum(config)]
+
+
+def _lamb(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    trust = optax.masked(scale_by_trust_ratio(), _decays(config))
+    return [_adam(config), weight_decay(config), trust, optax.scale_by_learning_rate(schedule)]
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    return [_adam(config), weight_decay(config), optax.scale_by_learning_rate(schedule)]
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    first = _orthogonalize(config, others=_adam(config))
+    return [first, weight_decay(config), optax.scale_by_learning_rate(schedule)]
+
+
+OPTIMIZERS: Registry[Callable[[OptimizerConfig, optax.Schedule], Transformations]] = Registry(
+    "optimizer",
+    {"sgd": _sgd, "lars": _lars, "lamb": _lamb, "adamw": _adamw, "muon": _muon},
+)
+"""Update rules by the name in `config.optimizer.name`."""
+
+
+def register_optimizer(
+    name: str, make: Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]
+) -> None:
+    """Add an optimiser, for `config.optimizer.name`.
+
+    Args:
+        name: an identifier.
+        make: called with the fields of `config.optimizer` and the learning rate by step; returns
+            the transformation of the clipped gradient to the update, its sign and the learning
+            rate included. Weight decay is `weight_decay(config)`, if the rule has it.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or is taken.
+    """
+
+    def transformations(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+        return [make(config, schedule)]
+
+    OPTIMIZERS.register(name, transformations, module=make.__module__)
+
+
+def _orthogonalize(
     config: OptimizerConfig, *, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """Orthogonalise the momentum of convolutions (Jordan 2024, kellerjordan.github.io/posts/muon).

@@ -142,6 +142,7 @@ class Recorder:
             },
             "init_from": facts.init_from,
             "convolutions": facts.convolutions,
+            **({"extensions": facts.extensions} if facts.extensions else {}),
             **({"seeds": list(config.seeds)} if config.seeds else {"seed": config.seed}),
             "steps": intervals.total_steps,
             "epochs": round(intervals.epoch(intervals.total_steps), 4),

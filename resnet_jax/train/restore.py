@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.config.extensions import describe_changes, extension_digests
 from resnet_jax.errors import DataError
 from resnet_jax.ops.native import library as native
 from resnet_jax.train.experiment import Experiment
@@ -59,6 +60,7 @@ def restore_or_begin(
         init_from=None,
         convolutions=[convolutions],
         teacher=teacher.record() if teacher else None,
+        extensions=extension_digests(spec.config.extensions),
     )
     notices = ("only the classifier is trained",) if spec.step.head_only else ()
     restored = checkpoints.restore_newest(spec.abstract_state)
@@ -70,7 +72,8 @@ def restore_or_begin(
         announced = weights.announce(spec.config, spec.model.num_classes)
         return Beginning(state, 0, facts, notices=(announced, *notices))
 
-    # Older versions didn't record "init_from", "records", "convolutions" and "teacher".
+    # Older versions didn't record "init_from", "records", "convolutions", "teacher" and
+    # "extensions".
     step, state, progress = restored
     if progress["fingerprint"] != dataset.fingerprint:
         raise DataError(
@@ -82,6 +85,8 @@ def restore_or_begin(
     check_unchanged(spec.config.init_from, init_from)
     if teacher:
         teacher.check(progress.get("teacher"))
+    if changed := describe_changes(spec.config.extensions, progress.get("extensions", {})):
+        notices = (*notices, changed)
     change, before = "", progress.get("convolutions", [convolutions])
     if before[-1] != convolutions:
         change = (

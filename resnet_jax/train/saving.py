@@ -30,6 +30,7 @@ class RunFacts:
         init_from: `Pretrained.record` of the weights that the run began with, or None.
         convolutions: implementations of convolutions in use, in order.
         teacher: `Teacher.record` of the teacher, or None.
+        extensions: SHA-256 of the source of each module of `config.extensions`.
     """
 
     class_names: tuple[str, ...]
@@ -38,6 +39,7 @@ class RunFacts:
     init_from: dict[str, str] | None
     convolutions: list[str]
     teacher: dict[str, str] | None
+    extensions: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Saver:

@@ -106,6 +106,7 @@ class TrainSpec:
                     policy=config.data.policy,
                     magnitude=config.data.magnitude,
                     magnitude_std=config.data.magnitude_std,
+                    augmentations=tuple(config.data.augmentations),
                     random_erasing=config.data.random_erasing,
                     mixup=config.mixup,
                     cutmix=config.cutmix,
@@ -224,12 +225,15 @@ class TrainSpec:
             image_shape=self.image_shape,
             normalization=dict(normalization),
             with_ema=self.step.ema.decay > 0,
+            metrics=self.config.metrics,
             pretrained=pretrained,
         )
 
     def empty_metrics(self) -> TrainMetrics:
         """Return the metrics of all seeds before the first step, on the mesh."""
-        return self.seeds.stack([jax.device_get(TrainMetrics.zero())] * len(self.seeds))
+        return self.seeds.stack(
+            [jax.device_get(TrainMetrics.zero(self.config.metrics))] * len(self.seeds)
+        )
 
     def fetch_metrics(self, state: TrainState) -> list[TrainMetrics]:
         """Return the metrics of each seed, on the host."""

@@ -1,5 +1,6 @@
 """The train state: everything that a run carries from step to step and a checkpoint holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ def init_state(
     image_shape: tuple[int, int, int],
     normalization: dict[str, Any],
     with_ema: bool,
+    metrics: Sequence[str] = (),
     pretrained: dict[str, Any] | None = None,
 ) -> TrainState:
     """Return the state before the first step, a pure function of the arguments.
@@ -82,6 +84,7 @@ def init_state(
         image_shape: (h, w, c).
         normalization: {"mean", "std"} of the training images.
         with_ema: keep moving averages, which begin at the initial values.
+        metrics: names of the registered metrics of the run.
         pretrained: variables that replace some or all of the random initial values.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
@@ -98,6 +101,6 @@ def init_state(
         # A copy: the step donates its input, which must not hold a buffer twice.
         ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | dict(variables)) if with_ema else None,
         key=jax.random.key_data(run_key),
-        meter=TrainMetrics.zero(),
+        meter=TrainMetrics.zero(metrics),
         normalization=jax.tree.map(jnp.asarray, normalization),
     )

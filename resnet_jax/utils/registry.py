@@ -38,16 +38,18 @@ class Registry(dict[str, T]):
         """
         if not name.isidentifier():
             raise ConfigError(
-                f"{module} registers a {self._kind} by the name {name!r}, which isn't an"
-                " identifier; use letters, digits and _, and don't begin with a digit."
+                f"{module} registers the {self._kind} {name!r}, whose name isn't an identifier; use"
+                " letters, digits and _, and don't begin with a digit."
             )
-        owner = "resnet_jax" if name in self._taken else self._modules.setdefault(name, module)
+        owner = self._modules[name] if name in self._modules and name in self else module
+        if name in self._taken:
+            owner = "resnet_jax"
         if owner != module:
             raise ConfigError(
-                f"{module} registers a {self._kind} by the name {name!r}, which belongs to {owner};"
+                f"{module} registers the {self._kind} {name!r}, whose name belongs to {owner};"
                 " choose another name."
             )
-        self[name] = entry
+        self[name], self._modules[name] = entry, module
 
     def find(self, field: str, name: str) -> T:
         """Return the entry with a name.
@@ -61,5 +63,5 @@ class Registry(dict[str, T]):
         """
         if name in self:
             return self[name]
-        known = ", ".join([*self, f"a {self._kind} that a module of extensions registers"])
+        known = ", ".join([*self, "or a name that a module of extensions registers"])
         raise ConfigError(f"{field} {name!r}; it can be {known}.{did_you_mean(name, self)}")

@@ -134,7 +134,7 @@ def test_a_source_that_has_changed_is_said_in_a_line(tmp_path):
     assert describe_changes(names, {}) == ""  # the run recorded none
     (tmp_path / "mine" / "losses.py").write_text("scale = 2\n")
     said = describe_changes(names, recorded)
-    assert said.startswith("The source of mine (SHA-256 ")
+    assert said.startswith("the source of mine (SHA-256 ")
     assert "\n" not in said
     (tmp_path / "my_losses.py").write_text("scale = 2\n")
     assert "my_losses (SHA-256" in describe_changes(names, recorded)

@@ -72,7 +72,7 @@ def config(tiny_config):
 
 
 def test_the_examples_compute_what_they_say(here):
-    names = {}
+    names = {"__name__": MODULE}
     exec("\n".join(BLOCKS), names)
     logits = jnp.array([[2.0, 0.0, -1.0], [0.0, 1.0, 1.0]])
     targets = jnp.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
@@ -118,13 +118,13 @@ def test_another_source_is_said_in_a_line_and_the_run_goes_on(config, here, forg
     forget()
     assert resnet_jax.fit(config, here / "run", stop_at_step=7).stopped_early
     said = capsys.readouterr()
-    assert (said.out + said.err + caplog.text).count(f"The source of {MODULE} (SHA-256") == 1
+    assert (said.out + said.err + caplog.text).count(f"the source of {MODULE} (SHA-256") == 1
     caplog.clear()
     shutil.copy(here / f"{MODULE}.py", here / "other.py")
     (here / f"{MODULE}.py").write_text("\n".join(BLOCKS))
     forget()
     resnet_jax.restore_run(here / "run")
-    assert caplog.text.count(f"The source of {MODULE} (SHA-256") == 1
+    assert caplog.text.count(f"the source of {MODULE} (SHA-256") == 1
 
 
 def test_augmentations_change_training_and_only_where_they_are_named(config, here):
@@ -186,7 +186,7 @@ def test_names_of_resnet_jax_are_not_replaced(here):
         (resnet_jax.register_metric, "top1"),
         (resnet_jax.register_metric, "lr"),
     ):
-        with pytest.raises(ConfigError, match=f"{name!r}, which belongs to resnet_jax"):
+        with pytest.raises(ConfigError, match=f"{name!r}, whose name belongs to resnet_jax"):
             register(name, lambda *arguments: arguments[0])
 
 

@@ -15,18 +15,18 @@ def test_entries_are_found_by_name_and_added():
     with pytest.raises(ConfigError) as error:
         table.find("loss is", "fokal")
     assert str(error.value) == (
-        "loss is 'fokal'; it can be softmax, focal, a loss that a module of extensions registers."
-        " Did you mean 'focal'?"
+        "loss is 'fokal'; it can be softmax, focal, or a name that a module of extensions"
+        " registers. Did you mean 'focal'?"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("softmax", "mine registers a loss by the name 'softmax', which belongs to resnet_jax"),
-        ("lr", "which belongs to resnet_jax; choose another name"),
-        ("focal", "which belongs to theirs; choose another name"),
-        ("2nd", "which isn't an identifier"),
+        ("softmax", "mine registers the loss 'softmax', whose name belongs to resnet_jax"),
+        ("lr", "whose name belongs to resnet_jax; choose another name"),
+        ("focal", "whose name belongs to theirs; choose another name"),
+        ("2nd", "whose name isn't an identifier"),
     ],
 )
 def test_names_that_are_taken_are_refused(name, message):
