@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config_argument(parser)
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="for each measurement (default: 5)"
+        "--seconds", type=float, default=5.0, help="duration of each measurement (default: 5)"
     )
     parser.add_argument(
-        "--train", action="store_true", help="data: train too, and tell how long a step waits"
+        "--train", action="store_true", help="with data: also train, and show how long steps wait"
     )
 
 

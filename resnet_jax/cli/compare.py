@@ -24,9 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("compare.png"), help="default: compare.png; or .pdf, .svg"
     )
     parser.add_argument(
-        "--metric", choices=["top1", "loss"], default="top1", help="of held-out images"
+        "--metric",
+        choices=["top1", "loss"],
+        default="top1",
+        help="metric of the held-out images (default: top1)",
     )
-    parser.add_argument("--labels", metavar="A,B,…", help="of the lines, in the order of the table")
+    parser.add_argument(
+        "--labels", metavar="A,B,…", help="labels of the lines, in the order of the table"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,14 +21,14 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("--workdir", help="directory of a run, to begin or to go on")
+    parser.add_argument("--workdir", help="directory of a new run, or of a run to resume")
     add_config_argument(parser)
-    parser.add_argument("--data", metavar="NAME", help="data set to look for, without a config")
+    parser.add_argument("--data", metavar="NAME", help="data set to check, without a config")
     parser.add_argument("--data-dir", help="folder of prepared data sets")
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of several processes (default: $JAX_COORDINATOR_ADDRESS, or port 8476 of this host)",
+        help="of a job (default: $JAX_COORDINATOR_ADDRESS, or port 8476 of this host)",
     )
     parser.add_argument(
         "--timeout", type=float, default=60.0, help="seconds for JAX to start (default: 60)"

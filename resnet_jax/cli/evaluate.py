@@ -46,22 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         default="test",
-        help="of a run train, validation or test; with --weights as the data set names it, or a"
-        " part such as test[:100] (default: test)",
+        help="of a run train, validation or test; with --weights a split of the data set, or a part"
+        " such as test[:100] (default: test)",
     )
     parser.add_argument(
         "--mirrored", action="store_true", help="average the logits of images and mirror images"
     )
     parser.add_argument("--per-class", action="store_true", help="add a table of the classes")
     parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix")
-    parser.add_argument(
-        "--data-dir", help="where the prepared data lie, or a folder of images by class"
-    )
+    parser.add_argument("--data-dir", help="folder of the prepared data, or of images by class")
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run, default="the mean of all")
     weights = parser.add_argument_group(
         "a network of a weight file",
-        "How images are prepared is said in the file or beside it, or else by flags.",
+        "The preprocessing of images is read from the file or beside it, or given by flags.",
     )
     add_weights_flags(weights)
     weights.add_argument("--data", metavar="NAME", help="a data set of TFDS, or folder")

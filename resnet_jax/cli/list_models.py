@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pattern",
         nargs="?",
         default="*",
-        help="of the names, with * and ? as in a shell, in quotes (default: all)",
+        help="pattern of names with * and ? as in a shell, in quotes (default: all)",
     )
 
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="the run's directory, if it isn't --weights; then PNG or JPEG files, or folders",
+        help="the run's directory, unless --weights is given; then PNG or JPEG files, or folders",
     )
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
     parser.add_argument(
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(run)
     weights = parser.add_argument_group(
         "a network of a weight file",
-        "How images are prepared is said in the file or beside it, or else by flags.",
+        "The preprocessing of images is read from the file or beside it, or given by flags.",
     )
     add_weights_flags(weights)
     add_preprocessing_flags(weights)

@@ -21,18 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CLASS/name.jpg or SPLIT/CLASS/name.jpg; or ILSVRC2012_img_train.tar and …_val.tar",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of data sets: data.dir")
-    parser.add_argument("--name", required=True, help="of the data set, such as my_photos")
+    parser.add_argument("--name", required=True, help="name of the data set, such as my_photos")
     parser.add_argument(
         "--size", type=int, metavar="N", help="scale the shorter side of larger images to N pixels"
     )
     parser.add_argument(
-        "--quality", type=int, default=90, help="of JPEGs that are scaled (default: 90)"
+        "--quality", type=int, default=90, help="quality of scaled JPEGs (default: 90)"
     )
     parser.add_argument(
         "--corrupt",
         choices=["stop", "skip"],
         default="stop",
-        help="what a damaged image does (default: stop)",
+        help="stop at damaged images, or skip them (default: stop)",
     )
     parser.add_argument("--shards", type=int, help="files per split (default: one per 128 MiB)")
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: one per core)")

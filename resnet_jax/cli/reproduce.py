@@ -18,8 +18,10 @@ _SEEDS = {"cpu": 3, "full": 5}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("artefact", nargs="*", help="names of --list, or all")
-    parser.add_argument("--list", action="store_true", help="list the artefacts and their verdicts")
+    parser.add_argument("artefact", nargs="*", help="names from --list, or all")
+    parser.add_argument(
+        "--list", action="store_true", help="list the reproductions and their verdicts"
+    )
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/papers"), help="default: runs/papers"
     )
@@ -29,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cpu: small data or none, minutes on two cores; full: the paper's, an accelerator",
     )
-    parser.add_argument("--seeds", type=int, help="how many (default: 3, full size 5)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3, full size 5)")
     parser.add_argument(
-        "--budget", type=float, metavar="PFLOP", help="train no more than so many 10¹⁵ operations"
+        "--budget", type=float, metavar="PFLOP", help="limit of the training, in 10¹⁵ operations"
     )
 
 

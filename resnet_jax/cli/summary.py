@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="name of a preset, such as resnet50 or resnet110")
     add_config_argument(parser)
     parser.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
-    parser.add_argument("--channels", type=int, help="of the images (default: the paper's)")
+    parser.add_argument(
+        "--channels", type=int, help="channels of the images (default: the paper's)"
+    )
     parser.add_argument("--num-classes", type=int, help="default: the paper's")
-    parser.add_argument("--dtype", help="of the activations (default: the config's, or float32)")
+    parser.add_argument(
+        "--dtype", help="dtype of the activations (default: the config's, or float32)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

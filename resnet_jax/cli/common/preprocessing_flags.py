@@ -26,14 +26,17 @@ def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
     for name, of in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         often = ",".join(map(str, of))
         group.add_argument(
-            f"--{name}", type=_numbers, metavar="R,G,B", help=f"in 0…1; of ImageNet's, {often}"
+            f"--{name}", type=_numbers, metavar="R,G,B", help=f"in 0…1; for ImageNet {often}"
         )
-    group.add_argument("--size", type=int, metavar="N", help="pixels of a side of the crop")
+    group.add_argument("--size", type=int, metavar="N", help="side of the crop, in pixels")
     group.add_argument(
-        "--interpolation", choices=("bilinear", "bicubic"), help="by which images are scaled"
+        "--interpolation", choices=("bilinear", "bicubic"), help="interpolation of scaling"
     )
     group.add_argument(
-        "--classes", type=Path, metavar="FILE", help="a text with the classes' names, one per line"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="text file with the names of the classes, one per line",
     )
 
 

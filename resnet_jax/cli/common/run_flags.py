@@ -14,9 +14,9 @@ RUN_FLAGS = ("checkpoint", "ema", "seed_index")
 def add_run_flags(group: Any, *, default: str = "0, the first") -> None:
     """Define --checkpoint, --ema and --seed-index; `default` describes the default seed."""
     group.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
-    group.add_argument("--ema", action="store_true", help="take the moving averages")
+    group.add_argument("--ema", action="store_true", help="use the moving averages")
     group.add_argument(
-        "--seed-index", type=int, help=f"which of several seeds, from 0 (default: {default})"
+        "--seed-index", type=int, help=f"index of the seed, from 0 (default: {default})"
     )
 
 

@@ -19,14 +19,14 @@ def add_weights_flags(group: argparse._ArgumentGroup) -> None:
         help="safetensors or npz, or a model of the Hub: OWNER/NAME[@REVISION]",
     )
     group.add_argument(
-        "--model", help="name of its preset, such as resnet50, if the file doesn't say it"
+        "--model", help="preset of the network, such as resnet50, if the file doesn't name it"
     )
     group.add_argument(
         "--field",
         type=_field,
         action="append",
         metavar="NAME=VALUE",
-        help="of the model, where it isn't the preset's or the file's, such as shortcut=B or"
+        help="a field of the model that neither the preset nor the file has, such as shortcut=B or"
         " num_classes=7",
     )
 
