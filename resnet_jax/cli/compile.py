@@ -1,4 +1,4 @@
-"""resnet-jax compile --config=FILE: does it fit a TPU slice, and how fast can it be?"""
+"""resnet-jax compile --config=FILE: memory and speed of a config on a TPU slice, ahead of time."""
 
 # ruff: noqa: PLC0415 - the environment must be prepared before JAX is imported
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile, and describe what came out."""
+    """Compile for each slice, and describe the programs."""
     from resnet_jax.profiling.tpu import CHIPS, parse_slice, prepare_environment
 
     if not (args.topology or args.all):
         shapes = ", ".join(chip.smallest for chip in CHIPS.values())
         raise UsageError(f"--topology is missing; it can be {shapes}, or any larger slice.")
-    # The oldest isn't to be had any more; it's there for comparison with what was published.
+    # v3 is retired; it remains for comparison with published numbers.
     names = [c.smallest for c in CHIPS.values() if c.name != "v3"] if args.all else [args.topology]
     for name in names:
         parse_slice(name)
@@ -94,7 +94,7 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print the report of a slice, or a table of several."""
+    """Print the report of a slice, or a table of several slices."""
     if "runs" in document:
         _show_sweep(document["runs"], console)
         return
