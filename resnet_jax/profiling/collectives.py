@@ -71,12 +71,11 @@ def find_collectives(module: Module, *, devices: int) -> list[Collective]:
         for callee in instruction.callees
     }
     overlapped: dict[str, int] = {}
+    for instructions in module.computations.values():
+        overlapped |= _overlapped(instructions, results, module)
     found = []
     for computation, instructions in module.computations.items():
-        if not times[computation]:
-            continue
-        overlapped |= _overlapped(instructions, results, module)
-        for instruction in instructions:
+        for instruction in instructions if times[computation] else []:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
@@ -103,16 +102,18 @@ def _overlapped(
 ) -> dict[str, int]:
     """Bytes that are moved between the start and the end of each asynchronous instruction."""
     total = 0
+    starts: dict[str, str] = {}  # an async-update is another name of its start
     before: dict[str, int] = {}
     overlapped: dict[str, int] = {}
     for instruction in instructions:
         if instruction.opcode.endswith("-start"):
+            starts[instruction.name] = instruction.name
             before[instruction.name] = total
-        elif instruction.opcode.endswith("-update"):  # another name of the same
-            before[instruction.name] = before.get(instruction.operands[0], total)
+        elif instruction.opcode.endswith("-update"):
+            starts[instruction.name] = starts[instruction.operands[0]]
         elif instruction.opcode.endswith("-done"):
-            name = instruction.operands[0]
-            overlapped[name] = total - before.get(name, total)
+            start = starts[instruction.operands[0]]
+            overlapped[start] = total - before[start]
         else:
             total += moved_bytes(instruction, results, module)
     return overlapped
