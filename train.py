@@ -16,8 +16,8 @@ from resnet_jax.cli.flags import (
     show_progress,
 )
 from resnet_jax.errors import UsageError
-from resnet_jax.utils.compilation_cache import keep_programs
-from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
+from resnet_jax.utils.malloc import configure_malloc
 
 _CONFIG = define_config_flag(
     "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
@@ -42,23 +42,23 @@ def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
     data = _CONFIG.value.get("data")
     crops = isinstance(data, ConfigDict) and bool(data.get("random_crop_area"))
-    manage_memory(decoded_as_needed=crops)
-    keep_programs()
+    configure_malloc(decoded_as_needed=crops)
+    enable_compilation_cache()
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.parallel.job.process import find_job, member_of  # noqa: PLC0415
+    from resnet_jax.parallel.job.cluster import connected, detect_cluster  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:
             raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
         if not _WORKDIR.value:
             raise UsageError("--workdir is empty; it names the directory of the run.")
-        job = find_job(
+        job = detect_cluster(
             coordinator=_COORDINATOR.value,
             processes=_NUM_PROCESSES.value,
             process=_PROCESS_ID.value,
         )
-        with member_of(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
+        with connected(job, timeout_s=_COORDINATOR_TIMEOUT_S.value, end=end_with):
             return resnet_jax.fit(
                 _CONFIG.value,
                 _WORKDIR.value,

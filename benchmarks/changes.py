@@ -31,13 +31,13 @@ def undo(change: str) -> None:
     """Replace what the package does by what JAX and XLA do."""
     import jax  # noqa: PLC0415
 
-    from resnet_jax.models import norms, resnet  # noqa: PLC0415
-    from resnet_jax.ops import conv, conv_cpu  # noqa: PLC0415
+    from resnet_jax.models import resnet  # noqa: PLC0415
+    from resnet_jax.ops import batch_norm, conv, conv_cpu  # noqa: PLC0415
 
     if change == "norm":
-        norms._normalise_batch = norms._forward
+        batch_norm._normalise_groups = batch_norm._forward
     elif change == "pool":
-        resnet.ResNet._by_batch = lambda *_, **__: False
+        resnet.ResNet._can_pool_first = lambda *_: False
     elif change == "winograd":
         conv_cpu._prefers_winograd = lambda *_, **__: False
     elif change == "conv":
@@ -90,10 +90,10 @@ def training(network: str) -> Callable[[int], None]:
 
 def serve(args: argparse.Namespace) -> None:
     """Be a variant: take as many steps as each line of standard input says."""
-    from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
+    from resnet_jax.utils.malloc import configure_malloc, release_freed_memory  # noqa: PLC0415
 
     if args.undone != "memory":
-        manage_memory()
+        configure_malloc()
     undo(args.undone)
     train = training(args.network)
     for number, line in enumerate(sys.stdin):
@@ -101,7 +101,7 @@ def serve(args: argparse.Namespace) -> None:
         train(int(line))
         seconds = time.perf_counter() - began
         if number < 2:
-            give_back_freed_memory()
+            release_freed_memory()
         print("seconds", seconds, flush=True)
 
 

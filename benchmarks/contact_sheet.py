@@ -63,7 +63,7 @@ def columns_of(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     (_, records) = examples.parts[0]
     originals = [read_upright(folder / file.path) for file in records.files]
     columns = {}
-    with contextlib.closing(experiment.batches()) as batches:
+    with contextlib.closing(experiment.loader()) as batches:
         for step in range(STEPS):
             taken = jax.device_get(batches.take(step))
             order = np.argsort(taken.ids.reshape(-1))

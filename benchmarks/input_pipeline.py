@@ -102,8 +102,8 @@ def our_batches(folder: str, _: int) -> Iterator[Any]:
     config.data.train, config.data.test, config.data.crop_padding = "train", "", 0
     config.batch_size, config.duration = BATCH, 1000.0
     experiment = Experiment.make(config)
-    with contextlib.closing(experiment.batches()) as batches:
-        for step in range(experiment.plan.total_steps):
+    with contextlib.closing(experiment.loader()) as batches:
+        for step in range(experiment.spec.intervals.total_steps):
             yield jax.block_until_ready(batches.take(step).images)
 
 

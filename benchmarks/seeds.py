@@ -22,6 +22,7 @@ from report import write_report
 
 import resnet_jax
 from resnet_jax.train import multi_seed as seeds_module
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,10 +57,10 @@ class Steps:
         config.steps_per_dispatch = STEPS
         seeds_module._one_by_one = lambda mesh: one_by_one
         experiment = Experiment.make(config)
-        self._state, self._batches = experiment.initial_state(), experiment.batches().take(0)
+        self._state, self._batches = experiment.initial_state(), experiment.loader().take(0)
         began = time.monotonic()
-        shapes = experiment.abstract_batches()
-        lowered = experiment.train_steps().lower(self._state, *shapes, 1)
+        shapes = experiment.spec.abstract_batches()
+        lowered = make_train_steps(experiment.spec).lower(self._state, *shapes, 1)
         self._run = lowered.compile()
         self.compile_s = time.monotonic() - began
         self.step_s()

@@ -20,10 +20,11 @@ import resnet_jax
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.models.published import PUBLISHED
 from resnet_jax.models.sizes import preset_sizes
-from resnet_jax.research.catalogue import ARTEFACTS
+from resnet_jax.research.catalogue import REPRODUCTIONS
 
 sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as a script
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import config_tables
 import scaling
 
 from tests.faults.catalogue import FAULTS
@@ -353,7 +354,7 @@ def cost_table() -> str:
 def papers_section() -> str:
     """Each artefact: its claim, figure, table, and how to run it again."""
     parts = []
-    for name, artefact in ARTEFACTS.items():
+    for name, artefact in REPRODUCTIONS.items():
         result = json.loads((PAPERS / f"{name}.cpu.json").read_text(encoding="utf-8"))
         command = f"resnet-jax reproduce {name}"
         full = "" if artefact.runs["full"] is artefact.runs["cpu"] else _full_size(name)
@@ -403,7 +404,7 @@ def _value(value: float | str | None) -> str:
 def verdicts_table() -> str:
     """One line for each artefact."""
     lines = ["| | claim | on two cores | on CIFAR-10 |", "|---|---|---|---|"]
-    for name, artefact in ARTEFACTS.items():
+    for name, artefact in REPRODUCTIONS.items():
         verdicts = []
         for size in ("cpu", "full"):
             path = PAPERS / f"{name}.{size}.json"
@@ -485,6 +486,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
+    **{name: ("docs/config.md", table) for name, table in config_tables.TABLES.items()},
 }
 
 

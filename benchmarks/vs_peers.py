@@ -45,7 +45,8 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.mesh import make_mesh  # noqa: PLC0415
     from resnet_jax.profiling import bench  # noqa: PLC0415
-    from resnet_jax.train.spec import Blueprint  # noqa: PLC0415
+    from resnet_jax.train.dispatch import make_train_steps  # noqa: PLC0415
+    from resnet_jax.train.spec import TrainSpec  # noqa: PLC0415
 
     size, classes = SHAPES[network]
     if mode == "inference":
@@ -66,11 +67,11 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
     config.data.test = "test" if size == 32 else "validation"
     config.data.crop_padding, config.data.flip, config.data.resident = 0, False, False
     config.batch_size, config.steps_per_dispatch = batch, 1
-    blueprint = Blueprint.without_data(config, make_mesh(data=1))
-    shapes = blueprint.abstract_batches()
+    spec = TrainSpec.without_data(config, make_mesh(data=1))
+    shapes = spec.abstract_batches()
     arrays = [bench._random(shape, classes) for shape in shapes]
-    state = bench._initial_state(blueprint)
-    run = blueprint.train_steps().lower(state, *arrays, np.int32(1)).compile()
+    state = bench._initial_state(spec)
+    run = make_train_steps(spec).lower(state, *arrays, np.int32(1)).compile()
 
     def train(count: int) -> None:
         nonlocal state
@@ -295,16 +296,16 @@ def _spread(values: list[float]) -> dict[str, float]:
 def serve(args: argparse.Namespace) -> None:
     """Be a contender: take as many steps as each line of standard input says."""
     if args.contender in OURS:  # as train.py does
-        from resnet_jax.utils.malloc import give_back_freed_memory, manage_memory  # noqa: PLC0415
+        from resnet_jax.utils.malloc import configure_malloc, release_freed_memory  # noqa: PLC0415
 
-        manage_memory()
+        configure_malloc()
     steps = contender(args.contender, args.network, args.batch, args.mode, args.flax)
     for number, line in enumerate(sys.stdin):
         began = time.perf_counter()
         steps(int(line))
         seconds = time.perf_counter() - began
         if args.contender in OURS and number < 2:
-            give_back_freed_memory()
+            release_freed_memory()
         print("seconds", seconds, flush=True)
 
 

@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax.config.schema import default_config
+    from resnet_jax.data.augment.config import register_augmentation
     from resnet_jax.errors import ResnetJaxError
-    from resnet_jax.inference.restore import TrainedNetwork, restore_run
-    from resnet_jax.models.presets import create_model, init_variables, list_models
+    from resnet_jax.inference.network import TrainedNetwork
+    from resnet_jax.inference.restore import restore_run
+    from resnet_jax.models.branches import register_branch
+    from resnet_jax.models.presets import (
+        create_model,
+        init_variables,
+        list_models,
+        register_preset,
+    )
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
     from resnet_jax.models.surgery import adapt_input_channels, stack_units, unstack_units
     from resnet_jax.train.fit import FitResult, fit
+    from resnet_jax.train.losses import register_loss
+    from resnet_jax.train.metrics import register_metric
+    from resnet_jax.train.optimizer import register_optimizer
     from resnet_jax.weights.load import load_weights, read_model
     from resnet_jax.weights.save import save_weights
 
@@ -38,8 +49,14 @@ _HOME = {
     "default_config": "config.schema",
     "FitResult": "train.fit",
     "fit": "train.fit",
-    "TrainedNetwork": "inference.restore",
+    "TrainedNetwork": "inference.network",
     "restore_run": "inference.restore",
+    "register_augmentation": "data.augment.config",
+    "register_branch": "models.branches",
+    "register_loss": "train.losses",
+    "register_metric": "train.metrics",
+    "register_optimizer": "train.optimizer",
+    "register_preset": "models.presets",
 }
 
 __version__ = "0.1.0"  # also in pyproject.toml
@@ -61,6 +78,12 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "FitResult",
     "restore_run",
     "TrainedNetwork",
+    "register_branch",
+    "register_preset",
+    "register_augmentation",
+    "register_loss",
+    "register_optimizer",
+    "register_metric",
     "ResnetJaxError",
 ]
 

@@ -212,9 +212,9 @@ def digest(workdir: Path) -> str:
     import jax
     import numpy as np
 
-    from resnet_jax.checkpoint.checkpointer import Checkpointer
+    from resnet_jax.checkpoint.reader import CheckpointReader
 
-    checkpoints = Checkpointer(workdir / "checkpoints", keep=None)
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     step = checkpoints.steps()[-1]
     state, _ = checkpoints.restore_on_one_device(step)
     found = hashlib.sha256(str(step).encode())

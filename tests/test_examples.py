@@ -12,7 +12,7 @@ from PIL import Image
 
 import resnet_jax
 from tests.data.readers.test_folders import write
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache"]
 

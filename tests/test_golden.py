@@ -17,7 +17,7 @@ from resnet_jax.config.recipes import RECIPES, make
 from resnet_jax.config.schema import default_config, flatten
 from resnet_jax.models.presets import PRESETS
 from resnet_jax.parallel.mesh import make_mesh
-from resnet_jax.train.spec import Blueprint
+from resnet_jax.train.spec import TrainSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -90,10 +90,10 @@ def test_shardings(config, image_shape, classes, fsdp):
     recipe = _config(config)
     mesh = make_mesh(fsdp=fsdp)
     sizes = {"image_shape": image_shape, "num_classes": classes, "train_examples": 10**6}
-    blueprint = Blueprint(**Blueprint.parts(recipe, mesh=mesh, **sizes))
+    spec = TrainSpec.make(recipe, mesh=mesh, **sizes)
     lines = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(blueprint.abstract_state):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(spec.abstract_state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = ", ".join(str(axis or "–") for axis in leaf.sharding.spec) or "whole"
-        lines.append(f"{name} {leaf.dtype} {'×'.join(map(str, leaf.shape)) or 'scalar'}: {spec}")
+        axes = ", ".join(str(axis or "–") for axis in leaf.sharding.spec) or "whole"
+        lines.append(f"{name} {leaf.dtype} {'×'.join(map(str, leaf.shape)) or 'scalar'}: {axes}")
     _compare(f"sharding_{config.replace(':', '_')}_{mesh.shape['data']}x{fsdp}", lines)

@@ -1,1 +1,1 @@
-"""Saving, restoring and the directory of a run."""
+"""Checkpoints of a run, and its directory."""

@@ -1,93 +1,60 @@
-"""Saving train states with Orbax in the background, verified; and restoring the newest good one.
+"""Saving train states with Orbax in the background, verified, and restoring the newest good one.
 
-With each state go the checksums of its arrays. They are compared with what lies on disk after each
-save, and with what was restored. A checkpoint that fails is renamed STEP.corrupt, never deleted.
+The checksums of the arrays are saved with each state. They are compared with the files on disk
+after each save, and with the arrays after each restore. A corrupt checkpoint is renamed to
+STEP.corrupt, never deleted.
 """
 
 import concurrent.futures
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import (
-    FlawError,
-    describe,
-    first_line,
-    is_damage,
-    reading_together,
-)
-from resnet_jax.checkpoint.integrity import (
-    check_step,
-    checksums,
-    different,
-    named_leaves,
-    own_step,
-    read_back,
-    sealed,
-    unsealed,
-)
-from resnet_jax.checkpoint.retention import Manager, merit, retention
-from resnet_jax.errors import ConfigError, DataError, WriteError
-from resnet_jax.parallel.job.process import MAIN, exchange, is_main
-from resnet_jax.utils.malloc import give_back_freed_memory
-from resnet_jax.utils.paths import bucket_errors, is_remote
-
-State = TypeVar("State")
+from resnet_jax.checkpoint.corruption import describe, first_line, is_corruption
+from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back, sealed
+from resnet_jax.checkpoint.reader import CheckpointReader, State
+from resnet_jax.checkpoint.retention import Manager, manager_options
+from resnet_jax.errors import DataError, WriteError
+from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
+from resnet_jax.utils.malloc import release_freed_memory
+from resnet_jax.utils.paths import bucket_errors
+from resnet_jax.utils.streams import run_with_timeout
 
 _log = logging.getLogger(__name__)
 
-_MOST_DIFFERENCES = 3
 _POLL_S = 0.02
-_NO_ROOM = ("No space left", "Disk quota exceeded")
+_NO_SPACE = ("No space left", "Disk quota exceeded")
 
 
 class Checkpointer:
-    """The checkpoints of one run: the newest few, the best, and the newest verified one."""
+    """The checkpoints of a run: the newest few, the best, and the newest verified checkpoint."""
 
-    def __init__(self, directory: epath.Path, *, keep: int | None) -> None:
-        """Open or create the checkpoints in `directory`.
+    def __init__(self, directory: epath.Path, *, keep: int) -> None:
+        """Open the checkpoints in `directory`; create the directory if it doesn't exist.
 
         Args:
             directory: of this run's checkpoints.
-            keep: how many of the newest to keep, beside the best and what is needed until the
-                newest has been verified; None only reads.
+            keep: how many of the newest checkpoints to keep. The best one is kept too, and older
+                ones until the newest has been verified.
         """
-        logging.getLogger("absl").addFilter(_matters)
-        # Orbax wants it absolute; what is in a bucket is.
-        self._directory = directory if is_remote(directory) else directory.absolute()
         self._keep = keep
         self._verified: set[int] = set()
-        self._states = ocp.StandardCheckpointHandler()
-        self._progress = ocp.JsonCheckpointHandler()
-        self._manager = self._open(create=keep is not None)
-        self._broken = False  # a save has failed, and its remains weren't swept away yet
-        self._saving: int | None = None  # the step of the save that wasn't settled yet
-        self._reader = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
+        options = manager_options(keep, self._verified, create=True)
+        self._reader = CheckpointReader(directory, options=options)
+        self._directory = self._reader.directory
+        self._must_reopen = False  # a save has failed, and its files weren't removed yet
+        self._saving: int | None = None  # step of the save that `settle` hasn't waited for
+        self._verifier = concurrent.futures.ThreadPoolExecutor(1, "verify checkpoints")
         self._verdict: concurrent.futures.Future[str | None] | None = None
 
-    def _open(self, *, create: bool = False) -> Manager:
-        """Look at what there is; away with what a save left unfinished, unless this only reads."""
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=retention(self._keep, self._verified),
-            best_fn=merit,  # without it Orbax forgets the metrics when the process ends
-            cleanup_tmp_directories=self._keep is not None,
-            read_only=self._keep is None,
-            create=create,  # but once: it may be renamed meanwhile
-        )
-        handlers = {"state": self._states, "progress": self._progress}
-        with bucket_errors(self._directory):
-            return Manager(self._directory, item_handlers=handlers, options=options)
-
     def steps(self) -> list[int]:
-        """Steps that can be restored, in order."""
-        return sorted(self._manager.all_steps())
+        """Steps of the checkpoints, in order."""
+        return self._reader.steps()
 
     def save(
         self,
@@ -97,314 +64,236 @@ class Checkpointer:
         progress: dict[str, Any],
         metrics: dict[str, float] | None,
     ) -> None:
-        """Copy the state off the devices and write it in the background.
-
-        As soon as it is there it is read again, in the background too, and compared.
+        """Copy the state off the devices, then write and verify it in the background.
 
         Args:
-            step: number of the checkpoint.
-            state: a tree of arrays; it may be donated as soon as this returns.
-            progress: what else the run must know to go on; a JSON object.
-            metrics: {"top1", "loss"} on the validation split, if it was just scored.
+            step: of the checkpoint.
+            state: a tree of arrays; they may be donated as soon as this returns.
+            progress: what else the run needs to resume; a JSON object.
+            metrics: {"top1", "loss"} on the validation split, if the state was just evaluated.
 
         Raises:
-            WriteError: this save, or the one before, which ran in the background, has failed. This
+            WriteError: this save or the previous one, which ran in the background, has failed. This
                 one can be tried again.
         """
         self.settle()
-        if step in self._manager.all_steps():
-            return  # the same run has been here before: the state is the same to the bit
+        if step in self.steps():
+            return  # the same run has saved this step before, with the same bits
         sums = checksums(named_leaves(state))
-        record = sealed({"step": step, "progress": progress, "checksums": sums})
+        document = sealed({"step": step, "progress": progress, "checksums": sums})
         with self._write_errors():
-            if self._broken:
-                self._manager, self._broken = self._open(), False
+            if self._must_reopen:
+                self._reopen()
             self._saving = step
-            self._manager.save(
+            self._reader.manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    progress=ocp.args.JsonSave(record),
+                    progress=ocp.args.JsonSave(document),
                 ),
                 metrics=metrics,
                 force=True,
             )
         if is_main():
-            self._verdict = self._reader.submit(self._flaw_on_disk, self._manager, step, sums)
+            folder = self._directory / str(step)
+            self._verdict = self._verifier.submit(
+                find_corruption, self._reader.manager, folder, sums
+            )
 
     def has_failed(self) -> bool:
-        """Whether it is known already that the last save has failed; doesn't wait."""
+        """Whether the last save is known to have failed; doesn't wait."""
         return self._verdict is not None and self._verdict.done() and bool(self._verdict.result())
 
     def settle(self) -> bool:
-        """Wait until the last save is on disk and was read again.
+        """Wait until the last save is on disk and verified.
 
         Returns:
-            Whether there was one to wait for.
+            Whether there was a save to wait for.
 
         Raises:
-            WriteError: it couldn't be written, or isn't what was saved. What was saved before is
-                intact.
+            WriteError: the save has failed, or is corrupt. Earlier checkpoints are intact.
         """
         if self._saving is None:
             return False
         with self._write_errors():
-            self._manager.wait_until_finished()
-        flaw = exchange(self._verdict and self._verdict.result())[MAIN]
+            self._reader.manager.wait_until_finished()
+        corruption = all_gather_object(self._verdict and self._verdict.result())[MAIN]
         step, self._saving, self._verdict = self._saving, None, None
-        if flaw:
-            self._set_aside(step, f"{flaw}, though it was just written")
+        if corruption:
+            self._set_aside(step, f"{corruption}, though it was just written")
             raise WriteError(
                 f"The checkpoint of step {step} isn't what was saved, and was set aside;"
-                f" {self._intact()}."
+                f" {_describe_intact(self.steps())}."
             )
-        if flaw is not None:
+        if corruption is not None:
             self._verified.add(step)
         return True
 
-    def _flaw_on_disk(self, manager: Manager, step: int, sums: Mapping[str, str]) -> str | None:
-        """What is wrong with a checkpoint, once it is on disk; "" for nothing, None if that can't
-        be told.
-        """
-        while manager.is_saving_in_progress():
-            time.sleep(_POLL_S)
-        folder = self._directory / str(step)
-        try:
-            with bucket_errors(folder):
-                if not folder.exists():
-                    return "it wasn't written"
-        except OSError:
-            return None
-        try:
-            found = checksums(read_back(folder / "state", sums))
-        except DataError as error:
-            return str(error) if is_damage(error.__cause__ or error) else None
-        finally:
-            give_back_freed_memory()
-        return describe(different(found, sums))
-
     def restore_newest(self, like: State) -> tuple[int, State, dict[str, Any]] | None:
-        """Read the newest checkpoint that is good; set aside those that aren't.
+        """Read the newest good checkpoint; rename corrupt ones.
 
         Args:
-            like: a state of the same tree, shapes, types and shardings.
+            like: a state of the same tree, shapes, types and shardings, or its description.
 
         Returns:
-            Its step, the state, laid out as `like`, and the progress that was saved with it; None
+            Its step, the state, sharded as `like`, and the progress that was saved with it; None
             if there is no checkpoint.
 
         Raises:
             ConfigError: a checkpoint holds other arrays than `like`.
-            DataError: none is good, or one can't be read for a reason outside of it.
+            DataError: all checkpoints are corrupt, or one can't be reached.
         """
-        failed: list[int] = []
-        for step in reversed(exchange(self.steps())[MAIN]):
+        skipped = False
+        for step in reversed(all_gather_object(self.steps())[MAIN]):
             try:
-                restored = self._restore(step, _abstract(like))
+                restored = self._reader.restore(step, like)
             except DataError as error:
                 cause = error.__cause__ or error
-                if not is_damage(cause):
+                if not is_corruption(cause):
                     raise
                 self._set_aside(step, first_line(cause))
-                failed.append(step)
+                skipped = True
                 continue
-            if failed:
+            self._verified.add(step)
+            if skipped:
                 _log.warning("using the checkpoint of step %d", step)
             return step, *restored
-        # Those of earlier starts count too: to begin anew isn't ours to choose.
-        if names := exchange(self._set_aside_before())[MAIN]:
+        # Corrupt checkpoints of earlier starts count too: only the user may decide to begin anew.
+        if names := all_gather_object(_corrupt_checkpoints(self._directory))[MAIN]:
             raise DataError(
                 f"No checkpoint in {self._directory} is good: {', '.join(names)} are what is left."
                 " Choose another --workdir to begin anew, or move those away."
             )
         return None
 
-    def _set_aside_before(self) -> list[str]:
-        with bucket_errors(self._directory):
-            return sorted(p.name for p in self._directory.iterdir() if p.name.endswith(".corrupt"))
-
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        """Read the checkpoint of `step`; as `restore_newest`.
+        """Read the checkpoint of `step`; see `CheckpointReader.restore`.
 
         Raises:
-            ConfigError: it holds other arrays than `like`.
-            DataError: it can't be read, or isn't what was saved.
-            WriteError: it was being saved, and that has failed.
+            ConfigError, DataError: as for `CheckpointReader.restore`.
+            WriteError: the last save, which ran in the background, has failed.
         """
         self.settle()
-        return self._restore(step, _abstract(like))
-
-    def restore_on_one_device(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read the checkpoint of `step` as nested dictionaries on the first device.
-
-        Raises:
-            DataError: it can't be read, or isn't what was saved.
-        """
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            self._stored(step),
-        )
-        return self._restore(step, abstract)
-
-    def _stored(self, step: int) -> Any:
-        """Shapes and types of what the checkpoint holds."""
-        with self._read_errors(step):
-            stored = self._manager.item_metadata(step)["state"]
-            if stored is None:
-                raise FlawError("its description is missing or damaged")
-        return stored
-
-    def _restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        self._check_same_arrays(step, abstract)
-        with self._read_errors(step):
-            # Not by the manager: when it fails in one process, it leaves the others waiting.
-            state = self._states.restore(
-                self._directory / str(step) / "state", args=ocp.args.StandardRestore(abstract)
-            )
-            saved = self._read_progress(step)
-        # Arrays that are split over processes are summed by all of them, once all have read theirs.
-        found = checksums(named_leaves(state))
-        with self._read_errors(step):
-            if flaw := describe(different(found, saved["checksums"])):
-                raise FlawError(flaw)
-            check_step(step, saved.get("step", own_step(state)))
+        restored = self._reader.restore(step, like)
         self._verified.add(step)
-        return state, saved["progress"]
-
-    def _check_same_arrays(self, step: int, abstract: Any) -> None:
-        """Refuse to restore into another network; Orbax would convert types without a word."""
-        stored, wanted = (
-            {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()}
-            for tree in (self._stored(step), abstract)
-        )
-        if names := different(wanted, stored):
-            shown = "; ".join(
-                f"{name} is {stored.get(name, 'missing')} there, {wanted.get(name, 'nothing')} here"
-                for name in names[:_MOST_DIFFERENCES]
-            )
-            more = f"; and {len(names) - _MOST_DIFFERENCES} more" * (len(names) > _MOST_DIFFERENCES)
-            raise ConfigError(
-                f"The checkpoint of step {step} in {self._directory} is of another network or"
-                f" optimiser: {shown}{more}. Nothing was touched."
-            )
-
-    def progress(self, step: int) -> dict[str, Any]:
-        """What was saved as `progress` with the checkpoint of `step`.
-
-        Raises:
-            DataError: it can't be read.
-        """
-        with self._read_errors(step):
-            return self._read_progress(step)["progress"]
-
-    def _read_progress(self, step: int) -> dict[str, Any]:
-        folder = self._directory / str(step) / "progress"
-        saved = unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
-        check_step(step, saved.get("step"))
-        return saved
-
-    def _set_aside(self, step: int, flaw: str) -> None:
-        """Rename a damaged checkpoint, so that it is neither used nor deleted."""
-        with self._write_errors():
-            if is_main():
-                folder = self._directory / str(step)
-                target = self._directory / f"{step}.corrupt"
-                count = 1
-                while target.exists():
-                    count += 1
-                    target = self._directory / f"{step}.{count}.corrupt"
-                folder.rename(target)
-                _log.warning(
-                    "The checkpoint of step %d is damaged (%s); it is kept as %s.",
-                    *(step, flaw, target),
-                )
-        self._verified.discard(step)
-        self._manager.reload()
+        return restored
 
     def close(self) -> None:
-        """Wait until everything is on disk, and has been read again.
+        """Wait until the last save is on disk and verified, and close the checkpoints.
 
         Raises:
-            WriteError: a save that ran in the background has failed.
+            WriteError: the save has failed.
         """
         self.settle()
-        self._reader.shutdown()
+        self._verifier.shutdown()
         with self._write_errors():
-            self._manager.close()
+            self._reader.close()
 
     def finish_writing(self, *, timeout_s: float = 60.0) -> None:
-        """Let a save under way reach the disk, because the run is about to end by an error.
+        """Wait for a save that is being written, because the run is about to end by an error.
 
-        That error is what matters, so another one isn't raised; nor is it waited for processes
-        that may be gone, beyond the time-out.
+        Errors of the save aren't raised: the run's own error matters. Other processes may be gone,
+        so the wait ends after the time-out.
         """
 
         def wait() -> None:
             with contextlib.suppress(Exception):
-                self._manager.wait_until_finished()
+                self._reader.manager.wait_until_finished()
 
-        waiting = threading.Thread(target=wait, daemon=True)
-        waiting.start()
-        waiting.join(timeout_s)
+        run_with_timeout(wait, timeout_s=timeout_s)
 
-    @contextlib.contextmanager
-    def _read_errors(self, step: int) -> Iterator[None]:
-        try:
-            with reading_together():
-                yield
-        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-            folder = self._directory / str(step)
-            others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
-            raise DataError(
-                f"The checkpoint of step {step} can't be restored ({first_line(error)}). Move"
-                f" {folder} away to use another one; there are: {others}."
-            ) from error
+    def _reopen(self) -> None:
+        """Open the directory again; Orbax removes the files of a failed save."""
+        self._reader.reopen(manager_options(self._keep, self._verified))
+        self._must_reopen = False
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Rename a corrupt checkpoint, so that it is neither used nor deleted."""
+        with self._write_errors():
+            if is_main():
+                target, count = self._directory / f"{step}.corrupt", 1
+                while target.exists():
+                    count += 1
+                    target = self._directory / f"{step}.{count}.corrupt"
+                (self._directory / str(step)).rename(target)
+                _log.warning(
+                    "The checkpoint of step %d is damaged (%s); it is kept as %s.",
+                    *(step, reason, target),
+                )
+        self._verified.discard(step)
+        self._reader.manager.reload()
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
-        """Where writing fails in one process, it does in all of them, and its remains go."""
-        mine: Exception | None = None
+        """If writing fails in one process, remove its files and raise WriteError in all of them."""
+        own: Exception | None = None
         try:
             yield
-        except Exception as error:  # likewise, on top of whatever the file system says
-            mine = error
-        reasons = [reason for reason in exchange(first_line(mine) if mine else None) if reason]
+        except Exception as error:  # of Orbax, TensorStore and file systems
+            own = error
+        failures = all_gather_object(first_line(own) if own else None)
+        reasons = [reason for reason in failures if reason]
         if not reasons:
             return
         failed, self._saving, self._verdict = self._saving, None, None
-        self._broken = True
-        with contextlib.suppress(Exception):  # if it can't be done now, the next save does it
-            self._manager, self._broken = self._open(), False
-        if any(word in reasons[0] for word in _NO_ROOM):
+        self._must_reopen = True
+        with contextlib.suppress(Exception):  # then the next save tries again
+            self._reopen()
+        if any(words in reasons[0] for words in _NO_SPACE):
             self._make_room()
+        intact = _describe_intact([step for step in self.steps() if step != failed])
         raise WriteError(
-            f"A checkpoint can't be written to {self._directory} ({reasons[0]});"
-            f" {self._intact(but=failed)}."
-        ) from mine
-
-    def _intact(self, *, but: int | None = None) -> str:
-        steps = [step for step in self.steps() if step != but]
-        return f"checkpoints {', '.join(map(str, steps))} are intact" if steps else "there is none"
+            f"A checkpoint can't be written to {self._directory} ({reasons[0]}); {intact}."
+        ) from own
 
     def _make_room(self) -> None:
-        """Delete what the next save would have pushed out, once it was there."""
+        """Delete the checkpoints that the next successful save would delete."""
         steps = self.steps()
         newest = max(self._verified & set(steps), default=None)
-        if newest is None or self._keep is None:
+        if newest is None:
             return
-        kept = {*steps[len(steps) - self._keep + 1 :], self._manager.best_step()}
+        manager = self._reader.manager
+        kept = {*steps[len(steps) - self._keep + 1 :], manager.best_step()}
         for step in steps:
             if step < newest and step not in kept:
-                with contextlib.suppress(Exception):  # the disk is in a bad state
-                    self._manager.delete(step)
+                with contextlib.suppress(Exception):  # the disk may fail again
+                    manager.delete(step)
                     _log.warning("deleted checkpoint %d to make room for the next one", step)
 
 
-def _matters(record: logging.LogRecord) -> bool:
-    """Whether a message of absl's logger is for users: Orbax warns of what is meant here."""
-    return record.levelno > logging.WARNING or record.module != "checkpoint_manager"
+def find_corruption(manager: Manager, folder: epath.Path, sums: Mapping[str, str]) -> str | None:
+    """Verify a checkpoint as soon as `manager` has written it.
+
+    Args:
+        manager: which is saving the checkpoint.
+        folder: of the checkpoint.
+        sums: checksums of its arrays.
+
+    Returns:
+        A description of the corruption; "" if there is none; None if the checkpoint can't be
+        reached.
+    """
+    while manager.is_saving_in_progress():
+        time.sleep(_POLL_S)
+    try:
+        with bucket_errors(folder):
+            if not folder.exists():
+                return "it wasn't written"
+    except OSError:
+        return None
+    try:
+        found = checksums(read_back(folder / "state", sums))
+    except DataError as error:
+        return str(error) if is_corruption(error.__cause__ or error) else None
+    finally:
+        release_freed_memory()
+    return describe(different(found, sums))
 
 
-def _abstract(like: Any) -> Any:
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+def _corrupt_checkpoints(directory: epath.Path) -> list[str]:
+    with bucket_errors(directory):
+        return sorted(path.name for path in directory.iterdir() if path.name.endswith(".corrupt"))
+
+
+def _describe_intact(steps: list[int]) -> str:
+    return f"checkpoints {', '.join(map(str, steps))} are intact" if steps else "there is none"

@@ -1,6 +1,7 @@
-"""Checksums of arrays and seals, to tell a checkpoint that was damaged from one that wasn't.
+"""Checksums of arrays and documents, to detect corrupt checkpoints.
 
-Orbax and TensorStore keep no checksums of array data: a flipped bit is restored as another number.
+Orbax and TensorStore store no checksums of array data: with a flipped bit they restore another
+number.
 """
 
 import hashlib
@@ -14,35 +15,35 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import FlawError
+from resnet_jax.checkpoint.corruption import CorruptionError
 from resnet_jax.errors import DataError
 
 _LANES = ((0x9E3779B1, 0x00000000), (0x85EBCA77, 0x27D4EB2F))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, such as "params.conv1.kernel", which is Orbax's name too."""
+    """Leaves of a tree by path, such as "params.conv1.kernel"; Orbax uses the same names."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """A checksum of 64 bits for each array, in hexadecimal.
+    """A checksum of 64 bits for each array, in hexadecimal, with its type and shape.
 
-    It is a sum over the elements of a hash of each one's bits and place: any single change is
-    seen for certain, others but for one in 2^64. As a sum it doesn't depend on how the array lies
-    on devices. Shape and type of each array are a part of it. NaNs count by their bits.
+    The checksum is the sum over the elements of a hash of each element's bits and index. It detects
+    every change of a single element, and other changes with probability 1 - 2^-64. As a sum, it
+    doesn't depend on the sharding. NaNs are compared by their bits.
 
     Args:
-        arrays: NumPy's or JAX's, by name; of the latter no device holds more than its own part.
+        arrays: NumPy or JAX arrays, by name. Sharded arrays aren't gathered.
     """
-    here = {name: array for name, array in arrays.items() if not isinstance(array, jax.Array)}
-    placed = {name: array for name, array in arrays.items() if name not in here}
-    split = {name: a for name, a in placed.items() if not a.is_fully_replicated}
-    sums = {name: _sums(array, np) for name, array in here.items()}
-    sums |= {name: _sums_on_devices(placed[name]) for name in placed if name not in split}
-    # Sums over shards are exchanged: many programs of such at a time may wait for one another.
-    sums |= _all_sums_on_devices(split)
+    on_host = {name: array for name, array in arrays.items() if not isinstance(array, jax.Array)}
+    on_devices = {name: array for name, array in arrays.items() if name not in on_host}
+    sharded = {name: a for name, a in on_devices.items() if not a.is_fully_replicated}
+    sums = {name: _sums(array, np) for name, array in on_host.items()}
+    sums |= {name: _sums_on_devices(a) for name, a in on_devices.items() if name not in sharded}
+    # In one program, because several programs with collectives could deadlock.
+    sums |= _all_sums_on_devices(sharded)
     return {
         name: f"{arrays[name].dtype}{list(arrays[name].shape)}:{int(high):08x}{int(low):08x}"
         for name, (high, low) in jax.device_get(sums).items()
@@ -50,18 +51,18 @@ def checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
 
 
 def different(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """Names of the arrays whose checksums differ, or that only one of the two has."""
+    """Names of the arrays whose checksums differ, or that are in only one of the two."""
     names = sorted(set(found) | set(expected))
     return [name for name in names if found.get(name) != expected.get(name)]
 
 
 def _sums(array: Any, xp: Any) -> Any:
     words = xp.atleast_1d(_words(array, xp))
-    place = xp.arange(words.size, dtype=xp.uint32).reshape(words.shape)
+    index = xp.arange(words.size, dtype=xp.uint32).reshape(words.shape)
     lanes = []
     for factor, offset in _LANES:
-        # The finaliser of MurmurHash3, a one-to-one mapping in which every bit matters.
-        h = words ^ (place * xp.uint32(factor) + xp.uint32(offset))
+        # The finaliser of MurmurHash3, a bijection.
+        h = words ^ (index * xp.uint32(factor) + xp.uint32(offset))
         h = (h ^ (h >> xp.uint32(16))) * xp.uint32(0x85EBCA6B)
         h = (h ^ (h >> xp.uint32(13))) * xp.uint32(0xC2B2AE35)
         lanes.append((h ^ (h >> xp.uint32(16))).sum(dtype=xp.uint32))
@@ -79,7 +80,7 @@ def _all_sums_on_devices(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _words(array: Any, xp: Any) -> Any:
-    """The bits of each element as uint32; two words for elements of eight bytes."""
+    """The bits of each element as uint32; an element of eight bytes has two words."""
     size = array.dtype.itemsize
     bits = xp.dtype(f"uint{8 * min(size, 4)}")
     if array.dtype == bool:
@@ -91,16 +92,16 @@ def _words(array: Any, xp: Any) -> Any:
 
 
 def read_back(folder: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Read arrays of a saved state by TensorStore alone, without Orbax.
+    """Read arrays of a saved state by TensorStore, without Orbax.
 
     Args:
-        folder: that of the state, inside the checkpoint's.
+        folder: of the state, inside the folder of the checkpoint.
         names: of the arrays.
 
     Raises:
-        DataError: one can't be read.
+        DataError: an array can't be read.
     """
-    import tensorstore  # noqa: PLC0415 - Orbax brings it
+    import tensorstore  # noqa: PLC0415 - a dependency of Orbax
 
     base = _kvstore(f"{os.fspath(folder)}/")
     try:
@@ -115,12 +116,12 @@ def read_back(folder: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]
             for name in names
         }
         return {name: future.result().read().result() for name, future in pending.items()}
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many types
         raise DataError(f"an array can't be read ({str(error).splitlines()[0][:160]})") from error
 
 
 def _kvstore(path: str) -> dict[str, str]:
-    """Where a path is, for TensorStore; not as a URL, in which "%" and "#" have a meaning."""
+    """TensorStore's spec of a path; in its URLs, "%" and "#" would have a meaning."""
     scheme, separator, rest = path.partition("://")
     if not separator:
         return {"driver": "file", "path": path}
@@ -129,43 +130,43 @@ def _kvstore(path: str) -> dict[str, str]:
 
 
 def own_step(state: Any) -> int | None:
-    """The number of steps that a state says it is after; None if it doesn't.
+    """The step stored in a train state; None if the state has none.
 
-    Versions that wrote no number beside the state wrote one in it.
+    Older versions stored the step only there, not beside the state.
     """
     leaf = named_leaves(state).get("step")
     if leaf is None:
         return None
-    return int(np.max(leaf.addressable_data(0)))  # of several seeds it is the same
+    return int(np.max(leaf.addressable_data(0)))  # all seeds have the same step
 
 
 def check_step(step: int, saved: int | None) -> None:
-    """Refuse a checkpoint that was copied or renamed to another step's name.
+    """Check that a checkpoint wasn't copied or renamed to another step.
 
     Raises:
-        FlawError: it was.
+        CorruptionError: it was.
     """
     if saved not in (step, None):
-        raise FlawError(f"it is a copy of that of step {saved}")
+        raise CorruptionError(f"it is a copy of the checkpoint of step {saved}")
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with a digest of itself."""
-    return document | {"seal": _seal(document)}
+    """The document with its own digest as the field "seal"."""
+    return document | {"seal": _digest(document)}
 
 
 def unsealed(document: dict[str, Any]) -> dict[str, Any]:
-    """The document without its seal.
+    """The document without its digest.
 
     Raises:
-        FlawError: it isn't what was sealed.
+        CorruptionError: the digest doesn't match.
     """
     inner = {name: value for name, value in document.items() if name != "seal"}
-    if document.get("seal") != _seal(inner):
-        raise FlawError("its progress fails its checksum")
+    if document.get("seal") != _digest(inner):
+        raise CorruptionError("its progress fails its checksum")
     return inner
 
 
-def _seal(document: dict[str, Any]) -> str:
+def _digest(document: dict[str, Any]) -> str:
     text = json.dumps(document, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the newest few, the best, and the newest that is known to be good."""
+"""Retention of checkpoints: the newest few, the best, and the newest verified checkpoint."""
 
 import contextlib
 import dataclasses
@@ -11,14 +11,14 @@ import orbax.checkpoint as ocp
 _managers = ocp.checkpoint_managers
 
 
-def merit(scores: Mapping[str, Any]) -> tuple[float, float]:
-    """What makes one checkpoint better than another: top-1, and the loss between equals."""
+def best_fn(scores: Mapping[str, Any]) -> tuple[float, float]:
+    """Sort key of checkpoints, larger is better: top-1 accuracy, then lower loss."""
     return scores["top1"], -scores["loss"]
 
 
 @dataclasses.dataclass
 class _NewestVerified:
-    """An Orbax policy: keep the newest checkpoint that was found to be good, and all after it."""
+    """An Orbax policy: keep the newest verified checkpoint, and all later checkpoints."""
 
     steps: set[int]
 
@@ -27,29 +27,37 @@ class _NewestVerified:
         return [c.step >= newest for c in checkpoints]
 
 
-def retention(keep: int | None, verified: set[int]) -> Any:
-    """An Orbax policy: what is kept when another checkpoint is saved.
+def manager_options(
+    keep: int | None = None, verified: set[int] | None = None, *, create: bool = False
+) -> ocp.CheckpointManagerOptions:
+    """Options of Orbax's manager of a run's checkpoints.
 
     Args:
-        keep: how many of the newest; None for all.
-        verified: steps that were found to be good, as they are when it's asked.
+        keep: how many of the newest checkpoints to keep when another one is saved; None only reads.
+        verified: steps of verified checkpoints; the policy reads it at each save.
+        create: create the directory if it doesn't exist.
     """
-    return _managers.AnyPreservationPolicy(
-        [
-            _managers.LatestN(keep),
-            _managers.BestN(get_metric_fn=merit, n=1, keep_checkpoints_without_metrics=False),
-            _NewestVerified(verified),
-        ]
+    policies = [
+        _managers.LatestN(keep),
+        _managers.BestN(get_metric_fn=best_fn, n=1, keep_checkpoints_without_metrics=False),
+        _NewestVerified(set() if verified is None else verified),
+    ]
+    return ocp.CheckpointManagerOptions(
+        preservation_policy=_managers.AnyPreservationPolicy(policies),
+        best_fn=best_fn,  # without it Orbax forgets the metrics when the process ends
+        cleanup_tmp_directories=keep is not None,
+        read_only=keep is None,
+        create=create,
     )
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's own, but for damaged scores, which would keep it from opening any checkpoint."""
+    """Orbax's manager, without errors for damaged scores when it opens checkpoints."""
 
     def metrics(self, step: int) -> Any:
-        """The scores that were saved with a checkpoint; None without, or if they are damaged."""
+        """The scores saved with a checkpoint; None if there are none or they are damaged."""
         with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
             scores = super().metrics(step)
-            if scores and all(map(math.isfinite, merit(scores))):
+            if scores and all(map(math.isfinite, best_fn(scores))):
                 return scores
         return None

@@ -1,4 +1,4 @@
-"""Whether the processes of a job share the directory of their run."""
+"""Checks that the processes of a job share the directory of their run."""
 
 import secrets
 
@@ -7,30 +7,30 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
-from resnet_jax.parallel.job.process import MAIN, exchange, is_main
+from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
 from resnet_jax.utils.paths import bucket_errors
 
 
 def check_shared(workdir: epath.Path) -> None:
-    """Prove that the processes of a job see the same directory; each of them calls this.
+    """Check that all processes of a job see the same directory; every process must call this.
 
     Raises:
-        WriteError: some don't, so that their checkpoints would be in pieces.
+        WriteError: some processes don't; their parts of the checkpoints would be missing.
     """
     if jax.process_count() == 1:
         return
-    token = exchange(secrets.token_hex(8))[MAIN]
-    seal = workdir / f".shared-probe-{token}"  # a name that no file system has an opinion about
+    token = all_gather_object(secrets.token_hex(8))[MAIN]
+    probe = workdir / f".shared-probe-{token}"
     if is_main():
-        write_atomically(seal, token)
-    exchange(None)  # from here on it is there
+        write_atomically(probe, token)
+    all_gather_object(None)  # the file exists from here on
     with bucket_errors(workdir):
-        blind = [number for number, sees in enumerate(exchange(seal.exists())) if not sees]
+        seen = all_gather_object(probe.exists())
         if is_main():
-            seal.unlink()
-    if blind:
+            probe.unlink()
+    if blind := [str(number) for number, sees in enumerate(seen) if not sees]:
         raise WriteError(
-            f"Processes {', '.join(map(str, blind))} don't see what process 0 writes to {workdir};"
+            f"Processes {', '.join(blind)} don't see what process 0 writes to {workdir};"
             " nothing was trained. Choose a --workdir on a file system that all hosts share, or in"
             " a bucket (gs://…)."
         )

@@ -1,4 +1,4 @@
-"""Turns the signals that end a job into a request to stop at the next safe point."""
+"""Turns signals that end a job into a request to stop at the next safe point."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 from resnet_jax.errors import StoppedEarly
 
 _NOTICE = b"stopping at the next safe point, where all is saved; Ctrl-C again gives up\n"
-_PATIENCE_S = 2.0
+_REACTION_S = 2.0
 
 NOTHING_LOST = (
     "stopped before the first step; nothing was lost, and the same command starts the run again"
@@ -25,8 +25,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def ignore_stop_signals() -> None:
     """Ignore the signals that end a job, because this process is about to end by itself.
 
-    Its exit code then says how the run ended. Without this, a signal that comes while the
-    interpreter shuts down kills the process. Has no effect outside the main thread.
+    Otherwise a signal during the shutdown of the interpreter would kill the process and replace
+    its exit code. Has no effect outside the main thread.
     """
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
@@ -34,23 +34,24 @@ def ignore_stop_signals() -> None:
 
 
 class StopRequest:
-    """While entered, a signal sets `requested`; a SIGINT after that interrupts at once.
+    """While entered, a signal sets `requested`; a SIGINT after it raises KeyboardInterrupt.
 
-    SIGTERM comes from schedulers, SIGINT from Ctrl-C, SIGHUP from a terminal that is closed. A
-    signal that the process was told to ignore, as nohup does with SIGHUP, is left alone.
+    Schedulers send SIGTERM, Ctrl-C sends SIGINT, and a closed terminal sends SIGHUP. A signal that
+    the process already ignores, such as SIGHUP with nohup, stays ignored.
     """
 
     def __init__(self, end: Callable[[], None] | None = None) -> None:
-        """Be ready to listen.
+        """Make a request that isn't set.
 
         Args:
-            end: ends the process, where a signal may do that and the main thread doesn't listen
-                because it compiles; called in another thread. None waits for it.
+            end: ends the process; called in another thread if `interrupt_immediately` applies but
+                the main thread doesn't react, because it compiles. With None, the signal takes
+                effect after the compilation.
         """
         self.requested = False
         self._end = end
         self._previous: dict[int, object] = {}
-        self._nothing_to_lose: str | None = None  # what to say then
+        self._immediate_message: str | None = None  # inside `interrupt_immediately`
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only, and lets only it install handlers.
@@ -66,61 +67,63 @@ class StopRequest:
                 signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def nothing_to_lose(self, message: str = NOTHING_LOST) -> Iterator[None]:
-        """While inside, a signal ends the run at once, because there is nothing to save.
+    def interrupt_immediately(self, message: str = NOTHING_LOST) -> Iterator[None]:
+        """Inside this context a signal ends the run at once, because there is nothing to save.
 
         Raises:
-            StoppedEarly: with `message`: there was a signal before, or is one now.
+            StoppedEarly: with `message`, on a signal inside the context or before it.
         """
-        with self._end_while_compiling():
-            self._nothing_to_lose = message
+        with self._react_while_compiling():
+            self._immediate_message = message
             try:
                 if self.requested:
                     self._stop_here(message)
                 yield
             finally:
-                self._nothing_to_lose = None
+                self._immediate_message = None
 
     @contextlib.contextmanager
-    def _end_while_compiling(self) -> Iterator[None]:
-        """Listen in another thread: the main one hears of signals between instructions of Python
-        only, and a compilation, which may take minutes, is one.
+    def _react_while_compiling(self) -> Iterator[None]:
+        """React to signals in another thread, if the main thread doesn't within seconds.
+
+        Python handles signals between bytecode instructions, and a compilation, which may take
+        minutes, is one instruction.
         """
         if self._end is None:
             yield
             return
         left = threading.Event()
-        ear, bell = socket.socketpair()
-        bell.setblocking(False)
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
 
         def listen(end: Callable[[], None]) -> None:
-            if ear.recv(1) and not left.wait(_PATIENCE_S):
+            if receiver.recv(1) and not left.wait(_REACTION_S):
                 end()
 
         thread = threading.Thread(target=listen, args=(self._end,), daemon=True)
         thread.start()
-        before = signal.set_wakeup_fd(bell.fileno(), warn_on_full_buffer=False)
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
             left.set()
             signal.set_wakeup_fd(before)
-            bell.close()  # what the thread hears of too
+            sender.close()  # ends `recv` in the thread
             thread.join()
-            ear.close()
+            receiver.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True
-        if self._nothing_to_lose:
-            self._stop_here(self._nothing_to_lose)
+        if self._immediate_message:
+            self._stop_here(self._immediate_message)
         if first:
-            # The terminal may be gone, which SIGHUP tells of. Not print: its lock may be held by
-            # the code that the signal interrupted.
+            # After SIGHUP the terminal may be gone. `print` could deadlock, because the interrupted
+            # code may hold the lock of the stream.
             with contextlib.suppress(OSError):
                 os.write(2, _NOTICE)
 
     def _stop_here(self, message: str) -> NoReturn:
-        self._nothing_to_lose = None  # once is enough
+        self._immediate_message = None  # raise only once
         raise StoppedEarly(message)

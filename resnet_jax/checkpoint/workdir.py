@@ -1,6 +1,6 @@
 """The directory of a run: checked before anything is compiled, and bound to one config.
 
-It may be in a bucket, gs://…, where writing a file replaces it as a whole.
+It may be in a bucket, gs://…, where every write replaces a file atomically.
 """
 
 import fnmatch
@@ -12,8 +12,8 @@ from pathlib import Path
 from etils import epath
 
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.utils.distribution import how_to_add
-from resnet_jax.utils.files import DRAFT, replace_file
+from resnet_jax.utils.distribution import install_hint
+from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
 CONFIG = "config.json"
@@ -26,11 +26,11 @@ CHECKPOINTS = "checkpoints"
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
-    """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
+    """Replace the file at `path` atomically: a reader or a crash sees the old or the new content.
 
     Raises:
-        OSError: it can't be written; the old file is intact.
-        ImportError: the client of that kind of bucket isn't installed.
+        OSError: the file can't be written; the old file is intact.
+        ImportError: the client of this kind of bucket isn't installed.
     """
     data = content.encode() if isinstance(content, str) else content
     if is_remote(path):
@@ -41,26 +41,26 @@ def write_atomically(path: epath.Path, content: str | bytes) -> None:
 
 
 def prepare_workdir(workdir: epath.Path) -> None:
-    """Create the directory if need be and prove, by writing, that it can hold results.
+    """Create the directory if it doesn't exist, and check that it can be written.
 
     Raises:
-        WriteError: it can't.
+        WriteError: it can't be written.
     """
     if os.fspath(workdir).startswith("s3://"):
         raise WriteError(
             f"Work directory {workdir} is in a kind of bucket to which Orbax writes no checkpoints;"
             " nothing was started. Choose one in gs://…, or on a file system that all hosts share."
         )
-    if flaw := _flaw_of_name(workdir):
+    if reason := _invalid_name(workdir):
         raise WriteError(
-            f"Work directory {os.fspath(workdir)!r} {flaw}; nothing was started. Choose another"
+            f"Work directory {os.fspath(workdir)!r} {reason}; nothing was started. Choose another"
             " --workdir."
         )
     try:
         with bucket_errors(workdir):
-            if not is_remote(workdir):  # there a client would make a mistyped bucket
+            if not is_remote(workdir):  # a client would create a mistyped bucket
                 workdir.mkdir(parents=True, exist_ok=True)
-            probe = workdir / f".write-probe-{secrets.token_hex(8)}{DRAFT}"
+            probe = workdir / f".write-probe-{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
             write_atomically(probe, "probe")
             probe.unlink()
     except ImportError:
@@ -72,49 +72,49 @@ def prepare_workdir(workdir: epath.Path) -> None:
         ) from None
 
 
-def _flaw_of_name(workdir: epath.Path) -> str:
-    """Why checkpoints couldn't be written to a directory of that name; "" if they can be."""
+def _invalid_name(workdir: epath.Path) -> str:
+    """Why Orbax can't write checkpoints to a directory of this name; "" if it can."""
     name = os.fspath(workdir if is_remote(workdir) else workdir.absolute())
     try:
         name.encode()
     except UnicodeEncodeError:
         return "has a name that isn't UTF-8, in which Orbax can't save"
-    # Orbax looks for its files by a pattern, in which it leaves the name as it is.
+    # Orbax finds its files by a glob pattern in which it doesn't escape the name.
     if not all(fnmatch.fnmatchcase(part, part) for part in name.split("/")):
         return "has brackets in its name, in which Orbax wouldn't find its own files"
     return ""
 
 
-def sweep_drafts(workdir: epath.Path) -> None:
-    """Remove what killed processes left half-written, for the holder of the lock.
+def remove_temporary_files(workdir: epath.Path) -> None:
+    """Remove temporary files of killed processes; only the holder of the lock may call this.
 
-    Another run that begins in this very moment may miss its draft and end with a line about that,
-    instead of one about the lock.
+    Another run that starts at the same moment may lose its temporary file; its error is then about
+    this file instead of the lock.
 
     Raises:
-        WriteError: it can't be seen what the directory holds, or a draft can't be removed.
+        WriteError: the directory can't be read, or a temporary file can't be removed.
     """
     try:
         with bucket_errors(workdir):
-            for draft in workdir.glob(f".*{DRAFT}"):
-                draft.unlink(missing_ok=True)
+            for temporary in workdir.glob(f".*{TEMPORARY_SUFFIX}"):
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(
             f"Remains of a killed run in {workdir} can't be removed ({error.strerror or error})."
-            f" What was saved is intact; remove the files .*{DRAFT} there."
+            f" What was saved is intact; remove the files .*{TEMPORARY_SUFFIX} there."
         ) from None
 
 
 def _no_client(workdir: epath.Path) -> str:
     extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
-    return f"Work directory {workdir} needs a client of that kind of bucket: {how_to_add(extra)}."
+    return f"Work directory {workdir} needs a client of that kind of bucket: {install_hint(extra)}."
 
 
 def read_config(workdir: epath.Path) -> str:
     """The config of the run in `workdir`, as JSON text.
 
     Raises:
-        ConfigError: there is no run, or its config can't be read.
+        ConfigError: the directory isn't a run's, or the config can't be read.
     """
     path = workdir / CONFIG
     try:
@@ -136,22 +136,23 @@ def read_config(workdir: epath.Path) -> str:
 def check_config(
     workdir: epath.Path, config: str, differences: Callable[[str, str], Sequence[str]]
 ) -> bool:
-    """Check that `workdir` is free for a run of this config, or holds one of it already.
+    """Check that `workdir` holds no run, or a run of the same config.
 
-    A run that failed before it saved anything has nothing to protect, so that the next attempt
-    may mend its config.
+    A run that failed before its first checkpoint doesn't count: the next attempt may have another
+    config.
 
     Args:
         workdir: directory of the run.
         config: as JSON text.
-        differences: given the old and the new text, says what differs and may not, a line each.
+        differences: given the old and the new text, returns the fields that differ and may not
+            change, a line each.
 
     Returns:
-        Whether the run is a new one, whose config is to be written.
+        Whether the run is new, so that its config must be written.
 
     Raises:
-        ConfigError: the directory holds another run, or the remains of one; nothing was touched.
-        WriteError: it can't be seen what the directory holds; nothing was touched.
+        ConfigError: the directory holds another run, or remains of a run; nothing was touched.
+        WriteError: the directory can't be read; nothing was touched.
     """
     advice = "Nothing was touched; choose another --workdir"
     checkpoints = workdir / CHECKPOINTS

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.image_files import read_file
 from resnet_jax.data.readers.folders import SUFFIXES
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.utils.streams import LossyStream
 
@@ -25,18 +29,32 @@ _THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A network, and what leads from the path of an image to the names of its classes.
+    """Classifies image files.
 
     Attributes:
         predictor: the network.
-        read: gives the image in a file as `predictor` takes it, uint8. It raises a DataError that
-            names the file.
-        class_names: one per logit, or None.
+        class_names: one name per logit, or None.
+        remedy: what the message about an image of another size or other colours advises.
     """
 
     predictor: Predictor
-    read: Callable[[Path], np.ndarray]
     class_names: Sequence[str] | None
+    remedy: str
+
+
+def read_image(path: Path, fit: Fit, *, remedy: str) -> UInt8[np.ndarray, "h w c"]:
+    """The image in a file, of the shape that the network takes.
+
+    Raises:
+        DataError: the file can't be read, or the image has another size or other colours, for
+            which the message advises the `remedy`.
+    """
+    try:
+        return fit.decode(read_file(path))
+    except ConfigError as error:
+        raise DataError(f"{path} can't be used: {error}; {remedy}.") from None
+    except DataError as error:
+        raise DataError(f"{path} can't be read: {error}.") from None
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
@@ -82,7 +100,8 @@ def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict
     size = classifier.predictor.batch_size(len(paths))
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
-    read = _read_ahead(classifier.read, paths, ahead=2 * size)
+    read_one = functools.partial(read_image, fit=classifier.predictor.fit, remedy=classifier.remedy)
+    read = _read_ahead(read_one, paths, ahead=2 * size)
     with _progress(len(paths)) as advance:
         while some := list(itertools.islice(read, size)):
             good = [(path, image) for path, image in some if not isinstance(image, DataError)]

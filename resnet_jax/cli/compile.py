@@ -75,9 +75,9 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
     from resnet_jax.profiling.slices import describe_slice
 
     slice_ = describe_slice(name)
-    blueprint = ahead.make_blueprint(config, slice_, batch_per_chip=args.batch_per_chip)
-    program = ahead.compile_training(blueprint)
-    document = ahead.describe(blueprint, program, slice_)
+    spec = ahead.make_spec(config, slice_, batch_per_chip=args.batch_per_chip)
+    program = ahead.compile_training(spec)
+    document = ahead.describe(spec, program, slice_)
     document["config"] = args.config
     if args.hlo and isinstance(program, ahead.Program):
         try:
@@ -87,7 +87,7 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
                 f"--hlo {args.hlo} can't be written ({error.strerror or error})."
             ) from None
     if not args.train_only:
-        scoring = ahead.compile_evaluation(blueprint)
+        scoring = ahead.compile_evaluation(spec)
         if isinstance(scoring, ahead.TooLarge):
             document["evaluation"] = {"fits": False}
         elif scoring:
@@ -98,8 +98,8 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
             }
     largest = document.get("largest_batch_per_chip")
     if args.verify and largest:
-        blueprint = ahead.make_blueprint(config, slice_, batch_per_chip=largest)
-        again = ahead.describe(blueprint, ahead.compile_training(blueprint), slice_)
+        spec = ahead.make_spec(config, slice_, batch_per_chip=largest)
+        again = ahead.describe(spec, ahead.compile_training(spec), slice_)
         document["largest_batch_verified"] = again["memory"]["fits"]
         document["largest_batch_peak_bytes"] = again["memory"]["peak_bytes"]
     return document

@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:
-        from resnet_jax.logging.report import draw_confusion
+        from resnet_jax.logging.plots import draw_confusion
 
         draw_confusion(args.confusion, scores.confusion, class_names)
         document["confusion"] = str(args.confusion)
@@ -129,8 +129,8 @@ def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tup
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """The same of a weight file."""
     from resnet_jax.data.datasets import load_dataset
-    from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
-    from resnet_jax.train.evaluate import Evaluator
+    from resnet_jax.data.images.fit import Fit
+    from resnet_jax.inference.predictor import Predictor
 
     if not args.data:
         raise UsageError("--data is missing: the data set to score the network on, or folder.")
@@ -147,15 +147,13 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         channels=3,
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
-    mesh = make_mesh()
-    evaluator = Evaluator(
-        model,
+    fit = Fit((preprocessing.size, preprocessing.size, 3), preprocessing.crop)
+    predictor = Predictor(model, network.variables, preprocessing.normalization, fit)
+    scores = predictor.evaluate(
         dataset.splits["scored"],
         batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
-        mesh=mesh,
+        mirrored=args.mirrored,
     )
-    arrays = put_global((network.variables, preprocessing.normalization), replicated(mesh))
-    scores = evaluator(*arrays, mirrored=args.mirrored)
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
     document = {

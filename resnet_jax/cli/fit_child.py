@@ -7,7 +7,7 @@ import sys
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
 from resnet_jax.errors import STOPPED_EARLY
-from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.subprocess import die_with_parent
 
 
@@ -18,11 +18,12 @@ def main(stop: StopRequest) -> int:
         return STOPPED_EARLY
     sys.argv = job["argv"]  # what makes the run again, for its summary.json
 
-    from resnet_jax.config.schema import from_json, streams  # noqa: PLC0415 - after signals are
-    from resnet_jax.train.fit import fit  # noqa: PLC0415 - listened for
+    from resnet_jax.config.io import from_json  # noqa: PLC0415 - after signals are listened for
+    from resnet_jax.config.schema import streams  # noqa: PLC0415
+    from resnet_jax.train.fit import fit  # noqa: PLC0415
 
     config = from_json(job["config"])
-    manage_memory(decoded_as_needed=streams(config))
+    configure_malloc(decoded_as_needed=streams(config))
     show_progress()
     return exit_code_of(lambda: fit(config, job["workdir"], stop=stop, on_hang=end_with))
 

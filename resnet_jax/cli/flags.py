@@ -21,7 +21,7 @@ from resnet_jax.errors import (
     UsageError,
     WriteError,
 )
-from resnet_jax.utils.streams import LossyStream, briefly, escaped
+from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _A_BUG = 1
@@ -100,7 +100,7 @@ def end_with(message: str) -> NoReturn:
     try:
         # Where process 0 was lost, JAX is about to abort this one: there are milliseconds left.
         if not _write_at_once(escaped(f"error: {error}\n")):
-            briefly(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
+            run_with_timeout(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
     finally:
         _end(error.exit_code, flush=_speaks_for_all())
 
@@ -128,7 +128,7 @@ def end_early() -> NoReturn:
     from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
 
     try:
-        briefly(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+        run_with_timeout(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
     finally:
         _end(STOPPED_EARLY)
 
@@ -143,7 +143,7 @@ def _end(code: int, *, flush: bool = True) -> NoReturn:
 
         release_all()
         if flush:
-            briefly(_flush, timeout_s=_WRITING_S)
+            run_with_timeout(_flush, timeout_s=_WRITING_S)
     finally:
         os._exit(code)
 
@@ -156,7 +156,7 @@ def _flush() -> None:
 def _leave(code: int) -> NoReturn:
     """End a process that has failed, and give the others of its job time to do so too."""
     try:
-        from resnet_jax.parallel.job.process import disconnect  # noqa: PLC0415 - imports JAX
+        from resnet_jax.parallel.job.cluster import disconnect  # noqa: PLC0415 - imports JAX
 
         disconnect()
     finally:

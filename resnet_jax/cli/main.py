@@ -29,8 +29,8 @@ from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.config_flag import take_overrides
 from resnet_jax.cli.flags import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError
-from resnet_jax.utils.compilation_cache import keep_programs
-from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
+from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.streams import escaped
 
 _SUBCOMMANDS = {
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := take_overrides(args, unknown):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     show_progress()
-    manage_memory(decoded_as_needed=True)
-    keep_programs()
+    configure_malloc(decoded_as_needed=True)
+    enable_compilation_cache()
     module = _SUBCOMMANDS[args.subcommand]
     try:
         document = module.run(args)

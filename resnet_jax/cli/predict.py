@@ -21,10 +21,7 @@ from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.utils.streams import LossyStream
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.images.fit import Fit
 
 HELP = "Classify image files with a checkpoint of a run, or with a weight file."
 EXAMPLE = (
@@ -115,14 +112,10 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
     workdir = str(args.paths[0])
     network = restore_network(args, workdir)
-    fit, size = network.image_fit, network.image_shape[:2]
-    if args.resize and not fit.crop:
-        fit = Fit(network.image_shape, ScaleAndCrop(size, size))
-    classifier = Classifier(
-        predictor=network.predictor,
-        read=lambda path: read_fitted(path, fit, remedy="--resize makes images fit"),
-        class_names=network.class_names,
-    )
+    predictor, size = network.predictor, network.image_shape[:2]
+    if args.resize and not predictor.fit.crop:
+        predictor = predictor.with_fit(Fit(network.image_shape, ScaleAndCrop(size, size)))
+    classifier = Classifier(predictor, network.class_names, remedy="--resize makes images fit")
     return classifier, {"workdir": workdir, "step": network.step}
 
 
@@ -138,9 +131,9 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     # The middle of a photograph that nothing has scaled is hardly what is meant.
     fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
     classifier = Classifier(
-        predictor=Predictor(network.model, network.variables, preprocessing.normalize, fit.shape),
-        read=lambda path: read_fitted(path, fit, remedy=f"--resize {size} makes images fit"),
-        class_names=preprocessing.class_names,
+        Predictor(network.model, network.variables, preprocessing.normalization, fit),
+        preprocessing.class_names,
+        remedy=f"--resize {size} makes images fit",
     )
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
@@ -149,21 +142,3 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
         "model": network.name,
         "preprocessing": fields,
     }
-
-
-def read_fitted(path: Path, fit: "Fit", *, remedy: str) -> "np.ndarray":
-    """The pixels of an image file as the network takes them, uint8.
-
-    Raises:
-        DataError: it can't be read, or not be made to fit; with the `remedy` if it has another size
-            or other colours.
-    """
-    from resnet_jax.data.images.image_files import read_file
-    from resnet_jax.errors import ConfigError, DataError
-
-    try:
-        return fit.decode(read_file(path))
-    except ConfigError as error:
-        raise DataError(f"{path} can't be used: {error}; {remedy}.") from None
-    except DataError as error:
-        raise DataError(f"{path} can't be read: {error}.") from None

@@ -1,4 +1,4 @@
-"""resnet-jax reproduce ARTEFACT: a table or figure of a paper, run again."""
+"""resnet-jax reproduce REPRODUCTION: a table or figure of a paper, run again."""
 
 import argparse
 from pathlib import Path
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Reproduce, or list."""
     from resnet_jax.checkpoint.stop import StopRequest  # noqa: PLC0415
     from resnet_jax.research import results  # noqa: PLC0415 - imports JAX
-    from resnet_jax.research.catalogue import ARTEFACTS  # noqa: PLC0415
+    from resnet_jax.research.catalogue import REPRODUCTIONS  # noqa: PLC0415
 
     if args.seeds is not None and args.seeds < 1:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
@@ -47,22 +47,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--budget is {args.budget}; it can't be negative.")
     workdir = args.workdir.expanduser()
     if args.list:
-        return {"artefacts": results.listing(ARTEFACTS, workdir)}
+        return {"artefacts": results.list_verdicts(REPRODUCTIONS, workdir)}
     if not args.artefact:
         raise UsageError("Which one? `resnet-jax reproduce --list` names them.")
-    names = list(ARTEFACTS) if args.artefact == ["all"] else args.artefact
+    names = list(REPRODUCTIONS) if args.artefact == ["all"] else args.artefact
     for name in names:
-        if name not in ARTEFACTS:
-            hint = did_you_mean(name, ARTEFACTS)
+        if name not in REPRODUCTIONS:
+            hint = did_you_mean(name, REPRODUCTIONS)
             raise UsageError(f"There is no artefact {name!r}.{hint} --list names them.")
-        if args.size not in ARTEFACTS[name].runs:
+        if args.size not in REPRODUCTIONS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
     # Training listens for signals itself, and saves; all else is computed again.
-    with StopRequest() as stop, stop.nothing_to_lose(_STOPPED):
+    with StopRequest() as stop, stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
-                ARTEFACTS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
+                REPRODUCTIONS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
             )
             for name in names
         ]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.inference.restore import TrainedNetwork
+    from resnet_jax.inference.network import TrainedNetwork
 
 RUN_FLAGS = ("checkpoint", "ema", "seed_index")
 

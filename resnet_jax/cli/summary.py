@@ -10,7 +10,7 @@ from resnet_jax.cli.config_flag import add_config_argument, load_config
 from resnet_jax.cli.tables import Table
 
 if TYPE_CHECKING:
-    from resnet_jax.models.presets import Network
+    from resnet_jax.models.network import Network
 
 HELP = "Show the layers of a model, its parameters, multiply-adds and activation memory."
 EXAMPLE = (

@@ -1,4 +1,4 @@
-"""What is known of well-known data sets, for what needs no image: summaries and compilation."""
+"""Shapes and sizes of well-known data sets, for commands that read no images."""
 
 import dataclasses
 import re
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class KnownSet:
-    """What is known of a data set without reading it.
+    """Shape and size of a data set.
 
     Attributes:
-        image_shape: (h, w, c) of what a network is given.
-        num_classes: how many there are.
-        lengths: examples of each TFDS split.
-        one_size: whether the images are stored in that shape. Others must be cropped and scaled
-            as they are read.
+        image_shape: (h, w, c) of the network's inputs.
+        num_classes: number of classes.
+        lengths: number of examples of each TFDS split.
+        one_size: whether the stored images have `image_shape`. Otherwise they differ in size, and
+            must be scaled and cropped.
     """
 
     image_shape: tuple[int, int, int]
@@ -24,7 +24,7 @@ class KnownSet:
 
 
 # cifar10, cifar100: Krizhevsky 2009. imagenet2012: Russakovsky et al. 2014 (1409.0575), table 2;
-# 224×224 is what He et al. 2015 crop. digits: `resnet_jax.data.datasets.Digits`.
+# 224×224 is the crop of He et al. 2015. digits: `resnet_jax.data.readers.digits.Digits`.
 KNOWN_SETS: dict[str, KnownSet] = {
     "digits": KnownSet((8, 8, 1), 10, {"train": 1_437, "test": 360}),
     "cifar10": KnownSet((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
@@ -39,14 +39,16 @@ KNOWN_SETS: dict[str, KnownSet] = {
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Of red, green and blue in 0…1: those with which most published networks were trained. They came
-with fb.resnet.torch in 2016."""
+"""Mean and standard deviation of red, green and blue in 0…1, as in fb.resnet.torch (2016) and most
+networks published since."""
 
 
 def find_known(name: str, *, image_size: int | None = None) -> KnownSet | None:
-    """The row of a TFDS name, such as "cifar10" or "imagenet2012:5.1.0"; None if there is none.
+    """Return the entry of a TFDS name, such as "cifar10" or "imagenet2012:5.1.0", or None.
 
-    `image_size` is the height and width to which images are scaled, if they are.
+    Args:
+        name: the data set's name.
+        image_size: height and width to which images are scaled and cropped; None if they aren't.
     """
     known = KNOWN_SETS.get(re.split("[:/]", name)[0])
     if known is None or image_size is None:

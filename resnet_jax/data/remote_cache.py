@@ -1,6 +1,7 @@
-"""Copies of folders in buckets (gs://…, s3://…) on this host, made once.
+"""Local copies of folders in buckets (gs://…, s3://…), made once per host.
 
-Records are read at random, and by a C++ reader that knows files only.
+Records are read in random order, by a C++ reader that supports only files. fsspec's own caches
+don't fit: they name files by digests, or read a folder again each time.
 """
 
 import hashlib
@@ -22,32 +23,34 @@ from resnet_jax.utils.paths import bucket_errors
 
 _log = logging.getLogger(__name__)
 
-# What a client says of the version of a file: Google Cloud Storage counts versions, S3 has a digest
-# of the content and a time in whole seconds.
+# Fields in which clients give a file's version: Google Cloud Storage has a version number, S3 a
+# digest of the content and a time in whole seconds.
 _VERSION = ("generation", "ETag", "etag", "LastModified", "mtime")
 
 
 def copy_here(folder: epath.Path) -> Path:
-    """Return a local copy of `folder`, of the same name; only what changed is copied.
+    """Copy the changed files of a folder in a bucket to this host.
 
-    A file is taken to be the same if its size is and the bucket tells the same version of it; if
-    the bucket tells none, the file is copied each time. Files that are no longer in the bucket
-    stay in the copy.
+    A file is unchanged if its size and its version in the bucket are. If the bucket gives no
+    version, the file is copied each time. Files that were removed from the bucket stay in the copy.
 
     Args:
-        folder: in a bucket.
+        folder: the folder, in a bucket.
+
+    Returns:
+        The copy, a folder of the same name.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: an object's name would lead out of the copy; nothing was written.
-        OSError: it can't be read, or the copy can't be written.
-        ImportError: the client of that kind of bucket isn't installed.
+        FileNotFoundError: the bucket has no such folder.
+        DataError: an object's name would lead out of the copy; nothing is written.
+        OSError: the bucket can't be read, or the copy can't be written.
+        ImportError: the client of this kind of bucket isn't installed.
     """
     where = hashlib.blake2b(os.fspath(folder).encode(), digest_size=8).hexdigest()
     copy = cache_root() / "buckets" / where / folder.name
     with bucket_errors(folder):
         bucket, root = fsspec.url_to_fs(os.fspath(folder))
-        bucket.invalidate_cache()  # of what this process saw there earlier
+        bucket.invalidate_cache()  # fsspec caches the listings of this process
         found = bucket.find(root, detail=True)
     files = {
         name: info
@@ -69,7 +72,7 @@ def copy_here(folder: epath.Path) -> Path:
             _log.info("copying %s to %s, once", folder, copy)
             announced = True
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Another process of this host may be copying the same file.
+        # A random name: another process of this host may be copying the same file.
         temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
         try:
             with (
@@ -92,10 +95,10 @@ def copy_here(folder: epath.Path) -> Path:
 
 
 def _target(copy: Path, root: str, name: str) -> Path:
-    """Where the copy of an object belongs: whatever its name, inside of `copy`.
+    """Return the path of an object's copy, inside of `copy`.
 
     Raises:
-        DataError: it would be elsewhere.
+        DataError: the path would be outside of `copy`.
     """
     inside = name.removeprefix(f"{root}/")
     parts = inside.split("/")
@@ -111,13 +114,14 @@ def _target(copy: Path, root: str, name: str) -> Path:
 
 
 def _stamp(info: dict[str, Any]) -> int | None:
-    """A number for the version of a file, which its copy bears as its time of change, in ns.
+    """Return a digest of a file's version, which becomes the modification time of the copy, in ns.
 
-    There it comes and goes with the copy in one step, whoever else makes one. It is a digest: a
-    time alone would miss a change within a second.
+    The modification time changes atomically with the copy, even if several processes write the
+    copy. A digest of all fields also detects a change within a second. None if the bucket gives no
+    version.
     """
-    told = [str(info.get(key) or "") for key in _VERSION]
-    if not any(told):
+    version = [str(info.get(key) or "") for key in _VERSION]
+    if not any(version):
         return None
-    digest = hashlib.blake2b("\0".join(told).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\0".join(version).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (2**31 * 10**9)  # file systems have dates up to 2038

@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
-from resnet_jax.data.datasets import open_source, parse_split
+from resnet_jax.data.datasets import open_source
+from resnet_jax.data.splits import parse_split
 from resnet_jax.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.doctor.host import nearest_existing
 from resnet_jax.errors import DataError, WriteError
@@ -43,8 +44,9 @@ def check_config(
     Raises:
         ConfigError: an invalid config, or not the one that `workdir` is bound to.
     """
-    from resnet_jax.config.schema import describe_differences, to_json, validate
-    from resnet_jax.train.spec import evaluation_crop
+    from resnet_jax.config.io import describe_differences, to_json
+    from resnet_jax.config.schema import validate
+    from resnet_jax.train.data_sizes import evaluation_crop
 
     config = load()
     validate(config)
@@ -121,7 +123,7 @@ def check_data(
 
 def _bucket(name: str, data_dir: str | None) -> epath.Path | None:
     """The folder of the data set if that is in a bucket."""
-    from resnet_jax.data.readers.tfds import data_folder
+    from resnet_jax.data.readers.tfds_files import data_folder
 
     folder = data_folder(data_dir)
     return folder / name.partition(":")[0].partition("/")[0] if is_remote(folder) else None
@@ -131,7 +133,7 @@ def _is_prepared(name: str, data_dir: str | None) -> bool:
     """Whether `open_prepared` would find the set; otherwise it would begin to download it."""
     from tensorflow_datasets.core import read_only_builder, registered
 
-    from resnet_jax.data.readers.tfds import data_folder
+    from resnet_jax.data.readers.tfds_files import data_folder
 
     try:
         read_only_builder.builder_from_files(name, data_dir=str(data_folder(data_dir)))
@@ -143,8 +145,8 @@ def _is_prepared(name: str, data_dir: str | None) -> bool:
 
 
 def _cifar_to_come(name: str, data_dir: str | None) -> Finding:
-    from resnet_jax.data.prepare.cifar import official_archive
-    from resnet_jax.data.readers.tfds import data_folder
+    from resnet_jax.data.prepare.cifar_archive import official_archive
+    from resnet_jax.data.readers.tfds_files import data_folder
 
     archive = official_archive(name)
     folder = data_folder(data_dir)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import ConfigError, WriteError, did_you_mean
+from resnet_jax.train.evaluate import predict_logits
 from resnet_jax.utils.files import replace_file
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -77,8 +77,7 @@ def export_program(
         _check_statistics(statistics, image_shape)
 
     def logits(images: jax.Array) -> Any:
-        x = images if statistics is None else normalize(images, statistics)
-        return model.apply(variables, x)
+        return predict_logits(model.apply, variables, images, statistics)
 
     n = batch_size or jax.export.symbolic_shape("n")[0]
     dtype = jnp.float32 if statistics is None else jnp.uint8

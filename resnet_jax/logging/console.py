@@ -1,7 +1,8 @@
-"""What a run shows while it runs: a progress bar on a terminal, plain lines elsewhere."""
+"""Console output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import IO, Any, cast
 
 from etils import epath
@@ -16,21 +17,20 @@ from rich.progress import (
 )
 
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
-from resnet_jax.parallel.job.process import is_main
-from resnet_jax.train.experiment import Experiment
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
 
 _SECONDS_BETWEEN_LINES = 10.0
-_MUCH_WAITING = 0.05  # of the time; it is shown
+_MUCH_WAITING = 0.05  # share of the time from which on waiting is shown
 
 
 class TrainingConsole:
-    """Shows training and evaluation records as they come; a context manager."""
+    """Shows training and evaluation records; a context manager."""
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
-        # Rich would end the process if nobody reads, and raise an error if a terminal is gone.
+        # Rich ends the process if nobody reads its output, and fails if the terminal is gone.
         output = cast(IO[str], LossyStream(sys.stdout))
-        # One process speaks for all.
+        # Only the main process of a job prints.
         self.console = Console(file=output, highlight=False, soft_wrap=True, quiet=not is_main())
         self._total = total_steps
         self._start_step = start_step
@@ -62,15 +62,31 @@ class TrainingConsole:
         """Print a line above the bar."""
         self.console.print(escaped(text), markup=False)
 
-    def opening(self, experiment: Experiment, workdir: epath.Path) -> None:
-        """Say what is about to happen."""
-        config, plan = experiment.config, experiment.plan
-        devices = experiment.mesh.devices
+    def opening(
+        self,
+        workdir: epath.Path,
+        *,
+        title: str,
+        train_examples: int,
+        batch_size: int,
+        devices: str,
+        seeds: Sequence[int],
+        notices: Sequence[str],
+    ) -> None:
+        """Print what the run is about to do.
+
+        Args:
+            workdir: directory of the run.
+            title: model and data set.
+            train_examples: examples of the training split.
+            batch_size: examples per step.
+            devices: number and kind of the devices.
+            seeds: the seeds; () for a run of one seed.
+            notices: more lines to print.
+        """
         self.say(
-            f"{config.model.name} on {config.data.name}:"
-            f" {plan.train_examples:,} training images, {plan.total_steps:,} steps of"
-            f" {plan.batch_size}, {devices.size} × {devices.flat[0].device_kind}"
-            + (f", seeds {', '.join(map(str, config.seeds))}" if config.seeds else "")
+            f"{title}: {train_examples:,} training images, {self._total:,} steps of {batch_size},"
+            f" {devices}" + (f", seeds {', '.join(map(str, seeds))}" if seeds else "")
         )
         if self._start_step:
             self.say(
@@ -78,13 +94,11 @@ class TrainingConsole:
                 if self._start_step < self._total
                 else f"{workdir} is trained already; its record is left as it is"
             )
-        elif experiment.pretrained:
-            self.say(experiment.pretrained.announce(config, experiment.dataset.num_classes))
-        if config.optimizer.trainable == "head":
-            self.say("only the classifier is trained")
+        for notice in notices:
+            self.say(notice)
 
     def stopped(self, step: int, workdir: epath.Path) -> None:
-        """Say that the run stopped early and lost nothing."""
+        """Print that the run stopped early and lost nothing."""
         self._bar.stop()
         self.say(
             f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
@@ -92,7 +106,7 @@ class TrainingConsole:
         )
 
     def closing(self, summary: dict[str, Any], workdir: epath.Path) -> None:
-        """Say how it went, where it lies and what could come next."""
+        """Print the scores, the paths of the results, and commands to continue with."""
         self._bar.stop()
         scores = summary["final"].get("test") or summary["final"].get("validation")
         self.say("")
@@ -137,11 +151,11 @@ class TrainingConsole:
             return
         self._last_line = now
         seeds = len(record["seeds"]["loss"]) if "seeds" in record else 1
-        of_step = seeds * record["examples"] / record["step"]  # images, of all seeds together
-        eta = (self._total - record["step"]) * of_step / record["img_per_s"]
+        images_per_step = seeds * record["examples"] / record["step"]  # of all seeds together
+        eta_s = (self._total - record["step"]) * images_per_step / record["img_per_s"]
         self.say(
             f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
-            f"  ETA {_clock(eta)}"
+            f"  ETA {_clock(eta_s)}"
         )
 
     def evaluation(self, record: dict[str, Any]) -> None:
@@ -155,7 +169,7 @@ class TrainingConsole:
 
 
 def _percent(scores: dict[str, Any]) -> str:
-    """The top-1 accuracy; of several seeds mean and standard deviation."""
+    """Return the top-1 accuracy in percent; with several seeds mean and standard deviation."""
     spread = f" ± {100 * scores['std']['top1']:.2f}" if "std" in scores else ""
     return f"{100 * scores['top1']:.2f}{spread} %"
 

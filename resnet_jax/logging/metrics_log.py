@@ -1,13 +1,10 @@
-"""metrics.jsonl and TensorBoard: the record of a run, which survives a restart without a seam."""
+"""metrics.jsonl: the records of a run, complete over restarts."""
 
-import contextlib
 import json
 import logging
 import math
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,44 +12,46 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.logging.tensorboard import TensorBoard
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
 _log = logging.getLogger(__name__)
 
-# Orders the record, but isn't plotted.
-_NOT_SCALARS = ("step", "epoch", "split", "weights", "wall_s", "std", "seeds")
-_BOARD = "tensorboard"
+_TENSORBOARD = "tensorboard"  # folder of the events
 
 
 class MetricsLog:
-    """Appends one JSON object per log point and mirrors its numbers to TensorBoard.
+    """Appends one JSON object per record, and copies its numbers to TensorBoard.
 
-    `history` holds all records of the run, those before a restart included. Of the processes of a
-    job only the main one writes. Files in a bucket can't be appended to: there the record is
-    gathered on this host, and `sync` writes it as a whole. What can't be written, because a disk
-    is full, stays in memory until it can: no run ends because of its log.
+    Only the main process of a job writes. Files in a bucket can't be appended to: there the
+    records are gathered on this host, and `sync` writes the whole file. Records that can't be
+    written, for example because a disk is full, stay in memory until they can: `write` never ends
+    a run.
+
+    Attributes:
+        history: all records of the run, including those before a restart.
     """
 
     def __init__(self, workdir: epath.Path, *, start_step: int, records: int | None = None) -> None:
-        """Open the record of a run that goes on at `start_step`.
+        """Open the log of a run that goes on at `start_step`.
 
-        Records of later steps are dropped: the run will write them again. So is a last line that
-        a crash left unfinished.
+        Records of later steps are dropped: the run will write them again. An unfinished last line
+        of a crash is dropped, too.
 
         Args:
-            workdir: of the run.
-            start_step: of the checkpoint that the run goes on from, or 0.
-            records: how many there were at that checkpoint, if that is known. If there are more
-                or fewer now, a warning says so.
+            workdir: directory of the run.
+            start_step: step of the checkpoint that the run goes on from, or 0.
+            records: number of records at that checkpoint, if known. A different number is a
+                warning.
 
         Raises:
-            DataError: the record is damaged, or can't be read.
-            OSError: it can't be written.
+            DataError: metrics.jsonl is damaged, or can't be read.
+            OSError: metrics.jsonl can't be written.
         """
         path = workdir / METRICS
-        # Test scores are the last lines of a run; if it was killed there, they are written again.
-        # So is what is measured before the first step, unless there is a checkpoint after it.
+        # Test scores are the last records of a run; a run that was killed there writes them again.
+        # So are diagnostics of step 0, unless there is a checkpoint of a later step.
         self.history = [
             r
             for r in read_metrics(path)
@@ -76,7 +75,7 @@ class MetricsLog:
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
-        self._board = _Board(folder / _BOARD, start_step=start_step)
+        self._board = TensorBoard(folder / _TENSORBOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
@@ -87,7 +86,7 @@ class MetricsLog:
         behind = bool(self._unwritten)
         self._unwritten.append(record)
         try:
-            self._catch_up()
+            self._write_pending()
         except OSError as error:
             if not behind:
                 _log.warning(
@@ -95,8 +94,8 @@ class MetricsLog:
                     *(self._path, error.strerror or error),
                 )
 
-    def _catch_up(self) -> None:
-        """Append what isn't in the file yet: all of it or, with an error, nothing."""
+    def _write_pending(self) -> None:
+        """Append all records that aren't in the file yet or, with an error, none."""
         lines = "".join(map(_line, self._unwritten)).encode()
         whole = os.fstat(self._file.fileno()).st_size
         try:
@@ -108,15 +107,15 @@ class MetricsLog:
         self._unwritten.clear()
 
     def sync(self) -> None:
-        """Make what was written durable.
+        """Make all records durable.
 
         Raises:
-            WriteError: it can't be.
+            WriteError: metrics.jsonl can't be written.
         """
         if not self._writes:
             return
         try:
-            self._catch_up()
+            self._write_pending()
             os.fsync(self._file.fileno())
             if self._gathered:
                 write_atomically(self._workdir / METRICS, self._path.read_bytes())
@@ -124,7 +123,7 @@ class MetricsLog:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
-        self._board.sync(self._workdir / _BOARD)
+        self._board.sync(self._workdir / _TENSORBOARD)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -135,7 +134,7 @@ class MetricsLog:
         try:
             self.sync()
         except WriteError:
-            if error is None:  # else the run ends by that error, which matters more
+            if error is None:  # else the run ends by the other error, which matters more
                 raise
         finally:
             self._file.close()
@@ -144,88 +143,15 @@ class MetricsLog:
                 self._gathered.cleanup()
 
 
-class _Board:
-    """Numbers for `tensorboard --logdir`; a copy, which ends where it can't be written.
-
-    Not by the library's SummaryWriter: its thread dies of an error, and then a flush never ends.
-    """
-
-    def __init__(self, folder: Path, *, start_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter  # noqa: PLC0415 - 0.2 s that
-        from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415 - models
-        from tensorboardX.summary import scalar  # noqa: PLC0415 - don't need
-
-        self._event, self._scalar = Event, scalar
-        self._folder = folder
-        # The library's own names have seconds only: a quick restart would overwrite the file.
-        suffix = f".{os.getpid()}.{time.time_ns()}"
-        self._events: Any = None
-        with self._losses():
-            folder.mkdir(exist_ok=True)
-            self._events = EventsWriter(str(folder / "events"), suffix)
-        # TensorBoard hides what an earlier process wrote of these steps.
-        session = SessionLog(status=SessionLog.START)
-        self._write(step=start_step + 1, session_log=session)
-
-    def write(self, record: dict[str, Any]) -> None:
-        prefix = "_".join(filter(None, (record["split"], record.get("weights"))))
-        for name, value in _scalars(record).items():
-            summary = self._scalar(f"{prefix}/{name}", value)
-            self._write(step=record["step"], summary=summary)
-
-    def _write(self, **event: Any) -> None:
-        self._do(lambda events: events.write_event(self._event(wall_time=time.time(), **event)))
-
-    def sync(self, target: epath.Path) -> None:
-        """Send on what was written; if `target` is in a bucket, copy it there."""
-        self._do(lambda events: events.flush())
-        if self._events and is_remote(target):
-            try:
-                with bucket_errors(target):
-                    target.mkdir(parents=True, exist_ok=True)
-                    for events in self._folder.iterdir():
-                        write_atomically(target / events.name, events.read_bytes())
-            except OSError as error:  # the next copy has these events, too
-                _log.warning("%s can't be written (%s).", target, error.strerror or error)
-
-    def close(self) -> None:
-        self._do(lambda events: events.close())
-
-    def _do(self, action: Callable[[Any], object]) -> None:
-        with self._losses():
-            if self._events:
-                action(self._events)
-
-    @contextlib.contextmanager
-    def _losses(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._events = None
-            _log.warning(
-                "TensorBoard's copy of the record ends here (%s); %s goes on.",
-                *(error.strerror or error, METRICS),
-            )
-
-
-def _scalars(record: dict[str, Any]) -> dict[str, float]:
-    """What is plotted of a record, that of single seeds included, by name."""
-    scalars = {k: v for k, v in record.items() if k not in _NOT_SCALARS}
-    scalars |= {f"{name}_std": value for name, value in record.get("std", {}).items()}
-    for name, values in record.get("seeds", {}).items():
-        scalars |= {f"{name}_seed{number}": value for number, value in enumerate(values)}
-    return scalars
-
-
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, without a last line that a crash left unfinished.
+    """Return the records of a metrics.jsonl, without an unfinished last line of a crash.
 
     Raises:
-        DataError: another line is damaged, or the file can't be read.
+        DataError: a line is damaged, or the file can't be read.
     """
     path = epath.Path(path)
     try:
@@ -252,17 +178,17 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-# What every version has written, by split.
+# Fields that every version of this package has written, by split.
 _NEEDED = {"train": ("epoch", "loss", "top1", "lr", "img_per_s"), "diagnostics": ("epoch",)}
 _NEEDED_OF_SCORES = ("epoch", "loss", "top1")
-_SPREAD = ("std", "seeds")  # of several seeds: by metric the deviation, and the values of each
+_SPREAD = ("std", "seeds")  # with several seeds: metric → standard deviation, and → values
 
 
 def _checked(record: Any) -> dict[str, Any]:
-    """The record, if what is read of records has the right types.
+    """Return the record if all fields that this package reads have the right types.
 
     Raises:
-        ValueError: saying what is wrong.
+        ValueError: naming the field and its fault.
     """
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
@@ -302,7 +228,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _check_same_seeds(records: list[dict[str, Any]]) -> None:
-    """Check that the last record has values of as many seeds as the first, for each metric."""
+    """Check that the last record has as many seeds as the first, for each metric."""
     counts = {len(v) for r in (records[0], records[-1]) for v in r.get("seeds", {}).values()}
     if len(counts) > 1 or ("seeds" in records[0]) != ("seeds" in records[-1]):
         raise ValueError("other seeds than in the first line")

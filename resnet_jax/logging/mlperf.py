@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, read_config
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.utils.paths import as_path, bucket_errors
@@ -21,15 +21,15 @@ _PREFIX = ":::MLLOG "
 
 
 def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
-    """The lines of a run's log, in the order of time.
+    """Return the lines of a run's log, in the order of time.
 
     Args:
-        workdir: of the run, finished or not.
-        target: top-1, in 0…1, at which the run ends.
+        workdir: directory of a run, finished or not.
+        target: top-1 accuracy, in 0…1, at which the run ends.
 
     Raises:
-        ConfigError: `workdir` isn't a run.
-        DataError: its record is damaged, or has no scores of a held-out split.
+        ConfigError: `workdir` isn't a run, or a run of several seeds.
+        DataError: metrics.jsonl is damaged, or has no scores of a held-out split.
     """
     workdir = as_path(workdir)
     try:
@@ -64,7 +64,7 @@ _Event = tuple[str, float, str, Any, dict[str, Any]]
 def _events(
     config: Any, records: list[dict[str, Any]], scores: list[dict[str, Any]], target: float
 ) -> Iterator[_Event]:
-    """Type, second, key, value and metadata of each event."""
+    """Yield (type, second, key, value, metadata) of each event."""
     batch, schedule = config.batch_size, config.schedule
     first = next((r["wall_s"] for r in records if r["split"] == "train"), scores[0]["wall_s"])
     point, begin, end = "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END"

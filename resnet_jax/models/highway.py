@@ -1,20 +1,24 @@
-"""Highway networks for CIFAR (Srivastava et al. 2015, 1507.06228) out of the residual grammar.
+"""Highway networks for CIFAR (Srivastava et al. 2015, 1507.06228) of residual blocks.
 
-A highway layer is a unit of one convolution whose two paths are gated: T · relu(W x + b) + (1-T) x.
+A highway layer is a block of one convolution with gates on both paths:
+T · relu(W x + b) + (1 - T) x.
 """
 
-from typing import Any
+from functools import partial
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_jax.models import checks
-from resnet_jax.models.block import Merge, ResidualUnit, Shortcut
+from resnet_jax.errors import ConfigError
+from resnet_jax.models.block import ResidualBlock
+from resnet_jax.models.block_config import BlockConfig, Merge, Shortcut
+from resnet_jax.models.fields import setting
 from resnet_jax.models.layers import Classifier, Conv
+from resnet_jax.models.network import Network
 
 
-class HighwayNet(nn.Module):
+class HighwayNet(Network, kw_only=True):
     """Stages of a plain convolution and highway layers, with maximum pooling between them.
 
     As in the authors' released network there is no normalisation, each convolution has a bias,
@@ -23,36 +27,36 @@ class HighwayNet(nn.Module):
     Attributes:
         stage_sizes: highway layers per stage, each stage having one plain convolution before.
         stage_widths: channels per stage.
-        num_classes: number of logits.
         last_width: channels of the 1×1 convolution.
         merge, shortcut: as in `ResNet`; shortcut="none" with merge="add" is the plain twin.
         gate_bias, carry_bias: initial biases of the gates, as in `ResNet`.
         head_dropout: of the images, and after each pooling, in training.
-        dtype, param_dtype: as in `ResNet`.
     """
 
     stage_sizes: tuple[int, ...]
     stage_widths: tuple[int, ...]
-    num_classes: int = 10
-    last_width: int = 100
+    num_classes: int = setting(10, "shapes", least=0)
+    last_width: int = setting(100, "shapes")
     merge: Merge = "coupled_gates"
     shortcut: Shortcut = "A"
-    gate_bias: float = -2.0
-    carry_bias: float | None = None
-    head_dropout: float = 0.2
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    gate_bias: float = setting(-2.0, "training")
+    carry_bias: float | None = setting(None, "training")
+    head_dropout: float = setting(0.2, "training", below=1)
 
-    def __post_init__(self) -> None:
-        """Refuse what can't be built."""
-        checks.check_highway(self)
-        super().__post_init__()
-
-    def __call__(
-        self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
-    ) -> Float[Array, "n k"]:
-        """Return float32 logits; see `ResNet.features` for the arguments."""
-        return self.features(images, train=train, update_stats=update_stats)["logits"]
+    @nn.nowrap
+    def check(self) -> None:
+        """Check the stages, then the fields that need others; see `Network.check`."""
+        if len(self.stage_widths) != len(self.stage_sizes):
+            raise ConfigError(
+                f"model.stage_widths is {self.stage_widths}; it takes one for each of the"
+                f" {len(self.stage_sizes)} stages."
+            )
+        if self.merge != "add" and self.shortcut == "none":
+            raise ConfigError(f"model.merge is {self.merge!r}, which needs a shortcut.")
+        if self.carry_bias is not None and self.merge != "independent_gates":
+            raise ConfigError(
+                f"model.carry_bias is {self.carry_bias}, which needs merge='independent_gates'."
+            )
 
     @nn.compact
     def features(
@@ -60,34 +64,34 @@ class HighwayNet(nn.Module):
     ) -> dict[str, Array]:
         """Return "stage1", … (before the pooling), "pooled" (n, c) and float32 "logits"."""
         del update_stats  # there are no statistics
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype)
+        config = BlockConfig(
+            branch="single",
+            order="relu_before_add",
+            shortcut=self.shortcut,
+            merge=self.merge,
+            gate_kernel_size=3 if self.merge != "add" else 1,
+            gate_bias=self.gate_bias if self.merge != "add" else BlockConfig.gate_bias,
+            carry_bias=self.carry_bias,
+            norm="none",
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         taps: dict[str, Array] = {}
         x = nn.Dropout(self.head_dropout, deterministic=not train)(images)
-        for stage, (units, width) in enumerate(
+        for stage, (layers, width) in enumerate(
             zip(self.stage_sizes, self.stage_widths, strict=True), start=1
         ):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
                 x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-            x = nn.relu(Conv(width, 3, use_bias=True, name=f"conv{stage}", **kinds)(x))
-            for i in range(units):
-                x = ResidualUnit(
-                    branch="single",
-                    order="relu_before_add",
-                    shortcut=self.shortcut,
-                    merge=self.merge,
-                    gate_kernel_size=3,
-                    gate_bias=self.gate_bias,
-                    carry_bias=self.carry_bias,
-                    norm="none",
-                    width=width,
-                    train=train,
-                    name=f"layer{stage}_{i}",
-                    **kinds,
-                )(x)
+            x = nn.relu(conv(width, 3, name=f"conv{stage}")(x))
+            for i in range(layers):
+                x = ResidualBlock(config, width=width, train=train, name=f"layer{stage}_{i}")(x)
             taps[f"stage{stage}"] = x
-        x = nn.relu(Conv(self.last_width, 1, use_bias=True, name="conv_last", **kinds)(x))
+        x = nn.relu(conv(self.last_width, 1, name="conv_last")(x))
         taps["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
         x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-        taps["logits"] = Classifier(self.num_classes, name="fc", **kinds)(x)
+        kinds = self.dtype, self.param_dtype
+        taps["logits"] = Classifier(self.num_classes, False, *kinds, name="fc")(x)
         return taps

@@ -1,4 +1,4 @@
-"""Initial variables without running the network, or compiling what it would run."""
+"""Initial variables, without running the network and without compiling it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +9,14 @@ from jax.extend import core
 
 
 class _NotGivenError(ValueError):
-    """A result depends on an array of which only the shape is known."""
+    """A result depends on an array whose shape alone is known."""
 
 
 def initialize(model: nn.Module, key: jax.Array, images: jax.ShapeDtypeStruct) -> Any:
-    """What `model.init` returns, for images of which only the shape is known.
+    """Return what `model.init` returns, for images whose shape alone is known.
 
-    A module in which they can't be told from the computation, as within `nn.jit` or `nn.remat`, is
-    left to Flax, which takes longer.
+    Flax's `lazy_init`, which takes longer, is used where the variables can't be separated from the
+    computation, as within `nn.jit` or `nn.remat`.
     """
     try:
         return _evaluate_needed(model.init, key, images)
@@ -25,7 +25,7 @@ def initialize(model: nn.Module, key: jax.Array, images: jax.ShapeDtypeStruct) -
 
 
 def _evaluate_needed(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function with arrays or their shapes, and compute only what its results need."""
+    """Call a function with arrays or their shapes; compute only what its results depend on."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     needed = {*_variables(closed.jaxpr.outvars)}
     equations = []

@@ -1,8 +1,5 @@
-"""Convolution, classifier and pooling, with the initial values of the papers."""
+"""Convolution, classifier, and squeeze-and-excitation."""
 
-import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,56 +7,27 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from resnet_jax.models.initializers import classifier_normal, he_normal
+from resnet_jax.ops.batch_norm import Maps, PointwiseProduct
 from resnet_jax.ops.conv import conv2d
-
-_SMALLEST_DRAW = 2**16
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _draw(key: jax.Array, size: int) -> Float[Array, " n"]:
-    return jax.random.normal(key, (size,), jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _cut(drawn: Float[Array, " n"], shape: tuple[int, ...], scale: float) -> Array:
-    return scale * drawn[: math.prod(shape)].reshape(shape)
-
-
-def _normal(key: jax.Array, shape: Sequence[int], scale: float) -> Float[Array, "..."]:
-    """`scale * jax.random.normal(key, shape)`, without compiling a generator for every shape.
-
-    Compiling the generator takes a second on CPU, and a network has dozens of shapes. But the
-    n-th number of JAX's default generator (partitionable Threefry) doesn't depend on how many are
-    drawn, so a few sizes can serve all shapes.
-    """
-    size = max(_SMALLEST_DRAW, 1 << (math.prod(shape) - 1).bit_length())
-    return _cut(_draw(key, size), tuple(shape), scale)
-
-
-def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """He et al. 2015 (1502.01852), eq. 10: a Gaussian of standard deviation √(2 / n), not cut off.
-
-    `shape` is [kh, kw, in, out]. Counting n by outputs, kh·kw·out, keeps the size of the
-    *gradients*, which is what Torch's and torchvision's ResNets chose.
-    """
-    fan_out = math.prod(shape[:-2]) * shape[-1]
-    return _normal(key, shape, math.sqrt(2 / fan_out)).astype(dtype)
-
-
-def classifier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Goyal et al. 2017 (1706.02677), section 5.1: a Gaussian of standard deviation 0.01.
-
-    The first loss is then close to log(classes), and the first gradients are tame.
-    """
-    return _normal(key, shape, 0.01).astype(dtype)
 
 
 class Conv(nn.Module):
-    """2-D convolution, NHWC, square kernel, padded as PyTorch pads: dilation · (k - 1) / 2.
+    """2-D convolution of NHWC images with a square kernel, padded as PyTorch pads.
 
-    The padding is explicit because "SAME" pads differently when the stride is 2 and the size even.
-    With `weight_standardized` the kernel of each output channel is brought to mean 0 and variance
-    1 before use (Qiao et al. 2019, 1903.10520), as in BiT: biased variance, 1e-10 added to it.
+    The padding is dilation · (kernel_size - 1) / 2 on each side. It is explicit because "SAME" pads
+    differently when the stride is 2 and the size even.
+
+    Attributes:
+        features: output channels.
+        kernel_size: height and width of the kernel.
+        stride, dilation: along height and width.
+        groups: number of groups into which the channels are split.
+        use_bias: add a bias, which begins at `initial_bias`.
+        gain: factor of the initial kernel.
+        weight_standardized: bring the kernel of each output channel to mean 0 and variance 1 before
+            use (Qiao et al. 2019, 1903.10520), as in BiT: biased variance, 1e-10 added to it.
+        dtype, param_dtype: of the result and of the parameters.
     """
 
     features: int
@@ -69,7 +37,7 @@ class Conv(nn.Module):
     dilation: int = 1
     use_bias: bool = False
     initial_bias: float = 0.0
-    gain: float = 1.0  # multiplies the initial kernel
+    gain: float = 1.0
     weight_standardized: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -84,23 +52,27 @@ class Conv(nn.Module):
             y += bias.astype(y.dtype)
         return y
 
-    def widens(self, x: Float[Array, "n h w c"]) -> bool:
-        """Whether it's a plain product at each place, with at least four times the channels."""
-        plain = self.kernel_size == self.groups == 1 and not self.use_bias
-        return plain and self.features >= 4 * x.shape[-1]
+    def before_norm(self, x: Float[Array, "n h w c"]) -> Maps:
+        """Return the convolution of `x` as batch normalisation in training takes it.
+
+        A 1×1 convolution to at least four times the channels is left to the normalisation, which
+        can do without the product in memory (`resnet_jax.ops.projection`).
+        """
+        pointwise = self.kernel_size == self.groups == 1 and not self.use_bias
+        is_expansion = pointwise and self.features >= 4 * x.shape[-1]
+        return self.as_product(x) if is_expansion else self(x)
 
     @nn.compact
-    def factors(
-        self, x: Float[Array, "n h w c"]
-    ) -> tuple[Float[Array, "n h2 w2 c"], Float[Array, "c f"]]:
-        """Those of the product, of type `dtype`, if the convolution is one."""
+    def as_product(self, x: Float[Array, "n h w c"]) -> PointwiseProduct:
+        """Return the operands of a 1×1 convolution without a bias, of type `dtype`."""
         kernel = self.kernel(x.shape[-1])[0, 0]
-        return x[:, :: self.stride, :: self.stride].astype(self.dtype), kernel.astype(self.dtype)
+        x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
+        return PointwiseProduct(x, kernel.astype(self.dtype))
 
     def kernel(self, channels: int) -> Float[Array, "k k c f"]:
-        """The kernel as it is used, float32 or wider."""
+        """The kernel for images of so many channels as it is used, float32 or wider."""
 
-        def init(key: jax.Array, shape: Sequence[int], dtype: Any) -> Array:
+        def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Array:
             drawn = he_normal(key, shape)
             return (drawn if self.gain == 1 else self.gain * drawn).astype(dtype)
 
@@ -113,7 +85,7 @@ class Conv(nn.Module):
         return kernel
 
     def convolve(self, x: Array, kernel: Array) -> Array:
-        """The convolution itself, without the bias."""
+        """The convolution without the bias."""
         pad = self.dilation * (self.kernel_size - 1) // 2
         return conv2d(
             x.astype(self.dtype),
@@ -128,9 +100,9 @@ class Conv(nn.Module):
 class SpaceToDepthConv(Conv):
     """A convolution of odd kernel and stride 2, computed on 2×2 blocks of pixels: equal to `Conv`.
 
-    With three input channels a TPU's matrix unit stands mostly idle; with the four pixels of a
-    block as twelve channels less so (MLPerf's ResNet-50). The parameters are those of `Conv`: the
-    kernel gets a zero row and column in front and is folded in the same way as the image.
+    With three input channels most of a TPU's matrix unit is idle; with the four pixels of a block
+    as twelve channels, less of it (MLPerf's ResNet-50). The parameters are those of `Conv`: the
+    kernel gets a row and a column of zeros in front and is folded in the same way as the image.
     """
 
     def convolve(self, x: Array, kernel: Array) -> Array:
@@ -150,7 +122,13 @@ class SpaceToDepthConv(Conv):
 
 
 class Classifier(nn.Module):
-    """Fully connected layer; its logits are float32, because bfloat16 ones spoil the loss."""
+    """Fully connected layer; its logits are float32, because bfloat16 logits spoil the loss.
+
+    Attributes:
+        num_classes: number of logits.
+        zero_init: the kernel begins at 0.
+        dtype, param_dtype: of the operands of the product and of the parameters.
+    """
 
     num_classes: int
     zero_init: bool = False
@@ -171,10 +149,11 @@ class Classifier(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Multiply each channel by a gate that sees all of them (Hu et al. 2017, 1709.01507, eq. 2-4).
+    """Multiply each channel by a gate that sees all channels (Hu et al. 2017, 1709.01507, eq. 2-4).
 
     Attributes:
         ratio: hidden units per channel; the paper's r = 16 is a ratio of 1/16.
+        dtype, param_dtype: of the hidden layer and of the parameters.
     """
 
     ratio: float
@@ -190,23 +169,3 @@ class SqueezeExcite(nn.Module):
         z = nn.relu(nn.Dense(max(1, round(c * self.ratio)), name="fc1", **kinds)(z))
         gate = nn.sigmoid(nn.Dense(c, name="fc2", **kinds)(z).astype(jnp.float32))
         return x * gate[:, None, None, :].astype(x.dtype)
-
-
-def max_pool(x: Float[Array, "n h w c"], *, zero_padded: bool = False) -> Array:
-    """3×3 maximum with stride 2 and padding 1, the second half of the ImageNet stem.
-
-    PyTorch pads with -∞. `zero_padded` is BiT's: there no activation comes before the pooling.
-    """
-    padding = ((1, 1), (1, 1))
-    if zero_padded:
-        x, padding = jnp.pad(x, ((0, 0), *padding, (0, 0))), ((0, 0), (0, 0))
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
-
-
-def average_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 c"]:
-    """Average of each `stride` × `stride` block; blocks cut by the edge count what they have."""
-    if stride == 1:
-        return x
-    padding = tuple((0, -size % stride) for size in x.shape[1:3])
-    window = (stride, stride)
-    return nn.avg_pool(x, window, strides=window, padding=padding, count_include_pad=False)

@@ -1,221 +1,40 @@
-"""The published networks, one table row each, and the functions that make a model from a name."""
+"""Networks by name: the published ones, and those that a user registers."""
 
 import dataclasses
 import fnmatch
 import re
-from typing import Any
+import typing
+from typing import Any, Literal, get_args, get_origin
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.models.alphago import AlphaGoZero
-from resnet_jax.models.highway import HighwayNet
+from resnet_jax.models.branches import BRANCHES, Branch, find_branch, with_branch, with_branch_name
+from resnet_jax.models.families import PRESETS, Preset
+from resnet_jax.models.fields import fields_of, values_of
 from resnet_jax.models.initial import initialize
+from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.models.vgg import VGG
 
-Network = ResNet | VGG | HighwayNet | AlphaGoZero
-NETWORKS: tuple[type[nn.Module], ...] = (ResNet, VGG, HighwayNet, AlphaGoZero)
+_OWN = tuple(PRESETS)
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """A published network.
+def register_preset(name: str, preset: Preset) -> None:
+    """Give a name to a network, for `create_model` and `model.name`.
 
-    Attributes:
-        build: its class.
-        fields: those that differ from the class's defaults.
-        image_shape: (h, w, c) of the images that its paper trained on.
+    A module that is imported again registers its presets again, in the place of the earlier ones.
+
+    Raises:
+        ConfigError: the name is that of a preset of this package; or the network can't be built, or
+            has a branch without a name.
     """
-
-    build: type[nn.Module]
-    fields: dict[str, Any]
-    image_shape: tuple[int, int, int] = (224, 224, 3)
-
-
-# Depth: (branch, units per stage). Table 1 of He et al. 2015 (1512.03385); 200 from He et al. 2016
-# (1603.05027). 10, 14 and 26 are timm's, one or two units per stage.
-_IMAGENET: dict[int, tuple[str, tuple[int, ...]]] = {
-    10: ("basic", (1, 1, 1, 1)),
-    14: ("bottleneck", (1, 1, 1, 1)),
-    18: ("basic", (2, 2, 2, 2)),
-    26: ("bottleneck", (2, 2, 2, 2)),
-    34: ("basic", (3, 4, 6, 3)),
-    50: ("bottleneck", (3, 4, 6, 3)),
-    101: ("bottleneck", (3, 4, 23, 3)),
-    152: ("bottleneck", (3, 8, 36, 3)),
-    200: ("bottleneck", (3, 24, 36, 3)),
-}
-
-
-def _imagenet(depth: int, **fields: Any) -> Preset:
-    branch, units = _IMAGENET[depth]
-    return Preset(ResNet, {"stage_sizes": units, "branch": branch, **fields})
-
-
-def _cifar(units: int, **fields: Any) -> Preset:
-    """Three stages on 32×32 images: section 4.2 of He et al. 2015."""
-    small = {"stage_sizes": (units,) * 3, "num_classes": 10, "stem": "cifar", "width": 16}
-    return Preset(ResNet, small | fields, (32, 32, 3))
-
-
-def _post_activation() -> dict[str, Preset]:
-    table: dict[str, Preset] = {}
-    for depth, (branch, _) in _IMAGENET.items():
-        v1 = {"stride_on": "1x1"} if branch == "bottleneck" else {}
-        table[f"resnet{depth}"] = _imagenet(depth)
-        table[f"resnet{depth}_v1"] = _imagenet(depth, **v1)
-        table[f"resnet{depth}d"] = _imagenet(depth, stem="deep", shortcut="D")
-    # timm's "tiered" stem of the two smallest.
-    for depth in (10, 14, 26):
-        table[f"resnet{depth}t"] = _imagenet(
-            depth, stem="deep", shortcut="D", deep_stem_widths=(24, 32)
-        )
-    for depth in (50, 101, 152):
-        table[f"resnet{depth}c"] = _imagenet(depth, stem="deep")
-    for depth in (18, 34):
-        table[f"plain{depth}"] = _imagenet(depth, shortcut="none")
-    table["resnet50_gn"] = _imagenet(50, norm="group")
-    # 6n + 2 layers: the stem, three stages of n units with two convolutions, the classifier.
-    for depth in (20, 32, 44, 56, 110, 1202):
-        table[f"resnet{depth}"] = _cifar((depth - 2) // 6, shortcut="A")
-    for depth in (20, 32, 44, 56, 110):
-        table[f"plain{depth}"] = _cifar((depth - 2) // 6, shortcut="none")
-    # 9n + 2 layers; He et al. 2016, table 2.
-    table["resnet164"] = _cifar(18, branch="bottleneck", stride_on="1x1")
-    for depth in (110, 1202):  # Huang et al. 2016 (1603.09382)
-        table[f"resnet{depth}_sd"] = _cifar(
-            (depth - 2) // 6, shortcut="A_pool", stochastic_depth=0.5
-        )
-    return table
-
-
-def _pre_activation() -> dict[str, Preset]:
-    """He et al. 2016 (1603.05027) and Zagoruyko & Komodakis 2016 (1605.07146)."""
-    table = {
-        f"preresnet{depth}": _imagenet(depth, order="preact")
-        for depth in (18, 34, 50, 101, 152, 200)
-    }
-    for depth in (20, 32, 44, 56, 110):
-        table[f"preresnet{depth}"] = _cifar((depth - 2) // 6, order="preact", shortcut="A")
-    for depth in (164, 1001):
-        table[f"preresnet{depth}"] = _cifar(
-            (depth - 2) // 9, order="preact", branch="bottleneck", stride_on="1x1"
-        )
-    for depth, factor in (
-        (16, 4), (16, 8), (16, 10), (22, 8), (22, 10), (28, 2), (28, 10), (28, 12),
-        (40, 1), (40, 2), (40, 4), (40, 8), (40, 10),
-    ):  # fmt: skip
-        table[f"wrn{depth}_{factor}"] = _cifar(
-            (depth - 4) // 6, order="preact", width=16 * factor, stem_width=16
-        )
-    # The authors' code has no normalisation between the stem and the first unit's shortcut. That
-    # makes a difference only where this unit doesn't project: for a factor of 1.
-    table["wrn16_1"] = _cifar(2, order="preact", width=16, stem_norm=False)
-    table["wrn16_2"] = _cifar(2, order="preact", width=32, stem_width=16)
-    return table
-
-
-def _wide_grouped_and_excited() -> dict[str, Preset]:
-    table = {
-        "wrn50_2": _imagenet(50, group_width=128),
-        "wrn101_2": _imagenet(101, group_width=128),
-    }
-    # Xie et al. 2016 (1611.05431): cardinality × width of each group.
-    for depth, groups, group_width in ((50, 32, 4), (101, 32, 4), (101, 32, 8), (101, 64, 4)):
-        table[f"resnext{depth}_{groups}x{group_width}d"] = _imagenet(
-            depth, groups=groups, group_width=group_width
-        )
-    for groups in (8, 16):
-        table[f"resnext29_{groups}x64d"] = _cifar(
-            3, branch="bottleneck", width=64, groups=groups, group_width=64
-        )
-    # Hu et al. 2017 (1709.01507); the released SE-ResNets are v1, the SE-ResNeXts v1.5.
-    for depth in (50, 101, 152):
-        table[f"seresnet{depth}"] = _imagenet(depth, se_ratio=1 / 16)
-        table[f"seresnet{depth}_v1"] = _imagenet(depth, se_ratio=1 / 16, stride_on="1x1")
-        table[f"seresnext{depth}_32x4d"] = _imagenet(
-            depth, se_ratio=1 / 16, groups=32, group_width=4
-        )
-    return table
-
-
-def _modern() -> dict[str, Preset]:
-    table: dict[str, Preset] = {}
-    # Kolesnikov et al. 2019 (1912.11370), "BiT".
-    for depth, factor in ((50, 1), (50, 3), (101, 1), (101, 3), (152, 2), (152, 4)):
-        table[f"bit_r{depth}x{factor}"] = _imagenet(
-            depth,
-            order="preact",
-            norm="group",
-            weight_standardized=True,
-            stem_norm=False,
-            width=64 * factor,
-        )
-    # Bello et al. 2021 (2103.07579): depth, image size, units, stochastic depth.
-    for depth, size, units, drop in (
-        (50, 160, (3, 4, 6, 3), 0.0),
-        (101, 192, (3, 4, 23, 3), 0.0),
-        (152, 256, (3, 8, 36, 3), 0.0),
-        (200, 256, (3, 24, 36, 3), 0.1),
-        (270, 256, (4, 29, 53, 4), 0.1),
-        (350, 256, (4, 36, 72, 4), 0.1),
-        (420, 320, (4, 44, 87, 4), 0.1),
-    ):
-        fields: dict[str, Any] = {
-            "stage_sizes": units,
-            "branch": "bottleneck",
-            "stem": "deep",
-            "stem_pool": "conv",
-            "shortcut": "D",
-            "se_ratio": 0.25,
-            "zero_init_scale": True,
-            "head_dropout": 0.4 if size == 320 else 0.25,
-        }
-        if drop:
-            fields |= {"stochastic_depth": drop, "stochastic_depth_mode": "example"}
-        table[f"resnetrs{depth}"] = Preset(ResNet, fields, (size, size, 3))
-    # Zhang et al. 2019 (1901.09321).
-    for depth in (18, 34, 50, 101, 152):
-        table[f"fixup_resnet{depth}"] = _imagenet(depth, norm="fixup")
-    for depth in (20, 32, 44, 56, 110):
-        table[f"fixup_resnet{depth}"] = _cifar((depth - 2) // 6, norm="fixup", shortcut="A")
-    return table
-
-
-def _relatives() -> dict[str, Preset]:
-    table: dict[str, Preset] = {}
-    for depth, convolutions in (
-        (11, (1, 1, 2, 2, 2)),
-        (13, (2, 2, 2, 2, 2)),
-        (16, (2, 2, 3, 3, 3)),
-        (19, (2, 2, 4, 4, 4)),
-    ):
-        table[f"vgg{depth}"] = Preset(VGG, {"stage_sizes": convolutions})
-        table[f"vgg{depth}_bn"] = Preset(VGG, {"stage_sizes": convolutions, "norm": "batch"})
-    table["highway19"] = Preset(
-        HighwayNet, {"stage_sizes": (4, 5, 5), "stage_widths": (32, 80, 128)}, (32, 32, 3)
-    )
-    # The paper gives depth and size, 1.25 million, but no list of layers: this one is inferred.
-    table["highway32"] = Preset(
-        HighwayNet, {"stage_sizes": (7, 10, 10), "stage_widths": (24, 56, 56)}, (32, 32, 3)
-    )
-    for units in (19, 39):
-        table[f"alphagozero{units}"] = Preset(AlphaGoZero, {"units": units}, (19, 19, 17))
-    return table
-
-
-PRESETS: dict[str, Preset] = {
-    **_post_activation(),
-    **_pre_activation(),
-    **_wide_grouped_and_excited(),
-    **_modern(),
-    **_relatives(),
-}
-"""Every published network by its name."""
+    if name in _OWN:
+        raise ConfigError(f"A preset can't be registered as {name!r}: this is one of resnet_jax.")
+    model_values(_build(preset, preset.fields))
+    PRESETS[name] = preset
 
 
 def find_preset(name: str) -> Preset:
@@ -247,35 +66,65 @@ def create_model(name: str, **fields: Any) -> Network:
     """Make a linen module from a preset's name; any field of its class can be overridden.
 
     "resnet50" is v1.5 as in torchvision; "resnet50_v1" is the network of the paper.
-    `dtype` and `param_dtype` may be given as strings, such as "bfloat16".
+    `dtype` and `param_dtype` may be given as strings, such as "bfloat16". The fields of a
+    registered branch are given beside its name: `branch="eca_bottleneck", eca_kernel_size=5`.
 
     Raises:
-        ConfigError: unknown name or field, with the nearest known one.
+        ConfigError: unknown name or field, with the nearest known one; or a value that the field
+            can't have.
     """
     preset = find_preset(name)
-    known = {field.name for field in dataclasses.fields(preset.build)} - {"parent", "name"}
+    values = preset.fields | fields
+    known = model_fields(preset.build, values.get("branch", "basic"))
     for field in fields:
         if field not in known:
             hint = did_you_mean(field, known)
             raise ConfigError(f"Model {name!r} has no field {field!r}.{hint}")
     for field in ("dtype", "param_dtype"):
         if field in fields:
-            fields[field] = _float_type(field, fields[field])
-    return preset.build(**{**preset.fields, **fields})  # type: ignore[return-value]
+            values[field] = _float_type(field, fields[field])
+    return _build(preset, values)
 
 
-def preset_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
+def _build(preset: Preset, values: dict[str, Any]) -> Network:
+    own = issubclass(preset.build, ResNet) and "branch" in values
+    return preset.build(**(with_branch(values) if own else values))
+
+
+def _float_type(field: str, value: Any) -> jnp.dtype:
+    for known in (jnp.float32, jnp.bfloat16):  # float16 would need loss scaling
+        if value in (known, jnp.dtype(known), jnp.dtype(known).name):
+            return jnp.dtype(known)
+    raise ConfigError(f"model.{field} is {value!r}; it can be float32 or bfloat16.")
+
+
+def model_fields(build: type[Network], branch: str | Branch) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a class of networks by name, those of a branch of its own among them."""
+    own = fields_of(build)
+    return own | fields_of(find_branch(branch)) if issubclass(build, ResNet) else own
+
+
+def model_values(model: Network) -> dict[str, Any]:
+    """The values of a network's fields by name, those of a branch of its own among them.
+
+    Raises:
+        ConfigError: the network has a branch without a name.
+    """
+    values = values_of(model)
+    return with_branch_name(values) if isinstance(model, ResNet) else values
+
+
+def preset_of(model: Network) -> tuple[str, dict[str, Any]]:
     """The preset that is nearest to a network, and the fields in which the network differs.
 
     Returns:
         Name and fields for `create_model`, which makes an equal network of them. No field is None.
     """
-    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    values = {name: getattr(model, name) for name in names}
+    values = model_values(model)
 
     def differences(preset: Preset) -> dict[str, Any]:
-        theirs = {f.name: f.default for f in dataclasses.fields(preset.build)} | preset.fields
-        return {name: value for name, value in values.items() if value != theirs[name]}
+        theirs = model_values(_build(preset, preset.fields))
+        return {k: v for k, v in values.items() if k not in theirs or v != theirs[k]}
 
     found = [
         (name, fields)
@@ -285,11 +134,27 @@ def preset_of(model: nn.Module) -> tuple[str, dict[str, Any]]:
     return min(found, key=lambda pair: len(pair[1]))
 
 
-def _float_type(field: str, value: Any) -> jnp.dtype:
-    for known in (jnp.float32, jnp.bfloat16):  # float16 would need loss scaling
-        if value in (known, jnp.dtype(known), jnp.dtype(known).name):
-            return jnp.dtype(known)
-    raise ConfigError(f"model.{field} is {value!r}; it can be float32 or bfloat16.")
+def config_types() -> dict[str, type]:
+    """Every field that some network or registered branch has, with the type of its values.
+
+    Types are those of a config: data types and choices are strings.
+    """
+    owners: list[Any] = [*{preset.build: None for preset in PRESETS.values()}, *BRANCHES.values()]
+    found: dict[str, type] = {}
+    for owner in owners:
+        hints = typing.get_type_hints(owner)
+        for name in fields_of(owner):
+            found.setdefault(name, _value_type(hints[name]))
+    return found
+
+
+def _value_type(hint: Any) -> type:
+    if hint is Any or get_origin(hint) is Literal:  # the first is a data type
+        return str
+    if get_origin(hint) is tuple:
+        return tuple
+    union = [arg for arg in get_args(hint) if arg not in (type(None), Branch)]
+    return _value_type(union[0]) if union else hint
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_shape: tuple[int, int, int]) -> Any:

@@ -1,7 +1,7 @@
 """Top-1 errors that others published for the presets, each with its recipe and source.
 
-They say what an architecture is known to reach; they are not results of this package. Networks
-whose source we couldn't read ourselves have no entry.
+They say which error an architecture is known to reach; they are not results of this package.
+Networks whose source we couldn't read ourselves have no entry.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the presets, as benchmarks/sizes.py has counted them."""
+"""Parameters and multiply-adds of the presets, counted by benchmarks/sizes.py."""
 
 import importlib.resources
 import json
@@ -8,7 +8,7 @@ TABLE = "sizes.json"
 
 
 class Size(NamedTuple):
-    """Of a preset, on one image of its paper's size.
+    """Size of a preset, for one image of its paper's size.
 
     Attributes:
         params: number of parameters.

@@ -1,4 +1,4 @@
-"""What a network consists of: layers, parameters, multiply-adds and activations."""
+"""Layers, parameters, multiply-adds and activations of a network."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class Layer:
         kind: name of the linen class.
         output_shape: of one image, (h, w, c) or (c,).
         params: number of parameters.
-        macs: multiply-adds per image of convolutions and products; what papers call FLOPs.
+        macs: multiply-adds per image of convolutions and matrix products; papers call them FLOPs.
     """
 
     path: str
@@ -33,9 +33,9 @@ class Summary:
     """A network's layers in the order of their evaluation.
 
     Attributes:
-        layers: those that have parameters.
+        layers: the layers that have parameters.
         activation_bytes: size of the outputs of these layers for one image, in the compute type.
-            Training keeps about as much per image, unless blocks are recomputed.
+            Training stores about as much per image, unless blocks are recomputed.
     """
 
     layers: tuple[Layer, ...]
@@ -53,7 +53,7 @@ class Summary:
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
-    """Trace `model` on one image of `image_shape` (h, w, c), without computing anything."""
+    """Trace `model` for one image of `image_shape` (h, w, c), without computing anything."""
     outputs: dict[str, tuple[str, Any]] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -73,8 +73,7 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
         if path not in params:
             continue
         shapes = {name: leaf.shape for name, leaf in params[path].items()}
-        # An element of the output costs one multiply-add per weight that it sees: the kernel's
-        # size without its last axis, which counts the output channels.
+        # Each element of the output takes one multiply-add per weight of its output channel.
         macs = math.prod(output.shape[:-1]) * math.prod(shapes.get("kernel", (0,)))
         layers.append(
             Layer(

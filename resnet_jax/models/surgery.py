@@ -1,4 +1,4 @@
-"""Variables of one network made to fit another: scanned or unrolled units, other input channels."""
+"""Variables converted for another network: scanned or unrolled, with other input channels."""
 
 import re
 from typing import Any
@@ -9,34 +9,41 @@ from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
 
-_UNIT = re.compile(r"layer(\d+)_(\d+)")
+_BLOCK = re.compile(r"layer(\d+)_(\d+)")
 _REST = re.compile(r"layer(\d+)_rest")
 
 
 def stack_units(tree: Any) -> Any:
-    """Turn variables of an unrolled network into those of its scanned twin.
+    """Convert variables of an unrolled network to variables of the scanned network.
 
     Wherever a mapping has "layer{s}_1", "layer{s}_2", …, these become one "layer{s}_rest" whose
-    arrays have one more axis in front. So it also takes gradients, or an optimiser's state.
+    arrays have one more axis in front.
+
+    Args:
+        tree: variables, gradients, or an optimiser's state.
     """
     if not isinstance(tree, dict):
         return _rebuild(tree, stack_units)
     rest: dict[int, list[tuple[int, Any]]] = {}
     stacked: dict[str, Any] = {}
     for name, child in tree.items():
-        unit = _UNIT.fullmatch(name)
-        if unit and int(unit[2]) > 0:
-            rest.setdefault(int(unit[1]), []).append((int(unit[2]), child))
+        block = _BLOCK.fullmatch(name)
+        if block and int(block[2]) > 0:
+            rest.setdefault(int(block[1]), []).append((int(block[2]), child))
         else:
             stacked[name] = stack_units(child)
-    for stage, units in rest.items():
-        ordered = [child for _, child in sorted(units, key=lambda unit: unit[0])]
+    for stage, blocks in rest.items():
+        ordered = [child for _, child in sorted(blocks, key=lambda block: block[0])]
         stacked[f"layer{stage}_rest"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)
     return stacked
 
 
 def unstack_units(tree: Any) -> Any:
-    """Turn variables of a scanned network into those of its unrolled twin."""
+    """Convert variables of a scanned network to variables of the unrolled network.
+
+    Args:
+        tree: variables, gradients, or an optimiser's state.
+    """
     if not isinstance(tree, dict):
         return _rebuild(tree, unstack_units)
     unrolled: dict[str, Any] = {}
@@ -46,8 +53,7 @@ def unstack_units(tree: Any) -> Any:
             unrolled[name] = unstack_units(child)
             continue
         for i in range(len(jax.tree.leaves(child)[0])):
-            unit = jax.tree.map(lambda leaf, i=i: leaf[i], child)
-            unrolled[f"layer{rest[1]}_{i + 1}"] = unit
+            unrolled[f"layer{rest[1]}_{i + 1}"] = jax.tree.map(lambda leaf, i=i: leaf[i], child)
     return unrolled
 
 
@@ -61,14 +67,14 @@ def _rebuild(tree: Any, convert: Any) -> Any:
 
 
 def adapt_input_channels(variables: Any, channels: int) -> Any:
-    """Make a trained network take images of another number of channels.
+    """Convert variables of a trained network for images with another number of channels.
 
-    The first kernel's input channels are summed for one channel, and otherwise repeated in turn
-    and scaled by old / new, so that grey images keep the size of their responses (timm's rule).
+    For one channel, the input channels of the first kernel are summed. For more, they are repeated
+    in turn and scaled by old / new, so that responses to grey images stay the same (timm's rule).
 
     Args:
         variables: of a network whose first convolution is "conv1" or "conv1_1".
-        channels: of the new images.
+        channels: number of channels of the new images.
 
     Raises:
         ConfigError: `channels` isn't positive, or there is no such convolution.

@@ -1,6 +1,7 @@
 """VGG (Simonyan & Zisserman 2014, 1409.1556), what residual networks were first compared with."""
 
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,51 +10,46 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import checks
+from resnet_jax.models.fields import check_needs, setting
 from resnet_jax.models.layers import Classifier, Conv
+from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 
 _POOLED = 7  # the map that the classifier sees, as a side
 
 
-class VGG(nn.Module):
+class VGG(Network, kw_only=True):
     """Stages of 3×3 convolutions and 2×2 maximum pooling, then three fully connected layers.
 
     Parameters are named as in our ResNets: "conv{stage}_{i}", "bn{stage}_{i}", "fc1", "fc2", "fc".
 
     Attributes:
         stage_sizes: convolutions per stage.
-        num_classes: number of logits.
-        width: channels of the first stage; each doubles them, up to eight times.
+        width: channels of the first stage; each stage doubles them, up to eight times.
         hidden: units of the two hidden layers.
         norm: "batch" or "none", after each convolution.
         bn_group_size, bn_momentum, norm_epsilon: as in `ResNet`.
         head_dropout: after each hidden layer, in training.
-        dtype, param_dtype: as in `ResNet`.
     """
 
     stage_sizes: tuple[int, ...]
-    num_classes: int = 1000
-    width: int = 64
-    hidden: int = 4096
+    width: int = setting(64, "shapes")
+    hidden: int = setting(4096, "shapes")
     norm: Literal["batch", "none"] = "none"
-    bn_group_size: int | None = None
-    bn_momentum: float = 0.9
-    norm_epsilon: float = 1e-5
-    head_dropout: float = 0.5
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    bn_group_size: int | None = setting(None, "training")
+    bn_momentum: float = setting(0.9, "training", below=1)
+    norm_epsilon: float = setting(1e-5, positive=True)
+    head_dropout: float = setting(0.5, "training", below=1)
 
-    def __post_init__(self) -> None:
-        """Refuse what can't be built."""
-        checks.check_vgg(self)
-        super().__post_init__()
+    @nn.nowrap
+    def check(self) -> None:
+        """Refuse groups without batch normalisation; see `Network.check`."""
+        check_needs(self, [(("bn_group_size",), lambda vgg: vgg.norm == "batch", "norm='batch'")])
 
-    def __call__(
-        self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
-    ) -> Float[Array, "n k"]:
-        """Return float32 logits; see `ResNet.features` for the arguments."""
-        return self.features(images, train=train, update_stats=update_stats)["logits"]
+    @nn.nowrap
+    def normalization(self) -> Normalization:
+        """How the network normalises."""
+        return Normalization(self.norm, self.bn_momentum)
 
     @nn.compact
     def features(
@@ -70,23 +66,26 @@ class VGG(nn.Module):
                 f"Images of {height}×{width} are too small for a VGG of {len(self.stage_sizes)}"
                 f" stages, each of which halves them; it takes {smallest}×{smallest} or larger."
             )
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(Conv, use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(Classifier, dtype=self.dtype, param_dtype=self.param_dtype)
+        norm = partial(
+            BatchNorm,
+            train=train,
+            update_stats=update_stats,
+            group_size=self.bn_group_size,
+            momentum=self.bn_momentum,
+            epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         taps: dict[str, Array] = {}
         x = images
         for stage, convolutions in enumerate(self.stage_sizes, start=1):
             features = self.width * min(2 ** (stage - 1), 8)
             for i in range(1, convolutions + 1):
-                x = Conv(features, 3, use_bias=True, name=f"conv{stage}_{i}", **kinds)(x)
+                x = conv(features, 3, name=f"conv{stage}_{i}")(x)
                 if self.norm == "batch":
-                    x = BatchNorm(
-                        train=train,
-                        update_stats=update_stats,
-                        group_size=self.bn_group_size,
-                        momentum=self.bn_momentum,
-                        epsilon=self.norm_epsilon,
-                        name=f"bn{stage}_{i}",
-                        **kinds,
-                    )(x)
+                    x = norm(name=f"bn{stage}_{i}")(x)
                 x = nn.relu(x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
             taps[f"stage{stage}"] = x
@@ -94,9 +93,9 @@ class VGG(nn.Module):
         x = adaptive_average_pool(x, _POOLED)
         taps["pooled"] = x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
-            x = nn.relu(Classifier(self.hidden, name=f"fc{i}", **kinds)(x))
+            x = nn.relu(dense(self.hidden, name=f"fc{i}")(x))
             x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-        taps["logits"] = Classifier(self.num_classes, name="fc", **kinds)(x)
+        taps["logits"] = dense(self.num_classes, name="fc")(x)
         return taps
 
 

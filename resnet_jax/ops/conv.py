@@ -1,14 +1,15 @@
-"""The one 2-D convolution of the package, with formulations that suit each platform.
+"""The 2-D convolution of the package, with a formulation for each platform.
 
 The sum over n, p, q, i, j, a, b of y[n, p, q, b] · x[n, p·s + i, q·s + j, a] · kernel[i, j, a, b]
 is linear in each of its three arrays. Convolution is its derivative with respect to y, and the two
-gradients of convolution are those with respect to x and to the kernel. Each of the three is linear
-in both of its operands, and the derivatives of each are the other two. So one primitive, which
-names the missing array, has derivatives of every order, in forward and in reverse mode.
+gradients of convolution are its derivatives with respect to x and to the kernel. Each of the three
+is linear in both of its operands, and its derivatives are the other two. So one primitive, whose
+parameter `missing` names the array to compute, has derivatives of every order, in forward and in
+reverse mode.
 
 TPUs and GPUs run XLA's own convolutions and gradients. CPUs run the formulas of `conv_cpu`, or
-oneDNN's kernels (`resnet_jax.native`). The choice is made when a program is lowered, so that
-lowering for a TPU on a CPU host gives what the TPU should run.
+oneDNN's kernels (`resnet_jax.ops.native`). The choice is made when a program is lowered, so that
+lowering for a TPU on a CPU host gives the TPU's program.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def conv2d(
     return _conv(x, kernel, (strides, padding, feature_group_count, dilation))
 
 
-# Jitted only so that a network of a thousand layers traces each kind of convolution once.
+# Jitted so that a network of a thousand layers traces each kind of convolution once.
 @partial(jax.jit, static_argnums=2, inline=True)
 def _conv(x: Array, kernel: Array, rest: tuple[Any, ...]) -> Array:
     (_, h, w, _), (kh, kw, _, _) = x.shape, kernel.shape
@@ -71,7 +72,7 @@ _conv_p = Primitive("resnet_jax_conv")
 def _formula(
     missing: int, levels: Levels, window: Window, functions: tuple[Callable[..., Array], ...]
 ) -> Callable[[Array, Array], Array]:
-    """The one of three functions (of two arrays and the window) that gives the missing array."""
+    """The function, of two arrays and the window, that computes the missing array."""
     levels = tuple(tuple(level[i] for i in _operands(missing)) for level in levels)
     return mapped(partial(functions[missing], window=window), levels)
 
@@ -96,9 +97,9 @@ def _by_xla(a: Array, b: Array, *, missing: int, window: Window, levels: Levels)
 
 
 def _lower_on_cpu(ctx: Any, *operands: Any, missing: int, window: Window, levels: Levels) -> Any:
-    """The lowering rule of CPUs, where the number of devices and the purpose are known."""
+    """The lowering rule for CPUs: oneDNN only for one device, and not in exported programs."""
     module = ctx.module_context
-    context = module.axis_context  # with a mesh where it is that of a `jax.shard_map`
+    context = module.axis_context  # has a mesh within `jax.shard_map`
     devices = context.mesh.size if hasattr(context, "mesh") else context.num_devices
     exported = module.lowering_parameters.for_export
     formulas = (conv_cpu.input_gradient, conv_cpu.kernel_gradient, conv_cpu.forward)
@@ -161,7 +162,7 @@ def _batch(
         for a, axis in zip(operands, axes, strict=True)
     ]
     bind = partial(_conv_p.bind, missing=missing, window=window)
-    if missing != _KERNEL and not has[_KERNEL] and not levels:  # only more images
+    if missing != _KERNEL and not has[_KERNEL] and not levels:  # the axis only adds images
         images = arrays.index(_X + _Y - missing)
         size, n, *rest = at_front[images].shape
         at_front[images] = at_front[images].reshape(size * n, *rest)

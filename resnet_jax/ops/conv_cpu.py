@@ -1,10 +1,10 @@
 """Convolutions and their gradients in the forms that XLA computes fast on a CPU.
 
-XLA's convolutions are fast there only in their plain form: NHWC images, HWIO kernel, a kernel no
-larger than the image, one group. The kernel's gradient that XLA derives isn't of that form; inside
-a `while` loop it misses the fast path and takes some 60 times longer, which rules out scanned
-training steps. The formulas below write every gradient either as a plain convolution or as matrix
-products, and 3×3 convolutions as Winograd's where that is faster.
+XLA's convolutions are fast on a CPU only in their plain form: NHWC images, HWIO kernel, a kernel no
+larger than the image, one group. The kernel's gradient that XLA derives doesn't have that form;
+inside a `while` loop it misses the fast path and takes some 60 times longer, which rules out
+scanned training steps. The formulas below write every gradient as a plain convolution or as matrix
+products, and 3×3 convolutions by Winograd's algorithm where that is faster.
 """
 
 import math
@@ -58,8 +58,8 @@ def forward(x: Array, kernel: Array, window: Window, *, whole_batch: bool) -> Ar
     Args:
         x: images [n, h, w, ci].
         kernel: [kh, kw, ci / groups, co], of the dtype of `x`.
-        window: the rest.
-        whole_batch: treat all images at once, as they may be split over devices.
+        window: the static part of the convolution.
+        whole_batch: compute all images at once, because they may be split over devices.
     """
     if window.groups > 1:
         return xla_conv(x, kernel, window)
@@ -67,7 +67,7 @@ def forward(x: Array, kernel: Array, window: Window, *, whole_batch: bool) -> Ar
 
 
 def input_gradient(kernel: Array, grad: Array, window: Window, *, whole_batch: bool) -> Array:
-    """The gradient of the images, given that of the features; as `forward`."""
+    """The gradient of the images from the gradient of the features; arguments as in `forward`."""
     if window.groups > 1 or _exceeds(window):
         shape = (grad.shape[0], *window.image, kernel.shape[2] * window.groups)
         return transposed(lambda x: _product_conv(x, kernel, window), shape, grad)
@@ -75,7 +75,7 @@ def input_gradient(kernel: Array, grad: Array, window: Window, *, whole_batch: b
 
 
 def kernel_gradient(x: Array, grad: Array, window: Window, *, whole_batch: bool) -> Array:
-    """The gradient of the kernel, given that of the features; as `forward`."""
+    """The gradient of the kernel from the gradient of the features; arguments as in `forward`."""
     if window.groups > 1 or _exceeds(window):
         shape = (*window.taps, x.shape[3] // window.groups, grad.shape[3])
         return transposed(lambda kernel: _product_conv(x, kernel, window), shape, grad)
@@ -135,10 +135,10 @@ def _exceeds(window: Window) -> bool:
 def _prefers_winograd(
     x: tuple[int, ...], kernel: tuple[int, ...], window: Window, *, channels: int
 ) -> bool:
-    """Say whether Winograd's formulation is possible and, with that many channels, faster.
+    """Whether Winograd's algorithm is possible and, from that many channels on, faster.
 
-    With fewer channels, sums of neighbours take longer than the products; with fewer tiles than
-    channels, the transformed kernel.
+    With fewer channels, the sums of neighbours take longer than the products; with fewer tiles than
+    channels, the transform of the kernel does.
     """
     plain = kernel[:2] == (3, 3) and window.strides == window.dilation == (1, 1)
     if not plain or not isinstance(x[0], int):  # an exported program's batch is a symbol
@@ -148,12 +148,12 @@ def _prefers_winograd(
     return min(ci, co) >= channels and tiles >= 2 * max(ci, co)
 
 
-# So much of what is made from an image lies in the caches of a core or two when it is used.
+# Intermediates of this size stay in the caches of a core or two until they are used.
 _PATCHES_BYTES, _TILES_BYTES = 2 * 2**20, 64 * 2**20
 
 
 def _images_within(limit: int, x: Array, bytes_of_one: int) -> int:
-    """The largest divisor of the batch so that as many images' intermediates stay below a limit."""
+    """The largest divisor of the batch for which the intermediates of the images fit the limit."""
     n = x.shape[0]
     if not isinstance(n, int):
         return n
@@ -164,9 +164,9 @@ def _product_conv(x: Array, kernel: Array, window: Window) -> Array:
     """Convolve by one matrix product per group: patches [n, ho, wo, kh·kw·ci] times kernel.
 
     The patches of a 1×1 kernel are the image itself; for other kernels they take kh·kw times its
-    memory, which only small maps and groups (where XLA:CPU's own gradient is 50 to 200 times
-    slower) are worth. Every gradient of this is again a matrix product. bfloat16 is
-    widened to float32, so that the gradients, sums over taps and images, are rounded once.
+    memory, which pays only for small maps and for groups (where XLA:CPU's own gradient is 50 to 200
+    times slower). Every gradient of the product is again a matrix product. bfloat16 is widened to
+    float32, so that the gradients, sums over taps and images, are rounded once.
     """
     (sh, sw), (dh, dw), groups = window.strides, window.dilation, window.groups
     kh, kw, ci, co = kernel.shape
@@ -204,7 +204,7 @@ def _input_gradient(kernel: Array, grad: Array, window: Window, whole_batch: boo
     )
     if window.strides == (1, 1):
         return _conv(grad, flipped, plain, whole_batch)
-    if window.taps == (1, 1):  # what isn't seen needs no products
+    if window.taps == (1, 1):  # pixels that no output depends on need no products
         edges = [(pad(axis)[0], pad(axis)[1], window.strides[axis] - 1) for axis in (0, 1)]
         y = _product_conv(grad, flipped, plain._replace(padding=((0, 0), (0, 0))))
         return lax.pad(y, jnp.zeros((), y.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
@@ -214,8 +214,8 @@ def _input_gradient(kernel: Array, grad: Array, window: Window, whole_batch: boo
 def _kernel_gradient(x: Array, grad: Array, window: Window, whole_batch: bool) -> Array:
     """Sum products of the image and of the output gradient, some images at a time.
 
-    The sums are float32 also for bfloat16 operands. On a batch that is split over devices they meet
-    in one all-reduce.
+    The sums are float32 also for bfloat16 operands. For a batch that is split over devices, one
+    all-reduce adds them.
     """
     dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
     shape = (*window.taps, x.shape[3], grad.shape[3])
@@ -230,7 +230,7 @@ def _kernel_gradient(x: Array, grad: Array, window: Window, whole_batch: bool) -
             return winograd.kernel_gradient(images, grads, window.padding)
         return _correlate(images, grads, shape, window)
 
-    # A 1×1 kernel has no patches: nothing is made that would have to stay in a cache.
+    # A 1×1 kernel has no patches: there are no intermediates.
     whole_batch |= window.taps == (1, 1)
     at_once = x.shape[0] if whole_batch else _images_within(within, x, size)
     if at_once == x.shape[0]:

@@ -1,7 +1,8 @@
-"""Functions whose backward pass is written by hand, and which forward mode goes through, too.
+"""Functions with a backward pass written by hand, which also support forward mode.
 
-`jax.custom_vjp` allows no forward mode, and inside `jax.shard_map` demands that a cotangent varies
-over the mesh axes over which its argument varies. `differentiable` lifts both restrictions.
+`jax.custom_vjp` doesn't support forward mode, and inside `jax.shard_map` it requires that a
+cotangent varies over the mesh axes over which its argument varies. `differentiable` has neither
+restriction.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +15,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Levels = tuple[tuple[bool, ...], ...]
-"""For each enclosing `jax.vmap`, the outermost first: which operands have its axis, in front."""
+"""For each enclosing `jax.vmap`, outermost first: which operands have its axis, in front."""
 
 
 def vary_alike(*arrays: Array) -> tuple[Array, ...]:
-    """The arrays, all varying over the mesh axes over which any of them varies.
+    """Make all arrays vary over the mesh axes over which any of them varies.
 
-    Outside of `jax.shard_map` none does. The cotangent of an array that is made to vary is summed.
+    Outside `jax.shard_map` no array varies. The cotangent of an array that is made to vary is
+    summed over the added axes.
     """
     varying = [jax.typeof(array).mat.varying for array in arrays]
     axes = frozenset().union(*varying)
@@ -31,7 +33,7 @@ def vary_alike(*arrays: Array) -> tuple[Array, ...]:
 
 
 def mapped(function: Callable[..., Any], levels: Levels) -> Callable[..., Any]:
-    """The function under so many `jax.vmap`s."""
+    """Apply one `jax.vmap` per level to the function."""
     for level in reversed(levels):
         function = jax.vmap(function, in_axes=tuple(0 if has else None for has in level))
     return function
@@ -43,7 +45,7 @@ def result_types(function: Callable[..., Any], *avals: Any) -> Sequence[Any]:
 
 
 class _Rules(NamedTuple):
-    """What `differentiable` is given."""
+    """The arguments of `differentiable`."""
 
     function: Callable[..., Any]
     forward: Callable[..., Any]
@@ -57,15 +59,15 @@ def differentiable(
     *,
     static: int,
 ) -> Callable[..., Any]:
-    """Give a function of arrays a backward pass of its own.
+    """Give a function of arrays its own backward pass.
 
-    Derivatives in forward mode, and those of the backward pass, are the ones that JAX derives.
+    JAX derives the derivatives in forward mode, and the derivatives of the backward pass.
 
     Args:
-        function: of arrays (or None) first, and of `static` hashable arguments last.
-        forward: of the same arguments; returns (what `function` returns, what is to be kept).
-        backward: of the static arguments, what was kept and the cotangents of the results; returns
-            the cotangents of the arrays, as a tuple, with None for None.
+        function: takes arrays (or None) first, and `static` hashable arguments last.
+        forward: takes the same arguments; returns (the results of `function`, residuals).
+        backward: takes the static arguments, the residuals and the cotangents of the results;
+            returns the cotangents of the arrays as a tuple, with None for None.
         static: number of arguments that aren't arrays.
 
     Returns:
@@ -103,7 +105,7 @@ def differentiable(
 
 
 # A linear map of tangents (or, transposed, of cotangents), given known arrays. JAX's own
-# `linear_call` can be neither mapped by `jax.vmap` nor differentiated by the known arrays.
+# `linear_call` supports neither `jax.vmap` nor derivatives with respect to the known arrays.
 _linear_p = Primitive("resnet_jax_linear")
 _linear_p.multiple_results = True
 
@@ -165,7 +167,7 @@ def _linear_transpose(cotangents: Any, *operands: Any, **params: Any) -> list[An
         **params | {"transposed": not params["transposed"]},
         trees=(known_tree, out_tree, in_tree),
     )
-    # Tangents that aren't asked for are zeros.
+    # Tangents that aren't requested are zeros.
     asked = zip(given, results, strict=True)
     return [None] * len(known) + [r if ad.is_undefined_primal(g) else None for g, r in asked]
 
@@ -191,7 +193,7 @@ def _linear_batch(operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
 
 
 def evaluate(primitive: Primitive, plain: Callable[..., Any]) -> None:
-    """Let a primitive be evaluated as its formula is, outside of `jax.jit` as a program."""
+    """Evaluate a primitive by its formula; outside `jax.jit` as a compiled program."""
     names = ("rules", "static", "trees", "transposed", "levels", "missing", "window")
     compiled = jax.jit(primitive.bind, static_argnames=names)
 

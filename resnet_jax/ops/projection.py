@@ -1,11 +1,11 @@
-"""A 1×1 convolution and the batch normalisation after it as one, which never keeps what is between.
+"""A 1×1 convolution fused with its batch normalisation, without the product in memory.
 
-The moments of z = x·W are known from those of x: mean(z) = mean(x)·W and cov(z) = Wᵀ·cov(x)·W.
-Where W widens x, as the last convolution of a bottleneck does four times, cov(x) takes a quarter of
-the operations of the product, and z need be neither written nor read again: normalisation, sum
-and activation can follow while it is made. Nor does the backward pass need z, only x and the
-gradient, since Σ z·dy = diag(Wᵀ · Σ x·dy), which the kernel's gradient has as a factor anyway. What
-bounds a residual network's training is memory traffic, and these are its largest maps.
+The moments of z = x·W follow from the moments of x: mean(z) = mean(x)·W and cov(z) = Wᵀ·cov(x)·W.
+Where W expands x, as the last convolution of a bottleneck does by four, cov(x) takes a quarter of
+the operations of the product, and z need not be written and read again: normalisation, sum and
+activation follow while z is computed. The backward pass doesn't need z either, only x and the
+gradient, since Σ z·dy = diag(Wᵀ · Σ x·dy), which is a factor of the kernel's gradient anyway.
+Memory traffic bounds the training of a residual network, and these are its largest maps.
 """
 
 import math
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from resnet_jax.ops.derivatives import differentiable
 
-# Of the products that statistics come from; by default, TPUs round their operands to bfloat16.
+# For products that give statistics; by default, TPUs round the operands to bfloat16.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -30,13 +30,13 @@ def project_and_normalise(
     epsilon: float,
     dtype: Any,
 ) -> tuple[Float[Array, "n h w b"], Float[Array, "g b"], Float[Array, "g b"]]:
-    """Maps times a kernel of their type, normalised in groups of neighbouring maps.
+    """Multiply maps by a kernel of their dtype and normalise groups of neighbouring maps.
 
     Args:
         x: maps.
         kernel: weights.
         scale, bias: of the normalised result.
-        groups: their number, a divisor of n.
+        groups: number of groups, a divisor of n.
         epsilon: added to variances.
         dtype: of the result.
 
@@ -57,7 +57,7 @@ def _project_fwd(
     var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=1)
     var = jnp.maximum(var, 0.0)
     factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var + epsilon)
-    # Of single maps, not of groups: XLA fuses what has one shape.
+    # By maps, not by groups: XLA fuses operations on arrays of one shape.
     z = _sums("nhwa,ab->nhwb", x, kernel)
     y = z * _by_map(factor, x) + _by_map(bias.astype(jnp.float32) - mean * factor, x)
     return (y.astype(dtype), mean, var), (x, kernel, scale, bias, center, covariance, mean, var)
@@ -81,7 +81,7 @@ def _project_bwd(
     sums = _sums("gnhwa,gnhwb->gab", grouped, dy_grouped)
     sum_product = (sums * w).sum(axis=1) - mean * sum_dy  # Σ dy · (z − mean)
 
-    # y depends on z itself and on its moments, and these depend on the moments of x.
+    # y depends on z and on the moments of z, which depend on the moments of x.
     dvar = dvar - factor * jnp.square(inverse) * sum_product / 2
     dmean = dmean - factor * sum_dy
     dw = sums * factor[:, None] + center[:, :, None] * dmean[:, None]

@@ -1,8 +1,8 @@
 """3×3 convolutions as Winograd's F(2×2, 3×3), for CPUs (Lavin & Gray 2015, 1509.09308).
 
-Each 2×2 tile of the result comes from a 4×4 tile of the image, by 16 products instead of 36:
-sixteen matrix products of all tiles, between sums of neighbours. Rounding errors stay those of the
-direct sum; larger tiles, F(4×4, 3×3), would lose digits.
+Each 2×2 tile of the result comes from a 4×4 tile of the image by 16 products instead of 36: sixteen
+matrix products over all tiles, before and after sums of neighbours. Rounding errors are as small as
+in the direct sum; larger tiles, F(4×4, 3×3), would lose digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from jax import Array, lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# The kernel's transform, 4×3. The image's and the result's are written out below.
+# The kernel's transform, 4×3. The transforms of the image and of the result are written out below.
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 
 
@@ -31,7 +31,7 @@ def convolve(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def kernel_gradient(x: Array, grad: Array, padding: Padding) -> Array:
-    """The gradient of the kernel [3, 3, ci, co], given that of the features [n, ho, wo, co]."""
+    """The gradient of the kernel [3, 3, ci, co] from that of the features [n, ho, wo, co]."""
     _, ho, wo, co = grad.shape
     image = _image_tiles(x, padding, (ho, wo))
     to_even = ((0, 0, 0), (0, ho % 2, 0), (0, wo % 2, 0), (0, 0, 0))

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import validate
 from resnet_jax.data.images.normalization import normalization_shapes
-from resnet_jax.logging.report import provenance
+from resnet_jax.logging.provenance import provenance
 from resnet_jax.models.summary import summarize
 from resnet_jax.parallel.mesh import make_mesh, put_global
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
-from resnet_jax.train.multi_seed import stack, state_layout
-from resnet_jax.train.spec import Blueprint
+from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 
 _REPEATS = 5
@@ -44,9 +44,9 @@ def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
     """
     validate(config)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-    blueprint = Blueprint.without_data(config, mesh)
-    model, image_shape = blueprint.model, blueprint.image_shape
-    best = ceilings(getattr(model, "dtype", jnp.float32), seconds=seconds)
+    spec = TrainSpec.without_data(config, mesh)
+    model, image_shape = spec.model, spec.image_shape
+    best = ceilings(model.dtype, seconds=seconds)
     macs = summarize(model, image_shape).macs
     return {
         "model": config.model.name,
@@ -55,10 +55,10 @@ def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
         "image_shape": list(image_shape),
         "macs": macs,
         "ceilings": best,
-        "train": _train(blueprint, best, macs, seconds),
-        "evaluation": _evaluation(blueprint, seconds),
+        "train": _train(spec, best, macs, seconds),
+        "evaluation": _evaluation(spec, seconds),
         "inference": {
-            str(size): _inference(blueprint, size, seconds) for size in (1, config.batch_size)
+            str(size): _inference(spec, size, seconds) for size in (1, config.batch_size)
         },
         **provenance(),
     }
@@ -100,31 +100,27 @@ def _random(shape: jax.ShapeDtypeStruct, most: int) -> jax.Array:
     return put_global(values, shape.sharding)
 
 
-def _initial_state(blueprint: Blueprint) -> TrainState:
-    shapes = normalization_shapes(blueprint.image_shape, blueprint.config.data.normalize)
+def _initial_state(spec: TrainSpec) -> TrainState:
+    shapes = normalization_shapes(spec.image_shape, spec.config.data.normalize)
     normalization = {"mean": np.full(shapes["mean"], 128, np.float32)}
     normalization["std"] = np.full(shapes["std"], 64, np.float32)
-    states = [single._initial_state(normalization) for single in blueprint.singles]
-    layout = state_layout(states[0], blueprint.mesh, blueprint.seeds)
-    return put_global(stack(states) if blueprint.seeds else states[0], layout)
+    return spec.initial_state(normalization)
 
 
-def _train(
-    blueprint: Blueprint, best: dict[str, float], macs: int, seconds: float
-) -> dict[str, Any]:
-    config, plan = blueprint.config, blueprint.plan
-    images, labels, ids, epochs = blueprint.abstract_batches()
-    examples = plan.train_examples if blueprint.resident else config.batch_size
+def _train(spec: TrainSpec, best: dict[str, float], macs: int, seconds: float) -> dict[str, Any]:
+    config, intervals = spec.config, spec.intervals
+    images, labels, ids, epochs = spec.abstract_batches()
+    examples = intervals.train_examples if spec.resident else config.batch_size
     arrays = (
         _random(images, 256),
-        _random(labels, blueprint.model.num_classes),
+        _random(labels, spec.model.num_classes),
         _random(ids, examples),
         _random(epochs, 2),
     )
-    state = _initial_state(blueprint)
+    state = _initial_state(spec)
     began = time.perf_counter()
-    steps = np.int32(plan.steps_per_dispatch)
-    compiled = blueprint.train_steps().lower(state, *arrays, steps).compile()
+    steps = np.int32(intervals.steps_per_dispatch)
+    compiled = make_train_steps(spec).lower(state, *arrays, steps).compile()
     compile_s = time.perf_counter() - began
 
     def dispatch() -> Any:
@@ -132,10 +128,10 @@ def _train(
         state = compiled(state, *arrays, steps)
         return state.step
 
-    timing = {k: v / plan.steps_per_dispatch for k, v in _median_s(dispatch, seconds).items()}
-    networks = len(blueprint.seeds) if blueprint.seeds else 1
+    timing = {k: v / intervals.steps_per_dispatch for k, v in _median_s(dispatch, seconds).items()}
+    networks = len(spec.seeds)
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
-    devices = blueprint.mesh.size
+    devices = spec.mesh.size
     # Forward once, backward twice: by the data and by the weights; two operations a multiply-add.
     flops = 6 * macs * config.batch_size * networks / devices
     accessed = cost.get("bytes accessed", 0.0) * networks
@@ -154,26 +150,26 @@ def _train(
     }
 
 
-def _evaluation(blueprint: Blueprint, seconds: float) -> dict[str, float]:
-    mesh, first = blueprint.mesh, blueprint.singles[0]
-    _, size = batches_of(2**31, batch_size=blueprint.config.eval_batch_size, mesh=mesh)
-    shapes = abstract_batches(_SCORED_BATCHES, size, blueprint.evaluation_shape(), mesh)
+def _evaluation(spec: TrainSpec, seconds: float) -> dict[str, float]:
+    mesh, first = spec.mesh, spec.singles[0]
+    _, size = batches_of(2**31, batch_size=spec.config.eval_batch_size, mesh=mesh)
+    shapes = abstract_batches(_SCORED_BATCHES, size, spec.evaluation_shape, mesh)
     batches = tuple(
         _random(shape, most)
         for shape, most in zip(shapes, (256, first.model.num_classes, 2), strict=True)
     )
     state = _initial_state(first)
-    score = make_score(first.model, mesh)
+    score = make_score(first.model.apply, mesh)
     timing = _median_s(lambda: score(state.variables(), state.normalization, batches), seconds)
     return {"img_per_s": _SCORED_BATCHES * size / timing["s"], "batch_size": size}
 
 
-def _inference(blueprint: Blueprint, size: int, seconds: float) -> dict[str, float]:
+def _inference(spec: TrainSpec, size: int, seconds: float) -> dict[str, float]:
     """Logits of a batch on one device."""
-    first, device = blueprint.singles[0], blueprint.mesh.devices.flat[0]
+    first, device = spec.singles[0], spec.mesh.devices.flat[0]
     state = _initial_state(first)
     variables = jax.device_put(jax.device_get(state.variables()), device)
-    images = jax.device_put(jnp.ones((size, *blueprint.evaluation_shape())), device)
+    images = jax.device_put(jnp.ones((size, *spec.evaluation_shape)), device)
     apply: Any = jax.jit(first.model.apply)
     timing = _median_s(lambda: apply(variables, images), seconds)
     return {"img_per_s": size / timing["s"], "ms": 1000 * timing["s"]}

@@ -17,7 +17,9 @@ from resnet_jax.data.augment.crops import crop_draws, decode_part
 from resnet_jax.data.loaders.streaming import StreamingLoader
 from resnet_jax.data.readers.encoded import Record
 from resnet_jax.errors import ConfigError
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.intervals import Intervals
 
 _KEPT = 256  # encoded images in memory, which single stages go round
 
@@ -47,7 +49,7 @@ def measure_pipeline(
             " memory or on the devices."
         )
     experiment = Experiment.make(config)
-    stream, area = experiment.orders()[0], tuple(config.data.random_crop_area)
+    stream, area = experiment.spec.orders()[0], tuple(config.data.random_crop_area)
     size, examples = config.data.image_size, experiment.dataset.streamed["train"]
     ids = stream.take(0, 1)[0][0].tolist()
     rate: dict[str, float] = {}
@@ -69,7 +71,7 @@ def measure_pipeline(
     scale = lambda part, _: cv2.resize(part, (size, size))  # noqa: E731
     rate["scale"] = _per_second(_rounds(parts, draws, scale), seconds)
 
-    batches = experiment.batches()
+    batches = experiment.loader()
     assert isinstance(batches, StreamingLoader)
     pieces = batches.pieces
     whole = (len(pieces[number % len(pieces)].labels) for number in itertools.count())
@@ -83,7 +85,9 @@ def measure_pipeline(
 
     rate["to the devices"] = _per_second(transfer(), seconds)
     with contextlib.closing(batches):
-        rate["end to end"] = _per_second(_taken(batches, experiment), seconds, warm_up=2)
+        rate["end to end"] = _per_second(
+            _taken(batches, experiment.spec.intervals), seconds, warm_up=2
+        )
     document: dict[str, Any] = {
         "data": config.data.name,
         "training_images": len(examples),
@@ -108,10 +112,10 @@ def _rounds(
         yield 1
 
 
-def _taken(batches: StreamingLoader, experiment: Experiment) -> Iterator[int]:
-    for step in range(experiment.plan.total_steps):
+def _taken(batches: StreamingLoader, intervals: Intervals) -> Iterator[int]:
+    for step in range(intervals.total_steps):
         jax.block_until_ready(batches.take(step).images)
-        yield experiment.plan.batch_size
+        yield intervals.batch_size
 
 
 def _per_second(counts: Iterator[int], seconds: float, *, warm_up: int = 1) -> float:
@@ -128,17 +132,17 @@ def _per_second(counts: Iterator[int], seconds: float, *, warm_up: int = 1) -> f
 
 def _train(experiment: Experiment, seconds: float, steps: int) -> dict[str, float]:
     """Take steps for a while; their speed, and the share of the time that they waited."""
-    state = experiment.initial_state()
-    with contextlib.closing(experiment.batches()) as batches:
+    spec, state = experiment.spec, experiment.initial_state()
+    with contextlib.closing(experiment.loader()) as batches:
         batches.start(0)
-        train_steps = experiment.train_steps()
-        shapes = experiment.abstract_batches()
+        train_steps = make_train_steps(spec)
+        shapes = spec.abstract_batches()
         teacher = experiment.teacher_variables()
         compiled = train_steps.lower(state, *shapes, 1, *teacher).compile()
         state = compiled(state, *batches.take(0), np.int32(1), *teacher)
         jax.block_until_ready(state)
         began, waited, done = time.perf_counter(), batches.waited_s, 0
-        for step in range(1, min(steps + 1, experiment.plan.total_steps)):
+        for step in range(1, min(steps + 1, spec.intervals.total_steps)):
             state = compiled(state, *batches.take(step), np.int32(1), *teacher)
             done += 1
             if time.perf_counter() - began >= seconds:
@@ -147,6 +151,6 @@ def _train(experiment: Experiment, seconds: float, steps: int) -> dict[str, floa
         elapsed = time.perf_counter() - began
         return {
             "steps": done,
-            "img_per_s": round(done * experiment.plan.batch_size / elapsed, 1),
+            "img_per_s": round(done * spec.intervals.batch_size / elapsed, 1),
             "data_wait": round((batches.waited_s - waited) / elapsed, 4),
         }

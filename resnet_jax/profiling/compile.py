@@ -25,8 +25,10 @@ from resnet_jax.profiling.roofline import StepTime, step_time
 from resnet_jax.profiling.slices import GIB, Slice
 from resnet_jax.profiling.tpu import out_of_memory
 from resnet_jax.profiling.traffic import Kernels, kernels_by_kind
+from resnet_jax.train.data_sizes import known_length
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
-from resnet_jax.train.spec import Blueprint, known_length
+from resnet_jax.train.spec import TrainSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,8 @@ class TooLarge:
     needed_bytes: float
 
 
-def make_blueprint(
-    config: ConfigDict, slice_: Slice, *, batch_per_chip: int | None = None
-) -> Blueprint:
-    """The blueprint of `config` on all devices of a slice.
+def make_spec(config: ConfigDict, slice_: Slice, *, batch_per_chip: int | None = None) -> TrainSpec:
+    """Make the spec of `config` on all devices of a slice.
 
     Args:
         config: of a run.
@@ -98,50 +98,50 @@ def make_blueprint(
             f"mesh.data {data} × mesh.fsdp {fsdp} is {data * fsdp} devices, but {slice_.name} has"
             f" {have}; use mesh.data=-1 for all of them."
         )
-    return Blueprint.without_data(config, make_mesh(data=data, fsdp=fsdp, devices=slice_.devices))
+    return TrainSpec.without_data(config, make_mesh(data=data, fsdp=fsdp, devices=slice_.devices))
 
 
-def compile_training(blueprint: Blueprint) -> Program | TooLarge:
+def compile_training(spec: TrainSpec) -> Program | TooLarge:
     """Compile the steps of a run, with as many per dispatch as the config says.
 
     What a dispatch holds in memory is thereby what a run would. The loop over its steps has a
     length that is known at run time, so figures of operations, bytes and communication are of one
     step.
     """
-    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(blueprint.mesh))
+    steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(spec.mesh))
     return compile_program(
-        blueprint.train_steps(),
-        blueprint.abstract_state,
-        *blueprint.abstract_batches(),
+        make_train_steps(spec),
+        spec.abstract_state,
+        *spec.abstract_batches(),
         steps,
-        *blueprint.abstract_teacher(),
-        devices=blueprint.mesh.size,
+        *spec.abstract_teacher(),
+        devices=spec.mesh.size,
     )
 
 
-def compile_evaluation(blueprint: Blueprint) -> Program | TooLarge | None:
+def compile_evaluation(spec: TrainSpec) -> Program | TooLarge | None:
     """Compile the scoring of the validation split, or else the test split; None without either."""
-    config = blueprint.config
-    spec = config.data.validation or config.data.test
-    if not spec:
+    config = spec.config
+    split = config.data.validation or config.data.test
+    if not split:
         return None
-    examples = known_length(config, spec)
-    image_shape = blueprint.evaluation_shape()
+    examples = known_length(config, split)
+    image_shape = spec.evaluation_shape
     _, batches, size = chunks_of(
-        examples, image_shape, batch_size=config.eval_batch_size, mesh=blueprint.mesh
+        examples, image_shape, batch_size=config.eval_batch_size, mesh=spec.mesh
     )
-    state = blueprint.singles[0].abstract_state
-    whole = replicated(blueprint.mesh)
+    state = spec.singles[0].abstract_state
+    whole = replicated(spec.mesh)
     variables, normalization = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
         (state.variables(), state.normalization),
     )
     return compile_program(
-        make_score(blueprint.model, blueprint.mesh),
+        make_score(spec.model.apply, spec.mesh),
         variables,
         normalization,
-        abstract_batches(batches, size, image_shape, blueprint.mesh),
-        devices=blueprint.mesh.size,
+        abstract_batches(batches, size, image_shape, spec.mesh),
+        devices=spec.mesh.size,
     )
 
 
@@ -195,37 +195,37 @@ def held_bytes(tree: Any) -> int:
     )
 
 
-def largest_batch(blueprint: Blueprint, program: Program, slice_: Slice) -> int:
+def largest_batch(spec: TrainSpec, program: Program, slice_: Slice) -> int:
     """An estimate of the most examples per chip and step that fit, and that the data have.
 
     It's a multiple of 8 that splits into micro-batches and groups. Memory is taken to be a fixed
     part (the state, the program, a float32 gradient) and one in proportion to the batch, which
     this compilation tells.
     """
-    config = blueprint.config
+    config = spec.config
     per_chip = config.batch_size / slice_.chips
-    state = blueprint.abstract_state
+    state = spec.abstract_state
     fixed = held_bytes(state) + held_bytes(state.params) + program.code_bytes
     if config.data.resident:
-        fixed += held_bytes(blueprint.abstract_batches()[:2])
+        fixed += held_bytes(spec.abstract_batches()[:2])
     per_example = max(program.peak_bytes - fixed, 1) / per_chip
     unit = 8 * slice_.chip.devices * config.accumulate
     if group := (config.model.bn_group_size or 0) * config.accumulate:
         within_a_chip = config.model.bn_group_size <= per_chip
         unit = math.lcm(unit, group if within_a_chip else group // math.gcd(group, slice_.chips))
     most = (slice_.chip.limit_gib * GIB - fixed) / per_example
-    most = min(most, blueprint.plan.train_examples / slice_.chips)
+    most = min(most, spec.intervals.train_examples / slice_.chips)
     return max(0, int(most) // unit * unit)
 
 
-def gradient_reduction(blueprint: Blueprint, program: Program) -> dict[str, Any]:
+def gradient_reduction(spec: TrainSpec, program: Program) -> dict[str, Any]:
     """How gradients are summed over the devices: bytes, and per parameter.
 
     Those of kernels, which hold all but a thousandth of the parameters. Sums of vectors are mostly
     statistics, and square matrices are those of products of channels (`models.projection`), except
     where a kernel has the same shape.
     """
-    kernels = [leaf.shape for leaf in jax.tree.leaves(blueprint.abstract_state.params)]
+    kernels = [leaf.shape for leaf in jax.tree.leaves(spec.abstract_state.params)]
     products = {shape[-2:] for shape in kernels if len(shape) > 2 and shape[-2] != shape[-1]}
     matrices = products | {shape for shape in kernels if len(shape) == 2}
     elements: Counter[str] = Counter()
@@ -257,26 +257,26 @@ def roofline(program: Program, slice_: Slice) -> StepTime:
     )
 
 
-def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -> dict[str, Any]:
+def describe(spec: TrainSpec, program: Program | TooLarge, slice_: Slice) -> dict[str, Any]:
     """All that a compiled training step tells, as a JSON document.
 
     Memory, operations, bytes and collectives are of one device; speeds are of chips.
     """
-    config, chip = blueprint.config, slice_.chip
+    config, chip = spec.config, slice_.chip
     limit = round(chip.limit_gib * GIB)
     per_chip = config.batch_size // slice_.chips
-    state = blueprint.abstract_state
+    state = spec.abstract_state
     document: dict[str, Any] = {
         "model": config.model.name,
-        "dtype": str(jnp.dtype(blueprint.model.dtype)),
+        "dtype": str(jnp.dtype(spec.model.dtype)),
         "bn_group_size": config.model.bn_group_size,
-        "image_shape": list(blueprint.image_shape),
+        "image_shape": list(spec.image_shape),
         "topology": slice_.name,
         "chip": chip.kind,
         "unit": chip.unit,
         "chips": slice_.chips,
         "devices": len(slice_.devices),
-        "mesh": dict(blueprint.mesh.shape),
+        "mesh": dict(spec.mesh.shape),
         "batch_size": config.batch_size,
         "batch_per_chip": per_chip,
         "accumulate": config.accumulate,
@@ -290,7 +290,7 @@ def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -
         "other_state_bytes": held_bytes(state)
         - held_bytes(state.params)
         - held_bytes(state.opt_state),
-        "example_bytes": held_bytes(blueprint.abstract_batches()),
+        "example_bytes": held_bytes(spec.abstract_batches()),
     }
     if isinstance(program, TooLarge):
         needed = None if math.isnan(program.needed_bytes) else round(program.needed_bytes)
@@ -306,12 +306,12 @@ def describe(blueprint: Blueprint, program: Program | TooLarge, slice_: Slice) -
     examples = config.batch_size / len(slice_.devices)
     document |= {
         "memory": memory,
-        "largest_batch_per_chip": largest_batch(blueprint, program, slice_),
+        "largest_batch_per_chip": largest_batch(spec, program, slice_),
         "gflop_per_image": program.flops / examples / 1e9,
         "mb_per_image": program.memory_bytes / examples / 1e6,
         "kernels": [dataclasses.asdict(kernels) for kernels in program.kernels],
         "collectives": summarize(program.collectives),
-        "gradient_reduction": gradient_reduction(blueprint, program),
+        "gradient_reduction": gradient_reduction(spec, program),
         "compile_s": round(program.compile_s, 1),
     }
     if program.accessed_bytes is not None:

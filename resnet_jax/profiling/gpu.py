@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from resnet_jax.errors import UsageError
 from resnet_jax.profiling.interconnect import Path
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 
 EXTRA = "gpu-compile"
 
@@ -201,7 +201,7 @@ def prepare() -> None:
     if plugin is None:
         raise UsageError(
             "XLA's GPU compiler isn't installed; it is part of JAX's CUDA plugin, two wheels that"
-            f" any Linux host can have: {how_to_add(EXTRA)}."
+            f" any Linux host can have: {install_hint(EXTRA)}."
         )
     found, jaxlib = metadata.version(plugin), metadata.version("jaxlib")
     if found != jaxlib:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from resnet_jax.errors import UsageError
 from resnet_jax.profiling.interconnect import Path
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 
 EXTRA = "tpu"
 
@@ -127,7 +127,7 @@ def prepare() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             "XLA's TPU compiler isn't installed; it is part of libtpu, which any Linux host can"
-            f" have: {how_to_add(EXTRA)}."
+            f" have: {install_hint(EXTRA)}."
         )
     defaults = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server that knows a TPU

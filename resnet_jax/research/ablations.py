@@ -1,4 +1,4 @@
-"""Tables in which the rows of a paper are variants of one network."""
+"""Reproductions of tables whose rows are variants of one network."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,16 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from resnet_jax.research.figures import (
-    COLORS,
-    PAGE,
-    add_legend,
-    journal_style,
-    new_panels,
-    plot_mean,
-)
+from resnet_jax.research.configs import cifar10, digits
+from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels
+from resnet_jax.research.reports import difference
 from resnet_jax.research.reproduction import Report, Row, Within
-from resnet_jax.research.runner import Lab, Trained
+from resnet_jax.research.runner import Runner, Size, TrainedRun
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +21,9 @@ class Variant:
 
     Attributes:
         label: as in the table.
-        fields: of the config, by dotted name, that make it out of the first variant.
-        error: the paper's test error in percent, or "fail"; None if it has none.
-        excess: what its error may be more than that of the first variant, in points.
+        fields: the config fields, by dotted name, that turn the first variant into this one.
+        error: the paper's test error in percent, or "fail"; None if the paper has none.
+        excess: the accepted values of the variant's error less the first variant's, in points.
     """
 
     label: str
@@ -37,48 +32,60 @@ class Variant:
     excess: Within = dataclasses.field(default_factory=Within)
 
 
-def run_variants(
-    lab: Lab,
+def ablation_runs(
+    name: str, variants: Mapping[str, Variant], *, source: str, full_model: str
+) -> dict[Size, Callable[[Runner], Report]]:
+    """How a table of variants is reproduced at each size.
+
+    The small size trains 56 layers on digits; the full size trains `full_model` on CIFAR-10 with a
+    quarter of the steps of He et al. 2015.
+
+    Args:
+        name: the name of the reproduction, with which the names of its runs begin.
+        variants: the rows by name. Each but the first is judged by its distance from the first.
+        source: where the errors are published.
+        full_model: name of a preset.
+    """
+
+    def small(fields: Mapping[str, Any]) -> ConfigDict:
+        return digits("resnet56", {"model.scan": True, **fields})
+
+    def full(fields: Mapping[str, Any]) -> ConfigDict:
+        return cifar10(full_model, fields, share=0.25)
+
+    def run(runner: Runner, make: Callable[[Mapping[str, Any]], ConfigDict], data: str) -> Report:
+        configs = {f"{name}-{key}": make(variant.fields) for key, variant in variants.items()}
+        runs = runner.train(configs)
+        trained = {key: runs[f"{name}-{key}"] for key in variants if f"{name}-{key}" in runs}
+        return _report(variants, trained, source=source, data=data)
+
+    return {
+        "cpu": lambda runner: run(runner, small, "digits"),
+        "full": lambda runner: run(runner, full, "CIFAR-10"),
+    }
+
+
+def _report(
     variants: Mapping[str, Variant],
-    make: Callable[[Mapping[str, Any]], ConfigDict],
+    trained: Mapping[str, TrainedRun],
     *,
     source: str,
     data: str,
-    name: str,
 ) -> Report:
-    """Train all variants; each but the first is judged by its distance from the first.
-
-    Args:
-        lab: where.
-        variants: by name.
-        make: the config of the fields of a variant.
-        source: of the published errors.
-        data: they are trained on.
-        name: of the artefact, which the names of its runs begin with.
-    """
-    configs = {f"{name}-{key}": make(variant.fields) for key, variant in variants.items()}
-    runs = lab.train(configs)
-    trained = {key: runs[f"{name}-{key}"] for key in variants if f"{name}-{key}" in runs}
     first, *others = variants
-    rows = []
-    for key in others:
-        ours, base = (
-            np.array(trained[k].test_errors if k in trained else ()) for k in (key, first)
+    rows = tuple(
+        Row(
+            what=f"{variants[key].label}: test error less that of {variants[first].label}, points",
+            published=_published(variants[key].error, variants[first].error),
+            source=source,
+            data=data,
+            measured=difference(trained.get(key), trained.get(first), TrainedRun.test_errors),
+            accepts=variants[key].excess,
         )
-        excess = ours - base if len(ours) and len(base) else np.array([])
-        rows.append(
-            Row(
-                what=f"{variants[key].label}: test error less that of"
-                f" {variants[first].label}, points",
-                published=_published(variants[key].error, variants[first].error),
-                source=source,
-                data=data,
-                measured=tuple(excess.tolist()),
-                accepts=variants[key].excess,
-            )
-        )
-    errors = {key: list(run.test_errors) for key, run in trained.items()}
-    return Report(tuple(rows), _draw(variants, trained, data), {"test_errors": errors})
+        for key in others
+    )
+    errors = {key: list(run.test_errors()) for key, run in trained.items()}
+    return Report(rows, _draw(variants, trained, data), {"test_errors": errors})
 
 
 def _published(error: float | str | None, first: float | str | None) -> float | str | None:
@@ -87,14 +94,14 @@ def _published(error: float | str | None, first: float | str | None) -> float | 
     return error
 
 
-def _draw(variants: Mapping[str, Variant], trained: Mapping[str, Trained], data: str) -> Figure:
-    """Errors by variant: a dot for each seed, a line at their mean, the paper's beside them."""
+def _draw(variants: Mapping[str, Variant], trained: Mapping[str, TrainedRun], data: str) -> Figure:
+    """Errors by variant: a dot for each seed, a line at their mean, and the paper's error."""
     with journal_style():
         height = 0.6 + 0.24 * len(variants)
         figure, (axes,) = new_panels(1, width=0.7 * PAGE, height=height)
         for place, (key, variant) in enumerate(variants.items()):
             if key in trained:
-                errors = np.array(trained[key].test_errors)
+                errors = np.array(trained[key].test_errors())
                 axes.plot(errors, np.full(len(errors), place), "o", color=COLORS[0], alpha=0.5)
                 axes.plot([errors.mean()] * 2, [place - 0.3, place + 0.3], color=COLORS[0])
             if isinstance(variant.error, float):
@@ -110,17 +117,3 @@ def _draw(variants: Mapping[str, Variant], trained: Mapping[str, Trained], data:
         axes.invert_yaxis()
         axes.legend(loc="upper right")
     return figure
-
-
-def loss_report(rows: tuple[Row, ...], trained: Mapping[str, Trained]) -> Report:
-    """The rows, with a figure of training losses by label."""
-    data = {}
-    with journal_style():
-        figure, (axes,) = new_panels(1, width=4.5)
-        for label, run in trained.items():
-            epochs, losses = run.curve("train", "loss")
-            plot_mean(axes, epochs, losses, label=label, log=True)
-            data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors)}
-        axes.set(xlabel="epoch", ylabel="training loss (nats)")
-        add_legend(axes)
-    return Report(rows, figure, data)

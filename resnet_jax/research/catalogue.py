@@ -1,4 +1,4 @@
-"""All artefacts by name."""
+"""All reproductions by name."""
 
 from resnet_jax.research.papers import (
     balduzzi2017,
@@ -17,10 +17,10 @@ from resnet_jax.research.papers import (
     veit2016_paths,
     zagoruyko2016,
 )
-from resnet_jax.research.reproduction import Artefact
+from resnet_jax.research.reproduction import Reproduction
 
-ARTEFACTS: dict[str, Artefact] = {
-    paper.ARTEFACT.name: paper.ARTEFACT
+REPRODUCTIONS: dict[str, Reproduction] = {
+    paper.REPRODUCTION.name: paper.REPRODUCTION
     for paper in (
         srivastava2015_gates,
         srivastava2015,

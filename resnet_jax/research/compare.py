@@ -1,4 +1,4 @@
-"""Runs side by side: their curves in one figure, their scores, and what differs between them."""
+"""Comparing runs: their curves in one figure, their scores, and the fields that differ."""
 
 import dataclasses
 import io
@@ -16,28 +16,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
-from resnet_jax.config.schema import MAY_CHANGE, flatten, from_json
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.logging.report import recorded_summary
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.utils.paths import as_path, bucket_errors
 
 Metric = Literal["top1", "loss"]
-_DEEPEST = 3  # folders of folders that are searched for runs
+_DEEPEST = 3  # levels of folders that are searched for runs
 _DASHES = ("-", "--", ":", "-.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """What a run's directory says of it.
+    """The record of a run.
 
     Attributes:
-        folder: the directory.
+        folder: the run's directory.
         config: dotted field → value.
-        records: of metrics.jsonl.
-        summary: of summary.json; None while the run isn't finished.
+        records: the records of metrics.jsonl.
+        summary: the content of summary.json; None if the run isn't finished.
     """
 
     folder: epath.Path
@@ -47,24 +49,24 @@ class RecordedRun:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the run; several if they were trained in one program."""
+        """The seeds of the run."""
         return self.config["seeds"] or (self.config["seed"],)
 
     def without_seed(self) -> dict[str, Any]:
-        """The fields that change what is computed, but for the seed."""
+        """The fields that change the result of the run, except the seed."""
         left_out = ("seed", "seeds", *MAY_CHANGE)
         return {name: value for name, value in self.config.items() if name not in left_out}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Line:
-    """Runs that differ in nothing but the seed: a line of the figure, a row of the table."""
+    """Runs that differ only in the seed: a line of the figure, a row of the table."""
 
     label: str
     runs: tuple[RecordedRun, ...]
 
     def curve(self, split: str, metric: str) -> tuple[list[float], np.ndarray]:
-        """(epochs [points], values [seeds, points]) at the steps that all its runs have reached."""
+        """(Epochs [points], values [seeds, points]) at the steps that all runs have reached."""
         of_runs = [
             {
                 r["step"]: r
@@ -86,7 +88,7 @@ def _per_seed(record: Mapping[str, Any], metric: str) -> list[float]:
 
 
 def find_runs(names: Iterable[epath.PathLike]) -> list[epath.Path]:
-    """The runs' directories among these, and below those that aren't runs, by name.
+    """The runs' directories among these folders, and below folders that aren't runs, by name.
 
     Raises:
         UsageError: a name is a URL of an unknown kind.
@@ -120,7 +122,7 @@ def _in_order(path: epath.Path) -> list[tuple[int, str]]:
 
 
 def read_run(folder: epath.Path) -> RecordedRun:
-    """Read what is on record of a run, finished or not.
+    """Read the record of a run, finished or not.
 
     Raises:
         ConfigError: its config can't be used.
@@ -128,7 +130,7 @@ def read_run(folder: epath.Path) -> RecordedRun:
     """
     summary = None
     if (folder / SUMMARY).exists():
-        with recorded_summary(folder) as summary:
+        with read_summary(folder) as summary:
             score_rows(summary)  # shows whether it is damaged
     # The results that are kept of a run may be without its config.json.
     source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
@@ -142,9 +144,9 @@ def read_run(folder: epath.Path) -> RecordedRun:
 
 
 def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
-    """Runs that differ in nothing but the seed make one line, labelled with what its names share.
+    """Gather runs that differ only in the seed into lines, labelled with their common name.
 
-    A seed that comes again, as a run that was repeated, begins another line.
+    A run that repeats a seed of a line begins another line.
     """
     groups: dict[tuple[str, int], list[RecordedRun]] = {}
     for run in runs:
@@ -161,23 +163,23 @@ def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
 
 
 def _short_names(runs: Sequence[RecordedRun]) -> dict[RecordedRun, str]:
-    """The runs' folders, without what is common to all."""
+    """The runs' folders relative to their common parent."""
     names = [os.fspath(run.folder) for run in runs]
     common = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
     return {run: os.path.relpath(name, common) for run, name in zip(runs, names, strict=True)}
 
 
 def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
-    """The fields that aren't the same in all lines."""
+    """The fields whose values differ between the lines."""
     configs = [line.runs[0].without_seed() for line in lines]
     return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
 
 
 def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
-    """A row of the table, as values of JSON.
+    """A row of the table, as JSON values.
 
-    "steps" are those on record of the run that is furthest behind; "scores" of the finished runs
-    are as of `summarize_scores`; "last" is the last training loss.
+    "steps" is the number of recorded steps, the smallest over the runs; "scores" are those of the
+    finished runs, as from `summarize_scores`; "train_loss" is the last training loss.
     """
     rows = [row for run in line.runs if run.summary for row in score_rows(run.summary)]
     steps = [max((r["step"] for r in run.records), default=0) for run in line.runs]
@@ -198,9 +200,9 @@ def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
 
 
 def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
-    """Training loss, and error (or loss) on the validation split, or without one on the test split.
+    """Draw the training loss, and the error or loss on the validation split or else the test split.
 
-    Of several seeds the mean is drawn, and a band of ± one standard deviation.
+    For several seeds, the mean is drawn with a band of ± one standard deviation.
     """
     with journal_style():
         longest = max(len(line.label) for line in lines)
@@ -224,7 +226,7 @@ def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
     if metric == "top1":
         curves = [(epochs, 100 * (1 - values)) for epochs, values in curves]
     highest = 0.0
-    if all(len(epochs) <= 1 for epochs, _ in curves):  # the test split is scored but at the end
+    if all(len(epochs) <= 1 for epochs, _ in curves):  # the test split is evaluated at the end only
         for number, (_, values) in enumerate(curves):
             if values.size:
                 std = values.std(ddof=1) if len(values) > 1 else None
@@ -235,7 +237,7 @@ def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
         for number, (epochs, values) in enumerate(curves):
             if epochs:
                 plot_mean(axes, epochs, values, **_style(number))
-                # What is compared is where the curves end, not where they begin.
+                # The beginning of the curves doesn't determine the scale.
                 highest = max(highest, values[:, len(epochs) // 4 :].max())
         axes.set_xlabel("epoch")
     drawn = [split for split, (epochs, _) in zip(splits, curves, strict=True) if epochs]
@@ -247,7 +249,7 @@ def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
 
 
 def _style(number: int) -> dict[str, Any]:
-    """Colours first, as they are easier to tell apart than dashes."""
+    """The colour and dashes of a line: colours first, which are easier to tell apart."""
     dashes = _DASHES[number // len(COLORS) % len(_DASHES)]
     return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
 
@@ -257,7 +259,7 @@ def _held_out(line: Line) -> str:
 
 
 def as_picture(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of that kind: "png", "pdf", "svg"."""
+    """The content of a picture file of the kind "png", "pdf" or "svg"."""
     picture = io.BytesIO()
     with journal_style():
         figure.savefig(picture, format=kind)

@@ -1,4 +1,4 @@
-"""The runs that reproductions are made of: small ones on digits, and the papers' on CIFAR-10."""
+"""Configs of the runs that reproductions train: on digits (small) and on CIFAR-10 (the papers')."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,7 +41,7 @@ def cifar10(
     Args:
         model: name of a preset.
         fields: overrides by dotted name.
-        share: of those steps, all lengths being in proportion.
+        share: scales the number of steps, and all other lengths with it.
     """
     config = default_config()
     config.model.name = model
@@ -59,11 +59,29 @@ def cifar10(
     return _with(config, fields or {})
 
 
+def plain_and_residual_digits() -> dict[str, ConfigDict]:
+    """Plain and residual networks of 20 and 56 layers on digits, by name."""
+    return {
+        f"{kind}{depth}": digits(f"resnet{depth}", fields)
+        for depth in (20, 56)
+        for kind, fields in (("plain", {"model.shortcut": "none"}), ("resnet", None))
+    }
+
+
+def plain_and_residual_cifar10() -> dict[str, ConfigDict]:
+    """The networks of He et al. 2015, table 6, on CIFAR-10, by name, in order of their cost."""
+    runs = {f"resnet{depth}": cifar10(f"resnet{depth}") for depth in (20, 32, 44, 56)}
+    runs |= {
+        f"plain{depth}": cifar10(f"resnet{depth}", {"model.shortcut": "none"}) for depth in (20, 56)
+    }
+    return runs | {f"resnet{depth}": cifar10(f"resnet{depth}") for depth in (110, 1202)}
+
+
 def _with(config: ConfigDict, fields: Mapping[str, Any]) -> ConfigDict:
-    # A seed that diverges fails, as some of the papers' variants do, but ends no others.
+    # Some variants of the papers diverge; a seed that does must not end the others.
     config.nonfinite.policy, config.nonfinite.limit = "skip", 10**9
     for name, value in fields.items():
-        if value is None:  # what the preset says
+        if value is None:  # the preset's value
             section, _, field = name.rpartition(".")
             config[section][field] = None
         else:

@@ -1,4 +1,4 @@
-"""Figures that a journal would accept: its fonts and widths, colours that all can tell apart."""
+"""Figures in a journal's style: fonts, widths, and colours for colour-blind readers."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 COLUMN, PAGE = 3.5, 7.2
-"""Width in inches of one column, and of the page."""
+"""Width of one column and of the page, in inches."""
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe & Ito's colours, apart for colour-blind readers too."""
+"""The colours of Okabe & Ito, which colour-blind readers can tell apart."""
 
 _STYLE = {
     "font.size": 8,
@@ -38,14 +38,14 @@ _STYLE = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.4,
     "axes.prop_cycle": cycler(color=COLORS),
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # embeds fonts, so that text can be selected
     "savefig.dpi": 300,
 }
 
 
 @contextlib.contextmanager
 def journal_style() -> Iterator[None]:
-    """Draw and save in this style inside."""
+    """Inside the context, figures are drawn and saved in the style."""
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         yield
 
@@ -53,9 +53,14 @@ def journal_style() -> Iterator[None]:
 def new_panels(
     columns: int, *, rows: int = 1, width: float = PAGE, height: float = 2.4
 ) -> tuple[Figure, list[Axes]]:
-    """A figure that needs no display, and its panels, row by row; lettered if several.
+    """A figure that needs no display, and its panels, row by row; several panels get letters.
 
-    Call it in `journal_style`. `width` is that of the figure, `height` of each row, in inches.
+    Call it inside `journal_style`.
+
+    Args:
+        columns, rows: the grid of panels.
+        width: width of the figure, in inches.
+        height: height of each row, in inches.
     """
     figure = Figure(figsize=(width, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
@@ -75,9 +80,9 @@ def plot_mean(
     log: bool = False,
     **style: Any,
 ) -> None:
-    """Plot the mean over seeds of what is measured at `x`, and a band of ± one deviation.
+    """Plot the mean over seeds at each `x`, and a band of ± one standard deviation.
 
-    With `log` the axis is logarithmic, and mean and deviation are of the logarithms.
+    With `log`, the axis is logarithmic, and mean and deviation are taken of the logarithms.
     """
     values = np.log(per_seed) if log else per_seed
     mean, std = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
@@ -91,6 +96,6 @@ def plot_mean(
 
 
 def add_legend(axes: Axes, **options: Any) -> None:
-    """A legend, if there is anything to explain: what wasn't run isn't drawn."""
+    """Add a legend, unless nothing was plotted."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(**options)

@@ -1,4 +1,4 @@
-"""Gradients of networks at their initial values, layer by layer."""
+"""Gradient norms of networks at initialisation, by layer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ _IMAGE, _BATCH = (32, 32, 3), 32
 
 
 def make_network(depth: int, **fields: Any) -> ResNet:
-    """A CIFAR network of 6n + 2 layers whose units are looped over, which compiles quickly."""
+    """A CIFAR network of 6n + 2 layers with scanned units, which compiles quickly."""
     model = create_model(f"resnet{depth}", scan=True, **fields)
     assert isinstance(model, ResNet)
     return model
@@ -43,18 +43,18 @@ def _gradients(model: ResNet, variables: Any, key: jax.Array) -> Any:
 def gradient_norms(
     model: ResNet, seeds: Sequence[int], *, change: Callable[[Any], Any] = lambda params: params
 ) -> Float[np.ndarray, "seeds layers"]:
-    """Norms of the gradients of a training loss by the kernels of the units' branches.
+    """Norms of the gradients of the training loss by the kernels of the units' branches.
 
-    The batch is of 32 images of Gaussian noise of deviation 1, with random labels; both, and the
-    initial values, are functions of the seed.
+    The batch has 32 images of Gaussian noise with standard deviation 1, and random labels. Images,
+    labels and initial values are functions of the seed.
 
     Args:
-        model: of `make_network`.
-        seeds: of them.
-        change: is given the initial parameters, and returns others.
+        model: made by `make_network`.
+        seeds: the seeds.
+        change: from the initial parameters to the parameters to use.
 
     Returns:
-        The norms, in the order of the computation.
+        The norms, in the order of computation.
     """
     unrolled = model.copy(scan=False)
     names = [

@@ -1,4 +1,4 @@
-"""Networks with units deleted or put in another order (Veit et al. 2016, 1605.06431)."""
+"""Residual networks with units deleted or reordered (Veit et al. 2016, 1605.06431)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from resnet_jax.models.block import ResidualUnit, pad_channels
+from resnet_jax.models.block import ResidualBlock, pad_channels
 from resnet_jax.models.resnet import ResNet
 
 
 def units_of(model: ResNet) -> list[str]:
-    """Names of the units from the input on."""
+    """Names of the units in the order of computation."""
     sizes = enumerate(model.stage_sizes, start=1)
     return [f"layer{stage}_{i}" for stage, units in sizes for i in range(units)]
 
@@ -20,17 +20,16 @@ def units_of(model: ResNet) -> list[str]:
 def apply_lesioned(
     model: ResNet, variables: Any, images: Float[Array, "n h w c"], kept: Bool[Array, " units"]
 ) -> Float[Array, "n k"]:
-    """Logits without those units that aren't `kept`: in their place is the identity.
+    """Logits of a network in which the identity replaces the units that aren't `kept`.
 
-    Where a unit changes the shape, that is the identity of option A: pixels are left out, and
-    channels of zeros added. Of a residual unit with such a shortcut thereby nothing but the
-    shortcut is left; of a plain network's, nothing.
+    Where a unit changes the shape, the identity is the shortcut of option A: it subsamples pixels
+    and pads channels with zeros.
     """
     numbers = {name: number for number, name in enumerate(units_of(model))}
 
     def delete(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         y, unit = call(*args, **kwargs), context.module
-        if not isinstance(unit, ResidualUnit) or context.method_name != "__call__":
+        if not isinstance(unit, ResidualBlock) or context.method_name != "__call__":
             return y
         assert unit.name
         step = unit.stride
@@ -42,7 +41,7 @@ def apply_lesioned(
 
 
 def interchangeable(model: ResNet) -> list[list[str]]:
-    """Groups of units that have one shape: those of a stage but the first, which may change it."""
+    """Groups of units with equal shapes: the units of each stage except the first."""
     names = units_of(model)
     stages = range(1, len(model.stage_sizes) + 1)
     of_stages = ([name for name in names if name.startswith(f"layer{s}_")] for s in stages)
@@ -50,7 +49,7 @@ def interchangeable(model: ResNet) -> list[list[str]]:
 
 
 def reorder(variables: Any, order: Sequence[Sequence[str]], groups: Sequence[Sequence[str]]) -> Any:
-    """Variables in which the units of each group are in another order."""
+    """Variables with the units of each group in the given order."""
     source = {
         place: unit
         for group, units in zip(groups, order, strict=True)

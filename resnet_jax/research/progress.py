@@ -1,9 +1,9 @@
-"""How far a run in another process is, read from the lines that it prints."""
+"""The progress of a run in another process, parsed from the lines that it prints."""
 
 import dataclasses
 import re
 
-# As resnet_jax.logging.console.TrainingConsole prints them.
+# The format of resnet_jax.logging.console.TrainingConsole.
 _LINE = re.compile(
     r"step (?P<step>\d+)/(?P<total>\d+)  ("
     r"epoch .*  ETA (?P<eta>[\d:]+)"
@@ -13,13 +13,13 @@ _LINE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What a run has printed so far.
+    """The progress that a run has printed.
 
     Attributes:
-        step: the last one that it told of; None before the first.
-        total: steps of the whole run.
-        scored: name of the split that was scored last, and its top-1 accuracy, as text.
-        eta: time left, as text.
+        step: the last step; None before the first.
+        total: the number of steps of the run.
+        scored: name and top-1 accuracy of the split that was evaluated last, as text.
+        eta: the time left, as text.
     """
 
     step: int | None = None
@@ -28,7 +28,7 @@ class Progress:
     eta: str = ""
 
     def after(self, line: str) -> "Progress":
-        """The progress after another line; lines that don't tell of any change nothing."""
+        """The progress after another line; lines without progress change nothing."""
         found = _LINE.match(line)
         if not found:
             return self

@@ -1,4 +1,4 @@
-"""What a reproduction is: a table whose rows are claims with verdicts, and a figure."""
+"""Reproductions of tables and figures: rows with verdicts, and a figure."""
 
 import dataclasses
 import math
@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from resnet_jax.research.runner import Lab, Size
+from resnet_jax.research.runner import Runner, Size
 
 Verdict = Literal["reproduced", "consistent (n=1)", "not reproduced", "not run: budget"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """The values that count as reproduced, both ends included."""
+    """An interval of values that count as reproduced, both ends included."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -35,17 +35,17 @@ class Within:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One claim: what the paper says, what was measured, and what counts as the same.
+    """A claim: the published value, the measured values, and the accepted interval.
 
     Attributes:
-        what: what is measured, with its unit.
-        published: the paper's value, or a few of its words; None where it gives neither.
-        source: where that is read, such as "He et al. 2015, table 6".
-        data: what it was measured on here: "CIFAR-10", "digits", "initial values", "arithmetic".
-        measured: one value for each seed; empty if it wasn't run.
-        accepts: the values that count as reproduced. Of several seeds the mean must be one, and
-            one standard error to either side of it too.
-        exact: nothing is random, so that a single value is proof.
+        what: the measured quantity, with its unit.
+        published: the paper's value, or a quotation; None if the paper has neither.
+        source: where the value is published, such as "He et al. 2015, table 6".
+        data: the data of the measurement: "CIFAR-10", "digits", "initial values", "arithmetic".
+        measured: one value per seed; empty if nothing was run.
+        accepts: the values that count as reproduced. With several seeds, the mean and one standard
+            error to either side of it must be accepted.
+        exact: the measurement isn't random, so that a single value suffices.
     """
 
     what: str
@@ -58,31 +58,32 @@ class Row:
 
     @property
     def n(self) -> int:
-        """Independent measurements."""
+        """The number of independent measurements."""
         return len(self.measured)
 
     @property
     def mean(self) -> float | None:
-        """Of the measurements."""
+        """The mean of the measurements; None without measurements."""
         return float(np.mean(self.measured)) if self.measured else None
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the measurements, with n - 1; None for fewer than two."""
+        """The standard deviation (n - 1) of the measurements; None for fewer than two."""
         return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
 
     @property
     def verdict(self) -> Verdict:
-        """What may be said of the claim; one seed is no reproduction of what is random."""
+        """The verdict; a single seed can't reproduce a random quantity."""
         if self.mean is None:
             return "not run: budget"
         error = (self.std or 0.0) / math.sqrt(self.n)
-        if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):  # as for NaN
+        # A NaN isn't accepted either.
+        if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):
             return "not reproduced"
         return "reproduced" if self.exact or self.n > 1 else "consistent (n=1)"
 
     def to_json(self) -> dict[str, Any]:
-        """The row as a record of JSON; numbers that aren't finite are text."""
+        """The row as a JSON object; numbers that aren't finite are strings."""
         return {
             "what": self.what,
             "published": self.published,
@@ -104,12 +105,12 @@ def _finite(value: float) -> float | str:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What running an artefact gives.
+    """The result of a reproduction.
 
     Attributes:
-        rows: the table.
-        figure: drawn by `resnet_jax.research.figures`.
-        data: what the figure shows, as values of JSON, so that it can be drawn in another way.
+        rows: the rows of the table.
+        figure: drawn with `resnet_jax.research.figures`.
+        data: the data of the figure, as JSON values.
     """
 
     rows: tuple[Row, ...]
@@ -118,26 +119,27 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Artefact:
-    """A table or figure of a paper that can be run again.
+class Reproduction:
+    """How to reproduce a table or figure of a paper.
 
     Attributes:
-        name: on the command line, such as "he2015-table1".
-        title: what it shows, in a few words.
+        name: the name on the command line, such as "he2015-table1".
+        title: the subject in a few words.
         paper: authors, year and arXiv number.
-        claim: what it says, in a sentence.
-        runs: how it is made, by size: "cpu" takes minutes on two cores, "full" an accelerator.
+        claim: the claim of the paper, in a sentence.
+        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "full"
+            needs an accelerator.
     """
 
     name: str
     title: str
     paper: str
     claim: str
-    runs: Mapping[Size, Callable[[Lab], Report]]
+    runs: Mapping[Size, Callable[[Runner], Report]]
 
 
 def overall(verdicts: list[Verdict]) -> str:
-    """What may be said of a whole table: the worst of its rows, and of how many."""
+    """The verdict of a table: the worst verdict of its rows, and how many rows have it."""
     ranks: tuple[Verdict, ...] = (
         "not reproduced",
         "not run: budget",

@@ -1,4 +1,4 @@
-"""Running an artefact, and its files: JSON, CSV and the figure."""
+"""Running a reproduction and writing its files: JSON, CSV and the figure."""
 
 import csv
 import io
@@ -12,13 +12,13 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.logging.report import provenance
+from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
-from resnet_jax.research.reproduction import Artefact, overall
-from resnet_jax.research.runner import Lab, Size
+from resnet_jax.research.reproduction import Reproduction, overall
+from resnet_jax.research.runner import Runner, Size
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "papers"
-"""Results that a checkout has; an installed package doesn't have the folder."""
+"""The committed results. An installed package doesn't have the folder."""
 
 _COLUMNS = (
     "artefact",
@@ -36,38 +36,38 @@ _COLUMNS = (
 
 
 def reproduce(
-    artefact: Artefact,
+    reproduction: Reproduction,
     workdir: Path,
     *,
     size: Size,
     seeds: tuple[int, ...],
     budget_pflop: float | None = None,
 ) -> dict[str, Any]:
-    """Run an artefact, and write NAME.SIZE.json, .csv, .png and .pdf in `workdir`.
+    """Run a reproduction, and write NAME.SIZE.json, .csv, .png and .pdf into `workdir`.
 
     Args:
-        artefact: what to run.
-        workdir: of the files, and in "runs" of the runs that are trained.
+        reproduction: what to run.
+        workdir: the folder of the files; its subfolder "runs" has the training runs.
         size: "cpu" or "full".
-        seeds: of what is random.
-        budget_pflop: see `Lab`.
+        seeds: the seeds of the runs and of other random quantities.
+        budget_pflop: see `Runner`.
 
     Returns:
-        What the JSON file holds, and "files", the names of all.
+        The content of the JSON file, and under "files" the names of all files.
 
     Raises:
         WriteError: a file can't be written.
         ResnetJaxError: as `fit`.
     """
     began = time.monotonic()
-    lab = Lab(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop)
-    report = artefact.runs[size](lab)
+    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop)
+    report = reproduction.runs[size](runner)
     rows = [row.to_json() for row in report.rows]
     result = {
-        "artefact": artefact.name,
-        "title": artefact.title,
-        "paper": artefact.paper,
-        "claim": artefact.claim,
+        "artefact": reproduction.name,
+        "title": reproduction.title,
+        "paper": reproduction.paper,
+        "claim": reproduction.claim,
         "size": size,
         "verdict": overall([row.verdict for row in report.rows]),
         "rows": rows,
@@ -79,7 +79,7 @@ def reproduce(
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"artefact": artefact.name, "size": size, **row} for row in rows)
+    writer.writerows({"artefact": reproduction.name, "size": size, **row} for row in rows)
     files = {
         "json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
         "csv": table.getvalue().encode(),
@@ -89,40 +89,41 @@ def reproduce(
             picture = io.BytesIO()
             report.figure.savefig(picture, format=kind)
             files[kind] = picture.getvalue()
+    paths = [workdir / f"{reproduction.name}.{size}.{kind}" for kind in files]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        for kind, content in files.items():
-            write_atomically(epath.Path(workdir / f"{artefact.name}.{size}.{kind}"), content)
+        for path, content in zip(paths, files.values(), strict=True):
+            write_atomically(epath.Path(path), content)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
-    return result | {"files": [str(workdir / f"{artefact.name}.{size}.{kind}") for kind in files]}
+    return result | {"files": [str(path) for path in paths]}
 
 
-def listing(artefacts: Mapping[str, Artefact], workdir: Path) -> list[dict[str, Any]]:
-    """Name, title, paper, and the verdict at each size.
+def list_verdicts(reproductions: Mapping[str, Reproduction], workdir: Path) -> list[dict[str, Any]]:
+    """Name, title, paper, and the verdict at each size, of each reproduction.
 
-    A verdict is that of the results in `workdir`, else of those in `COMMITTED`; "committed" lists
-    the sizes of the latter.
+    The verdict is read from the results in `workdir`, or else from `COMMITTED`; "committed" lists
+    the sizes whose verdict is read from `COMMITTED`.
 
     Raises:
         DataError: a result file is damaged.
     """
     listed = []
-    for name, artefact in artefacts.items():
-        verdicts = {size: _verdict(artefact, workdir, size) for size in get_args(Size)}
+    for name, reproduction in reproductions.items():
+        verdicts = {size: _verdict(reproduction, workdir, size) for size in get_args(Size)}
         committed = [size for size, (_, folder) in verdicts.items() if folder == COMMITTED]
-        about = {"name": name, "title": artefact.title, "paper": artefact.paper}
+        about = {"name": name, "title": reproduction.title, "paper": reproduction.paper}
         about |= {size: verdict for size, (verdict, _) in verdicts.items()}
         listed.append(about | {"committed": committed})
     return listed
 
 
-def _verdict(artefact: Artefact, workdir: Path, size: Size) -> tuple[str, Path | None]:
-    """The verdict, and the folder of the results it is of."""
-    if size not in artefact.runs:
+def _verdict(reproduction: Reproduction, workdir: Path, size: Size) -> tuple[str, Path | None]:
+    """The verdict, and the folder from which it was read."""
+    if size not in reproduction.runs:
         return "–", None
     for folder in (workdir, COMMITTED):
-        path = folder / f"{artefact.name}.{size}.json"
+        path = folder / f"{reproduction.name}.{size}.json"
         if not path.exists():
             continue
         try:
@@ -131,6 +132,6 @@ def _verdict(artefact: Artefact, workdir: Path, size: Size) -> tuple[str, Path |
             raise DataError(
                 f"{path} can't be used ({error}); remove it and run it again."
             ) from None
-    if size == "full" and artefact.runs["full"] is artefact.runs["cpu"]:
+    if size == "full" and reproduction.runs["full"] is reproduction.runs["cpu"]:
         return "as cpu", None
     return ("not run: budget" if size == "full" else "not run"), None

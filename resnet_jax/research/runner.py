@@ -1,4 +1,4 @@
-"""Where reproductions train: a folder of runs, of which each is made once, whoever needs it."""
+"""The training runs of reproductions, shared by name: each run is trained once."""
 
 import contextlib
 import functools
@@ -15,10 +15,12 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
-from resnet_jax.config.schema import describe_differences, model_overrides, to_json
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import model_overrides
 from resnet_jax.data.dataset_info import find_known
 from resnet_jax.errors import StoppedEarly
-from resnet_jax.inference.restore import TrainedNetwork, restore_run
+from resnet_jax.inference.network import TrainedNetwork
+from resnet_jax.inference.restore import restore_run
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
@@ -29,42 +31,40 @@ Size = Literal["cpu", "full"]
 _log = logging.getLogger(__name__)
 
 
-class Trained:
+class TrainedRun:
     """A finished run of several seeds.
 
     Attributes:
-        seeds: of them.
+        seeds: the seeds of the run.
     """
 
     def __init__(self, folder: epath.Path, seeds: tuple[int, ...]) -> None:
-        """Take the run in `folder`."""
+        """Refer to the run in `folder`."""
         self.seeds, self._folder = seeds, folder
 
     @functools.cached_property
     def _records(self) -> list[dict[str, Any]]:
         return read_metrics(self._folder / METRICS)
 
-    @property
     def test_errors(self) -> tuple[float, ...]:
         """Top-1 error on the test images after the last step, in percent, of each seed."""
         return tuple(100 * (1 - value) for value in self.curve("test", "top1")[1][:, -1])
 
-    @property
     def train_losses(self) -> tuple[float, ...]:
-        """Mean loss on the augmented training images of the last log point, of each seed.
+        """Mean loss on the augmented training images at the last log point, of each seed.
 
-        NaN where no step was finite.
+        NaN if no step was finite.
         """
         values = self.curve("train", "loss")[1]
         return tuple(values[:, -1]) if values.size else (math.nan,) * len(self.seeds)
 
     @property
     def rates(self) -> Float[np.ndarray, " points"]:
-        """Images per second of training, of all seeds together, at each log point."""
+        """Training speed at each log point, in images per second over all seeds."""
         return np.array([r["img_per_s"] for r in self._records if r["split"] == "train"])
 
     def curve(self, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs [points], values [seeds, points]) of a metric of metrics.jsonl."""
+        """(Epochs [points], values [seeds, points]) of a metric in metrics.jsonl."""
         records = [r for r in self._records if r["split"] == split]
         epochs = np.array([r["epoch"] for r in records])
         return epochs, np.array([r["seeds"][metric] for r in records]).T
@@ -74,12 +74,12 @@ class Trained:
         return restore_run(self._folder, seed_index=self.seeds.index(seed))
 
 
-class Lab:
-    """Trains what artefacts ask for, as far as the budget goes.
+class Runner:
+    """Trains the runs that reproductions need, within a budget.
 
     Attributes:
-        size: of the reproductions.
-        seeds: with which each run is made.
+        size: the size of the reproductions.
+        seeds: the seeds of each run.
     """
 
     def __init__(
@@ -91,26 +91,27 @@ class Lab:
         budget_pflop: float | None = None,
         say: Callable[[str], object] = _log.info,
     ) -> None:
-        """Work in `folder`, where earlier runs are found again.
+        """Train in subfolders of `folder`; finished runs there aren't trained again.
 
         Args:
-            folder: of the runs.
+            folder: the folder of all runs.
             size, seeds: see above.
-            budget_pflop: floating-point operations in 10¹⁵ for runs that aren't there yet; None is
-                no limit.
-            say: is given a line when a run begins.
+            budget_pflop: limit of the floating-point operations of new runs, in 10¹⁵; None is no
+                limit.
+            say: called with a line when a run begins or is left out.
         """
         self.size, self.seeds = size, seeds
         self._folder, self._left, self._say = folder, budget_pflop, say
 
-    def train(self, configs: Mapping[str, ConfigDict]) -> dict[str, Trained]:
-        """Make the runs of these configs, by name; those beyond the budget are left out.
+    def train(self, configs: Mapping[str, ConfigDict]) -> dict[str, TrainedRun]:
+        """Train runs by name, and return them without the runs that exceed the budget.
 
-        A run that was stopped goes on. Names are shared by all artefacts: one name, one config.
+        A run that was stopped is resumed. All reproductions share the names: runs of the same name
+        must have the same config.
 
         Raises:
             ResnetJaxError: as `fit`.
-            StoppedEarly: a signal came; a run under way is saved, and goes on next time.
+            StoppedEarly: training was stopped by a signal; the run is saved, and resumes next time.
         """
         trained = {}
         for name, single in configs.items():
@@ -133,14 +134,17 @@ class Lab:
                         " on from here"
                     )
             check_config(folder, to_json(config), describe_differences)
-            trained[name] = Trained(folder, self.seeds)
+            trained[name] = TrainedRun(folder, self.seeds)
         return trained
 
 
 def pflop(config: ConfigDict) -> float:
-    """Operations of training in 10¹⁵: two to a multiply-add, twice as many backward as forward."""
+    """Floating-point operations of training, in 10¹⁵.
+
+    A multiply-add counts as two operations, the backward pass as two forward passes.
+    """
     known = find_known(config.data.name, image_size=config.data.image_size)
-    assert known  # the configs of reproductions are of known data
+    assert known  # reproductions train on known data sets
     model = create_model(
         config.model.name, **model_overrides(config), num_classes=known.num_classes
     )

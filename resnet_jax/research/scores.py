@@ -12,15 +12,16 @@ from typing import Any
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.config.schema import flatten, from_json, model_overrides
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import flatten, model_overrides
 from resnet_jax.data.dataset_info import find_known
-from resnet_jax.logging.report import recorded_summary
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.sweep import PlannedRun, label_by_difference, overridden_fields
+from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.metrics import METRICS
 from resnet_jax.train.multi_seed import single_configs
-
-_METRICS = ("loss", "top1", "top5")
 
 SHOWN = {
     "validation": "validation",
@@ -28,17 +29,17 @@ SHOWN = {
     "test_ema": "test, averages",
     "test_best": "test, best",
 }
-"""Headings of the scores in tables; "best" is the checkpoint that the validation split selects."""
+"""Scores → their headings in tables. "best" is the best checkpoint on the validation split."""
 HEADING = "top-1 error in %, mean ± standard deviation over seeds"
 
 Row = dict[str, Any]
 
 
 def score_rows(summary: Mapping[str, Any]) -> list[Row]:
-    """One row per seed and scored split of a run's summary.json.
+    """One row per seed and evaluated split of a run's summary.json.
 
-    Its keys are "seed", "split", "weights" ("raw", "ema", or "best" for the selected checkpoint),
-    "step", "examples", "loss" (nats), "top1", "top5" (shares, 0…1).
+    A row has "seed", "split", "weights" ("raw", "ema", or "best" for the best checkpoint), "step",
+    "examples", and the metrics: "loss" (nats), "top1", "top5" (shares in 0…1), and others.
     """
     return list(itertools.chain(*_rows_of_seeds(summary)))
 
@@ -60,15 +61,13 @@ def _rows_of_seeds(summary: Mapping[str, Any]) -> list[list[Row]]:
 
 
 def _of_seed(scores: Mapping[str, Any], number: int) -> Row:
-    """The scores of one of a run's seeds: a run of several has means, and beside them "seeds"."""
-    values = {name: scores[name] for name in _METRICS}
-    if "seeds" in scores:
-        values = {name: scores["seeds"][name][number] for name in _METRICS}
-    return {"examples": scores["examples"], **values}
+    """The scores of one seed of a run."""
+    evaluation = Evaluation.from_scalars(scores)
+    return (evaluation.seeds[number] if evaluation.seeds else evaluation).scalars()
 
 
 def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
-    """The rows of these finished runs, with their names, overridden fields, times and sizes.
+    """The rows of the finished runs, with their names, overridden fields, times and sizes.
 
     Raises:
         DataError: a summary.json is damaged, or can't be read.
@@ -78,7 +77,7 @@ def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
     for run in runs:
         if not run.is_finished(workdir):
             continue
-        with recorded_summary(workdir / run.name) as summary:
+        with read_summary(workdir / run.name) as summary:
             costs = {name: summary[name] for name in ("wall_s", "img_per_s")}
             costs["params"] = count_params(read_config(workdir / run.name))
             singles = single_configs(run.config)
@@ -91,7 +90,11 @@ def sweep_rows(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[Row]:
 
 @functools.cache
 def count_params(config: str) -> int | None:
-    """Parameters of the network of a config (JSON text); None if its data aren't well known."""
+    """The number of parameters of a config's network; None if its data set isn't a known one.
+
+    Args:
+        config: JSON text.
+    """
     of = from_json(config)
     known = find_known(of.data.name, image_size=of.data.image_size)
     if known is None:
@@ -101,24 +104,25 @@ def count_params(config: str) -> int | None:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as a table that R and pandas read; what isn't known is an empty cell."""
+    """The rows as CSV; cells of unknown values are empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["run"], lineterminator="\n")
+    columns = list(dict.fromkeys(itertools.chain(*rows))) or ["run"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
-    """ "mean", and "std" with n - 1; None of a single value."""
+    """ "mean" and "std" (n - 1) of the values; "std" is None for a single value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
 
 
 def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
-    """Of rows that differ in seeds: scores over them by name: "test", "validation", "test_best"…
+    """Scores over rows that differ in the seed, by name: "test", "validation", "test_best"…
 
-    Each has "step", "n", and of every metric "mean" and "std".
+    Each has "step", "n", and "mean" and "std" of every metric.
     """
     by_name: dict[str, list[Row]] = {}
     for row in rows:
@@ -126,7 +130,11 @@ def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
         by_name.setdefault(name, []).append(row)
     return {
         name: {"step": of[0]["step"], "n": len(of)}
-        | {metric: mean_and_std([row[metric] for row in of]) for metric in _METRICS}
+        | {
+            metric: mean_and_std([row[metric] for row in of])
+            for metric in METRICS
+            if all(metric in row for row in of)
+        }
         for name, of in by_name.items()
     }
 
@@ -134,17 +142,18 @@ def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
 def group_rows(
     rows: Sequence[Row], fields: Sequence[str], *, named: Collection[str] = ()
 ) -> list[dict[str, Any]]:
-    """Gather the rows of a sweep that differ in nothing but the seed.
+    """Group the rows of a sweep that differ only in the seed.
 
     Args:
-        rows: of `sweep_rows`.
-        fields: the overridden ones, but for the seed.
-        named: the runs to which the sweep gives names.
+        rows: the rows that `sweep_rows` returns.
+        fields: the overridden fields except the seed.
+        named: the names of the runs that the sweep names.
 
     Returns:
-        Of each group: "label", what the names share if all are given, else what differs from the
-        other groups; "runs", their names; the values of the overridden `fields`;
-        "seeds"; "scores" as of `summarize_scores`; "wall_s" of all its runs together; "params".
+        For each group: "label", the common part of the names if the sweep gives all of them, or
+        else the fields that differ from the other groups; "runs", the names; "fields" and their
+        values; "seeds"; "scores" as from `summarize_scores`; "wall_s", the sum over its runs;
+        "params".
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -167,7 +176,7 @@ def group_rows(
 
 
 def shared_name(names: Sequence[str]) -> str:
-    """What to call runs that differ in the seed: "a,seed=0" and "a,seed=1" are "a"."""
+    """A name for runs that differ in the seed: "a" for "a,seed=0" and "a,seed=1"."""
     if len(names) == 1:
         return names[0]
     without_seeds = {re.sub(r"(^|[,/_.-])seed=?\d+", "", name).strip(",/_.-") for name in names}
@@ -177,24 +186,24 @@ def shared_name(names: Sequence[str]) -> str:
 
 
 def error_percent(top1: Mapping[str, float | None]) -> str:
-    """Top-1 error in percent, `1.11 ± 0.28`, of the mean and deviation of a share that is right."""
+    """The top-1 error in percent, such as `1.11 ± 0.28`, from "mean" and "std" of the accuracy."""
     assert top1["mean"] is not None
     spread = "" if top1["std"] is None else f" ± {100 * top1['std']:.2f}"
     return f"{100 * (1 - top1['mean']):.2f}{spread}"
 
 
 def loss_nats(loss: Mapping[str, float | None]) -> str:
-    """`0.031 ± 0.002`."""
+    """The loss in nats, such as `0.031 ± 0.002`."""
     spread = "" if loss["std"] is None else f" ± {loss['std']:.2g}"
     return f"{loss['mean']:.3g}{spread}"
 
 
 def made_by(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[dict[str, Any]]:
-    """By what the finished runs were made: command, commit, versions, hardware; each but once."""
+    """The distinct commands, commits, versions and hardware of the finished runs."""
     known: list[dict[str, Any]] = []
     for run in runs:
         if run.is_finished(workdir):
-            with recorded_summary(workdir / run.name) as summary:
+            with read_summary(workdir / run.name) as summary:
                 one = {k: summary[k] for k in ("command", "commit", "versions", "hardware")}
             if one not in known:
                 known.append(one)

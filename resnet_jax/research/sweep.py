@@ -1,4 +1,4 @@
-"""Sweeps: the runs that a config and its overrides stand for, all checked before one begins."""
+"""Sweeps: the runs of a config and its overrides, all checked before the first one starts."""
 
 import collections
 import dataclasses
@@ -11,13 +11,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import CONFIG, SUMMARY, check_config, read_config
-from resnet_jax.config.schema import describe_differences, flatten, set_field, to_json, validate
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import flatten, set_field, validate
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.pretrained import name_model
 from resnet_jax.utils.paths import bucket_errors
 
-_LONGEST_NAME = 120  # characters; file systems take 255 bytes
+_LONGEST_NAME = 120  # characters; file systems allow 255 bytes
 _SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._=,+-]*"
 _BASE = "base"  # name of a run without overrides
 
@@ -27,10 +28,10 @@ class PlannedRun:
     """A run of a sweep.
 
     Attributes:
-        name: of its folder.
-        fields: names of the fields that it overrides.
-        config: with the overrides.
-        is_named: the sweep gives the name; otherwise it is made of the overrides.
+        name: the name of the run and of its folder.
+        fields: the names of the fields that the run overrides.
+        config: the config with the overrides.
+        is_named: whether the sweep gives the name; otherwise it is derived from the overrides.
     """
 
     name: str
@@ -39,11 +40,11 @@ class PlannedRun:
     is_named: bool
 
     def is_finished(self, workdir: epath.Path) -> bool:
-        """Whether it is on record in the sweep's directory, with this config.
+        """Whether the sweep's directory has a finished run of this name and config.
 
         Raises:
-            ConfigError: the config there can't be read.
-            WriteError: it can't be seen what the directory holds.
+            ConfigError: the config in the directory can't be read.
+            WriteError: the directory can't be read.
         """
         folder = workdir / self.name
         try:
@@ -60,15 +61,15 @@ class PlannedRun:
 def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
     """The runs of a sweep, in its order.
 
-    A run's name doesn't depend on the other runs, so that a sweep may grow.
+    The name of a run doesn't depend on the other runs, so that runs can be added to a sweep later.
 
     Args:
-        base: what is overridden.
+        base: the config that the runs override.
         sweep: dicts of dotted field → value; the key "name" names the run.
 
     Raises:
-        ConfigError: an override is no such dict, names no field, or has a value of another type;
-            or two runs have the same name or the same config.
+        ConfigError: an override isn't a dict, names an unknown field, or has a value of another
+            type; or two runs have the same name or the same config.
     """
     runs: list[PlannedRun] = []
     for number, given in enumerate(sweep, start=1):
@@ -95,7 +96,7 @@ def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:
 
 
 def default_name(overrides: Mapping[str, Any]) -> str:
-    """`model.name=resnet20,model.shortcut=A`: safe for file names, and not too long."""
+    """A name such as `model.name=resnet20,model.shortcut=A`, safe as a file name."""
     name = ",".join(f"{field}={_as_text(value)}" for field, value in overrides.items()) or _BASE
     if len(name) <= _LONGEST_NAME:
         return name
@@ -104,11 +105,11 @@ def default_name(overrides: Mapping[str, Any]) -> str:
 
 
 def label_by_difference(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Of each of several configs, what differs between them: "shortcut=A, width=32".
+    """A label for each config with the fields that differ, such as "shortcut=A, width=32".
 
     Args:
-        values: of each, dotted field → value, with the same fields; of a single config all are
-            shown.
+        values: for each config, dotted field → value, all with the same fields. The label of a
+            single config has all fields.
     """
     alone = len(values) == 1
     differing = [name for name in values[0] if alone or len({repr(of[name]) for of in values}) > 1]
@@ -122,7 +123,7 @@ def label_by_difference(values: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def labels_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
-    """Run's name → what to call it beside the other runs: what differs, unless it is named."""
+    """Run's name → its label: the name if the sweep gives it, or else the fields that differ."""
     fields = dict.fromkeys(field for run in runs for field in run.fields)
     flat = [flatten(run.config) for run in runs]
     labels = label_by_difference([{field: of[field] for field in fields} for of in flat])
@@ -133,7 +134,7 @@ def labels_of(runs: Sequence[PlannedRun]) -> dict[str, str]:
 
 
 def _as_text(value: Any) -> str:
-    """(2, 2) as "2-2"; of a path only the last part."""
+    """The value as text: (2, 2) is "2-2", a path is its last part."""
     if isinstance(value, list | tuple):
         return "-".join(map(_as_text, value))
     text = str(value).rstrip("/").rpartition("/")[2]
@@ -164,15 +165,14 @@ def _check_apart(runs: Iterable[PlannedRun]) -> None:
 
 
 def check_runs(runs: Iterable[PlannedRun], workdir: epath.Path) -> None:
-    """Check all runs that aren't finished, as far as that goes without training.
+    """Check all runs that aren't finished, without training.
 
-    Data are read; devices aren't needed, so that this doesn't look at their number.
+    The check reads the data. It doesn't depend on the number of devices.
 
     Raises:
-        ConfigError: naming a run and the field that is wrong in it, or its directory is another
-            run's.
+        ConfigError: a field of a run is wrong, or its directory holds another run.
         DataError: the data of a run are missing or damaged.
-        WriteError: it can't be seen what a directory holds.
+        WriteError: a directory can't be read.
     """
     for run in runs:
         try:
@@ -189,7 +189,7 @@ def check_runs(runs: Iterable[PlannedRun], workdir: epath.Path) -> None:
 
 
 def overridden_fields(runs: Iterable[PlannedRun]) -> tuple[str, ...]:
-    """The fields that differ by more than the seed: those that a run overrides, or `vary` names."""
+    """The fields that a run overrides or `vary` names, except the seed."""
     fields: dict[str, None] = {}
     for run in runs:
         fields |= dict.fromkeys((*run.fields, *(name for name, _ in run.config.vary)))

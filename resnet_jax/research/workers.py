@@ -1,4 +1,4 @@
-"""Runs in processes of their own, several at a time, which end with this one."""
+"""Training runs in child processes, several at a time, which end with this process."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 from etils import epath
 
 from resnet_jax.checkpoint.stop import STOP_SIGNALS, StopRequest
-from resnet_jax.config.schema import to_json
+from resnet_jax.config.io import to_json
 from resnet_jax.doctor import probe
 from resnet_jax.doctor.child import Child
 from resnet_jax.errors import STOPPED_EARLY, PeerError
@@ -34,10 +34,10 @@ class Ended:
     """How the process of a run ended.
 
     Attributes:
-        state: whether the run is finished, was stopped and saved, or failed.
-        exit_code: of the process; 128 and the number of the signal that ended it.
-        said: all it printed.
-        wall_s: how long it took.
+        state: "finished"; "stopped" and saved; or "failed".
+        exit_code: the exit code of the process, or 128 plus the number of the signal that ended it.
+        said: all that the process printed.
+        wall_s: the duration of the process.
     """
 
     state: State
@@ -47,12 +47,12 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        """The last thing it said, which after a failure is why."""
+        """The last line that the process printed; after a failure, the reason."""
         return (self.said.strip().splitlines() or [""])[-1]
 
 
 class _Worker:
-    """A process that makes one run; see `train_all` for the arguments."""
+    """The process of one run; see `train_all` for the arguments."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class _Worker:
         command: Sequence[str],
         environment: Mapping[str, str],
     ) -> None:
-        """Start it, with just this environment."""
+        """Start the process with exactly this environment."""
         self.run = run
         self.progress = Progress()
         self._began = time.monotonic()
@@ -82,19 +82,20 @@ class _Worker:
             "parent": os.getpid(),
         }
         assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:  # it has ended
+        # The pipe is broken if the process has ended.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as pipe:
             pipe.write(json.dumps(job).encode())
 
     def ask_to_stop(self) -> None:
-        """Let it save, and end."""
+        """Ask the process to save and end."""
         if not self._asked:
             self._asked = True
             self._process.terminate()
 
     def has_progressed(self) -> bool:
-        """Look at what it has printed since the last time, and whether that changes `progress`."""
+        """Read the new output; return whether it changes `progress`."""
         before = self.progress
-        # The process writes at the file's own position, which mustn't be moved.
+        # The process writes at the file's position, which must not move.
         new = os.pread(self._output.fileno(), _LONGEST_LOOK, self._read)
         lines, newline, _ = new.rpartition(b"\n")
         self._read += len(lines + newline)
@@ -103,7 +104,7 @@ class _Worker:
         return self.progress != before
 
     def ended(self) -> Ended | None:
-        """How it ended; None if it hasn't."""
+        """How the process ended; None if it runs."""
         code = self._process.poll()
         if code is None:
             return None
@@ -112,15 +113,15 @@ class _Worker:
         state: State = "failed"
         if code == 0:
             state = "finished"
-        # Before it listens for signals there is nothing to save, and it just ends. A terminal sends
-        # its signals to the process as well.
+        # A signal ends the process before it has a signal handler, when there is nothing to save.
+        # A terminal sends its signals to the process as well.
         elif code == STOPPED_EARLY or (self._asked and -code in STOP_SIGNALS):
             state = "stopped"
         exit_code = 128 - code if code < 0 else code
         return Ended(state, exit_code, said, time.monotonic() - self._began)
 
     def close(self) -> None:
-        """End it, if it hasn't ended."""
+        """Kill the process if it runs."""
         self._process.kill()
         self._process.wait()
         self._output.close()
@@ -134,25 +135,25 @@ def train_all(
     environments: Sequence[Mapping[str, str]],
     stop: StopRequest,
 ) -> Generator[tuple[PlannedRun, Progress | Ended]]:
-    """Make these runs, or go on with them, as many at a time as there are environments.
+    """Train or resume runs, one at a time per environment.
 
-    Close the generator, also after an error: that ends the processes which haven't ended.
+    The caller must close the generator, also after an error: closing ends the processes.
 
     Args:
-        runs: in the order in which they begin.
-        workdir: a run's directory is the folder of its name there.
-        command: a program that trains. It reads a JSON object from its standard input, of
-            "config" (JSON text), "workdir", "argv", the command line to put on record, and
-            "parent", the number of this process; it saves and ends with 75 when it is sent SIGTERM.
-        environments: variables that a process has beside those of this one.
-        stop: once that is requested no run begins, and those under way are told to stop.
+        runs: the runs, in the order in which they begin.
+        workdir: the folder of the runs' directories.
+        command: a program that trains. It reads a JSON object from its standard input with
+            "config" (JSON text), "workdir", "argv" (the command line to record) and "parent" (the
+            id of this process). On SIGTERM it saves and exits with 75.
+        environments: variables that a process gets in addition to the variables of this process.
+        stop: once a stop is requested, no run begins, and the running processes are asked to stop.
 
     Yields:
-        (run, `Progress()`) when a run begins, (run, how far it is) when it has told of that, and
-        (run, how it ended) when it has ended.
+        (run, `Progress()`) when a run begins, (run, its progress) when the progress changes, and
+        (run, `Ended`) when its process has ended.
     """
     waiting = list(reversed(runs))
-    workers: dict[int, _Worker] = {}  # by the number of their environment
+    workers: dict[int, _Worker] = {}  # by the index of their environment
     try:
         while workers or (waiting and not stop.requested):
             for number, environment in enumerate(environments):
@@ -179,7 +180,7 @@ def train_all(
 def environments_for(processes: int) -> list[dict[str, str]]:
     """Variables that give each of several processes a GPU or TPU chip of its own, in turn.
 
-    One process has all devices, and on a CPU all share the cores.
+    A single process gets all devices. On a CPU, all processes share the cores.
 
     Raises:
         PeerError: JAX can't start its devices.
@@ -192,7 +193,7 @@ def environments_for(processes: int) -> list[dict[str, str]]:
         gpus = given.split(",") if given else [str(i) for i in range(devices["local"])]
         return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(processes)]
     if devices["platform"] == "tpu":
-        # A chip may be two devices. The bounds tell libtpu that other processes have the others.
+        # A chip may be two devices. The bounds tell libtpu that other processes use the others.
         files = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
         chips = len(files) or devices["local"]
         alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
@@ -201,7 +202,7 @@ def environments_for(processes: int) -> list[dict[str, str]]:
 
 
 def _devices() -> dict[str, Any]:
-    """What JAX finds here, asked in a process that ends: this one must not hold a device."""
+    """The devices that JAX finds. A child process asks JAX: this process must not hold a device."""
     program = [sys.executable, "-P", str(probe.__file__)]
     with Child(program, environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}) as child:
         done = child.wait(_PROBE_TIMEOUT_S)

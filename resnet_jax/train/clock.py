@@ -1,4 +1,4 @@
-"""Wall time of a run, and speed of its training without the pauses."""
+"""Wall time of a run, and training speed without pauses."""
 
 import contextlib
 import time
@@ -11,33 +11,36 @@ import jax
 class Clock:
     """Counts seconds over restarts, and images per second between log points.
 
-    All readings come from the monotonic clock, which no change of the system time disturbs.
+    All readings come from the monotonic clock, which changes of the system time don't affect.
+
+    Attributes:
+        earlier_s: seconds that the run took in earlier processes.
     """
 
     def __init__(self) -> None:
         """Start counting."""
-        self.earlier_s = 0.0  # seconds that the run took in earlier processes
-        self._started = time.monotonic()
-        self.start_lap(0)
+        self.earlier_s = 0.0
+        self._started = self._lap_started = time.monotonic()
+        self._lap_step = 0
 
     def wall_s(self) -> float:
-        """Seconds that the run has taken so far, pauses and compilation included."""
+        """Return the seconds that the run has taken so far, pauses and compilation included."""
         return self.earlier_s + time.monotonic() - self._started
 
     def start_lap(self, step: int) -> None:
-        """Leave what went before, such as compilation, out of the speed of training."""
+        """Exclude what happened before, such as compilation, from the training speed."""
         self._lap_started, self._lap_step = time.monotonic(), step
 
-    def lap(self, step: int, batch_size: int) -> tuple[float, float]:
-        """Training images per second since the last lap, and its seconds; begins another."""
-        elapsed = max(time.monotonic() - self._lap_started, 1e-9)
-        speed = (step - self._lap_step) * batch_size / elapsed
+    def lap(self, step: int, images_per_step: int) -> tuple[float, float]:
+        """Return (training images per second, seconds) since the last lap, and begin a new lap."""
+        elapsed_s = max(time.monotonic() - self._lap_started, 1e-9)
+        speed = (step - self._lap_step) * images_per_step / elapsed_s
         self.start_lap(step)
-        return speed, elapsed
+        return speed, elapsed_s
 
     @contextlib.contextmanager
     def paused(self, pending: Any) -> Iterator[None]:
-        """Keep what happens inside out of the lap, once the `pending` arrays are computed."""
+        """Exclude what happens inside from the lap, once the `pending` arrays are computed."""
         jax.block_until_ready(pending)
         began = time.monotonic()
         yield

@@ -1,12 +1,15 @@
-"""The network that another one learns from: `config.distill`."""
+"""Knowledge distillation: training on the outputs of another network, `config.distill`."""
 
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
+import optax
+from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import create_model
@@ -18,11 +21,48 @@ from resnet_jax.weights.preprocessing import read_preprocessing
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A trained network.
+class DistillConfig:
+    """The distillation term of the loss.
 
     Attributes:
-        path, sha256: of its file.
+        weight: share of the loss that is `distillation_loss`, 0 to 1.
+        temperature: of `distillation_loss`.
+    """
+
+    weight: float = 0.0
+    temperature: float = 1.0
+
+    def __call__(
+        self,
+        losses: Float[Array, " n"],
+        logits: Float[Array, "n k"],
+        teacher_logits: Float[Array, "n k"],
+    ) -> Float[Array, " n"]:
+        """Return the weighted mean of the losses on the labels and on the teacher's logits."""
+        losses = (1 - self.weight) * losses
+        return losses + self.weight * distillation_loss(
+            logits, teacher_logits, temperature=self.temperature
+        )
+
+
+def distillation_loss(
+    logits: Float[Array, "n k"], teacher_logits: Float[Array, "n k"], *, temperature: float
+) -> Float[Array, " n"]:
+    """T² × KL(softmax(teacher_logits / T) ‖ softmax(logits / T)), in nats.
+
+    Hinton et al. 2015 (1503.02531), section 2: the factor T² keeps the size of the gradients at
+    every temperature T. The paper's cross-entropy differs by a constant in the logits.
+    """
+    log_p, log_targets = (jax.nn.log_softmax(x / temperature) for x in (logits, teacher_logits))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_p, log_targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network to distil from.
+
+    Attributes:
+        path, sha256: path and SHA-256 of its weight file.
         variables: {"params", "batch_stats"}.
     """
 
@@ -31,28 +71,31 @@ class Teacher:
     variables: dict[str, Any]
 
     def record(self) -> dict[str, str]:
-        """What a checkpoint says of it."""
+        """Return what checkpoints record of the teacher."""
         return {"file": os.path.basename(self.path), "sha256": self.sha256}
 
     def check(self, recorded: Mapping[str, str] | None) -> None:
-        """Compare with the `record` that a checkpoint has, if it has one.
+        """Compare with the `record` in a checkpoint; checkpoints of older versions have None.
 
         Raises:
-            ConfigError: the file is another one.
+            ConfigError: the weight file has changed.
         """
         if recorded and recorded["sha256"] != self.sha256:
             raise ConfigError(
                 f"{self.path} isn't the teacher that the run began with (its SHA-256 was"
-                f" {recorded['sha256']}). Nothing was touched; put the old one back, or choose"
+                f" {recorded['sha256']}). Nothing was touched; put the old file back, or choose"
                 " another --workdir to begin anew."
             )
 
 
 def teacher_model(config: ml_collections.ConfigDict, num_classes: int) -> ResNet | None:
-    """The network of `config.distill.model`, computing in the type of the student's.
+    """Create the network `config.distill.model`, which computes in the student's dtype.
+
+    Returns:
+        The network, or None without distillation.
 
     Raises:
-        ConfigError: it is unknown, or no `ResNet`, for which alone there are weight files.
+        ConfigError: unknown model, or not a `ResNet`: only ResNets have weight files.
     """
     if not config.distill.model:
         return None
@@ -73,16 +116,16 @@ def read_teacher(
     image_shape: tuple[int, int, int],
     class_names: Sequence[str],
 ) -> Teacher:
-    """Read the weights that `config.distill.teacher` names.
+    """Read the weight file `config.distill.teacher`.
 
     Args:
-        config: of the run.
-        model: of `teacher_model`.
+        config: the run's configuration.
+        model: the result of `teacher_model`.
         image_shape: (h, w, c) of the data's images.
-        class_names: the data's.
+        class_names: class names of the data.
 
     Raises:
-        ConfigError: classes or normalisation of the file aren't those of the run: the teacher sees
+        ConfigError: the file's classes or normalisation differ from the run's. The teacher gets
             the student's images.
         DataError: the file can't be read, or doesn't fit the model.
     """
@@ -91,7 +134,7 @@ def read_teacher(
     check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     if notes and notes.class_names and tuple(notes.class_names) != tuple(class_names):
-        raise ConfigError(f"the classes of {path} aren't the data's, in their order.")
+        raise ConfigError(f"the classes of {path} aren't the data's classes in the same order.")
     if notes:
         for name in ("mean", "std"):
             theirs, ours = getattr(notes, name), config.data[name]

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example of a split counts once, and the count is asserted."""
+"""Inference, and exact evaluation: every example of a split counts once, which is asserted."""
 
 import dataclasses
 import functools
@@ -11,18 +11,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.models.presets import Network
 from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
-from resnet_jax.train.metrics import finite_or_largest, masked_sums, with_spread
+from resnet_jax.train.metrics import RESERVED, finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
-"""Of images of a split, that each device keeps."""
+"""The most bytes of a split's images per device that stay on the device between evaluations."""
 
-_CHUNK_BYTES = 2**28  # of images, that are sent to each device at a time
+_CHUNK_BYTES = 2**28
+"""Bytes of images per device that are sent at a time if the split doesn't stay on the devices."""
+
+Apply = Callable[[Any, Float[Array, "n h w c"]], Any]
+"""From variables and normalised images to logits [n, k]: the `apply` of a network, for example."""
+
+
+def predict_logits(
+    apply: Apply,
+    variables: Any,
+    images: UInt8[Array, "n h w c"],
+    normalization: Any,
+    *,
+    mirrored: bool = False,
+) -> Float[Array, "n k"]:
+    """The logits of images as a network takes them from files.
+
+    Args:
+        apply: from variables and normalised images to logits.
+        variables: its first argument.
+        images: of the shape that the network takes.
+        normalization: {"mean", "std"} in grey levels; None if `images` are normalised already.
+        mirrored: return the mean of the logits of each image and of its mirror image.
+    """
+    inputs = images if normalization is None else normalize(images, normalization)
+    logits = apply(variables, inputs)
+    if mirrored:
+        logits = (logits + apply(variables, inputs[:, :, ::-1])) / 2
+    return logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +95,8 @@ class Evaluation:
     def from_scalars(cls, scalars: Mapping[str, Any]) -> "Evaluation":
         """The evaluation whose `scalars` these are, without the confusion matrix."""
         examples, values = scalars["examples"], scalars.get("seeds", {})
-        names = [name for name in scalars if name not in ("examples", "std", "seeds")]
+        names = list(dict.fromkeys(("loss", "top1", "top5", *scalars)))
+        names = [name for name in names if name not in RESERVED]
         of_seeds = zip(*(values[name] for name in names), strict=True) if values else ()
         return cls(
             examples,
@@ -91,31 +119,45 @@ def bounded(scores: Evaluation) -> Evaluation:
 
 
 class Evaluator:
-    """Scores variables on a split, which is kept on the devices if it isn't too large for that."""
+    """Evaluates variables on one split, which stays on the devices unless it is large."""
 
-    def __init__(self, model: Network, data: ImageSet, *, batch_size: int, mesh: Mesh) -> None:
-        """Lay the split out in whole batches, with a mask.
+    def __init__(
+        self,
+        apply: Apply,
+        data: ImageSet,
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        metrics: Sequence[str] = (),
+    ) -> None:
+        """Lay the split out in batches of equal size, with a mask for the padding.
 
-        The scores don't depend on the size of the batch, which is rounded up to one that the
-        mesh can share, and down to the size of the split.
+        Args:
+            apply: from variables and normalised images to logits, such as `model.apply`.
+            data: the split.
+            batch_size: examples per batch, over all devices. It is rounded up to a multiple of
+                the number of devices; the metrics don't depend on it.
+            mesh: the devices.
+            metrics: names of registered metrics to score beside `METRICS`.
         """
-        self._data, self._mesh = data, mesh
+        self._apply, self._data, self._mesh, self._metrics = apply, data, mesh, metrics
         shape = data.images.shape[1:]
         self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
         self._resident = self._chunk(0) if self._chunks[0] == 1 else None
-        self._model = model
-        self._scores: dict[bool, jax.stages.Wrapped] = {}
+        self._programs: dict[bool, jax.stages.Wrapped] = {}
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def __call__(self, variables: Any, normalization: Any, *, mirrored: bool = False) -> Evaluation:
-        """Score `variables` on the whole split; see `make_score` for `mirrored`.
+        """Evaluate `variables` on the whole split; the arguments are as in `predict_logits`.
 
         Raises:
             AssertionError: not every example was counted exactly once.
         """
-        if mirrored not in self._scores:
-            self._scores[mirrored] = make_score(self._model, self._mesh, mirrored=mirrored)
-        score = functools.partial(self._scores[mirrored], variables, normalization)
+        if mirrored not in self._programs:
+            self._programs[mirrored] = make_score(
+                self._apply, self._mesh, mirrored=mirrored, metrics=self._metrics
+            )
+        score = functools.partial(self._programs[mirrored], variables, normalization)
         sums = score(self._resident) if self._resident else self._sums_of_chunks(score)
         sums = jax.device_get(sums)
         counted = int(sums["examples"])
@@ -127,21 +169,21 @@ class Evaluator:
             confusion=sums["confusion"].astype(np.int64),
         )
 
-    def _sums_of_chunks(self, score: Callable[[Any], dict[str, jax.Array]]) -> Any:
-        """The sums of chunk after chunk; the next one is sent while one is scored."""
+    def _sums_of_chunks(self, score: Callable[[Any], dict[str, Any]]) -> Any:
+        """The sums over all chunks. The next chunk is sent while one is evaluated."""
         sums, chunk = None, self._chunk(0)
         for number in range(self._chunks[0]):
             done = score(chunk)
             before, sums = sums, self._add(sums, done) if sums else done
             if number + 1 < self._chunks[0]:
                 chunk = self._chunk(number + 1)
-            # No more than two of them lie on the devices.
+            # Keeps at most two chunks on the devices.
             jax.block_until_ready(before)
         assert sums
         return sums
 
     def _chunk(self, number: int) -> Any:
-        """Images, labels and mask of a chunk, [batches, examples of each, …], on the mesh."""
+        """Images, labels and mask of a chunk, [batches, examples per batch, …], on the mesh."""
         _, batches, size = self._chunks
         start = number * batches * size
         stop = min(start + batches * size, len(self._data))
@@ -158,32 +200,6 @@ class Evaluator:
         return put_global(arrays, batch_sharding(self._mesh, axis=1))
 
 
-class SeedEvaluator:
-    """Scores the variables of several seeds on a split, one after the other."""
-
-    def __init__(self, evaluator: Evaluator, *, seeds: int, mesh: Mesh) -> None:
-        """Score `seeds` of them by the evaluator of a single run."""
-        self._evaluator, self._seeds = evaluator, seeds
-
-        def entry(tree: Any, number: jax.Array) -> Any:
-            return jax.tree.map(lambda leaf: leaf[number], tree)
-
-        self._entry = jax.jit(entry, out_shardings=replicated(mesh))
-
-    def __call__(self, variables: Any, normalization: Any) -> Evaluation:
-        """See `mean_over_seeds`.
-
-        Raises:
-            AssertionError: as `Evaluator`.
-        """
-        return mean_over_seeds(
-            [
-                self._evaluator(*self._entry((variables, normalization), number))
-                for number in range(self._seeds)
-            ]
-        )
-
-
 def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
     """The evaluation of several seeds: mean metrics, the sum of the confusion matrices."""
     means = {
@@ -198,9 +214,9 @@ def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
 def chunks_of(
     examples: int, image_shape: Sequence[int], *, batch_size: int, mesh: Mesh
 ) -> tuple[int, int, int]:
-    """In how many chunks, of how many batches, of how many examples a split is scored.
+    """(Chunks, batches per chunk, examples per batch) in which a split is evaluated.
 
-    A split of which each device has little is one chunk.
+    There is a single chunk if the split is small enough to stay on the devices.
     """
     batches, batch_size = batches_of(examples, batch_size=batch_size, mesh=mesh)
     bytes_of_batch = batch_size // mesh.size * math.prod(image_shape)
@@ -212,61 +228,60 @@ def chunks_of(
 
 
 def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]:
-    """How many batches of how many examples a split is scored in."""
+    """(Batches, examples per batch) in which a split is evaluated."""
     devices = mesh.size
     batch_size = -(-min(batch_size, examples) // devices) * devices
     return -(-examples // batch_size), batch_size
 
 
-def make_score(model: Network, mesh: Mesh, *, mirrored: bool = False) -> jax.stages.Wrapped:
-    """The jitted scores of a split: `score(variables, normalization, batches)`.
+def make_score(
+    apply: Apply, mesh: Mesh, *, mirrored: bool = False, metrics: Sequence[str] = ()
+) -> jax.stages.Wrapped:
+    """Make the jitted evaluation of a split: `score(variables, normalization, batches)`.
 
-    With `mirrored` the logits are means of those of an image and of its mirror image.
+    `batches` are images, labels and masks, [batches, examples per batch, …], split over the mesh
+    along the second dimension. The result has sums over the examples whose mask is true:
+    "examples", "metrics" by name, "confusion" [k, k].
 
-    `batches` are images, labels and masks, [batches, examples of each, …], split over the mesh
-    along the second dimension. The result is summed over the examples whose mask is true.
+    Args:
+        apply, mirrored: as in `predict_logits`.
+        mesh: the devices.
+        metrics: as in `Evaluator`.
     """
 
-    def score(variables: Any, normalization: Any, batches: Any) -> dict[str, jax.Array]:
-        def body(sums: Any, batch: Any) -> tuple[Any, None]:
+    def score(variables: Any, normalization: Any, batches: Any) -> dict[str, Any]:
+        def sums_of(batch: Any) -> dict[str, Any]:
             images, labels, mask = batch
-            inputs = normalize(images, normalization)
-            logits: Any = model.apply(variables, inputs)
-            if mirrored:
-                logits = (logits + model.apply(variables, inputs[:, :, ::-1])) / 2
-            return jax.tree.map(jnp.add, sums, _sums(logits, labels, mask)), None
+            logits = predict_logits(apply, variables, images, normalization, mirrored=mirrored)
+            classes, ones = logits.shape[-1], mask.astype(jnp.int32)
+            confusion = jnp.zeros((classes, classes), jnp.int32)
+            return {
+                "examples": ones.sum(),
+                "metrics": masked_sums(logits, labels, mask, metrics),
+                "confusion": confusion.at[labels, logits.argmax(axis=-1)].add(ones),
+            }
 
-        zero = jax.tree.map(
-            jnp.zeros_like,
-            _sums(jnp.zeros((1, model.num_classes)), jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)),
-        )
+        def body(sums: Any, batch: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, sums_of(batch)), None
+
+        first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batches)
+        shapes = jax.eval_shape(sums_of, first)
+        zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
         return jax.lax.scan(body, zero, batches)[0]
 
     whole = replicated(mesh)
-    # The variables come as they lie: kernels may be split, and are gathered where they are used.
-    return jax.jit(
-        score, in_shardings=(None, whole, batch_sharding(mesh, axis=1)), out_shardings=whole
-    )
+    # No sharding is imposed on the variables: kernels may be split, and are gathered where used.
+    data = batch_sharding(mesh, axis=1)
+    return jax.jit(score, in_shardings=(None, whole, data), out_shardings=whole)
 
 
 def abstract_batches(
     batches: int, batch_size: int, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """The shapes of what `make_score`'s function takes as `batches`."""
+    """The shapes of the `batches` that the function of `make_score` takes."""
     shape, layout = (batches, batch_size), batch_sharding(mesh, axis=1)
     return (
         jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8, sharding=layout),
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout),
         jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=layout),
     )
-
-
-def _sums(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, Any]:
-    """Sums over the examples of one batch whose mask is true."""
-    classes, ones = logits.shape[-1], mask.astype(jnp.int32)
-    confusion = jnp.zeros((classes, classes), jnp.int32)
-    return {
-        "examples": ones.sum(),
-        "metrics": masked_sums(logits, labels, mask),
-        "confusion": confusion.at[labels, logits.argmax(axis=-1)].add(ones),
-    }

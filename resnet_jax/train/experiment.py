@@ -1,49 +1,39 @@
-"""A blueprint and its data, and what a run needs of both."""
+"""`Experiment`: a `TrainSpec` with its data and weights, and what a run makes of them."""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from resnet_jax.config.schema import model_overrides, streams
-from resnet_jax.data.datasets import Dataset, ImageSet, load_dataset
+from resnet_jax.data.datasets import Dataset, load_dataset
 from resnet_jax.data.images.normalization import given_normalization, measure_normalization
 from resnet_jax.data.loaders.in_memory import InMemoryLoader
 from resnet_jax.data.loaders.loader import Loader
-from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
+from resnet_jax.train.checks import check_batch, check_names
+from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.distillation import Teacher, read_teacher
-from resnet_jax.train.evaluate import Evaluator, SeedEvaluator
-from resnet_jax.train.intervals import check_batch
-from resnet_jax.train.metrics import TrainMetrics
-from resnet_jax.train.multi_seed import (
-    Seeds,
-    SeedStreams,
-    batch_layout,
-    single_configs,
-    stack,
-    state_layout,
-)
+from resnet_jax.train.evaluate import Evaluator
+from resnet_jax.train.multi_seed import SeedAxis, single_configs
 from resnet_jax.train.pretrained import Pretrained, read_pretrained
-from resnet_jax.train.spec import Blueprint, evaluation_crop
+from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 
 if TYPE_CHECKING:
-    from resnet_jax.train.diagnostics.probe import Probe
+    from resnet_jax.train.diagnostics.probe import Measured, Probe
 
 
 def load_data(config: ml_collections.ConfigDict) -> Dataset:
-    """Read the splits that `config.data` names: "train", "validation", "test".
+    """Read the splits of `config.data`: "train", "validation", "test".
 
     Raises:
         ConfigError: no such data or splits, or the splits share examples.
-        DataError: data that are missing or damaged.
+        DataError: the data are missing or damaged.
     """
     splits = {role: config.data[role] for role in ("train", "validation", "test")}
     return load_dataset(
@@ -58,25 +48,33 @@ def load_data(config: ml_collections.ConfigDict) -> Dataset:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Experiment(Blueprint):
-    """A blueprint and its data. Making one reads the data, but compiles nothing."""
+class Experiment:
+    """A spec with its data. Making an experiment reads the data, but compiles nothing.
 
+    Attributes:
+        spec: the spec.
+        dataset: the splits.
+        normalization: {"mean", "std"} of the training images, in grey levels: given by the config
+            or measured.
+    """
+
+    spec: TrainSpec
     dataset: Dataset
-    normalization: dict[str, np.ndarray]  # that the config gives, or of the training images
+    normalization: dict[str, np.ndarray]
 
     @classmethod
     def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
-        """Build the parts of a config that is valid, cheap checks first.
+        """Make the experiment of a config that `validate` accepts; cheap checks come first.
 
         Raises:
             ConfigError: an impossible config.
-            DataError: data that are missing or damaged.
+            DataError: the data are missing or damaged.
         """
+        check_names(config)
         for single in single_configs(config):
             create_model(single.model.name, **model_overrides(single))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
-        seeds = Seeds.of(config, mesh)
-        check_batch(config, None if seeds and seeds.spread else mesh)
+        check_batch(config, SeedAxis.make(config, mesh).step_mesh)
         dataset = load_data(config)
         normalization = given_normalization(config.data.mean, config.data.std)
         if streams(config):
@@ -88,166 +86,130 @@ class Experiment(Blueprint):
             normalization = normalization or measure_normalization(
                 train.images, config.data.normalize
             )
-        parts = cls.parts(
+        spec = TrainSpec.make(
             config,
             mesh=mesh,
             image_shape=image_shape,
             num_classes=dataset.num_classes,
             train_examples=train_examples,
         )
-        experiment = cls(**parts, dataset=dataset, normalization=normalization)
+        experiment = cls(spec, dataset, normalization)
         if config.diagnostics.every:
-            experiment.probe()  # refuses what can't be measured
+            _ = experiment.probe  # refuses networks that can't be measured
         return experiment
 
     @functools.cached_property
     def pretrained(self) -> Pretrained | None:
-        """The weights that a new run begins with, if it doesn't draw all; read when asked for.
+        """The weights that a new run begins with, read when first used; None for random weights.
 
         Raises:
-            ConfigError: they don't go with the config.
-            DataError: they can't be read, or don't fit.
+            ConfigError: the weights don't go with the config.
+            DataError: the weights can't be read, or don't fit.
         """
-        if not self.config.init_from:
+        config, model = self.spec.config, self.spec.model
+        if not config.init_from:
             return None
-        assert isinstance(self.model, ResNet)  # else it would have been refused
+        assert isinstance(model, ResNet)  # `TrainSpec.make` refuses other networks
         return read_pretrained(
-            self.config,
-            self.model,
-            image_shape=self.image_shape,
+            config,
+            model,
+            image_shape=self.spec.image_shape,
             class_names=self.dataset.class_names,
         )
 
     @functools.cached_property
     def teacher(self) -> Teacher | None:
-        """The network that the run learns from; read when asked for.
+        """The teacher with its weights, read when first used; None without distillation.
 
         Raises:
-            ConfigError: it doesn't go with the config.
-            DataError: it can't be read, or doesn't fit.
+            ConfigError: the teacher doesn't go with the config.
+            DataError: the weights can't be read, or don't fit.
         """
-        if self.teacher_model is None:
+        if self.spec.teacher_model is None:
             return None
         return read_teacher(
-            self.config,
-            self.teacher_model,
-            image_shape=self.image_shape,
+            self.spec.config,
+            self.spec.teacher_model,
+            image_shape=self.spec.image_shape,
             class_names=self.dataset.class_names,
         )
 
     def teacher_variables(self) -> tuple[Any, ...]:
-        """What `train_steps` takes last, on every device; nothing without a teacher."""
+        """Return (variables of the teacher,), on every device; () without a teacher."""
         if self.teacher is None:
             return ()
-        return (put_global(self.teacher.variables, replicated(self.mesh)),)
+        return (put_global(self.teacher.variables, replicated(self.spec.mesh)),)
 
     def initial_state(self) -> TrainState:
-        """The state before the first step, laid out on the mesh; raises as `pretrained`."""
-        normalization, weights = self.normalization, self.pretrained
-        if weights and not self.config.data.mean:
-            normalization = given_normalization(weights.mean, weights.std) or normalization
-        drawn = weights.variables if weights else None
-        states = [single._initial_state(normalization, drawn) for single in self.singles]
-        layout = state_layout(states[0], self.mesh, self.seeds)
-        return put_global(stack(states) if self.seeds else states[0], layout)
-
-    def empty_meter(self) -> TrainMetrics:
-        """What the meter of a state is replaced with after a log point."""
-        zero = jax.device_get(TrainMetrics.zero())
-        layout = state_layout(zero, self.mesh, self.seeds)
-        return put_global(stack([zero] * len(self.seeds)) if self.seeds else zero, layout)
-
-    def single_states(self, state: TrainState) -> Iterator[TrainState]:
-        """The state of each seed, whole on every device; the state itself without several."""
-        if not self.seeds:
-            yield state
-            return
-        for number in range(len(self.seeds)):
-            yield self._entry(state, number)
-
-    @functools.cached_property
-    def _entry(self) -> jax.stages.Wrapped:
-        """The state of one of several seeds; jitted once, for all calls of `single_states`."""
-
-        def entry(tree: TrainState, number: jax.Array) -> TrainState:
-            return jax.tree.map(lambda leaf: leaf[number], tree)
-
-        return jax.jit(entry, out_shardings=replicated(self.mesh))
-
-    def meters(self, state: TrainState) -> list[TrainMetrics]:
-        """The meter of each seed, on the host; one without several."""
-        meter = jax.device_get(state.meter)
-        if not self.seeds:
-            return [meter]
-        entries = range(len(self.seeds))
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], meter) for i in entries]
-
-    def probe(self) -> "Probe":
-        """What measures the inside of the network of a seed.
+        """Return the state before the first step, on the mesh.
 
         Raises:
-            ConfigError: it is of a kind whose inside isn't known.
+            ConfigError, DataError: as `pretrained`.
+        """
+        normalization, weights = self.normalization, self.pretrained
+        if weights and not self.spec.config.data.mean:
+            normalization = given_normalization(weights.mean, weights.std) or normalization
+        return self.spec.initial_state(
+            normalization, pretrained=weights.variables if weights else None
+        )
+
+    @functools.cached_property
+    def probe(self) -> "Probe":
+        """The diagnostics of the network of one seed.
+
+        Raises:
+            ConfigError: the network is of a kind without diagnostics.
         """
         from resnet_jax.train.diagnostics.probe import Probe  # noqa: PLC0415 - few runs need it
 
+        diagnostics = self.spec.config.diagnostics
         return Probe(
-            self.model,
-            self.optimizer,
+            self.spec.model,
+            self.spec.step.optimizer,
             self.dataset.splits["train"],
-            what=self.config.diagnostics.what,
-            examples=self.config.diagnostics.examples,
+            what=diagnostics.what,
+            examples=diagnostics.examples,
         )
 
-    def orders(self) -> list[IndexSampler]:
-        """Which training examples come when, of each seed; one without several."""
-        return [
-            IndexSampler(
-                single.config.seed,
-                single.plan.train_examples,
-                single.config.batch_size,
-                repeats=single.config.data.repeats,
-            )
-            for single in self.singles
-        ]
+    def diagnose(self, state: TrainState) -> "list[Measured]":
+        """Measure the inside of the network of each seed."""
+        return [self.probe(single) for single in self.spec.seeds.each(state)]
 
-    def batches(self) -> Loader:
-        """Where the training batches come from."""
-        orders, shape = self.orders(), self.batch_shape()
-        if streams(self.config):
-            # It needs libraries for which others needn't wait.
+    def loader(self) -> Loader:
+        """Return the source of the training batches."""
+        spec, config = self.spec, self.spec.config
+        orders = spec.orders()
+        if streams(config):
+            # Its libraries take long to import.
             from resnet_jax.data.loaders.streaming import StreamingLoader  # noqa: PLC0415
 
             return StreamingLoader(
                 self.dataset.streamed["train"],
                 orders[0],
-                shape=shape,
-                mesh=self.mesh,
-                area=tuple(self.config.data.random_crop_area),
-                sizes=self.image_sizes,
-                total_steps=self.plan.total_steps,
-                workers=self.config.data.workers,
+                shape=spec.batch_shape,
+                mesh=spec.mesh,
+                area=tuple(config.data.random_crop_area),
+                sizes=spec.image_sizes,
+                total_steps=spec.intervals.total_steps,
+                workers=config.data.workers,
             )
         return InMemoryLoader(
             self.dataset.splits["train"],
-            SeedStreams(tuple(orders)) if self.seeds else orders[0],
-            shape=shape,
-            layout=batch_layout(self.mesh, self.seeds),
-            mesh=self.mesh,
-            resident=self.resident,
+            spec.seeds.order(orders),
+            shape=spec.batch_shape,
+            layout=spec.seeds.batch_sharding,
+            mesh=spec.mesh,
+            resident=spec.resident,
         )
 
-    def evaluators(self) -> dict[str, Evaluator | SeedEvaluator]:
-        """What scores each held-out split, its images on the devices."""
+    def evaluators(self) -> dict[str, Evaluator]:
+        """Return the evaluator of each held-out split; its images are put on the devices."""
+        batch_size, mesh = self.spec.config.eval_batch_size, self.spec.mesh
+        metrics = self.spec.config.metrics
         return {
-            split: self._evaluator(data)
+            split: Evaluator(
+                self.spec.model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
+            )
             for split, data in self.dataset.splits.items()
             if split != "train"
         }
-
-    def _evaluator(self, data: ImageSet) -> Evaluator | SeedEvaluator:
-        evaluator = Evaluator(
-            self.model, data, batch_size=self.config.eval_batch_size, mesh=self.mesh
-        )
-        if not self.seeds:
-            return evaluator
-        return SeedEvaluator(evaluator, seeds=len(self.seeds), mesh=self.mesh)

@@ -1,7 +1,15 @@
-"""`fit`: a whole run, from a config to a directory of results."""
+"""`fit`: a whole run, from a config to a directory of results.
+
+A training step reads in three files: this file checks, locks and restores; loop.py is the training
+loop; step.py is the pure step.
+"""
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -15,20 +23,66 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import (
     CHECKPOINTS,
     CONFIG,
+    SUMMARY,
     check_config,
     prepare_workdir,
-    sweep_drafts,
+    remove_temporary_files,
     write_atomically,
 )
-from resnet_jax.config.schema import describe_differences, to_json, validate
+from resnet_jax.config.extensions import extension_digests, import_extensions
+from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
-from resnet_jax.parallel.job.process import failing_together, is_main
+from resnet_jax.logging.console import TrainingConsole
+from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.parallel.job.agreement import (
+    MAIN,
+    all_gather_object,
+    check_consistent,
+    is_main,
+)
+from resnet_jax.train.clock import Clock
+from resnet_jax.train.dispatch import CompiledSteps
+from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.job_fingerprint import common_ground
-from resnet_jax.train.loop import FitResult, Run, nothing_to_lose
+from resnet_jax.train.finish import finish_run, show_finished
+from resnet_jax.train.job_fingerprint import job_fingerprint
+from resnet_jax.train.loop import train_loop
+from resnet_jax.train.nonfinite import NonfiniteRecord
+from resnet_jax.train.precise_bn import PreciseStatistics
 from resnet_jax.train.pretrained import name_model
+from resnet_jax.train.records import Recorder
+from resnet_jax.train.recovery import Recovery
+from resnet_jax.train.restore import Beginning, restore_or_begin
+from resnet_jax.train.saving import Saver
+from resnet_jax.train.scoring import Scorer
+from resnet_jax.train.spec import TrainSpec
+from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.paths import as_path
+from resnet_jax.utils.paths import as_path, bucket_errors, is_remote
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """Result of `fit`.
+
+    Attributes:
+        state: the last state.
+        history: the records of metrics.jsonl, one dict per record.
+        evaluation: final scores by name: "validation", "test", with moving averages also
+            "validation_ema" and "test_ema", and "test_best", the best checkpoint's scores on the
+            test split, if that checkpoint is intact. Empty if the run stopped early. Without
+            confusion matrices if the run had finished before: the scores are then read from
+            summary.json.
+        best: {"step", "top1", "loss"} on the validation split, or None without that split.
+        stopped_early: the run was asked to stop. Everything is saved, and `fit` resumes here.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    evaluation: dict[str, Evaluation]
+    best: dict[str, Any] | None
+    stopped_early: bool
 
 
 def fit(
@@ -39,28 +93,28 @@ def fit(
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
 ) -> FitResult:
-    """Train the model of `config`, or go on where the run in `workdir` was stopped.
+    """Train the model of `config`, or resume the run in `workdir`.
 
     Args:
-        config: made by a file in configs/ or by `default_config`.
-        workdir: directory of the run, created if need be; it is bound to this config. Several
-            processes must share it. It may be in a bucket: gs://….
+        config: from a file in configs/ or from `default_config`.
+        workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
+            processes of a job must share it. It may be in a bucket: gs://….
         stop_at_step: save and return after this step, as if a signal had asked for it.
         stop: a request that the caller has entered already; by default `fit` listens for signals
             itself while it trains.
-        on_hang: called in another thread with a sentence when nothing has happened for
+        on_hang: called in another thread with a message when there was no progress for
             `config.hang_timeout_s`, after the stacks of all threads were printed, or when another
-            run has taken `workdir` over; it may end the process, which nothing else can. By
-            default the run goes on.
+            run has taken over `workdir`. It may end the process, which the stuck main thread
+            can't. By default the run goes on.
 
     Raises:
         UsageError: `stop_at_step` is less than 1.
-        ConfigError: an impossible config, or not the one that the run in `workdir` began with, or
-            not that of the other processes, or one that takes more memory than there is.
+        ConfigError: the config is impossible, needs too much memory, or differs from the config of
+            the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
-        DataError: data or checkpoints are missing or damaged, or data have changed.
+        DataError: data or checkpoints are missing or damaged, or the data have changed.
         WriteError: `workdir` can't be written.
-        NumericalError: something stopped being finite; nothing of that was saved.
+        NumericalError: a loss, gradient or parameter isn't finite. What is saved is finite.
         StoppedEarly: a signal came before there was anything to save.
     """
     if stop_at_step is not None and stop_at_step < 1:
@@ -89,6 +143,14 @@ def _out_of_memory(error: Exception) -> ConfigError:
     )
 
 
+def interrupt_immediately(stop: StopRequest) -> contextlib.AbstractContextManager[None]:
+    """While inside, a signal ends the run at once, because there is nothing to save.
+
+    The processes of a job agree on a step to stop at instead.
+    """
+    return contextlib.nullcontext() if jax.process_count() > 1 else stop.interrupt_immediately()
+
+
 def _fit(
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
@@ -98,12 +160,17 @@ def _fit(
     stop_at_step: int | None,
     on_hang: Callable[[str], None] | None,
 ) -> FitResult:
-    """Check all that can be checked before anything is compiled, and run."""
-    about = common_ground(config, stop_at_step=stop_at_step)
-    with nothing_to_lose(stop), failing_together(about) as common:
+    """Check everything that can be checked before anything is compiled, lock, and train."""
+    fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
+    with interrupt_immediately(stop), check_consistent(fingerprint) as common:
+        here = None if is_remote(workdir) else Path(workdir)
+        import_extensions(config.extensions, workdir=here)
+        common["the sources of extensions"] = extension_digests(config.extensions)
         validate(config)
         prepare_workdir(workdir)
-        check_place = held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else None
+        check_workdir: Callable[[], None] = _no_check
+        if is_main():
+            check_workdir = held.enter_context(locked(workdir, on_lost=on_hang))
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
@@ -114,19 +181,137 @@ def _fit(
             common["the weights of distill.teacher"] = experiment.teacher.sha256
     check_shared(workdir)
     if is_main():  # all processes have made their probes by now
-        sweep_drafts(workdir)
+        remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
-    run = Run(
-        *(experiment, workdir, checkpoints, stop, watchdog),
-        check_place=check_place,
-        stop_at_step=stop_at_step,
-    )
     try:
-        return run.go()
+        return _run(
+            experiment,
+            workdir,
+            checkpoints,
+            stop,
+            watchdog,
+            stop_at_step=stop_at_step,
+            check_workdir=check_workdir,
+        )
     except BaseException:
         checkpoints.finish_writing()
         raise
+
+
+def _no_check() -> None:
+    """Only the main process of a job checks the work directory."""
+
+
+def _run(
+    experiment: Experiment,
+    workdir: epath.Path,
+    checkpoints: Checkpointer,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    *,
+    stop_at_step: int | None,
+    check_workdir: Callable[[], None],
+) -> FitResult:
+    """Restore the newest good checkpoint, train to the end or a stop, and put on record."""
+    spec, config, clock = experiment.spec, experiment.spec.config, Clock()
+    total_steps = spec.intervals.total_steps
+    with interrupt_immediately(stop):
+        watchdog.now("restoring")
+        begin = restore_or_begin(experiment, checkpoints, workdir)
+    state, step = begin.state, begin.step
+    clock.earlier_s = begin.wall_s
+    if step >= total_steps and all_gather_object(_is_on_record(workdir))[MAIN]:
+        with TrainingConsole(total_steps=total_steps, start_step=step) as console:
+            _open(console, spec, workdir, begin)
+            history, evaluation = show_finished(workdir, console)
+        return FitResult(state, history, evaluation, begin.best, stopped_early=False)
+
+    scorer = Scorer(experiment.evaluators(), spec)
+    with (
+        MetricsLog(workdir, start_step=step, records=begin.records) as log,
+        TrainingConsole(total_steps=total_steps, start_step=step) as console,
+    ):
+        _open(console, spec, workdir, begin)
+        if begin.change:
+            console.say(begin.change)
+        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock)
+        nonfinite = NonfiniteRecord(
+            workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
+        )
+        saver = Saver(
+            checkpoints,
+            begin.facts,
+            best=begin.best,
+            log=log,
+            nonfinite=nonfinite,
+            clock=clock,
+            log_every=config.log_every,
+            attempts=config.save_attempts,
+        )
+        recovery = Recovery(spec, nonfinite, checkpoints, saver)
+        if step < total_steps:
+            with contextlib.closing(experiment.loader()) as loader:
+                with interrupt_immediately(stop):
+                    loader.start(step)  # reads images while the step compiles
+                    teacher = experiment.teacher_variables()
+                    run_steps = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
+                    measure = PreciseStatistics(spec) if config.precise_bn else None
+                    run_steps.compile(state, step)
+                validate = functools.partial(scorer, "validation")
+                state, step = train_loop(
+                    state,
+                    step,
+                    spec=spec,
+                    loader=loader,
+                    run_steps=run_steps,
+                    measure_statistics=measure,
+                    validate=validate if "validation" in scorer.splits else None,
+                    diagnose=experiment.diagnose,
+                    recorder=recorder,
+                    saver=saver,
+                    recovery=recovery,
+                    clock=clock,
+                    watchdog=watchdog,
+                    stop=stop,
+                    stop_at_step=stop_at_step,
+                    check_workdir=check_workdir,
+                )
+        if step < total_steps:
+            watchdog.now("finishing the last checkpoint")
+            checkpoints.close()
+            console.stopped(step, workdir)
+            return FitResult(state, log.history, {}, saver.best, stopped_early=True)
+        evaluation = finish_run(
+            state,
+            step,
+            experiment=experiment,
+            scorer=scorer,
+            checkpoints=checkpoints,
+            saver=saver,
+            recovery=recovery,
+            recorder=recorder,
+            watchdog=watchdog,
+        )
+        return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
+
+
+def _is_on_record(workdir: epath.Path) -> bool:
+    with bucket_errors(workdir):
+        return (workdir / SUMMARY).exists()
+
+
+def _open(console: TrainingConsole, spec: TrainSpec, workdir: epath.Path, begin: Beginning) -> None:
+    devices = spec.mesh.devices
+    console.opening(
+        workdir,
+        title=f"{spec.config.model.name} on {spec.config.data.name}",
+        train_examples=spec.intervals.train_examples,
+        batch_size=spec.intervals.batch_size,
+        devices=f"{devices.size} × {devices.flat[0].device_kind}",
+        seeds=spec.config.seeds,
+        notices=begin.notices,
+    )

@@ -1,42 +1,52 @@
-"""When things happen in a run, and how its batches are divided."""
+"""When a run logs, evaluates, saves and ends."""
 
 import dataclasses
 import math
 
 import ml_collections
-from jax.sharding import Mesh
 
 from resnet_jax.config.schema import streams
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import check_divisible
+from resnet_jax.train.data_sizes import duration_unit
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """When a run logs, evaluates, saves and ends; the config's durations in examples and steps."""
+class Intervals:
+    """When a run logs, evaluates, saves and ends; the config's durations in examples and steps.
+
+    Attributes:
+        batch_size: examples per step.
+        train_examples: examples of the training split.
+        total_steps: steps of the run.
+        log_every: steps between log points.
+        steps_per_dispatch: largest number of steps per dispatch.
+        eval_every, checkpoint_every: examples between evaluations and between checkpoints.
+        diagnose_every: examples between diagnostics; 0 disables them.
+    """
 
     batch_size: int
     train_examples: int
     total_steps: int
-    log_every: int  # steps
+    log_every: int
     steps_per_dispatch: int
-    eval_every: int  # examples
-    checkpoint_every: int  # examples
-    diagnose_every: int  # examples; 0 for never
+    eval_every: int
+    checkpoint_every: int
+    diagnose_every: int
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict, *, train_examples: int) -> "Plan":
+    def make(cls, config: ml_collections.ConfigDict, *, train_examples: int) -> "Intervals":
         """Convert the durations of `config`.
 
         Raises:
-            ConfigError: the training split is smaller than a batch, or the run has no steps.
+            ConfigError: the training split is smaller than a batch, or the run has no steps or too
+                many.
         """
         if train_examples < config.batch_size:
             raise ConfigError(
                 f"data.train is {config.data.train!r}, {train_examples} examples, which is less"
                 f" than one batch of {config.batch_size}; lower batch_size."
             )
-        unit = train_examples if config.duration_unit == "epochs" else 1
+        unit = duration_unit(config, train_examples)
         total_steps = round(min(config.duration * unit / config.batch_size, 2.0**31))
         if total_steps < 1:
             raise ConfigError(
@@ -58,28 +68,28 @@ class Plan:
         )
 
     def epoch(self, step: int) -> float:
-        """Passes over the training split after `step` steps."""
+        """Return the passes over the training split after `step` steps."""
         return step * self.batch_size / self.train_examples
 
     def logs_at(self, step: int) -> bool:
-        """Whether metrics are fetched after `step` steps."""
+        """Return whether metrics are logged after `step` steps."""
         return step % self.log_every == 0 or step == self.total_steps
 
     def evaluates_at(self, step: int) -> bool:
-        """Whether the validation split is scored after `step` steps."""
+        """Return whether the validation split is scored after `step` steps."""
         return self._passes(step, self.eval_every)
 
     def saves_at(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step` steps."""
+        """Return whether a checkpoint is due after `step` steps."""
         return self._passes(step, self.checkpoint_every)
 
     def diagnoses_at(self, step: int) -> bool:
-        """Whether the network's inside is measured after `step` steps; before the first it is."""
+        """Return whether diagnostics are due after `step` steps; with diagnostics, step 0 is."""
         return bool(self.diagnose_every) and (step == 0 or self._passes(step, self.diagnose_every))
 
-    def next_pause(self, step: int, *, stop_at_step: int | None) -> int:
-        """The next step after which the host has something to do."""
-        pauses = [
+    def next_action(self, step: int, *, stop_at_step: int | None) -> int:
+        """Return the next step after which the dispatch ends or a periodic action is due."""
+        steps = [
             step + self.steps_per_dispatch,
             self.total_steps,
             (step // self.log_every + 1) * self.log_every,
@@ -87,13 +97,13 @@ class Plan:
             self._next_passing(step, self.checkpoint_every),
         ]
         if self.diagnose_every:
-            pauses.append(self._next_passing(step, self.diagnose_every))
+            steps.append(self._next_passing(step, self.diagnose_every))
         if stop_at_step is not None and stop_at_step > step:
-            pauses.append(stop_at_step)
-        return min(pauses)
+            steps.append(stop_at_step)
+        return min(steps)
 
     def _passes(self, step: int, every: int) -> bool:
-        """Whether this step crosses a multiple of `every` examples, or is the last."""
+        """Return whether this step crosses a multiple of `every` examples, or is the last."""
         examples = step * self.batch_size
         crossed = examples // every > (examples - self.batch_size) // every
         return crossed or step == self.total_steps
@@ -101,26 +111,3 @@ class Plan:
     def _next_passing(self, step: int, every: int) -> int:
         goal = (step * self.batch_size // every + 1) * every
         return math.ceil(goal / self.batch_size)
-
-
-def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | None) -> None:
-    """Check that batches split into micro-batches, over the mesh if there is one, and into groups.
-
-    Raises:
-        ConfigError: they don't.
-    """
-    micro_batches = config.accumulate
-    if config.batch_size % micro_batches:
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, which doesn't split into accumulate ="
-            f" {micro_batches} micro-batches."
-        )
-    what = "batch_size / accumulate" if micro_batches > 1 else "batch_size"
-    if mesh:
-        check_divisible(what, config.batch_size // micro_batches, mesh)
-    group = config.model.bn_group_size
-    if group and config.batch_size // micro_batches % group:
-        raise ConfigError(
-            f"{what} is {config.batch_size // micro_batches}, which doesn't split into groups of"
-            f" model.bn_group_size = {group}."
-        )

@@ -1,6 +1,6 @@
-"""Layer-wise learning rates: each layer's update in proportion to the size of its parameters.
+"""Layer-wise learning rates: the update of a layer is proportional to the norm of its parameters.
 
-Units that are stacked (`model.scan`) are layers of their own, as they are when they aren't.
+Stacked blocks (`model.scan`) count as separate layers.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,13 @@ import optax
 Rule = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def scale_by_lars(*, coefficient: float, weight_decay: float) -> optax.GradientTransformation:
+def scale_by_lars(
+    *, coefficient: float, weight_decay: float | jax.Array
+) -> optax.GradientTransformation:
     """λ (g + β w) with λ = η ‖w‖ / (‖g‖ + β ‖w‖), for each layer (You et al. 2017, 1708.03888).
 
     g is the gradient, w the parameter, η `coefficient` and β `weight_decay`. λ is 1 where a norm
-    is 0. `optax.lars` divides by ‖g + β w‖ instead; this is the paper's, and MLPerf's.
+    is 0. This is the rule of the paper and of MLPerf; `optax.lars` divides by ‖g + β w‖ instead.
     """
 
     def rule(gradient: jax.Array, weights: jax.Array) -> jax.Array:
@@ -31,7 +33,7 @@ def scale_by_lars(*, coefficient: float, weight_decay: float) -> optax.GradientT
 def scale_by_trust_ratio() -> optax.GradientTransformation:
     """u ‖w‖ / ‖u‖ for the update u of each layer (You et al. 2019, 1904.00962, algorithm 2).
 
-    The factor is 1 where a norm is 0. `optax.scale_by_trust_ratio` takes a stack for one layer.
+    The factor is 1 where a norm is 0. `optax.scale_by_trust_ratio` treats a stack as one layer.
     """
 
     def rule(update: jax.Array, weights: jax.Array) -> jax.Array:

@@ -1,25 +1,28 @@
-"""Losses of logits [n, k] against targets [n, k], probabilities of the classes; [n] in nats."""
+"""Losses of logits [n, k] against class probabilities [n, k]; each returns [n], in nats."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import optax
 from jaxtyping import Array, Float, Int
 
+from resnet_jax.utils.registry import Registry
+
 
 def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """Cross-entropy of each example, in nats."""
+    """Softmax cross-entropy of each example, in nats."""
     return optax.softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
 
 
 def binary_cross_entropy(
     logits: Float[Array, "n k"], targets: Float[Array, "n k"]
 ) -> Float[Array, " n"]:
-    """Cross-entropy of each class against all others, averaged over classes.
+    """Binary cross-entropy of each class, averaged over the classes.
 
-    Each class is a question of its own, so that mixed images may be of two of them (Wightman et
-    al. 2021, 2110.00476, section 3.1; like timm's, the mean over classes, not their sum). LARS,
-    LAMB and AdamW don't depend on that factor of k; SGD's learning rate does.
+    A mixed image may belong to both of its classes (Wightman et al. 2021, 2110.00476, section
+    3.1). The mean over classes is timm's choice. The updates of LARS, LAMB and AdamW don't depend
+    on the factor k between mean and sum; SGD's learning rate does.
     """
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
@@ -27,7 +30,7 @@ def binary_cross_entropy(
 def summed_binary_cross_entropy(
     logits: Float[Array, "n k"], targets: Float[Array, "n k"]
 ) -> Float[Array, " n"]:
-    """`binary_cross_entropy` summed over classes: k times as large.
+    """Binary cross-entropy of each class, summed over the classes: k × `binary_cross_entropy`.
 
     For recipes whose SGD learning rate was tuned for the sum, such as MosaicML's
     (composer/loss/loss.py).
@@ -36,31 +39,72 @@ def summed_binary_cross_entropy(
 
 
 def binarize(targets: Float[Array, "n k"], threshold: float) -> Float[Array, "n k"]:
-    """Targets above `threshold` become 1, all others 0.
+    """Replace targets above `threshold` by 1, all others by 0.
 
     With mixup or CutMix an image then belongs to both of its classes, unless the share of a class
     is at most `threshold`. As in timm's `BinaryCrossEntropy` (timm/loss/binary_cross_entropy.py,
-    `target_threshold`), the targets come smoothed and mixed: smoothing by s only moves the share
-    at which a class begins to count, from t to about t / (1 - s).
+    `target_threshold`), the targets are smoothed and mixed before: smoothing by s moves the share
+    at which a class begins to count from t to about t / (1 - s).
     """
     return (targets > threshold).astype(targets.dtype)
 
 
-def distillation(
-    logits: Float[Array, "n k"], taught: Float[Array, "n k"], *, temperature: float
-) -> Float[Array, " n"]:
-    """T² times the divergence of softmax(logits / T) from softmax(taught / T).
+Loss = Callable[[Float[Array, "n k"], Float[Array, "n k"]], Float[Array, " n"]]
 
-    Hinton et al. 2015 (1503.02531), section 2: with T² gradients are of the same size at every
-    temperature T. Theirs is the cross-entropy, of which this leaves out what no logits change.
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    {
+        "softmax": optax.softmax_cross_entropy,
+        "bce": binary_cross_entropy,
+        "bce_sum": summed_binary_cross_entropy,
+    },
+)
+"""Loss functions by the name in `config.loss`."""
+
+
+def register_loss(name: str, loss: Loss) -> None:
+    """Add a training loss, for `config.loss`.
+
+    Args:
+        name: an identifier.
+        loss: called with logits [n, k], float32, and class probabilities [n, k], which have been
+            smoothed and mixed; returns the loss of each example, [n]. Runs under `jit`.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or is taken.
     """
-    log_p, log_targets = (jax.nn.log_softmax(x / temperature) for x in (logits, taught))
-    return temperature**2 * optax.losses.kl_divergence_with_log_targets(log_p, log_targets)
+    LOSSES.register(name, loss, module=loss.__module__)
 
 
-LOSSES: dict[str, Callable[[Array, Array], Array]] = {
-    "softmax": optax.softmax_cross_entropy,
-    "bce": binary_cross_entropy,
-    "bce_sum": summed_binary_cross_entropy,
-}
-"""By the name in a config."""
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The training loss.
+
+    Attributes:
+        name: a key of `LOSSES`.
+        label_smoothing: probability spread evenly over all classes (1512.00567, section 7); a
+            scalar array where it varies with the seeds.
+        bce_threshold: threshold of `binarize`, for the binary cross-entropies; 0 keeps the targets.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+
+    name: str = "softmax"
+    label_smoothing: float | Float[Array, ""] = 0.0
+    bce_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        LOSSES.find("loss is", self.name)
+
+    def targets(self, labels: Int[Array, " n"], num_classes: int) -> Float[Array, "n k"]:
+        """Return the class probabilities to train on, before any mixing of examples."""
+        return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), self.label_smoothing)
+
+    def __call__(
+        self, logits: Float[Array, "n k"], targets: Float[Array, "n k"]
+    ) -> Float[Array, " n"]:
+        """Return the loss of each example against targets that may have been mixed."""
+        if self.bce_threshold:
+            targets = binarize(targets, self.bce_threshold)
+        return LOSSES[self.name](logits, targets)

@@ -8,7 +8,7 @@ the table appears in metrics.jsonl, in summary.json and in the reports made from
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from resnet_jax.train.losses import cross_entropy
+from resnet_jax.utils.registry import Registry
 
 MAX_RECORDED_STEPS = 16
 """How many non-finite steps `TrainMetrics` records by number."""
 
 RESERVED = frozenset(
     {"steps", "examples", "grad_norm", "nonfinite", "nonfinite_steps", "step", "epoch", "split"}
-    | {"weights", "lr", "img_per_s", "wall_s", "data_wait", "std", "seeds", "confusion"}
+    | {"weights", "lr", "img_per_s", "wall_s", "data_wait", "std", "seeds", "test"}
 )
 """Names that no metric can have: records and `TrainMetrics` have fields of these names."""
 
@@ -55,6 +56,9 @@ def top_5(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Bool[Array, 
     return rank(logits, labels) < 5
 
 
+Values = Callable[[Float[Array, "n k"], Int[Array, " n"]], Shaped[Array, " n"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """A metric of logits.
@@ -66,7 +70,7 @@ class Metric:
             images before mixup or CutMix.
     """
 
-    values: Callable[[Float[Array, "n k"], Int[Array, " n"]], Shaped[Array, " n"]]
+    values: Values
     in_training: bool = True
 
 
@@ -78,24 +82,46 @@ METRICS: dict[str, Metric] = {
 }
 """By the name in records. A name is an identifier that isn't in `RESERVED`."""
 
+REGISTERED: Registry[Metric] = Registry("metric", {}, reserved=(*METRICS, *RESERVED))
+"""Metrics of users, of which a run has those that `config.metrics` names."""
 
-def training_metrics() -> list[str]:
+
+def register_metric(name: str, values: Values, *, in_training: bool = False) -> None:
+    """Add a metric, for `config.metrics`.
+
+    Args:
+        name: an identifier.
+        values, in_training: see `Metric`.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or is taken.
+    """
+    REGISTERED.register(name, Metric(values, in_training), module=values.__module__)
+
+
+def training_metrics(registered: Sequence[str] = ()) -> list[str]:
     """Names of the metrics that training logs beside its loss."""
-    return [name for name, metric in METRICS.items() if metric.in_training]
+    return [name for name, metric in _table(registered).items() if metric.in_training]
+
+
+def _table(registered: Sequence[str]) -> dict[str, Metric]:
+    """The metrics of a run whose `config.metrics` is `registered`."""
+    return METRICS | {name: REGISTERED[name] for name in registered}
 
 
 def training_sums(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"]
+    logits: Float[Array, "n k"], labels: Int[Array, " n"], names: Iterable[str]
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over a batch of `training_metrics`, float32."""
-    return {
-        name: METRICS[name].values(logits, labels).astype(jnp.float32).sum()
-        for name in training_metrics()
-    }
+    """Sums over a batch of the metrics with these names, float32."""
+    table = METRICS | REGISTERED
+    return {name: table[name].values(logits, labels).astype(jnp.float32).sum() for name in names}
 
 
 def masked_sums(
-    logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]
+    logits: Float[Array, "n k"],
+    labels: Int[Array, " n"],
+    mask: Bool[Array, " n"],
+    registered: Sequence[str] = (),
 ) -> dict[str, Shaped[Array, ""]]:
     """Sums of all metrics over the examples whose mask is true.
 
@@ -103,7 +129,7 @@ def masked_sums(
     """
     return {
         name: jnp.where(mask, metric.values(logits, labels), 0).sum()
-        for name, metric in METRICS.items()
+        for name, metric in _table(registered).items()
     }
 
 
@@ -138,13 +164,13 @@ class TrainMetrics:
     sums: dict[str, jax.Array]
 
     @classmethod
-    def zero(cls) -> "TrainMetrics":
-        """Sums over no steps."""
+    def zero(cls, registered: Sequence[str] = ()) -> "TrainMetrics":
+        """Sums over no steps, of a run whose `config.metrics` is `registered`."""
         return cls(
             **{name: jnp.zeros((), jnp.float32) for name in _FLOATS},
             nonfinite=jnp.zeros((), jnp.int32),
             nonfinite_steps=jnp.zeros(MAX_RECORDED_STEPS, jnp.int32),
-            sums={name: jnp.zeros((), jnp.float32) for name in training_metrics()},
+            sums={name: jnp.zeros((), jnp.float32) for name in training_metrics(registered)},
         )
 
     def add(

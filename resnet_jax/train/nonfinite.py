@@ -1,4 +1,4 @@
-"""What is done about numbers that stop being finite, and the record of where they did."""
+"""Steps that weren't finite: the error, and nonfinite.jsonl, the record of their examples."""
 
 import json
 import logging
@@ -10,58 +10,62 @@ from etils import epath
 from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import NumericalError
-from resnet_jax.parallel.job.process import is_main
+from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import bucket_errors
 
 _log = logging.getLogger(__name__)
 
 
 class NonfiniteError(Exception):
-    """Something isn't finite after `step` steps; `steps` are those it came from, as `numbered`."""
+    """A number isn't finite after `step` steps; `steps`, as of `nonfinite_steps`, caused it."""
 
     def __init__(self, what: str, step: int, steps: list[tuple[int, int]]) -> None:
         super().__init__(f"{what} stopped being finite at or shortly before step {step}")
-        # The last one, if none is known: parameters may overflow by a gradient that is finite.
+        # The last step if none is known: parameters may overflow with a finite gradient.
         self.step, self.steps = step, steps or [(0, step - 1)]
 
 
 class NonfiniteRecord:
-    """nonfinite.jsonl: for each step that wasn't finite, the examples of its batch.
+    """nonfinite.jsonl: the examples of each batch whose step wasn't finite.
 
-    `count` is how many times the run has gone on all the same.
+    Attributes:
+        count: how often the run has skipped a step or gone back.
     """
 
     def __init__(
         self, workdir: epath.Path, orders: Sequence[IndexSampler], *, limit: int, count: int
     ) -> None:
-        """Go on with the record of a run, which has gone on `count` times of at most `limit`.
+        """Continue the record of a run.
 
-        `orders` are those of the examples, of each seed.
+        Args:
+            workdir: directory of the run.
+            orders: order of the examples of each seed.
+            limit: largest `count`.
+            count: so far.
         """
         self._path, self._orders = workdir / NONFINITE, orders
         self._limit, self.count = limit, count
         self._unwritten: list[str] = []
 
     def write(self, steps: list[tuple[int, int]], outcome: str) -> None:
-        """Write down what the batches of these steps were: {"step", "outcome", "ids", "epochs"}.
+        """Record the batches of these steps: {"step", "outcome", "ids", "epochs"}.
 
-        Steps are numbered from 0, and examples by their place in the training split. Of several
-        seeds a line also has the "seed".
-
-        What can't be written, because a disk is full, stays in memory until it can.
+        Steps count from 0; ids are positions in the training split. With several seeds a line also
+        has the "seed". Lines that can't be written, for example because a disk is full, stay in
+        memory until they can.
         """
         lines = [self._line(number, step, outcome) for number, step in steps]
         if is_main():
             behind = bool(self._unwritten)
             self._unwritten += lines
-            self._catch_up(warn=not behind)
+            self._write_pending(warn=not behind)
 
     def sync(self) -> None:
-        """Try again to write what couldn't be written."""
+        """Try again to write the lines that couldn't be written."""
         if self._unwritten:
-            self._catch_up(warn=False)
+            self._write_pending(warn=False)
 
-    def _catch_up(self, *, warn: bool) -> None:
+    def _write_pending(self, *, warn: bool) -> None:
         try:
             with bucket_errors(self._path):
                 before = self._path.read_bytes() if self._path.exists() else b""
@@ -85,11 +89,11 @@ class NonfiniteRecord:
             line["seed"] = order.seed
         return json.dumps(line | {"ids": ids[0].tolist(), "epochs": epochs[0].tolist()})
 
-    def go_on(self, times: int, what: str) -> None:
-        """Count `times` more.
+    def add(self, times: int, what: str) -> None:
+        """Add to `count`, with a warning that says `what` happened.
 
         Raises:
-            NumericalError: that is more often than the config allows.
+            NumericalError: the count is over the limit.
         """
         self.count += times
         _log.warning("%s (%d of at most %d); see %s", what, self.count, self._limit, self._path)

@@ -1,14 +1,16 @@
-"""Optimisers: what they do with gradients, to which parameters, and at which rates."""
+"""Optimisers: update rules, weight decay groups and learning rates of parameter groups."""
 
+import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
-import ml_collections
 import optax
 import optax.contrib
+from jaxtyping import Array, Float
 
-from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.errors import ConfigError
 from resnet_jax.train.layerwise import scale_by_lars, scale_by_trust_ratio
 from resnet_jax.train.param_groups import (
     PARAMETER_GROUPS,
@@ -16,53 +18,105 @@ from resnet_jax.train.param_groups import (
     in_head,
     parameter_groups,
 )
+from resnet_jax.utils.registry import Registry
 
-OptimizerName = Literal["sgd", "lars", "lamb", "adamw", "muon"]
 Decay = Literal["l2", "decoupled"]
 
-_DECAYS: dict[OptimizerName, tuple[Decay, ...]] = {
-    "sgd": ("l2", "decoupled"),
+_DECAYS: dict[str, tuple[Decay, ...]] = {
     "lars": ("l2",),
     "lamb": ("decoupled",),
     "adamw": ("decoupled",),
     "muon": ("decoupled",),
 }
+"""Kinds of weight decay of optimisers that don't have both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of `make_optimizer`: `config.optimizer`.
+
+    Attributes:
+        name: the update rule, see `make_optimizer`.
+        momentum: momentum, β₁ of "lamb" and "adamw"; a scalar array where it varies with the seeds.
+        nesterov: use Nesterov's momentum.
+        beta2, epsilon: of "lamb", "adamw" and the AdamW part of "muon".
+        trust_coefficient: η of "lars".
+        weight_decay: weight decay; a scalar array where it varies with the seeds.
+        decay: "l2" or "decoupled".
+        decay_exempt: parameter groups without weight decay.
+        clip_norm: largest global norm of the gradient; 0 disables clipping.
+        trainable: "all" or "head".
+        layer_decay: factor of the learning rate per stage of distance from the classifier.
+        scalar_rate: factor of the learning rate of all parameters but kernels.
+
+    Raises:
+        ConfigError: unknown name or group, or a decay that is unknown or that the optimiser
+            doesn't have.
+    """
+
+    name: str
+    momentum: float | Float[Array, ""]
+    nesterov: bool
+    beta2: float
+    epsilon: float
+    trust_coefficient: float
+    weight_decay: float | Float[Array, ""]
+    decay: Decay
+    decay_exempt: tuple[str, ...]
+    clip_norm: float
+    trainable: str
+    layer_decay: float
+    scalar_rate: float
+
+    def __post_init__(self) -> None:
+        OPTIMIZERS.find("optimizer.name is", self.name)
+        if self.decay not in get_args(Decay):
+            known = ", ".join(get_args(Decay))
+            raise ConfigError(f"optimizer.decay is {self.decay!r}; it can be {known}.")
+        decays = _DECAYS.get(self.name, get_args(Decay))
+        if self.decay not in decays:
+            raise ConfigError(
+                f"optimizer.decay is {self.decay!r}; that of {self.name} is {decays[0]!r}."
+            )
+        for group in self.decay_exempt:
+            if group not in PARAMETER_GROUPS:
+                known = ", ".join(PARAMETER_GROUPS)
+                raise ConfigError(
+                    f"optimizer.decay_exempt names {group!r}; parameter groups are {known}."
+                )
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimiser that `name` says.
+    """Make the optimiser `config.name`.
 
     - "sgd": velocity ← momentum · velocity + gradient; parameter −= lr · velocity. The learning
       rate multiplies the velocity, as in PyTorch; Caffe puts it inside the velocity.
-    - "lars": SGD with a rate for each layer, which is inside the velocity, see `scale_by_lars`.
+    - "lars": SGD with a learning rate per layer, inside the velocity; see `scale_by_lars`.
     - "adamw": Adam (Kingma & Ba 2014, 1412.6980); `momentum` is its β₁.
-    - "lamb": AdamW whose steps are in proportion to each layer, see `scale_by_trust_ratio`.
-    - "muon": the momentum of each convolution orthogonalised, see `_muon`; AdamW for the rest.
+    - "lamb": AdamW with updates scaled per layer; see `scale_by_trust_ratio`.
+    - "muon": orthogonalised momentum for convolutions, see `_orthogonalize`; AdamW for all other
+      parameters.
 
-    Weight decay "l2" is added to the gradient (the papers); "decoupled" is added after the
+    Weight decay "l2" is added to the gradient (the papers). "decoupled" is added after the
     momentum and so scales with the learning rate only (Loshchilov & Hutter 2017, 1711.05101).
-    `decay_exempt` names parameter groups that don't decay. The rates of LARS and LAMB for single
-    layers aren't for them either, as in MLPerf and in timm.
+    Parameter groups in `decay_exempt` don't decay. The layer-wise rates of LARS and LAMB don't
+    apply to them either, as in MLPerf and in timm.
 
     For fine-tuning a `ResNet`: with `layer_decay` below 1 the learning rate of parameters at
     distance d from the classifier, see `distances_from_head`, is multiplied by its d-th power
     (Howard & Ruder 2018, 1801.06146, section 3.2; there by layer, here by stage). `scalar_rate`
-    multiplies the rate of all parameters but kernels, as Fixup's authors do. With `trainable`
-    "head" all but the classifier is left alone, has no state here, and doesn't count for clipping.
+    multiplies the learning rate of all parameters but kernels, as Fixup's authors do. With
+    `trainable` "head" only the classifier is updated: all other parameters have no optimiser
+    state, and their gradients don't count for clipping.
 
     Args:
-        config: `config.optimizer`.
+        config: the settings.
         schedule: learning rate by step.
-
-    Raises:
-        ConfigError: unknown name or group, or a kind of decay that is unknown or that the
-            optimiser doesn't have.
     """
-    _check(config)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    optimizer = optax.chain(clip, *_transformations(config, schedule))
+    optimizer = optax.chain(clip, *OPTIMIZERS[config.name](config, schedule))
     if config.layer_decay < 1:
         optimizer = optax.chain(optimizer, _scale_by_distance(config.layer_decay))
     if config.scalar_rate != 1:
@@ -73,66 +127,101 @@ def make_optimizer(
     return optimizer
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if config.name not in get_args(OptimizerName):
-        known = ", ".join(get_args(OptimizerName))
-        hint = did_you_mean(config.name, get_args(OptimizerName))
-        raise ConfigError(f"optimizer.name is {config.name!r}; it can be {known}.{hint}")
-    if config.decay not in get_args(Decay):
-        known = ", ".join(get_args(Decay))
-        raise ConfigError(f"optimizer.decay is {config.decay!r}; it can be {known}.")
-    if config.decay not in _DECAYS[config.name]:
-        raise ConfigError(
-            f"optimizer.decay is {config.decay!r}; that of {config.name} is"
-            f" {_DECAYS[config.name][0]!r}."
-        )
-    for group in config.decay_exempt:
-        if group not in PARAMETER_GROUPS:
-            known = ", ".join(PARAMETER_GROUPS)
-            raise ConfigError(
-                f"optimizer.decay_exempt names {group!r}; parameter groups are {known}."
-            )
+Transformations = list[optax.GradientTransformation]
+"""What is applied to the clipped gradient, in order."""
 
 
-def _transformations(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule
-) -> list[optax.GradientTransformation]:
-    """What is done with gradients that are clipped, in order."""
+def _decays(config: OptimizerConfig) -> Callable[[Any], Any]:
+    """The mask of the parameters that decay."""
+    exempt = config.decay_exempt
+    return lambda params: jax.tree.map(lambda group: group not in exempt, parameter_groups(params))
 
-    def decays(params: Any) -> Any:
-        return jax.tree.map(lambda g: g not in config.decay_exempt, parameter_groups(params))
 
-    decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
-    momentum = optax.trace(decay=config.momentum, nesterov=config.nesterov)
-    adam = optax.scale_by_adam(
+def weight_decay(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Add `config.weight_decay` times the parameters, but for the groups of `decay_exempt`."""
+    return optax.add_decayed_weights(config.weight_decay, mask=_decays(config))
+
+
+def _momentum(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.trace(decay=config.momentum, nesterov=config.nesterov)
+
+
+def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(
         b1=config.momentum, b2=config.beta2, eps=config.epsilon, nesterov=config.nesterov
     )
-    rate = optax.scale_by_learning_rate(schedule)
-    if config.name == "lars":
-        lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
-        return [optax.masked(lars, decays), rate, momentum]
-    if config.name == "lamb":
-        return [adam, decay, optax.masked(scale_by_trust_ratio(), decays), rate]
-    if config.name == "adamw":
-        return [adam, decay, rate]
-    if config.name == "muon":
-        return [_muon(config, others=adam), decay, rate]
+
+
+def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    decay, momentum, rate = (
+        weight_decay(config),
+        _momentum(config),
+        optax.scale_by_learning_rate(schedule),
+    )
     return [decay, momentum, rate] if config.decay == "l2" else [momentum, decay, rate]
 
 
-def _muon(
-    config: ml_collections.ConfigDict, *, others: optax.GradientTransformation
+def _lars(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
+    rate = optax.scale_by_learning_rate(schedule)
+    return [optax.masked(lars, _decays(config)), rate, _momentum(config)]
+
+
+def _lamb(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    trust = optax.masked(scale_by_trust_ratio(), _decays(config))
+    return [_adam(config), weight_decay(config), trust, optax.scale_by_learning_rate(schedule)]
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    return [_adam(config), weight_decay(config), optax.scale_by_learning_rate(schedule)]
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+    first = _orthogonalize(config, others=_adam(config))
+    return [first, weight_decay(config), optax.scale_by_learning_rate(schedule)]
+
+
+OPTIMIZERS: Registry[Callable[[OptimizerConfig, optax.Schedule], Transformations]] = Registry(
+    "optimizer",
+    {"sgd": _sgd, "lars": _lars, "lamb": _lamb, "adamw": _adamw, "muon": _muon},
+)
+"""Update rules by the name in `config.optimizer.name`."""
+
+
+def register_optimizer(
+    name: str, make: Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]
+) -> None:
+    """Add an optimiser, for `config.optimizer.name`.
+
+    Args:
+        name: an identifier.
+        make: called with the fields of `config.optimizer` and the learning rate by step; returns
+            the transformation of the clipped gradient to the update, its sign and the learning
+            rate included. Weight decay is `weight_decay(config)`, if the rule has it.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or is taken.
+    """
+
+    def transformations(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
+        return [make(config, schedule)]
+
+    OPTIMIZERS.register(name, transformations, module=make.__module__)
+
+
+def _orthogonalize(
+    config: OptimizerConfig, *, others: optax.GradientTransformation
 ) -> optax.GradientTransformation:
     """Orthogonalise the momentum of convolutions (Jordan 2024, kellerjordan.github.io/posts/muon).
 
     A kernel [h, w, in, out] is a matrix [h·w·in, out]. The result is multiplied by
-    0.2 √max(h·w·in, out), the size of AdamW's steps (Liu et al. 2025, 2502.16982, section 2.2), so
-    that one learning rate and one weight decay are right for both: all that isn't the kernel of a
-    convolution, the classifier too, is for `others`.
+    0.2 √max(h·w·in, out), the size of AdamW's updates (Liu et al. 2025, 2502.16982, section 2.2),
+    so that one learning rate and one weight decay suit both. `others` updates all parameters that
+    aren't kernels of convolutions, the classifier included.
     """
 
     def matrices(kernels: Any) -> Any:
-        # Of a stack of kernels (`model.scan`) each is a matrix.
+        # Each kernel of a stack (`model.scan`) is a matrix.
         numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(-4, -3, -2), output_axis=-1)
         return jax.tree.map(lambda _: numbers, kernels)
 

@@ -1,21 +1,17 @@
-"""What a parameter is, by its path: its kind, for weight decay, and its stage, for learning rates.
+"""Groups of parameters by their paths: for weight decay, and for learning rates by stage.
 
-Each table of rules is complete: a parameter that falls under no rule, or under two, is an error.
+Each rule is complete: a parameter that it doesn't cover is an error.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-_WEIGHTS = r"(conv\w*|\w+_conv|fc\d?|\w+_fc\d?|gate|carry_gate)"
-PARAMETER_GROUPS: dict[str, str] = {
-    "kernel": rf"(.*/)?{_WEIGHTS}/kernel",
-    "bias": rf"(.*/)?{_WEIGHTS}/bias",
-    "norm": r"(.*/)?(bn\w*|\w+_bn|shift\d|fc_shift|skip_gain)/(scale|bias)",
-}
-"""Name → regular expression over whole parameter paths. Each parameter is in exactly one group."""
+from resnet_jax.errors import ConfigError
+
+PARAMETER_GROUPS = ("kernel", "bias", "norm")
+"""Kernels; biases of modules that have a kernel; scales and biases of the other modules."""
 
 RESNET_PARTS: dict[str, str] = {
     "stem": r"(conv1|bn1|(conv|bn)1_\d|pool_conv|pool_bn)/.+",
@@ -23,16 +19,31 @@ RESNET_PARTS: dict[str, str] = {
     "last": r"bn_final/.+",  # the end of the last stage
     "head": r"(fc|fc_shift)/.+",
 }
-"""The parts of a `ResNet`, likewise."""
+"""Part of a `ResNet` → regular expression over whole parameter paths."""
 
 
 def parameter_groups(params: Any) -> Any:
-    """Replace each parameter by the name of its group.
+    """Replace each parameter by the name of its group, by the last part of its path.
 
     Raises:
-        ValueError: a parameter is in no group or in several: its weight decay would be a guess.
+        ConfigError: a parameter isn't named kernel, scale or bias: whether its weight decays would
+            be a guess.
     """
-    return _by_rule(params, PARAMETER_GROUPS)
+    names = {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+
+    def group(path: tuple[Any, ...], _: Any) -> str:
+        module, slash, last = _name(path).rpartition("/")
+        if last not in ("kernel", "scale", "bias"):
+            raise ConfigError(
+                f"The parameter {_name(path)} is in no group for weight decay. Name it kernel"
+                " (group kernel), scale (group norm) or bias (group bias beside a kernel, else"
+                " norm)."
+            )
+        if last == "kernel":
+            return "kernel"
+        return "bias" if last == "bias" and f"{module}{slash}kernel" in names else "norm"
+
+    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def in_head(params: Any) -> Any:
@@ -41,7 +52,7 @@ def in_head(params: Any) -> Any:
     Raises:
         ValueError: a parameter is in no part of the network or in several.
     """
-    return jax.tree.map(lambda part: part == "head", _by_rule(params, RESNET_PARTS))
+    return jax.tree.map(lambda part: part == "head", _by_part(params))
 
 
 def distances_from_head(params: Any) -> Any:
@@ -53,7 +64,7 @@ def distances_from_head(params: Any) -> Any:
     Raises:
         ValueError: a parameter is in no part of the network or in several.
     """
-    parts = jax.tree_util.tree_leaves_with_path(_by_rule(params, RESNET_PARTS))
+    parts = jax.tree_util.tree_leaves_with_path(_by_part(params))
     stages = {_stage(path) for path, part in parts if part == "stage"}
     last = max(stages, default=0)
 
@@ -61,19 +72,23 @@ def distances_from_head(params: Any) -> Any:
         depth = {"stem": 0, "last": last, "head": last + 1}
         return last + 1 - (_stage(path) if part == "stage" else depth[part])
 
-    return jax.tree_util.tree_map_with_path(distance, _by_rule(params, RESNET_PARTS))
+    return jax.tree_util.tree_map_with_path(distance, _by_part(params))
 
 
 def _stage(path: tuple[Any, ...]) -> int:
     return int(path[0].key.removeprefix("layer").partition("_")[0])
 
 
-def _by_rule(params: Any, rules: Mapping[str, str]) -> Any:
-    def rule(path: tuple[Any, ...], _: Any) -> str:
-        name = "/".join(key.key for key in path)
-        found = [rule for rule, pattern in rules.items() if re.fullmatch(pattern, name)]
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(key.key for key in path)
+
+
+def _by_part(params: Any) -> Any:
+    def part(path: tuple[Any, ...], _: Any) -> str:
+        name = _name(path)
+        found = [part for part, pattern in RESNET_PARTS.items() if re.fullmatch(pattern, name)]
         if len(found) != 1:
-            raise ValueError(f"parameter {name} is in {len(found)} groups {found}, not in one")
+            raise ValueError(f"parameter {name} is in {len(found)} parts {found}, not in one")
         return found[0]
 
-    return jax.tree_util.tree_map_with_path(rule, params)
+    return jax.tree_util.tree_map_with_path(part, params)

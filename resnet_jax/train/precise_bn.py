@@ -1,10 +1,11 @@
-"""Precise running statistics: of many batches under one set of parameters.
+"""Precise running statistics: averages of many batches with the same parameters.
 
-A running statistic is an average over networks of the last few dozen steps, none of which is the
-one that is scored. Wu & Johnson 2021 (2105.07576), section 3, take batches anew instead, and
-average their moments under parameters that stay as they are.
+A running statistic averages over the networks of the last few dozen steps, not over the network
+that is scored. Wu & Johnson 2021 (2105.07576), section 3, average the moments of fresh batches with
+fixed parameters instead.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,76 +13,93 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax.models.presets import Network
+from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.mesh import batch_sharding, replicated
-from resnet_jax.train.multi_seed import Seeds, map_over_seeds
+from resnet_jax.train.dispatch import pick_batch
+from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.step import Recipe, pick_batch, sum_moments
+from resnet_jax.train.step import Batch, StepConfig, forward_backward
 
 
 class PreciseStatistics:
-    """Measures the statistics of a state and of its moving averages, on its last batches."""
+    """Measures the running statistics of a state and of its moving averages on its last batches."""
 
-    def __init__(
-        self,
-        model: Network,
-        *,
-        steps: int,
-        recipe: Recipe,
-        mesh: Mesh,
-        resident: bool,
-        seeds: Seeds | None = None,
-    ) -> None:
-        """Compile nothing yet.
+    def __init__(self, spec: TrainSpec) -> None:
+        """Compile nothing yet. `spec.config.precise_bn` is the number of steps to average over."""
+        self._steps = spec.config.precise_bn
+        seeds, resident = spec.seeds, spec.resident
+        mesh, model = seeds.step_mesh, spec.model.copy(bn_momentum=0.0)
+        # The new running statistics are then those of the batch alone. Fields that vary with the
+        # seeds have no effect on them.
+        config = dataclasses.replace(spec.step, model=model)
 
-        Args:
-            model, mesh, resident, seeds: as in `make_train_steps`.
-            recipe: as in `train_step`; what varies with the seeds in it has no effect here.
-            steps: of how many steps the batches are taken again.
-        """
-        self._steps = steps
-        spread = seeds is not None and seeds.spread
-        inner = None if spread else mesh
-
-        def of_seed(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
+        def measure(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
             def body(i: jax.Array, sums: Any) -> Any:
-                batch = pick_batch(i, images, labels, ids, epochs, mesh=inner, resident=resident)
-                of_step = state.replace(step=state.step + i)  # for what is dropped at random
-                more = sum_moments(of_step, batch, model=model, recipe=recipe, mesh=inner)
+                batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
+                of_step = state.replace(step=state.step + i)  # for dropout
+                more = sum_moments(of_step, batch, config=config, mesh=mesh)
                 return jax.tree.map(jnp.add, sums, more)
 
             zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
             return jax.lax.fori_loop(0, steps, body, zero)
 
-        measure = of_seed
-        if seeds:
-            mapped = (True, not resident, not resident, True, True, False)
-            measure = map_over_seeds(of_seed, mesh, spread=spread, mapped=mapped)
-        layout = batch_sharding(mesh, axis=0) if spread else replicated(mesh)
-        self._measure = jax.jit(measure, out_shardings=layout)
+        per_seed = (True, not resident, not resident, True, True, False)
+        layout = batch_sharding(spec.mesh, axis=0) if seeds.spread else replicated(spec.mesh)
+        self._measure = jax.jit(seeds.map(measure, per_seed), out_shardings=layout)
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=layout)
         self._population = jax.jit(_population, out_shardings=layout)
 
-    def __call__(self, state: TrainState, batches: Any) -> TrainState:
+    def __call__(self, state: TrainState, loader: Loader) -> TrainState:
         """Return the state with the statistics of the batches of its last steps."""
-        stats = self._of(state, batches)
+        stats = self._statistics(state, loader)
         if state.ema is not None:
-            averaged = self._of(state.replace(params=state.ema["params"]), batches)
+            averaged = self._statistics(state.replace(params=state.ema["params"]), loader)
             state = state.replace(ema={**state.ema, "batch_stats": averaged})
         return state.replace(batch_stats=stats)
 
-    def _of(self, state: TrainState, batches: Any) -> Any:
+    def _statistics(self, state: TrainState, loader: Loader) -> Any:
         done = int(np.ravel(state.step)[0])  # all seeds are at the same step
         first = step = max(0, done - self._steps)
         sums: Any = None
         while step < done:
-            taken = batches.take(step)
-            *_, steps, micro_batches, _ = taken.ids.shape
+            batches = loader.take(step)
+            *_, steps, micro_batches, _ = batches.ids.shape
             count = min(steps, done - step)
-            more = self._measure(state, *taken, count)
+            more = self._measure(state, *batches, count)
             sums = self._add(sums, more) if sums else more
             step += count
         return self._population(sums, np.float32((done - first) * micro_batches))
+
+
+def sum_moments(state: TrainState, batch: Batch, *, config: StepConfig, mesh: Mesh | None) -> Any:
+    """Sum the moments over the micro-batches of a batch, augmented as in a step.
+
+    Args:
+        state: with the parameters to use.
+        batch: the examples.
+        config: with a model whose `bn_momentum` is 0.
+        mesh: as in `train_step`.
+
+    Returns:
+        A tree like the running statistics, with sums of means as "mean" and sums of means of
+        squares as "var". For a block that stochastic depth drops in a micro-batch, the running
+        statistics are added.
+    """
+
+    def add(sums: Any, numbered: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        part, number = numbered
+        # XLA removes the backward pass, because the gradients aren't used.
+        stats = forward_backward(state, part, number, config, mesh, None).batch_stats
+        return jax.tree.map(jnp.add, sums, _moments(stats)), None
+
+    zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    return jax.lax.scan(add, zero, (batch, jnp.arange(len(batch.labels))))[0]
+
+
+def _moments(stats: Any) -> Any:
+    if "var" not in stats:
+        return {name: _moments(part) for name, part in stats.items()}
+    return {"mean": stats["mean"], "var": stats["var"] + jnp.square(stats["mean"])}
 
 
 def _population(sums: Any, count: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""Weights that a run begins with instead of random ones: `config.init_from`."""
+"""Pretrained initial weights of a run: `config.init_from`."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,7 @@ from etils import epath
 from flax import traverse_util
 
 from resnet_jax.checkpoint.workdir import read_config
-from resnet_jax.config.schema import from_json
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.presets import init_variables, preset_of
 from resnet_jax.models.resnet import ResNet
@@ -26,14 +26,13 @@ _SHOWN = 16  # digits of a digest, in a message
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """The content of a weight file, as far as a run takes it.
+    """The part of a weight file that a run uses.
 
     Attributes:
-        path: of the file.
-        sha256: of the file.
-        variables: {"params", "batch_stats"}; without the classifier if the run begins a new one.
-        mean, std: per channel in 0…1, that the file says its network was trained with; () if it
-            says nothing.
+        path, sha256: path and SHA-256 of the file.
+        variables: {"params", "batch_stats"}; without the classifier if the run has a new one.
+        mean, std: mean and standard deviation per channel, in 0…1, that the network was trained
+            with; () if the file doesn't say.
     """
 
     path: str
@@ -43,11 +42,11 @@ class Pretrained:
     std: Sequence[float]
 
     def record(self) -> dict[str, str]:
-        """What summary.json says of it."""
+        """Return what checkpoints and summary.json record of the weights."""
         return {"file": os.path.basename(self.path), "sha256": self.sha256}
 
     def announce(self, config: ml_collections.ConfigDict, num_classes: int) -> str:
-        """Say what of it a run begins with, in a line."""
+        """Return a line that says what the run begins with."""
         head = f"a new classifier of {num_classes} classes" if config.new_head else "its classifier"
         if config.data.mean:
             normalised = "as data.mean and data.std say"
@@ -62,17 +61,17 @@ class Pretrained:
 
 
 def name_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> ml_collections.ConfigDict:
-    """The config with the network of `init_from`'s file, if `model.name` is "".
+    """Return the config with the network of `init_from`'s file, if `model.name` is "".
 
-    A run that is resumed when the file is gone has the network in its own config.
+    When a run is resumed without the file, the network is that of the config in `workdir`.
 
     Args:
-        config: of the run; fields of `model` that are set stay as they are.
+        config: the run's configuration; fields of `model` that are set keep their values.
         workdir: directory of the run.
 
     Raises:
         ConfigError: `init_from` is empty, too.
-        DataError: the file doesn't say which network it's of, or can't be read.
+        DataError: the file doesn't name its network, or can't be read.
     """
     if config.model.name:
         return config
@@ -87,7 +86,7 @@ def name_model(config: ml_collections.ConfigDict, workdir: epath.Path) -> ml_col
     except DataError as error:
         try:
             fields = dict(from_json(read_config(workdir)).model)
-        except ConfigError:  # there is no such run
+        except ConfigError:  # there is no run in `workdir`
             raise error from None
     named = config.copy_and_resolve_references()
     for field, value in fields.items():
@@ -103,16 +102,16 @@ def read_pretrained(
     image_shape: tuple[int, int, int],
     class_names: Sequence[str],
 ) -> Pretrained:
-    """Read the weights that `config.init_from` names.
+    """Read the weight file `config.init_from`.
 
     Args:
-        config: of the run. With `new_head` the file's classifier is left out.
-        model: the network, whose classifier has the data's classes.
+        config: the run's configuration. With `new_head` the file's classifier is left out.
+        model: the network, whose classifier has the classes of the data.
         image_shape: (h, w, c) of the data's images.
-        class_names: the data's.
+        class_names: class names of the data.
 
     Raises:
-        ConfigError: normalisation or classes of the file aren't those of the config.
+        ConfigError: normalisation or classes of the file differ from the config's.
         DataError: the file can't be read, or doesn't fit the model.
     """
     path = local_file(config.init_from)
@@ -135,10 +134,10 @@ def read_pretrained(
 
 
 def file_sha256(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Return the SHA-256 of a file, in hexadecimal.
 
     Raises:
-        DataError: it can't be read.
+        DataError: the file can't be read.
     """
     digest = hashlib.sha256()
     try:
@@ -151,16 +150,16 @@ def file_sha256(path: str) -> str:
 
 
 def check_unchanged(path: str, began_with: Mapping[str, str] | None) -> None:
-    """Check that a file, if it is still there, is the one that a run began with.
+    """Check that a weight file, if it still exists, is the file that a run began with.
 
-    The run has no more need of it; but the same config with another file is another run.
+    The run doesn't need the file any more, but the same config with another file is another run.
 
     Args:
-        path: of the file; "" if the run had none.
-        began_with: what `Pretrained.record` gave then.
+        path: path of the file; "" if the run began with random weights.
+        began_with: `Pretrained.record` of the file that the run began with.
 
     Raises:
-        ConfigError: it is another one.
+        ConfigError: the file has changed.
     """
     if not path or not began_with or not os.path.isfile(path):
         return
@@ -192,12 +191,12 @@ def _load(path: str, model: ResNet, *, new_head: bool) -> dict[str, Any]:
 def check_shapes(
     path: str, variables: Any, model: ResNet, image_shape: tuple[int, int, int]
 ) -> None:
-    """Compare the variables of a file with what a network for such images would be drawn.
+    """Compare the variables of a file with the variables of the model for images of a shape.
 
-    What the file lacks, a classifier that was left out, isn't missed.
+    Variables of the model that the file lacks, such as a new classifier, aren't an error.
 
     Raises:
-        DataError: there are others, or of other shapes.
+        DataError: the file has variables that the model lacks, or variables of other shapes.
     """
     drawn = jax.eval_shape(lambda key: init_variables(model, key, image_shape), jax.random.key(0))
     wanted, found = (traverse_util.flatten_dict(tree, sep="/") for tree in (drawn, variables))

@@ -1,10 +1,11 @@
 """Learning rates as functions of the step, with lengths counted in examples."""
 
+import dataclasses
+import itertools
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
@@ -13,35 +14,76 @@ from resnet_jax.errors import ConfigError, did_you_mean
 ScheduleName = Literal["constant", "step", "cosine", "linear", "poly"]
 
 
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Settings of `make_schedule`: `config.schedule`. Lengths are in the config's duration unit.
+
+    Attributes:
+        name: shape of the schedule, see `make_schedule`.
+        base_lr, reference_batch: the peak is base_lr × batch_size / reference_batch.
+        warmup: length of the linear warm-up.
+        warmup_from: learning rate at the start of the warm-up, as a share of the peak.
+        final: learning rate at the end of "cosine", "linear" and "poly", as a share of the peak.
+        power: exponent of "poly".
+        boundaries, scales: of "step"; one scale more than boundaries.
+
+    Raises:
+        ConfigError: unknown name, or boundaries that don't rise or don't fit the scales.
+    """
+
+    name: ScheduleName
+    base_lr: float
+    reference_batch: int
+    warmup: float
+    warmup_from: float
+    final: float
+    power: float
+    boundaries: tuple[float, ...]
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        known = get_args(ScheduleName)
+        if self.name not in known:
+            hint = did_you_mean(self.name, known)
+            raise ConfigError(
+                f"schedule.name is {self.name!r}; it can be {', '.join(known)}.{hint}"
+            )
+        if self.name == "step":
+            rise = all(a < b for a, b in itertools.pairwise(self.boundaries))
+            if len(self.scales) != len(self.boundaries) + 1 or not rise:
+                raise ConfigError(
+                    f"schedule.boundaries {tuple(self.boundaries)} must rise, and schedule.scales"
+                    f" {tuple(self.scales)} must have one value more than there are boundaries."
+                )
+
+
 def make_schedule(
-    config: ml_collections.ConfigDict, *, batch_size: int, unit: float, total_steps: int
+    config: ScheduleConfig, *, batch_size: int, unit: float, total_steps: int
 ) -> optax.Schedule:
     """Make the learning rate as a function of the step.
 
     The peak is `base_lr` × batch_size / `reference_batch` (linear scaling, Goyal et al. 2017,
-    1706.02677). A linear warm-up of length `warmup` leads to it, from the share `warmup_from` of
-    it. What follows is `name`:
+    1706.02677), after a linear warm-up of length `warmup` from the share `warmup_from` of the
+    peak. `name` is the shape after the warm-up:
 
-    - "constant" stays;
+    - "constant" stays at the peak;
     - "step" multiplies the peak by `scales[i]` up to `boundaries[i]`, and by the last scale
       thereafter;
-    - "cosine" (Loshchilov & Hutter 2016, 1608.03983), "linear" and "poly" fall, up to the end of
-      the run, to the share `final` of the peak. With t rising from 0 to 1 over that time, what
-      lies above it is in proportion to (1 + cos πt) / 2, 1 - t, and (1 - t) ** `power`.
+    - "cosine" (Loshchilov & Hutter 2016, 1608.03983), "linear" and "poly" fall to the share
+      `final` of the peak at the end of the run. With t rising from 0 to 1 over that time, the
+      excess over the final value is proportional to (1 + cos πt) / 2, 1 - t, and
+      (1 - t) ** `power`.
 
     Args:
-        config: `config.schedule`; lengths are in the config's duration unit.
+        config: the settings.
         batch_size: examples per step.
         unit: examples in one duration unit.
         total_steps: length of the run in steps.
 
     Raises:
-        ConfigError: unknown name, or boundaries that don't rise or don't fit the scales.
+        ConfigError: a peak that isn't a float32, or a warm-up as long as the run.
     """
-    name, known = config.name, get_args(ScheduleName)
-    if name not in known:
-        hint = did_you_mean(name, known)
-        raise ConfigError(f"schedule.name is {name!r}; it can be {', '.join(known)}.{hint}")
+    name = config.name
     peak = config.base_lr * batch_size / config.reference_batch
     if peak > float(np.finfo(np.float32).max):
         raise ConfigError(
@@ -54,13 +96,6 @@ def make_schedule(
             " rate would never reach its peak."
         )
     edges = jnp.asarray([b * unit / batch_size for b in config.boundaries], jnp.float32)
-    if name == "step":
-        rise = all(a < b for a, b in zip(config.boundaries, config.boundaries[1:], strict=False))
-        if len(config.scales) != len(config.boundaries) + 1 or not rise:
-            raise ConfigError(
-                f"schedule.boundaries {tuple(config.boundaries)} must rise, and schedule.scales"
-                f" {tuple(config.scales)} must have one value more than there are boundaries."
-            )
 
     def scale(step: jax.Array) -> jax.Array:
         if name == "constant":

@@ -1,7 +1,8 @@
-"""What a config stands for beside its data: model, optimiser, and the shapes of all arrays."""
+"""`TrainSpec`: model, optimiser, step and array shapes of a config, known without reading data."""
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -13,130 +14,61 @@ from jax.sharding import Mesh
 
 from resnet_jax.config.schema import model_overrides, streams
 from resnet_jax.data.augment.config import AugmentConfig
-from resnet_jax.data.dataset_info import KNOWN_SETS, KnownSet, find_known
-from resnet_jax.data.datasets import parse_split
 from resnet_jax.data.images.normalization import normalization_shapes
-from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.loaders.crop_sizes import CropSizes
-from resnet_jax.errors import ConfigError, did_you_mean
-from resnet_jax.models.presets import Network, create_model, init_variables
+from resnet_jax.data.loaders.sampler import IndexSampler
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
-from resnet_jax.train.distillation import teacher_model
-from resnet_jax.train.intervals import Plan, check_batch
-from resnet_jax.train.multi_seed import Seeds, batch_layout, single_configs, state_layout
-from resnet_jax.train.optimizer import make_optimizer
-from resnet_jax.train.precise_bn import PreciseStatistics
-from resnet_jax.train.schedule import make_schedule
+from resnet_jax.train.checks import (
+    check_batch,
+    check_fine_tuning,
+    check_images,
+    check_precise_statistics,
+)
+from resnet_jax.train.data_sizes import duration_unit, evaluation_crop, known_length, known_set
+from resnet_jax.train.distillation import DistillConfig, teacher_model
+from resnet_jax.train.ema import EmaConfig
+from resnet_jax.train.intervals import Intervals
+from resnet_jax.train.losses import LossConfig
+from resnet_jax.train.metrics import TrainMetrics
+from resnet_jax.train.multi_seed import SeedAxis, single_configs
+from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
+from resnet_jax.train.sam import SamConfig
+from resnet_jax.train.schedule import ScheduleConfig, make_schedule
 from resnet_jax.train.state import TrainState, init_state
-from resnet_jax.train.step import Recipe, make_train_steps
-
-
-def evaluation_crop(config: ml_collections.ConfigDict) -> ScaleAndCrop | None:
-    """How images that are scored get their size; None if all have it.
-
-    Images that are trained on are prepared so, too, unless they are decoded as needed.
-
-    Raises:
-        ConfigError: `data.eval_resize` is smaller than `data.eval_size`.
-    """
-    data = config.data
-    size = data.eval_size or data.image_size
-    if not size:
-        return None
-    return ScaleAndCrop.square(
-        size, resize=data.eval_resize or size, interpolation=data.interpolation
-    )
-
-
-def plan_schedule(config: ml_collections.ConfigDict, plan: Plan) -> optax.Schedule:
-    """The learning rate of a run by the step; raises as `make_schedule`."""
-    return make_schedule(
-        config.schedule,
-        batch_size=config.batch_size,
-        unit=plan.train_examples if config.duration_unit == "epochs" else 1,
-        total_steps=plan.total_steps,
-    )
-
-
-def _known_set(config: ml_collections.ConfigDict) -> KnownSet:
-    known = find_known(config.data.name, image_size=config.data.image_size)
-    if known is None:
-        raise ConfigError(
-            f"data.name is {config.data.name!r}, whose sizes aren't known without reading it; known"
-            f" are {', '.join(KNOWN_SETS)}.{did_you_mean(config.data.name, KNOWN_SETS)}"
-        )
-    return known
-
-
-def known_length(config: ml_collections.ConfigDict, spec: str) -> int:
-    """Examples of a split of known data.
-
-    Raises:
-        ConfigError: there is no such split, or its size isn't known.
-    """
-    spans = parse_split(spec, _known_set(config).lengths, config.data.name)
-    return sum(span.stop - span.start for span in spans)
-
-
-def _check_fine_tuning(config: ml_collections.ConfigDict, model: Network) -> None:
-    fields = {
-        "init_from": config.init_from,
-        "optimizer.trainable": config.optimizer.trainable != "all",
-        "optimizer.layer_decay": config.optimizer.layer_decay < 1,
-    }
-    used = [name for name, is_set in fields.items() if is_set]
-    if used and not isinstance(model, ResNet):
-        raise ConfigError(
-            f"{used[0]} is for ResNets, and model.name is {config.model.name!r}, a"
-            f" {type(model).__name__}."
-        )
-
-
-def _check_precise_statistics(config: ml_collections.ConfigDict, model: Network) -> None:
-    if not config.precise_bn:
-        return
-    if not hasattr(model, "bn_momentum"):
-        reason = "isn't a network for which statistics can be measured anew"
-    elif model.norm != "batch":
-        reason = f"has no running statistics: its model.norm is {model.norm!r}"
-    elif getattr(model, "bn_frozen", False):
-        head = config.optimizer.trainable == "head"
-        cause = "optimizer.trainable is 'head'" if head else "model.bn_frozen is True"
-        reason = f"keeps its running statistics: {cause}"
-    else:
-        return
-    raise ConfigError(
-        f"precise_bn is {config.precise_bn}, and {config.model.name} {reason}; set precise_bn to 0"
-        " (--config.precise_bn=0)."
-    )
+from resnet_jax.train.step import StepConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Blueprint:
-    """What a config stands for, given the sizes of its data. Nothing is read, nothing computed.
+class TrainSpec:
+    """What a config stands for, given the sizes of its data. Nothing is read or computed.
+
+    With several seeds, all attributes but `seeds` are those of the first seed.
 
     Attributes:
-        config: it.
-        mesh: of the devices.
-        image_shape: (h, w, c).
-        model, plan, schedule, optimizer: the parts.
-        teacher_model: the network to learn from, or None.
-        seeds: if there are several, all else is that of the first.
+        config: the run's configuration.
+        mesh: mesh of the devices.
+        image_shape: (h, w, c) of the training images.
+        intervals: when the run logs, evaluates, saves and ends.
+        schedule: learning rate by step.
+        step: what a training step does.
+        teacher_model: the network to distil from, or None.
+        seeds: the seeds of the run.
     """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     image_shape: tuple[int, int, int]
-    model: Network
-    plan: Plan
+    intervals: Intervals
     schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    step: StepConfig
     teacher_model: ResNet | None
-    seeds: Seeds | None
+    seeds: SeedAxis
 
     @classmethod
-    def parts(
+    def make(
         cls,
         config: ml_collections.ConfigDict,
         *,
@@ -144,237 +76,207 @@ class Blueprint:
         image_shape: tuple[int, int, int],
         num_classes: int,
         train_examples: int,
-    ) -> dict[str, Any]:
-        """The attributes, by name, for a config that is valid.
+    ) -> Self:
+        """Build the spec of a config that `validate` accepts.
 
         Raises:
             ConfigError: an impossible config.
         """
-        height, width, channels = image_shape
-        given = len(config.data.mean)
-        if given not in (0, channels):
-            raise ConfigError(
-                f"data.mean and data.std have {given} values, but the images {channels} channels."
-            )
-        if config.data.policy and channels != 3:
-            raise ConfigError(
-                f"data.policy is {config.data.policy!r}, whose operations are on RGB images; these"
-                f" have {channels} channel{'s' * (channels != 1)}."
-            )
-        pad = config.data.crop_padding
-        if pad >= min(height, width):
-            raise ConfigError(
-                f"data.crop_padding is {pad}, as much as the {height}×{width} images themselves."
-            )
-        plan = Plan.make(config, train_examples=train_examples)
-        schedule = plan_schedule(config, plan)
-        overrides = model_overrides(config)
-        model = create_model(config.model.name, **overrides, num_classes=num_classes)
-        _check_fine_tuning(config, model)
-        if config.optimizer.trainable == "head" and model.norm == "batch":
-            model = model.copy(bn_frozen=True)  # else training would change all but the classifier
-        _check_precise_statistics(config, model)
-        return {
-            "config": config,
-            "mesh": mesh,
-            "image_shape": image_shape,
-            "model": model,
-            "plan": plan,
-            "schedule": schedule,
-            "optimizer": make_optimizer(config.optimizer, schedule),
-            "teacher_model": teacher_model(config, num_classes),
-            "seeds": Seeds.of(config, mesh),
-        }
+        check_images(config, image_shape)
+        intervals = Intervals.make(config, train_examples=train_examples)
+        schedule = _schedule(config, intervals)
+        model = create_model(config.model.name, **model_overrides(config), num_classes=num_classes)
+        check_fine_tuning(config, model)
+        head_only = config.optimizer.trainable == "head"
+        if head_only and model.normalization().kind == "batch":
+            model = model.copy(bn_frozen=True)  # else running statistics would change
+        check_precise_statistics(config, model)
+        return cls(
+            config=config,
+            mesh=mesh,
+            image_shape=image_shape,
+            intervals=intervals,
+            schedule=schedule,
+            step=StepConfig(
+                model=model,
+                optimizer=make_optimizer(_section(OptimizerConfig, config.optimizer), schedule),
+                augment=AugmentConfig(
+                    crop_padding=config.data.crop_padding,
+                    flip=config.data.flip,
+                    policy=config.data.policy,
+                    magnitude=config.data.magnitude,
+                    magnitude_std=config.data.magnitude_std,
+                    augmentations=tuple(config.data.augmentations),
+                    random_erasing=config.data.random_erasing,
+                    mixup=config.mixup,
+                    cutmix=config.cutmix,
+                ),
+                loss=LossConfig(config.loss, config.label_smoothing, config.bce_threshold),
+                distill=DistillConfig(config.distill.weight, config.distill.temperature),
+                ema=EmaConfig(config.ema_decay, config.ema_every, config.ema_warmup),
+                sam=SamConfig(config.sam_radius, config.sam_every),
+                head_only=head_only,
+                skip_nonfinite=config.nonfinite.policy == "skip",
+            ),
+            teacher_model=teacher_model(config, num_classes),
+            seeds=SeedAxis.make(config, mesh),
+        )
 
     @classmethod
     def without_data(cls, config: ml_collections.ConfigDict, mesh: Mesh) -> Self:
-        """That of a valid config of a data set whose sizes are known without reading it.
+        """Build the spec of a config whose data set has sizes known without reading it.
 
         Raises:
-            ConfigError: they aren't, or an impossible config.
+            ConfigError: the sizes aren't known, or an impossible config.
         """
         single_configs(config)
-        seeds = Seeds.of(config, mesh)
-        check_batch(config, None if seeds and seeds.spread else mesh)
-        known = _known_set(config)
-        parts = cls.parts(
+        check_batch(config, SeedAxis.make(config, mesh).step_mesh)
+        known = known_set(config)
+        return cls.make(
             config,
             mesh=mesh,
             image_shape=known.image_shape,
             num_classes=known.num_classes,
             train_examples=known_length(config, config.data.train),
         )
-        return cls(**parts)
+
+    @property
+    def model(self) -> Network:
+        """The network."""
+        return self.step.model
 
     @functools.cached_property
     def singles(self) -> list[Self]:
-        """What each seed would have in a run of its own; itself without several."""
-        if not self.seeds:
+        """The spec of each seed's run alone; the spec itself without several seeds."""
+        if not self.seeds.stacked:
             return [self]
-        return [self._single(config) for config in single_configs(self.config)]
+        return [
+            self.make(
+                config,
+                mesh=self.mesh,
+                image_shape=self.image_shape,
+                num_classes=self.model.num_classes,
+                train_examples=self.intervals.train_examples,
+            )
+            for config in single_configs(self.config)
+        ]
 
-    def _single(self, config: ml_collections.ConfigDict) -> Self:
-        parts = self.parts(
-            config,
-            mesh=self.mesh,
-            image_shape=self.image_shape,
-            num_classes=self.model.num_classes,
-            train_examples=self.plan.train_examples,
+    def step_config(self, varied: Mapping[str, jax.Array]) -> StepConfig:
+        """Return `step` with other values of some fields, which may be traced.
+
+        Args:
+            varied: values by the dotted names of `SeedAxis.varied`.
+        """
+        if not varied:
+            return self.step
+        schedule, base_lr = self.schedule, varied.get("schedule.base_lr")
+        if base_lr is not None:
+            unit = _schedule(self.config, self.intervals, base_lr=1.0)
+
+            def schedule(step: jax.Array) -> jax.Array:
+                return base_lr * unit(step)
+
+        names = ("momentum", "weight_decay")
+        fields = {n: varied[f"optimizer.{n}"] for n in names if f"optimizer.{n}" in varied}
+        optimizer = _section(OptimizerConfig, self.config.optimizer)
+        smoothing = varied.get("label_smoothing", self.step.loss.label_smoothing)
+        return dataclasses.replace(
+            self.step,
+            optimizer=make_optimizer(dataclasses.replace(optimizer, **fields), schedule),
+            loss=dataclasses.replace(self.step.loss, label_smoothing=smoothing),
         )
-        return dataclasses.replace(self, **parts)
 
-    @functools.cached_property
-    def abstract_state(self) -> TrainState:
-        """Shapes, types and shardings of the state, without computing it."""
-        one = self._shapes_of_one
-        lead = (len(self.seeds),) if self.seeds else ()
-        return jax.tree.map(
-            lambda leaf, layout: jax.ShapeDtypeStruct(
-                (*lead, *leaf.shape), leaf.dtype, sharding=layout
-            ),
-            one,
-            state_layout(one, self.mesh, self.seeds),
-        )
+    def orders(self) -> list[IndexSampler]:
+        """Return the order of the training examples of each seed."""
+        return [
+            IndexSampler(
+                single.config.seed,
+                single.intervals.train_examples,
+                single.config.batch_size,
+                repeats=single.config.data.repeats,
+            )
+            for single in self.singles
+        ]
 
-    @functools.cached_property
-    def _shapes_of_one(self) -> TrainState:
-        return jax.eval_shape(self._initial_state)
-
-    def _initial_state(
+    def initial_state(
         self,
-        normalization: dict[str, Any] | None = None,
+        normalization: Mapping[str, Any],
+        *,
         pretrained: dict[str, Any] | None = None,
     ) -> TrainState:
-        if normalization is None:
-            shapes = normalization_shapes(self.image_shape, self.config.data.normalize)
-            normalization = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        """Return the state of all seeds before the first step, on the mesh.
+
+        Args:
+            normalization: {"mean", "std"} of the training images.
+            pretrained: variables that replace some or all of the initial values.
+        """
+        return self.seeds.stack(
+            [single.single_state(normalization, pretrained) for single in self.singles]
+        )
+
+    def single_state(
+        self, normalization: Mapping[str, Any], pretrained: dict[str, Any] | None = None
+    ) -> TrainState:
+        """Return the state of one seed before the first step, on the default device."""
         return init_state(
             self.model,
-            self.optimizer,
+            self.step.optimizer,
             seed=self.config.seed,
             image_shape=self.image_shape,
-            normalization=normalization,
-            with_ema=self.config.ema_decay > 0,
+            normalization=dict(normalization),
+            with_ema=self.step.ema.decay > 0,
+            metrics=self.config.metrics,
             pretrained=pretrained,
         )
 
-    @property
-    def recipe(self) -> Recipe:
-        """What a step does, beside the model and the optimiser."""
-        return Recipe(
-            augment=AugmentConfig(
-                crop_padding=self.config.data.crop_padding,
-                flip=self.config.data.flip,
-                policy=self.config.data.policy,
-                magnitude=self.config.data.magnitude,
-                magnitude_std=self.config.data.magnitude_std,
-                random_erasing=self.config.data.random_erasing,
-                mixup=self.config.mixup,
-                cutmix=self.config.cutmix,
-            ),
-            label_smoothing=self.config.label_smoothing,
-            ema_decay=self.config.ema_decay,
-            loss=self.config.loss,
-            bce_threshold=self.config.bce_threshold,
-            ema_every=self.config.ema_every,
-            ema_warmup=self.config.ema_warmup,
-            sam_radius=self.config.sam_radius,
-            sam_every=self.config.sam_every,
-            distill_weight=self.config.distill.weight,
-            distill_temperature=self.config.distill.temperature,
-            head_only=self.config.optimizer.trainable == "head",
-            skip_nonfinite=self.config.nonfinite.policy == "skip",
+    def empty_metrics(self) -> TrainMetrics:
+        """Return the metrics of all seeds before the first step, on the mesh."""
+        return self.seeds.stack(
+            [jax.device_get(TrainMetrics.zero(self.config.metrics))] * len(self.seeds)
         )
 
-    def precise_statistics(self) -> PreciseStatistics:
-        """What measures running statistics anew, if the config wants it."""
-        return PreciseStatistics(
-            self.model,
-            steps=self.config.precise_bn,
-            recipe=self.recipe,
-            mesh=self.mesh,
-            resident=self.resident,
-            seeds=self.seeds,
-        )
-
-    def _parts_of_step(
-        self, varied: dict[str, jax.Array]
-    ) -> tuple[optax.GradientTransformation, Recipe]:
-        """The optimiser and the recipe of a seed, given the values that are its own."""
-        if not varied:
-            return self.optimizer, self.recipe
-        config, schedule = self.config.copy_and_resolve_references(), self.schedule
-        own = {name.rpartition(".")[2]: value for name, value in varied.items()}
-        with config.ignore_type():
-            config.optimizer.update({k: own[k] for k in ("weight_decay", "momentum") if k in own})
-        if "base_lr" in own:
-            config.schedule.base_lr = 1.0
-            of_one = plan_schedule(config, self.plan)
-
-            def schedule(step: jax.Array) -> jax.Array:
-                return own["base_lr"] * of_one(step)
-
-        own_of_recipe: dict[str, Any] = {k: own[k] for k in ("label_smoothing",) if k in own}
-        recipe = dataclasses.replace(self.recipe, **own_of_recipe)
-        return make_optimizer(config.optimizer, schedule), recipe
-
-    def train_steps(self) -> jax.stages.Wrapped:
-        """The jitted training steps; see `make_train_steps`."""
-        return make_train_steps(
-            self.model,
-            self._parts_of_step,
-            mesh=self.mesh,
-            state=self._shapes_of_one,
-            resident=self.resident,
-            teacher=self.teacher_model,
-            seeds=self.seeds,
-        )
-
-    def batch_shape(self) -> tuple[int, int, int]:
-        """(steps per dispatch, micro-batches per step, examples of each)."""
-        micro_batches = self.config.accumulate
-        examples = self.config.batch_size // micro_batches
-        return self.plan.steps_per_dispatch, micro_batches, examples
-
-    def evaluation_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of the images that are scored."""
-        crop = evaluation_crop(self.config)
-        return (*crop.size, self.image_shape[-1]) if crop else self.image_shape
-
-    @property
-    def resident(self) -> bool:
-        """Whether the training split lies on every device."""
-        return self.config.data.resident and not streams(self.config)
+    def fetch_metrics(self, state: TrainState) -> list[TrainMetrics]:
+        """Return the metrics of each seed, on the host."""
+        return self.seeds.unstack(state.meter)
 
     @functools.cached_property
-    def image_sizes(self) -> CropSizes:
-        """Pixels of a side of the training images, by the step."""
-        unit = self.plan.train_examples if self.config.duration_unit == "epochs" else 1
-        edges = [e * unit / self.plan.batch_size for e in self.config.data.size_boundaries]
-        return CropSizes((*self.config.data.early_sizes, self.image_shape[0]), tuple(edges))
+    def abstract_single_state(self) -> TrainState:
+        """Shapes and dtypes of the state of one seed."""
+        shapes = normalization_shapes(self.image_shape, self.config.data.normalize)
+        normalization = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        return jax.eval_shape(functools.partial(self.single_state, normalization))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state of all seeds."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                self.seeds.shape(leaf.shape), leaf.dtype, sharding=sharding
+            ),
+            self.abstract_single_state,
+            self.seeds.state_sharding(self.abstract_single_state),
+        )
 
     def abstract_batches(self, *, image_size: int | None = None) -> tuple[Any, ...]:
-        """Shapes of what `train_steps` takes beside the state and the number of steps.
+        """Return the shapes of (images, labels, ids, epochs) of `make_train_steps`.
 
-        Images are of the `image_shape`, or squares of `image_size` where they're cropped to that.
+        Images have `image_shape`; images that are decoded as needed are squares of `image_size`
+        where it is given.
         """
         height, width, channels = self.image_shape
         if image_size and streams(self.config):
             height = width = image_size
-        data, whole = batch_layout(self.mesh, self.seeds), replicated(self.mesh)
-        shape: tuple[int, ...] = self.batch_shape()
-        if self.seeds:
-            shape = (len(self.seeds), *shape)
-        ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
+        sharding, shape = self.seeds.batch_sharding, self.seeds.shape(self.batch_shape)
+        ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
         if self.resident:
-            shape, data = (self.plan.train_examples,), whole
+            shape, sharding = (self.intervals.train_examples,), replicated(self.mesh)
         images_shape = (*shape, height, width, channels)
-        images = jax.ShapeDtypeStruct(images_shape, jnp.uint8, sharding=data)
-        labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=data)
+        images = jax.ShapeDtypeStruct(images_shape, jnp.uint8, sharding=sharding)
+        labels = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
         return images, labels, ids, ids
 
     def abstract_teacher(self) -> tuple[Any, ...]:
-        """What `train_steps` takes last: shapes of the teacher's variables, or nothing."""
+        """Return (shapes of the teacher's variables,); () without a teacher."""
         if self.teacher_model is None:
             return ()
         init = functools.partial(init_variables, self.teacher_model, image_shape=self.image_shape)
@@ -385,3 +287,45 @@ class Blueprint:
                 jax.eval_shape(init, jax.random.key(0)),
             ),
         )
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """(steps per dispatch, micro-batches per step, examples per micro-batch)."""
+        micro_batches = self.config.accumulate
+        examples = self.config.batch_size // micro_batches
+        return self.intervals.steps_per_dispatch, micro_batches, examples
+
+    @property
+    def evaluation_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images of validation and test splits."""
+        crop = evaluation_crop(self.config)
+        return (*crop.size, self.image_shape[-1]) if crop else self.image_shape
+
+    @property
+    def resident(self) -> bool:
+        """Whether every device holds the training split."""
+        return self.config.data.resident and not streams(self.config)
+
+    @functools.cached_property
+    def image_sizes(self) -> CropSizes:
+        """Pixels per side of the training images, by step."""
+        unit = duration_unit(self.config, self.intervals.train_examples)
+        edges = [e * unit / self.intervals.batch_size for e in self.config.data.size_boundaries]
+        return CropSizes((*self.config.data.early_sizes, self.image_shape[0]), tuple(edges))
+
+
+def _section(cls: type[Any], section: Mapping[str, Any]) -> Any:
+    """Build a frozen dataclass from the fields of the same names in a section of the config."""
+    return cls(**{field.name: section[field.name] for field in dataclasses.fields(cls)})
+
+
+def _schedule(
+    config: ml_collections.ConfigDict, intervals: Intervals, **overrides: float
+) -> optax.Schedule:
+    schedule = dataclasses.replace(_section(ScheduleConfig, config.schedule), **overrides)
+    return make_schedule(
+        schedule,
+        batch_size=config.batch_size,
+        unit=duration_unit(config, intervals.train_examples),
+        total_steps=intervals.total_steps,
+    )

@@ -1,5 +1,6 @@
-"""Everything that a run carries from step to step, and so everything that a checkpoint holds."""
+"""The train state: everything that a run carries from step to step and a checkpoint holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 from flax import struct, traverse_util
 
-from resnet_jax.models.presets import Network, init_variables
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import init_variables
 from resnet_jax.parallel.mesh import put_global
 from resnet_jax.train.metrics import TrainMetrics
 
@@ -17,15 +19,15 @@ class TrainState(struct.PyTreeNode):
     """The state of training.
 
     Attributes:
-        step: steps done, int32; with the batch size it is also the position in the data.
+        step: steps done, int32; with the batch size also the position in the data.
         params: float32 master parameters.
         batch_stats: running means and variances; {} without batch normalisation.
         opt_state: state of the optax transformation.
         ema: exponential moving averages {"params", "batch_stats"}, or None.
-        key: the run's random key as raw data, from which augmentation is derived.
-        meter: sums since the last log point; the name is a path in checkpoints.
-        normalization: {"mean", "std"} of the training images, so that a checkpoint alone
-            can classify a new image.
+        key: raw data of the run's random key, for augmentation and dropout.
+        meter: metrics since the last log point; checkpoints have this name.
+        normalization: {"mean", "std"} of the training images, in grey levels, so that a checkpoint
+            alone can classify a new image.
     """
 
     step: jax.Array
@@ -38,7 +40,7 @@ class TrainState(struct.PyTreeNode):
     normalization: dict[str, jax.Array]
 
     def moved_to(self, step: int) -> "TrainState":
-        """The same state as if `step` steps were done: data and learning rate go on from there."""
+        """Return the state with all step counts set to `step`, for the data and the schedule."""
 
         def at_step(leaf: jax.Array) -> jax.Array:
             return put_global(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
@@ -51,14 +53,14 @@ class TrainState(struct.PyTreeNode):
         )
 
     def variables(self, *, ema: bool = False) -> dict[str, Any]:
-        """The variables for `model.apply`: the raw ones, or their moving averages."""
+        """Return the variables for `model.apply`, or their moving averages."""
         if ema:
             return dict(self.ema)
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def counts(leaf: jax.Array) -> bool:
-    """Whether a part of an optimiser's state is a number of steps."""
+    """Return whether an array of an optimiser's state is a step count."""
     return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
@@ -70,18 +72,20 @@ def init_state(
     image_shape: tuple[int, int, int],
     normalization: dict[str, Any],
     with_ema: bool,
+    metrics: Sequence[str] = (),
     pretrained: dict[str, Any] | None = None,
 ) -> TrainState:
-    """Make the state before the first step; a pure function of the seed and of `pretrained`.
+    """Return the state before the first step, a pure function of the arguments.
 
     Args:
-        model: a linen module.
-        optimizer: an optax transformation.
-        seed: of the run.
+        model: linen module.
+        optimizer: optax transformation.
+        seed: seed of the run.
         image_shape: (h, w, c).
         normalization: {"mean", "std"} of the training images.
-        with_ema: keep moving averages, beginning at the initial values.
-        pretrained: variables that take the place of those drawn; not necessarily of all.
+        with_ema: keep moving averages, which begin at the initial values.
+        metrics: names of the registered metrics of the run.
+        pretrained: variables that replace some or all of the random initial values.
     """
     init_key, run_key = jax.random.split(jax.random.key(seed))
     variables = init_variables(model, init_key, image_shape)
@@ -94,9 +98,9 @@ def init_state(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        # A copy, because the step donates its input and must not be given one buffer twice.
+        # A copy: the step donates its input, which must not hold a buffer twice.
         ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | dict(variables)) if with_ema else None,
         key=jax.random.key_data(run_key),
-        meter=TrainMetrics.zero(),
+        meter=TrainMetrics.zero(metrics),
         normalization=jax.tree.map(jnp.asarray, normalization),
     )

@@ -1,6 +1,6 @@
-"""Ends a run that is stuck: a device, a file system or another process doesn't answer.
+"""Detects a run that is stuck because a device, a file system or a process doesn't answer.
 
-Nothing of that raises an error. The main thread waits, and only another thread can notice.
+None of these raises an error: the main thread waits, and only another thread can notice.
 """
 
 import contextlib
@@ -10,28 +10,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from resnet_jax.utils.streams import LossyStream, briefly
+from resnet_jax.utils.streams import LossyStream, run_with_timeout
 
 _TICK_S = 1.0
 _SHOW_S = 3.0
 
 
 class Watchdog:
-    """Expects to be told of every step, and calls for the end of the process if it isn't."""
+    """Expects news of every step, and ends the process if there is none for too long."""
 
     def __init__(self, timeout_s: float, end: Callable[[str], None] | None) -> None:
-        """Be ready to watch.
+        """Watch nothing yet.
 
         Args:
-            timeout_s: seconds without news that are too many; 0 for any number.
-            end: ends this process, given a sentence that says what it was doing. It is called in
-                another thread. None only shows where the threads are.
+            timeout_s: longest time without news, in seconds; 0 disables the watchdog.
+            end: ends this process, given a message that says what the process was doing. Called in
+                another thread. None only prints the stacks of the threads.
         """
         self._timeout_s, self._end = timeout_s, end
         self._silent_s, self._doing = 0.0, "nothing yet"
 
     def now(self, doing: str) -> None:
-        """Take note that this process gets on, and what it is about to do."""
+        """Note progress, and what this process is about to do."""
         self._silent_s, self._doing = 0.0, doing
 
     @contextlib.contextmanager
@@ -54,16 +54,17 @@ class Watchdog:
         last = time.monotonic()
         while not done.wait(tick_s):
             now = time.monotonic()
-            # A laptop that slept, or a process that was stopped, has missed nothing meanwhile.
+            # Time in which a laptop slept or the process was suspended doesn't count.
             self._silent_s += min(now - last, 2 * tick_s)
             last = now
             if self._silent_s >= self._timeout_s:
-                self._bark()
+                self._report()
                 self._silent_s = 0.0
 
-    def _bark(self) -> None:
+    def _report(self) -> None:
         try:
-            briefly(self._show_threads, timeout_s=_SHOW_S)  # the terminal may be what is stuck
+            # The terminal itself may be stuck.
+            run_with_timeout(self._print_stacks, timeout_s=_SHOW_S)
         finally:
             if self._end:
                 self._end(
@@ -71,11 +72,11 @@ class Watchdog:
                     f" while {self._doing}: it is stuck, or waits for another that is."
                 )
 
-    def _show_threads(self) -> None:
-        terminal = sys.__stderr__ or sys.stderr  # a notebook's own can't be written to from C
+    def _print_stacks(self) -> None:
+        terminal = sys.__stderr__ or sys.stderr  # C can't write to a notebook's stream
         shown = LossyStream(terminal)
         print(f"\nno progress for {self._timeout_s:g} s; where each thread is:", file=shown)
         shown.flush()
         if terminal:
-            with contextlib.suppress(OSError, ValueError):  # it was closed here
+            with contextlib.suppress(OSError, ValueError):  # the terminal was closed
                 faulthandler.dump_traceback(terminal)

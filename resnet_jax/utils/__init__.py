@@ -1,1 +1,1 @@
-"""What no other package depends on the meaning of: paths, streams, processes, caches."""
+"""Paths, files, streams, processes, memory and caches, independent of the rest of the package."""

@@ -1,4 +1,4 @@
-"""Compiled programs, kept for the next process in the user's cache folder."""
+"""JAX's persistent compilation cache, in the user's cache folder."""
 
 import hashlib
 import os
@@ -9,44 +9,44 @@ from pathlib import Path
 
 from resnet_jax.utils.files import cache_root
 
-_FOLDER, _SIZE, _WORTH_S = (
+_FOLDER, _SIZE, _MIN_COMPILE_S = (
     "JAX_COMPILATION_CACHE_DIR",
     "JAX_COMPILATION_CACHE_MAX_SIZE",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
 )
-_MOST_BYTES = 2 * 2**30  # what was used least recently goes first
+_MAX_BYTES = 2 * 2**30  # JAX evicts the least recently used programs
 
 
-def keep_programs() -> None:
-    """Let JAX keep what takes a while to compile, from now on.
+def enable_compilation_cache() -> None:
+    """Enable JAX's persistent compilation cache for this process and the processes it starts.
 
-    Where JAX_COMPILATION_CACHE_DIR is set, to "" too, nothing is changed: "" is for none. Processes
-    that this one starts keep their programs in the same place. A cache that can't be read or
-    written costs time, but nothing else. That of another user isn't used: programs are run.
+    If JAX_COMPILATION_CACHE_DIR is set, nothing is changed; "" disables the cache. A cache that
+    can't be read or written costs only time. A folder that belongs to another user isn't used,
+    because cached programs are executed.
     """
     if _FOLDER in os.environ:
         return
     folder = _cache_folder()
-    os.environ[_FOLDER] = str(folder) if _is_ours(folder) else ""
-    os.environ.setdefault(_SIZE, str(_MOST_BYTES))
-    os.environ.setdefault(_WORTH_S, "0.2")
-    if "jax" in sys.modules:  # it has read its environment
+    os.environ[_FOLDER] = str(folder) if _is_own(folder) else ""
+    os.environ.setdefault(_SIZE, str(_MAX_BYTES))
+    os.environ.setdefault(_MIN_COMPILE_S, "0.2")
+    if "jax" in sys.modules:  # JAX has read its environment already
         import jax  # noqa: PLC0415
 
         jax.config.update("jax_compilation_cache_dir", os.environ[_FOLDER])
         jax.config.update("jax_compilation_cache_max_size", int(os.environ[_SIZE]))
-        seconds = float(os.environ[_WORTH_S])
+        seconds = float(os.environ[_MIN_COMPILE_S])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
 
 
 def _cache_folder() -> Path:
-    """A folder for this kind of machine: a home may be shared with machines of other kinds."""
+    """The folder for this type of machine; a home directory may be shared by different machines."""
     kind = f"{processor()} {metadata.version('jaxlib')}"
     return cache_root() / f"programs-{hashlib.sha256(kind.encode()).hexdigest()[:12]}"
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether the folder is there, or could be made, and belongs to this user."""
+def _is_own(folder: Path) -> bool:
+    """Whether the folder exists or was created, and belongs to this user."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return folder.stat().st_uid == os.geteuid() and os.access(folder, os.W_OK)
@@ -55,7 +55,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def processor() -> str:
-    """Model and abilities of the processor, which programs are compiled for."""
+    """Model and instruction sets of the processor, for which programs are compiled."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,14 +1,14 @@
-"""How this package is installed: its name there is not the name it is imported by."""
+"""The name of the installed distribution, which differs from the name of the package."""
 
 DISTRIBUTION = "resnet-linen"
 """The name in pyproject.toml. `resnet-jax` on PyPI is an unrelated package."""
 
 
-def how_to_add(extra: str) -> str:
-    """The commands that install an optional dependency, for error messages.
+def install_hint(extra: str) -> str:
+    """Commands that install an extra, for error messages.
 
     Args:
-        extra: its name in pyproject.toml's `optional-dependencies`.
+        extra: name in `optional-dependencies` of pyproject.toml.
     """
     return (
         f"in a checkout, pip install -e '.[{extra}]'; with a wheel, pip install 'FILE.whl[{extra}]'"

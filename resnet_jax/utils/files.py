@@ -1,4 +1,4 @@
-"""Files of this host: replaced as a whole, and as many open as are needed."""
+"""Files of this host: atomic replacement, the cache folder, and the limit of open files."""
 
 import functools
 import os
@@ -10,39 +10,40 @@ from pathlib import Path
 
 from resnet_jax.errors import ConfigError
 
-DRAFT = ".draft"  # ends the hidden name of a file that isn't complete yet
+TEMPORARY_SUFFIX = ".draft"
+"""Suffix of the names of files that aren't complete yet."""
 
 
 def cache_root() -> Path:
-    """Where this package keeps what it can make again: under $XDG_CACHE_HOME or ~/.cache.
+    """The folder for files that can be created again: in $XDG_CACHE_HOME or ~/.cache.
 
-    Without either, as for a user who has no home, that is a folder of this process alone, which
-    ends with it. A shared one would let others put programs there.
+    For a user without a home directory it is a temporary folder of this process. In a shared folder
+    other users could place programs.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(root):
         root = os.path.expanduser("~/.cache")
     if not os.path.isabs(root):
-        root = _folder_of_this_process().name
+        root = _temporary_folder().name
     return Path(root) / "resnet_jax"
 
 
 @functools.cache
-def _folder_of_this_process() -> tempfile.TemporaryDirectory[str]:
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="resnet_jax-")
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Replace the file at `path`, so that a reader or a crash sees the old one or the new one.
+    """Replace the file at `path` atomically: a reader or a crash sees the old or the new content.
 
     Args:
-        path: of the file, in a folder that exists.
+        path: of the file, in an existing folder.
         pieces: the content, in order.
 
     Raises:
-        OSError: it can't be written; the old file is intact.
+        OSError: the file can't be written; the old file is intact.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
             for piece in pieces:
@@ -55,20 +56,20 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # makes the rename itself durable
+        os.fsync(folder)  # makes the rename durable
     finally:
         os.close(folder)
 
 
-def allow_files(count: int, *, what: str) -> None:
-    """Let this process have that many open files, if the system says fewer but allows it.
+def ensure_open_files(count: int, *, what: str) -> None:
+    """Raise this process's limit of open files to at least `count`.
 
     Args:
-        count: how many.
-        what: needs them, for the message.
+        count: number of open files.
+        what: what needs the files, for the error message.
 
     Raises:
-        ConfigError: the system doesn't allow it.
+        ConfigError: the system's hard limit is lower.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= count:

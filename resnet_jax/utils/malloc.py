@@ -1,41 +1,37 @@
-"""Memory of the process: how the C library gets it from the system, and gives it back.
-
-Only glibc can be told; others do as they do.
-"""
+"""Settings of the C library's memory allocator; they have an effect only with glibc."""
 
 import ctypes
 import os
 from pathlib import Path
 
-# Of glibc's mallopt.
+# Parameters of glibc's mallopt.
 _ARENA_MAX, _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -4, -3, -1
 _ARENAS, _LARGE_BYTES = 2, 2**17
 
-# Where Linux shows TPUs and GPUs.
+# Device files of TPUs and GPUs on Linux.
 _ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
 
 
-def manage_memory(*, decoded_as_needed: bool = False) -> None:
-    """Choose between the two ways in which a run of days neither grows nor waits for memory.
+def configure_malloc(*, decoded_as_needed: bool = False) -> None:
+    """Configure glibc's allocator so that a long run neither grows nor waits for memory.
 
-    Where a CPU computes, what was freed stays with the process, in one heap: a compiled program
-    takes hundreds of MiB anew for each step, which the system would clear, page by page, each time.
-    That is a third of a ResNet-20's step.
+    If JAX computes on the CPU, freed memory stays with the process, in one heap. A compiled program
+    allocates hundreds of MiB for each step; the system would clear these pages each time, which
+    takes a third of the time of a ResNet-20's step.
 
-    Elsewhere threads share memory, and what is large is given back when it is freed. By itself
-    glibc has a heap for each of eight threads per core, and the longer it runs the fewer arrays it
-    gives back.
+    Otherwise threads share two heaps, and large blocks return to the system when they are freed.
+    By default glibc has up to eight heaps per core, and returns fewer blocks the longer it runs.
 
-    Call it before threads begin: later it has no effect on them.
+    Call this before threads start: it has no effect on existing threads.
 
     Args:
-        decoded_as_needed: images are decoded while it trains; as large arrays that come and go by
-            the thousand they are best left to glibc where no CPU computes.
+        decoded_as_needed: whether images are decoded during training. Their many large, short-lived
+            arrays are fastest with glibc's defaults, unless JAX computes on the CPU.
     """
     if not (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         return
     if _on_cpu():
-        mallopt(_ARENA_MAX, 1)  # the other heaps can't hold what is large
+        mallopt(_ARENA_MAX, 1)  # other heaps can't hold large blocks
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
     elif not decoded_as_needed:
@@ -44,17 +40,17 @@ def manage_memory(*, decoded_as_needed: bool = False) -> None:
 
 
 def _on_cpu() -> bool:
-    """Whether JAX will compute on the CPU, told without starting it."""
+    """Whether JAX will compute on the CPU, without initialising JAX."""
     if chosen := os.environ.get("JAX_PLATFORMS"):
         return chosen == "cpu"
     return not any(any(Path("/dev").glob(name)) for name in _ACCELERATORS)
 
 
-def give_back_freed_memory() -> None:
-    """Let the system have what was freed.
+def release_freed_memory() -> None:
+    """Return freed memory to the system.
 
-    glibc keeps it in pieces: hundreds of MiB after a compilation, and more with each checkpoint
-    that is read again. Other C libraries have no such call.
+    glibc keeps hundreds of MiB after a compilation, and more with each checkpoint that is verified.
+    Has no effect with other C libraries.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:

@@ -1,4 +1,4 @@
-"""Paths in buckets, gs://… and s3://…, whose clients have errors of their own kinds."""
+"""Paths on this host and in buckets (gs://…, s3://…), and the errors of the buckets' clients."""
 
 import contextlib
 import errno
@@ -11,8 +11,8 @@ from resnet_jax.errors import UsageError
 
 _SCHEMES = ("gs", "s3")
 
-# The errors that clients raise without a number.
-_NUMBERS = {
+# Errors that clients raise without an errno.
+_ERRNOS = {
     FileNotFoundError: errno.ENOENT,
     FileExistsError: errno.EEXIST,
     PermissionError: errno.EACCES,
@@ -21,10 +21,10 @@ _NUMBERS = {
 
 
 def as_path(name: epath.PathLike) -> epath.Path:
-    """The path with that name, on this host or in a bucket; ~ is the user's home.
+    """The path of a name, on this host or in a bucket; ~ is the user's home.
 
     Raises:
-        UsageError: it is a URL of another kind.
+        UsageError: the name is a URL of another scheme.
     """
     scheme, separator, _ = os.fspath(name).partition("://")
     if separator and scheme not in _SCHEMES:
@@ -40,18 +40,18 @@ def is_remote(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def bucket_errors(path: epath.PathLike) -> Iterator[None]:
-    """Turn what the client of a bucket raises inside into an OSError with a reason of one line.
+    """Convert exceptions of a bucket's client to OSErrors with a message of one line.
 
-    Clients raise exceptions of the libraries that they are made of, and OSErrors without a reason
-    or with a page of it. On a path of this host nothing is changed. Only calls of the client
-    belong inside: a bug there would be taken for a failure of the bucket.
+    Clients raise exceptions of their own libraries, and OSErrors without a message or with a page
+    of text. Exceptions for a path on this host are unchanged. Put only calls of the client inside:
+    a bug there would look like a failure of the bucket.
 
     Args:
-        path: that is read or written, for the message.
+        path: the path that is read or written.
 
     Raises:
-        OSError: the client failed; a FileNotFoundError, FileExistsError, PermissionError or
-            TimeoutError is still one. `strerror` is always set.
+        OSError: the client failed. A FileNotFoundError, FileExistsError, PermissionError or
+            TimeoutError keeps its type. `strerror` is always set.
         ImportError: the client isn't installed.
     """
     try:
@@ -62,9 +62,9 @@ def bucket_errors(path: epath.PathLike) -> Iterator[None]:
         if not is_remote(path) or getattr(error, "strerror", None):
             raise
         text = " ".join(str(error).split())
-        for kind, number in _NUMBERS.items():
+        for kind, number in _ERRNOS.items():
             if isinstance(error, kind):
-                # The text may be nothing but the path.
+                # The text may be only the path.
                 reason = f"{os.strerror(number)}: {text}" if text else os.strerror(number)
                 raise OSError(number, reason, os.fspath(path)) from error
         raise OSError(errno.EIO, text or type(error).__name__, os.fspath(path)) from error

@@ -1,7 +1,7 @@
-"""Output that may get lost: what it tells of goes on without it.
+"""Output streams whose failure doesn't end a run.
 
-A terminal is closed, the reader of a pipe ends, the disk that holds a log is full. None of that is
-a reason to lose a run, to end with another exit code, or not to end at all.
+A terminal may be closed, the reader of a pipe may end, and the disk of a log may be full. None of
+these may stop a run, change its exit code or keep it from ending.
 """
 
 import threading
@@ -12,21 +12,23 @@ T = TypeVar("T")
 
 
 class LossyStream:
-    """A text stream that falls silent, instead of raising an error, while it can't be written."""
+    """A text stream that discards text, instead of raising an error, while it can't be written."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Write to `stream`; None, as Python has it for one that was closed at the start, is mute.
+        """Write to `stream`; all other attributes are the stream's.
 
-        Everything but writing is the stream's own.
+        Args:
+            stream: the stream; None, as Python sets it for a stream that was closed at the start,
+                discards all text.
 
         Attributes:
-            failure: the error of the last write that failed, or None.
+            failure: the error of the last failed write, or None.
         """
         self._stream = stream
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write what can be written of it; what can't be encoded, in escapes."""
+        """Write the text; characters that can't be encoded are escaped."""
         try:
             if self._stream is not None:
                 self._stream.write(text)
@@ -34,12 +36,12 @@ class LossyStream:
             self.write(text.encode("ascii", "backslashreplace").decode("ascii"))
         except OSError as error:
             self.failure = error
-        except ValueError:  # it was closed here
+        except ValueError:  # the stream was closed by this process
             pass
         return len(text)
 
     def flush(self) -> None:
-        """Send on what was written."""
+        """Flush the stream."""
         try:
             if self._stream is not None:
                 self._stream.flush()
@@ -53,10 +55,10 @@ class LossyStream:
 
 
 def escaped(value: T) -> T:
-    """Text for a terminal, or a JSON-like document of such texts.
+    """Escape control characters in a text, or in all texts of a JSON-like document.
 
-    Names of files and classes, and what other hosts say, may hold characters that steer a terminal
-    or reverse its text. They become escapes, as Python writes them; line breaks and tabs stay.
+    Names of files and classes, and messages of other hosts, may contain characters that control a
+    terminal or reverse its text. They are escaped as in Python; line breaks and tabs are kept.
     """
     result: Any = value
     if isinstance(value, str) and not value.isprintable():
@@ -71,12 +73,12 @@ def escaped(value: T) -> T:
     return result
 
 
-def briefly(action: Callable[[], object], *, timeout_s: float) -> None:
-    """Do something that may never return, and wait for it no longer than some seconds.
+def run_with_timeout(action: Callable[[], object], *, timeout_s: float) -> None:
+    """Run an action that may never return, and wait for it until the time-out.
 
-    A terminal that was halted, or a pipe that nobody reads, blocks who writes to it, and who waits
-    for the lock of such a stream.
+    A suspended terminal, or a pipe without a reader, blocks a thread that writes to it, and threads
+    that wait for the lock of such a stream.
     """
-    acting = threading.Thread(target=action, daemon=True)
-    acting.start()
-    acting.join(timeout_s)
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    thread.join(timeout_s)

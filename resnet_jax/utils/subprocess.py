@@ -1,4 +1,4 @@
-"""Processes of this process."""
+"""Child processes."""
 
 import ctypes
 import signal
@@ -7,9 +7,9 @@ _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def die_with_parent(*_: int) -> None:
-    """Let Linux end this process with the one that started it, however that ends.
+    """Let Linux kill this process when its parent ends, for any reason.
 
-    A terminal's Ctrl-C goes to all processes; the parent decides what comes of it.
+    The process ignores Ctrl-C, which a terminal sends to parent and child: the parent handles it.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

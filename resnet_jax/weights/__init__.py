@@ -1,5 +1,5 @@
-"""Weights that others trained: read with suspicion, recognised, loaded; and saved for others.
+"""Weight files: reading, recognising, loading and saving them.
 
-The functions are `resnet_jax.load_weights` and `resnet_jax.save_weights`. Reading a file needs no
-JAX, so nothing is imported here.
+The public functions are `resnet_jax.load_weights` and `resnet_jax.save_weights`. Reading a file
+doesn't need JAX, so this file imports nothing.
 """

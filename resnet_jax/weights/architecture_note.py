@@ -1,11 +1,11 @@
 """The fields of a network in the metadata of its weight file.
 
-Parameters don't show all that a network computes: v1 and v1.5 have the same ones. So
-`save_weights` writes every field of the model into the file, `load_weights` compares those that
-change what inference computes, and `read_model` makes the model of them again.
+Parameters don't determine what a network computes: those of v1 and v1.5 are the same. So
+`save_weights` writes every field of the model into the file, `load_weights` compares the fields
+that change inference, and `read_model` makes the model from the fields. What a change of a field
+changes is declared with the field (`resnet_jax.models.fields`).
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,66 +13,59 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.branches import BRANCHES, Branch, Geometry, find_branch, with_branch
+from resnet_jax.models.fields import changes
+from resnet_jax.models.network import Network
+from resnet_jax.models.presets import PRESETS, model_fields, model_values
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.weights.arrays import printable, quoted
 
 _KEY = "resnet_jax.model"
 _OLDER_KEY = "resnet_jax.behaviour"
-"""Of files written before all fields were recorded: an object with the fields in `_OLDER`."""
+"""Key in files written before all fields were recorded: an object with the fields in `_OLDER`."""
 
 _OLDER = (
     "stride_on", "order", "shortcut", "merge", "activation", "norm", "norm_epsilon", "groups",
     "stem_pool", "weight_standardized",
 )  # fmt: skip
 
-# A field that isn't listed here is recorded, and compared on reading: so is one that is added.
-TRAINING = (
-    "dropout", "shortcut_dropout", "head_dropout", "gate_bias", "carry_bias", "bn_group_size",
-    "bn_frozen", "bn_momentum", "zero_init_scale",
-)  # fmt: skip
-"""Fields that change training or initial values alone: recorded, not compared."""
-
-SHAPES = (
-    "stage_sizes", "num_classes", "stem_width", "deep_stem_widths", "width", "group_width",
-    "se_ratio", "gate_kernel_size",
-)  # fmt: skip
-"""Fields that the shapes of the arrays show: recorded, and compared by the shapes."""
-
-COMPILATION = ("scan", "remat", "dtype", "param_dtype")
-"""Fields that change how the same network is computed: neither recorded nor compared."""
-
-_OF_LINEN = ("parent", "name")
 _MOST_STAGES = 16  # each doubles the width
+_MISSING = object()
 
 
-def behaviour_of(model: ResNet) -> dict[str, str]:
-    """Metadata of a weight file that hold the model's class and fields as JSON."""
-    fields = {name: getattr(model, name) for name in _recorded()}
+def architecture_note(model: ResNet) -> dict[str, str]:
+    """The model's class and fields as metadata of a weight file, in JSON.
+
+    Raises:
+        ConfigError: the model has a branch without a name.
+    """
+    values, recorded = model_values(model), _recorded(type(model), model.branch)
+    fields = {name: values[name] for name in recorded}
     return {_KEY: json.dumps({"class": type(model).__name__, "fields": fields})}
 
 
 def is_ours(metadata: Mapping[str, str]) -> bool:
-    """Whether the metadata are of a file that `save_weights` wrote, in this version or before."""
+    """Whether this or an earlier version of `save_weights` wrote the file."""
     return _KEY in metadata or _OLDER_KEY in metadata
 
 
-def check_behaviour(
+def check_architecture(
     model: ResNet,
     metadata: Mapping[str, str],
     arrays: Mapping[str, np.ndarray],
     file: str,
 ) -> None:
-    """Compare a network with the fields in the metadata of a weight file, if there are any.
+    """Compare a network with the fields in the metadata of a weight file, if it has any.
 
     Args:
-        model: the network that is to have the weights.
+        model: the network that gets the weights.
         metadata: of the file.
-        arrays: of the file; no field may be larger than they allow.
-        file: its name, for messages.
+        arrays: of the file; they bound the size of the network that the fields describe.
+        file: name of the file, for messages.
 
     Raises:
-        DataError: a field that changes what inference computes differs; or the metadata are
-            damaged, or of a version that has other fields.
+        DataError: a field that changes inference differs; or the metadata are damaged, or are
+            from a version that has other fields.
     """
     of_file = model_in(metadata, arrays, file)
     if of_file is not None:
@@ -85,7 +78,7 @@ def check_behaviour(
         theirs = {name: theirs[name] for name in _OLDER if name in theirs}
     else:
         return
-    different = [name for name, value in theirs.items() if value != ours[name]]
+    different = [name for name, value in theirs.items() if value != ours.get(name, _MISSING)]
     if different:
         name = different[0]
         mode = " (mode 'batch')" if name == "stochastic_depth" else ""
@@ -97,35 +90,28 @@ def check_behaviour(
 
 
 def inference_fields(model: ResNet) -> dict[str, Any]:
-    """The fields that change what inference computes and that shapes of parameters don't show.
+    """The fields that change inference and don't change the shapes of parameters.
 
-    Values that stand for the same computation are made the same: defaults that depend on other
-    fields are resolved, and stochastic depth by the example, which leaves inference alone, is 0.
+    Networks that compute the same have the same values (`ResNet.canonical`).
     """
-    known = (*TRAINING, *SHAPES, *COMPILATION, *_OF_LINEN, "stochastic_depth_mode")
-    names = (field.name for field in dataclasses.fields(model) if field.name not in known)
-    fields = {name: getattr(model, name) for name in names}
-    if model.stem == "space_to_depth":
-        fields["stem"] = "imagenet"
-    if model.stochastic_depth_mode == "example":
-        fields["stochastic_depth"] = 0.0
-    fields["stem_pool"] = model.resolved_stem_pool()
-    fields["output_stride"] = model.feature_info()[f"stage{len(model.stage_sizes)}"].stride
-    return fields
+    fields = model_fields(type(model), model.branch)
+    values = model_values(model.canonical())
+    return {name: value for name, value in values.items() if changes(fields[name]) == "inference"}
 
 
 def model_in(
     metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], file: str
 ) -> ResNet | None:
-    """The network whose fields a weight file holds; None if it holds none, or too few.
+    """The network whose fields a weight file holds; None if it doesn't hold all fields.
 
     Args:
         metadata: of the file.
-        arrays: of the file; no field may be larger than they allow.
-        file: its name, for messages.
+        arrays: of the file; they bound the size of the network that the fields describe.
+        file: name of the file, for messages.
 
     Raises:
-        DataError: the metadata are damaged, or of a version that has other fields.
+        DataError: the metadata are damaged, or are from a version that has other fields, or name
+            a branch that isn't registered.
     """
     if _KEY not in metadata:
         return None
@@ -133,12 +119,19 @@ def model_in(
     fields = note.get("fields")
     if set(note) != {"class", "fields"} or not isinstance(fields, dict):
         raise _damaged(file)
-    if note["class"] != ResNet.__name__:
+    known = {p.build.__name__: p.build for p in PRESETS.values() if issubclass(p.build, ResNet)}
+    if note["class"] not in known:
         raise DataError(
             f"{file} is of a model of the class {_shown(note['class'])}; weights of a"
             f" {ResNet.__name__} can be loaded."
         )
-    unknown = sorted(set(fields) - set(_recorded()))
+    build, branch = known[note["class"]], fields.get("branch")
+    if not isinstance(branch, str) or branch not in BRANCHES:
+        raise DataError(
+            f"{file} is of a network with the branch {_shown(branch)}, which isn't known; import"
+            " the module that registers it."
+        )
+    unknown = sorted(set(fields) - set(_recorded(build, branch)))
     if unknown:
         raise DataError(
             f"{file} is of a network with a field {quoted(unknown[0])}, which this version of"
@@ -149,28 +142,31 @@ def model_in(
     if not isinstance(units, tuple) or len(units) > _MOST_STAGES:
         raise _damaged(file)
     try:
-        model = ResNet(**values)
+        model = build(**with_branch(values))
     except ConfigError as error:
         raise DataError(f"{file}: {printable(str(error))}") from None
     _check_sizes(model, arrays, file)
     return model
 
 
-def _recorded() -> list[str]:
-    names = (field.name for field in dataclasses.fields(ResNet))
-    return [name for name in names if name not in (*COMPILATION, *_OF_LINEN)]
+def _recorded(build: type[Network], branch: str | Branch) -> list[str]:
+    fields = model_fields(build, branch)
+    return [name for name, field in fields.items() if changes(field) != "compilation"]
 
 
 def _check_sizes(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> None:
-    """Refuse fields of a network that is larger than the file, before it is traced.
+    """Refuse a network that is larger than the file, before it is traced.
 
     Raises:
-        DataError: there are more units than arrays, or more channels than an array has.
+        DataError: there are more blocks than arrays, or more channels than an array has.
     """
     largest = max((max(a.shape, default=0) for a in arrays.values() if a.size), default=0)
-    stages, inner = len(model.stage_sizes), model.groups * (model.group_width or model.width)
+    scale = 2 ** (len(model.stage_sizes) - 1)
+    inner = model.groups * (model.group_width or model.width)
+    layers = find_branch(model.branch).layers(Geometry(model.width * scale, inner * scale))
     widest = max(
-        max(model.width, inner if model.branch == "bottleneck" else 0) * 2 ** (stages - 1),
+        model.width * scale,
+        *(layer.features for layer in layers),
         model.stem_width or 0,
         *(model.deep_stem_widths or (0,)),
         model.num_classes,
@@ -194,19 +190,19 @@ def _parse(text: str, file: str) -> dict[str, Any]:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys may each appear once."""
+    """A JSON object in which no key appears twice."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError
     return dict(pairs)
 
 
 def _no_constant(_: str) -> None:
-    """Refuse NaN and Infinity, which aren't JSON."""
+    """Refuse NaN and Infinity, which JSON doesn't have."""
     raise ValueError
 
 
 def _as_field(value: Any) -> Any:
-    """JSON has lists where fields have tuples."""
+    """The value of a field: a tuple for JSON's list."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -215,4 +211,4 @@ def _shown(value: Any) -> str:
 
 
 def _damaged(file: str) -> DataError:
-    return DataError(f"{file}: its note on the network's behaviour is damaged.")
+    return DataError(f"{file}: its record of the network's fields is damaged.")

@@ -1,21 +1,20 @@
-"""What a weight file may hold, whatever its format: names, types, shapes, and how much."""
+"""Limits of weight files of any format: names, types, shapes and sizes."""
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
 MAX_FILE_BYTES = 2**34
-"""Four times the largest residual network that was published (BiT R152x4, 3.7 GB)."""
+"""Four times the size of the largest published residual network (BiT R152x4, 3.7 GB)."""
 
 MAX_HEADER_BYTES = 2**22
-"""Room for 30,000 tensors; a ResNet-1202 has 7,200. JSON of this size needs 150 MB at worst."""
+"""Enough for 30,000 tensors; a ResNet-1202 has 7,200. Parsing JSON of this size takes 150 MB."""
 
 _MAX_NAME = 256
 _MAX_RANK = 32
-_MAX_ARRAY_BYTES = 2**62  # NumPy counts bytes in 63 bits, and leaves out dimensions of size 0
+_MAX_ARRAY_BYTES = 2**62  # NumPy counts bytes in 63 bits, without dimensions of size 0
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -34,29 +33,29 @@ DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype(bool),
 }
-"""The types that are read and written, by safetensors' names for them."""
+"""The types that are read and written, by their names in safetensors."""
 
 
 class FormatError(Exception):
-    """What is wrong with a file: the end of a sentence that begins with the file's name."""
+    """A file can't be used. The message continues a sentence that begins with the file's name."""
 
 
 def printable(text: str, *, longest: int = 160) -> str:
-    """A stranger's text as part of one line, which can't steer a terminal either."""
+    """Untrusted text as part of one line, without control characters."""
     line = "".join(c if c.isprintable() else "?" for c in text[: longest + 1])
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def quoted(name: str) -> str:
-    """A stranger's name as part of one line."""
+    """An untrusted name, quoted and shortened for a message."""
     return repr(name if len(name) <= 80 else f"{name[:79]}…")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no parameter has: empty, endless or with control characters.
+    """Check that an array's name isn't empty, is short and has no control characters.
 
     Raises:
-        FormatError: it is such a name.
+        FormatError: the name isn't valid.
     """
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise FormatError(
@@ -65,10 +64,10 @@ def check_name(name: str) -> None:
 
 
 def byte_count(name: str, dtype: np.dtype, shape: Sequence[int]) -> int:
-    """How many bytes an array has, once it's sure that NumPy can hold one of that shape.
+    """Number of bytes of an array.
 
     Raises:
-        FormatError: it can't.
+        FormatError: NumPy can't hold an array of this shape.
     """
     possible = math.prod(max(size, 1) for size in shape) * dtype.itemsize
     if len(shape) > _MAX_RANK or min(shape, default=0) < 0 or possible > _MAX_ARRAY_BYTES:
@@ -77,28 +76,17 @@ def byte_count(name: str, dtype: np.dtype, shape: Sequence[int]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def make_array(
-    name: str,
-    data: bytearray | memoryview,
-    dtype: np.dtype,
-    shape: Sequence[int],
-    *,
-    order: Literal["C", "F"] = "C",
-) -> np.ndarray:
-    """An array of native byte order in rows (C order), with memory of its own if `data` has none.
+def to_native(name: str, array: np.ndarray) -> np.ndarray:
+    """The array in native byte order and C order; a copy only where its memory differs.
 
     Args:
-        name: for messages.
-        data: exactly `byte_count` bytes; a bytearray becomes the array's memory.
-        dtype: the type in the file.
-        shape: of the array.
-        order: in which `data` has the elements.
+        name: of the array, for messages.
+        array: as a file holds it.
 
     Raises:
-        FormatError: a boolean is neither 0 nor 1, with which NumPy's operations aren't defined.
+        FormatError: a boolean is neither 0 nor 1; NumPy's operations aren't defined for it.
     """
-    if dtype.kind == "b" and (np.frombuffer(data, np.uint8) > 1).any():
+    if array.dtype.kind == "b" and (array.view(np.uint8) > 1).any():
         raise FormatError(f"has booleans in {quoted(name)} that are neither 0 nor 1.")
-    array = np.frombuffer(data, dtype).reshape(shape, order=order)
-    native = dtype if dtype == BFLOAT16 else dtype.newbyteorder("=")
-    return array.astype(native, order="C", copy=isinstance(data, memoryview))
+    native = array.dtype if array.dtype == BFLOAT16 else array.dtype.newbyteorder("=")
+    return array.astype(native, order="C", copy=False)

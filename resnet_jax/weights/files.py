@@ -1,7 +1,7 @@
-"""Weight files, read with suspicion: names and arrays come out, and nothing in a file is run.
+"""Reading and writing weight files; no file can run code.
 
-A file is recognised by its content; its name says nothing. It is read whole before it's looked at:
-a file that is replaced or cut short meanwhile can't pull memory away, as it can with memory maps.
+The content of a file decides its format, not its name. A file is read into memory before it is
+parsed: with a memory map, a file that is truncated meanwhile would crash the process.
 """
 
 import os
@@ -18,7 +18,7 @@ from resnet_jax.utils.files import replace_file
 from resnet_jax.weights import npz_format, safetensors_format
 from resnet_jax.weights.arrays import MAX_FILE_BYTES, FormatError
 
-_OTHERS = {  # magic bytes, what such a file is and what to do
+_OTHER_FORMATS = {  # magic bytes: what the file is and what to do
     npz_format.NPY_MAGIC: "is one NumPy array without a name. Save named ones by numpy.savez.",
     b"\x89HDF\r\n\x1a\n": "is an HDF5 file. Save its arrays by numpy.savez.",
     b"\x1f\x8b": "is compressed by gzip. Unpack it first.",
@@ -31,27 +31,27 @@ _PICKLE_WINDOW = 2**12
 
 
 class PickleFileError(DataError):
-    """The file is a pickle, which could run code; `resnet-jax convert` may make weights of it."""
+    """The file is a pickle, which could run code; `resnet-jax convert` may convert it."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All arrays of a .safetensors or .npz file, by name.
 
     Args:
-        path: of a file on this machine.
+        path: a file on this machine.
 
     Returns:
-        Arrays in memory of their own, writable, of native byte order and in rows.
+        Writable arrays in native byte order and C order.
 
     Raises:
-        PickleFileError: it's a pickle: PyTorch's .pt, .pth and .bin files, .pkl.
-        DataError: it isn't there, it's neither format, or it isn't sound.
+        PickleFileError: the file is a pickle, such as PyTorch's .pt, .pth and .bin files.
+        DataError: the file doesn't exist, has another format or is damaged.
     """
     return read_file(path)[0]
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """All arrays of a .safetensors or .npz file, and its metadata; a .npz has none.
+    """All arrays of a .safetensors or .npz file, and its metadata; a .npz file has none.
 
     Raises:
         DataError: as for `read_weights`.
@@ -60,20 +60,23 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts that the writer of a .safetensors file put beside its arrays; a .npz has none.
+    """The metadata of a .safetensors file; a .npz file has none.
 
     Raises:
-        DataError: as for `read_weights`; all of the file is checked.
+        DataError: as for `read_weights`; the arrays are checked too.
     """
     return read_file(path)[1]
 
 
 def decode_weights(data: bytes, name: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays and the metadata in the bytes of a whole weight file.
+    """Decode the bytes of a whole weight file.
 
     Args:
-        data: all of the file.
+        data: content of the file.
         name: of the file, for messages.
+
+    Returns:
+        The arrays by name, and the metadata.
 
     Raises:
         DataError: as for `read_weights`.
@@ -99,16 +102,16 @@ def write_weights(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a .safetensors file that `read_weights` reads; equal content gives equal bytes.
+    """Write a .safetensors file; equal content gives equal bytes.
 
     Args:
-        path: of a file on this machine; an existing one is replaced at once, when all is written.
+        path: a file on this machine. An existing file is replaced atomically.
         arrays: by name, of the types in `resnet_jax.weights.arrays.DTYPES`.
-        metadata: texts to keep beside the arrays, such as where they come from.
+        metadata: texts to store with the arrays, such as their origin.
 
     Raises:
-        DataError: the format can't hold such a name, type or text; nothing was written.
-        WriteError: the file can't be written; an existing one is intact.
+        DataError: the format can't hold a name, type or text; nothing was written.
+        WriteError: the file can't be written; an existing file is intact.
     """
     try:
         replace_file(Path(path), safetensors_format.encode(arrays, metadata or {}))
@@ -116,15 +119,15 @@ def write_weights(
         raise DataError(f"{os.fspath(path)} {error}") from None
     except OSError as error:
         raise WriteError(
-            f"{os.fspath(path)} can't be written ({error.strerror or error}); what was there is"
-            " intact. Choose another place."
+            f"{os.fspath(path)} can't be written ({error.strerror or error}); an existing file is"
+            " intact. Choose another path."
         ) from None
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     name = os.fspath(path)
     try:
-        # Without O_NONBLOCK a named pipe would be waited for.
+        # Without O_NONBLOCK, opening a named pipe would block.
         descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             before = os.fstat(descriptor)
@@ -135,7 +138,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
                     f"{name} has {before.st_size:,} bytes, more than weights have (at most"
                     f" {MAX_FILE_BYTES:,}). Check that it's the right file."
                 )
-            # One byte more, so that a file that grows meanwhile is noticed.
+            # One byte more, to notice a file that grows meanwhile.
             data = file.read(before.st_size + 1)
             after = os.fstat(descriptor)
     except OSError as error:
@@ -148,18 +151,19 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _is_safetensors(data: bytes) -> bool:
-    """Whether the file is of this format, if only a damaged one.
+    """Whether the file is a safetensors file, sound or damaged.
 
-    A header of 640 bytes makes a file begin like a pickle of protocol 2, so this comes first.
+    This check comes before the one for pickles: a safetensors file whose header has 640 bytes
+    begins like a pickle of protocol 2.
     """
     if not safetensors_format.looks_alike(data):
         return False
     sound = safetensors_format.header_length(data) <= len(data) - 8
-    return sound or not (_is_pickle(data) or _other(data))
+    return sound or not (_is_pickle(data) or _other_format(data))
 
 
 def _refusal(data: bytes, name: str) -> DataError:
-    """What to say of a file that is neither format."""
+    """The error for a file that is neither a safetensors nor an npz file."""
     stem, suffix = os.path.splitext(name)
     target = f"{stem}{'-converted' if suffix == '.safetensors' else ''}.safetensors"
     command = f"resnet-jax convert {shlex.quote(name)} {shlex.quote(target)}"
@@ -176,20 +180,20 @@ def _refusal(data: bytes, name: str) -> DataError:
     if not data:
         return DataError(f"{name} is empty. Download or copy it again.")
     advice = "is neither a safetensors nor an npz file. Check that it's the right one."
-    return DataError(f"{name} {_other(data) or advice}")
+    return DataError(f"{name} {_other_format(data) or advice}")
 
 
-def _other(data: bytes) -> str | None:
-    """What a file of a known other kind is, and what to do."""
-    found = (advice for magic, advice in _OTHERS.items() if data.startswith(magic))
+def _other_format(data: bytes) -> str | None:
+    """What a file of another known format is, and what to do."""
+    found = (advice for magic, advice in _OTHER_FORMATS.items() if data.startswith(magic))
     return next(found, None)
 
 
 def _is_pickle(data: bytes) -> bool:
-    """Whether the file is a pickle; its operations are listed, and none is run.
+    """Whether the file is a pickle; its opcodes are parsed, not executed.
 
-    Protocols 2 to 5 say so. Files of protocols 0 and 1 begin with any operation: they are taken
-    for pickles if their operations make sense. Only the message depends on it, not what is read.
+    Protocols 2 to 5 have a magic number. Protocols 0 and 1 have none, so a file is taken for such a
+    pickle if its opcodes are valid. Only the error message depends on the result.
     """
     if data[:1] == b"\x80" and data[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
@@ -199,6 +203,6 @@ def _is_pickle(data: bytes) -> bool:
             position = at or 0
             if operation.name == "STOP":
                 return 0 < position == len(data) - 1
-    except ValueError:  # no sense from here on, maybe because the window ends
+    except ValueError:  # an invalid opcode, maybe because the window ends
         pass
     return len(data) > len(window) and position > len(window) // 2

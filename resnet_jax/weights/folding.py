@@ -1,8 +1,9 @@
-"""Convolutions with biases, and normalisations that were merged into them.
+"""Folds biases of convolutions into the batch normalisations that follow them.
 
-Networks here have no bias before a normalisation. There a bias b only shifts the mean m that the
-normalisation subtracts: BN(x + b) with m is BN(x) with m - b. And a normalisation that its
-publisher merged into a convolution's kernel and bias is one that only adds b.
+The networks of this package have no bias before a normalisation. Such a bias b only shifts the mean
+m that the normalisation subtracts: BN(x + b) with mean m equals BN(x) with mean m - b. A
+normalisation that was merged into a convolution's kernel and bias is replaced by a normalisation
+that only adds the bias.
 """
 
 import re
@@ -11,11 +12,11 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 Modules = dict[str, dict[str, np.ndarray]]
-"""Arrays of each module, by its path, such as "layer1_0/bn1", and by name: "kernel", "scale"."""
+"""Arrays by path of the module, such as "layer1_0/bn1", and by name, such as "kernel"."""
 
 
 def norm_after(conv: str, norms: Collection[str]) -> str | None:
-    """Path of the normalisation that takes what a convolution gives, and nothing else, if any.
+    """Path of the normalisation whose only input is the output of a convolution, if there is one.
 
     Args:
         conv: path of the convolution.
@@ -38,37 +39,37 @@ def merged_norm(bias: np.ndarray, *, epsilon: float) -> dict[str, np.ndarray]:
 
 
 def fold_biases(modules: Modules, biases: Mapping[str, np.ndarray]) -> list[str]:
-    """Subtract biases of convolutions from the means that follow, in place.
+    """Subtract biases of convolutions from the means of the following normalisations, in place.
 
-    In a pre-activation network the last convolution of a unit, and that of its shortcut, give to
-    the sum that all later units pass on. Their biases move into each normalisation of that sum.
+    In a pre-activation network, the last convolution of a unit and the convolution of its shortcut
+    add to the residual sum. Their biases are folded into every later normalisation of that sum.
 
     Args:
         modules: of the whole network.
         biases: of convolutions, by path.
 
     Returns:
-        Paths of convolutions whose biases have nowhere to go.
+        Paths of the convolutions whose biases no normalisation can take.
     """
     norms = {path for path, arrays in modules.items() if "mean" in arrays}
-    passed_on: dict[str, np.ndarray] = {}  # by unit: its convolutions' shares of the sum
-    left = []
+    added: dict[str, np.ndarray] = {}  # by unit: sum of the biases that it adds to the residual sum
+    unfolded = []
     for conv, bias in biases.items():
         norm = norm_after(conv, norms)
         unit = conv.rpartition("/")[0]
         if norm:
             modules[norm]["mean"] = modules[norm]["mean"] - bias
         elif unit and "bn_final" in norms:
-            passed_on[unit] = passed_on.get(unit, np.float32(0)) + bias
+            added[unit] = added.get(unit, np.float32(0)) + bias
         else:
-            left.append(conv)
-    if passed_on:
-        _shift_sums(modules, passed_on)
-    return left
+            unfolded.append(conv)
+    if added:
+        _shift_means(modules, added)
+    return unfolded
 
 
-def _shift_sums(modules: Modules, passed_on: Mapping[str, np.ndarray]) -> None:
-    """Let each normalisation of the sum know by how much it was to be shifted before."""
+def _shift_means(modules: Modules, added: Mapping[str, np.ndarray]) -> None:
+    """Subtract the accumulated biases from the mean of each normalisation of the residual sum."""
     units = sorted(
         {path.rpartition("/")[0] for path in modules if "/conv" in path},
         key=lambda unit: [int(number) for number in re.findall(r"\d+", unit)],
@@ -80,8 +81,8 @@ def _shift_sums(modules: Modules, passed_on: Mapping[str, np.ndarray]) -> None:
             first["mean"] = first["mean"] - shift
         last = max(path for path in modules if path.startswith(f"{unit}/conv"))
         width = modules[last]["kernel"].shape[-1]
-        if f"{unit}/downsample_conv" in modules:  # the sum begins anew
+        if f"{unit}/downsample_conv" in modules:  # the projection replaces the sum
             shift = np.zeros(width, np.float32)
         shift = np.pad(shift, (0, max(0, width - len(shift))))  # option A appends zeros
-        shift = shift + passed_on.get(unit, np.float32(0))
+        shift = shift + added.get(unit, np.float32(0))
     modules["bn_final"]["mean"] = modules["bn_final"]["mean"] - shift

@@ -1,8 +1,8 @@
-"""Weight files on the Hugging Face Hub, kept in its client's cache and verified.
+"""Weight files on the Hugging Face Hub: downloaded to the cache of its client, and verified.
 
-A reference is OWNER/NAME of a model, or OWNER/NAME@REVISION: a branch, a tag, or the hash of a
-commit, which pins every byte. The files of a commit lie in one folder, so that a config beside the
-weights is found as beside any other file.
+A reference is OWNER/NAME of a model, or OWNER/NAME@REVISION, where the revision is a branch, a tag
+or a commit's hash. Only a commit's hash pins the content. The cache has a folder per commit, so a
+config file lies beside its weights.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.utils.distribution import how_to_add
+from resnet_jax.utils.distribution import install_hint
 
 _log = logging.getLogger(__name__)
 
@@ -27,18 +27,19 @@ _RENAMED = "It may be misspelt, renamed, or private: `hf auth login` shows who y
 
 
 def local_file(reference: str | os.PathLike[str]) -> str:
-    """The path of a weight file, downloaded if it is a reference to the Hub and isn't a file here.
+    """Path of a weight file on this machine; a reference to the Hub is downloaded.
 
     Args:
-        reference: the path of a file, or OWNER/NAME[@REVISION] of a model on the Hub.
+        reference: the path of a file, or OWNER/NAME[@REVISION] of a model on the Hub. An existing
+            file takes precedence.
 
     Returns:
-        The path; of what isn't a reference as it is, whether there is a file or not.
+        The path. An argument that isn't a reference is returned unchanged; the file need not exist.
 
     Raises:
         ConfigError: the extra [hub] isn't installed.
-        DataError: there is no such model or revision, it has no weights in safetensors, it can't be
-            reached and isn't in the cache, or what the cache holds isn't what was published.
+        DataError: the model or revision doesn't exist, has no weights in safetensors, or is neither
+            reachable nor in the cache; or a file in the cache differs from the published file.
     """
     name = os.fspath(reference)
     parts = _REFERENCE.fullmatch(name)
@@ -54,7 +55,7 @@ def _download(reference: str, model: str, revision: str) -> str:
     except ImportError:
         raise ConfigError(
             f"{reference} isn't a file here, and to take it from the Hub needs its client:"
-            f" {how_to_add('hub')}."
+            f" {install_hint('hub')}."
         ) from None
 
     def fetch(file: str, commit: str) -> Path:
@@ -70,7 +71,7 @@ def _download(reference: str, model: str, revision: str) -> str:
         try:
             return fetch(file, commit)
         except errors.LocalEntryNotFoundError:
-            raise  # it isn't known whether there is one
+            raise  # offline: whether the file exists isn't known
         except errors.EntryNotFoundError:
             return None
 
@@ -78,9 +79,9 @@ def _download(reference: str, model: str, revision: str) -> str:
         weights = fetch(WEIGHTS, revision)
         commit = weights.parent.name
         files = [weights, config := fetch_if_there(CONFIG, commit)]
-        if not (config and b'"pretrained_cfg"' in config.read_bytes()):  # timm's says it all
+        if not (config and b'"pretrained_cfg"' in config.read_bytes()):  # timm's config has it all
             files.append(fetch_if_there(PROCESSOR, commit))
-    except Exception as error:  # kinds of the client, of HTTP, of the system
+    except Exception as error:  # types of the client, of HTTP and of the system
         raise DataError(_explain(error, reference, model, revision)) from error
     for path in filter(None, files):
         _verify(path, reference)
@@ -90,10 +91,10 @@ def _download(reference: str, model: str, revision: str) -> str:
 
 
 def _verify(path: Path, reference: str) -> None:
-    """Compare a file with its published digest, which the client keeps as the name of its blob.
+    """Compare a file with its published digest, which is the name of its blob in the cache.
 
-    Large files have a SHA-256, others Git's SHA-1 of a blob. Where links aren't possible, the
-    client keeps none.
+    The digest is SHA-256 for large files and Git's SHA-1 of a blob for others. On a file system
+    without symbolic links the cache holds no digest, and the file isn't verified.
     """
     if not path.is_symlink():
         return

@@ -1,4 +1,4 @@
-"""Variables of a network from a weight file: all of them, or none and a list of what differs."""
+"""Loading the variables of a network from a weight file."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.weights.architecture_note import check_behaviour, is_ours, model_in
+from resnet_jax.weights.architecture_note import check_architecture, is_ours, model_in
 from resnet_jax.weights.arrays import FormatError
 from resnet_jax.weights.files import read_file
 from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
@@ -23,39 +23,39 @@ from resnet_jax.weights.structure import Module, find_modules, is_counter
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 3  # entries of a list, in a message
+_MAX_SHOWN = 3  # entries of a list in a message
 
 
 def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read variables for a network from a weight file of this package or of another one.
+    """Load the variables of a network from a weight file of this or another package.
 
-    A file of `save_weights` is read by its names, and the model is compared with the fields that
-    the file holds (behaviour.py). Names and layouts of others are recognised as structure.py
-    describes; biases of convolutions and merged normalisations become part of batch normalisations
-    (folding.py). What such a file can't tell isn't guessed: the stride's place in a bottleneck (v1
-    or v1.5), kinds of shortcuts without parameters, `norm_epsilon` and the order of input channels
-    are the model's.
+    A file of `save_weights` is read by its names, and the model is compared with the model fields
+    in the file (architecture_note.py). Other names and layouts are recognised as structure.py
+    describes; biases of convolutions and merged normalisations are folded into batch
+    normalisations (folding.py). Such a file doesn't tell everything: the model decides the position
+    of the stride in a bottleneck (v1 or v1.5), the kind of a shortcut without parameters,
+    `norm_epsilon` and the order of input channels.
 
     Args:
-        model: for which network. With `num_classes=0` the file's classifier is left out.
-        weights: a .safetensors or .npz file (see `read_weights`); or a model on the Hugging Face
-            Hub, "timm/resnet50.a1_in1k" or "timm/resnet50.a1_in1k@COMMIT" (see `local_file`).
+        model: the network. With `num_classes=0` the file's classifier is ignored.
+        weights: a .safetensors or .npz file (see `read_weights`), or a model on the Hugging Face
+            Hub: "timm/resnet50.a1_in1k" or "timm/resnet50.a1_in1k@COMMIT" (see `local_file`).
 
     Returns:
-        {"params": …, "batch_stats": …}, float32, for `model.apply`; scanned if `model.scan`.
+        {"params": …, "batch_stats": …} in float32, for `model.apply`; scanned if `model.scan`.
 
     Raises:
-        DataError: the file can't be read, isn't sound, or doesn't fit the model. The message lists
-            what is missing, unexpected or of another shape, or names the field that differs.
-        ConfigError: the model is no `ResNet`, or the extra [hub] is missing.
+        DataError: the file can't be read, is damaged, or doesn't fit the model. The message lists
+            arrays that are missing, unexpected or of another shape, or the field that differs.
+        ConfigError: the model isn't a `ResNet`, or the extra [hub] isn't installed.
     """
     if not isinstance(model, ResNet):
         raise ConfigError(f"Weights can be loaded into a ResNet, not into {type(model).__name__}.")
     path = local_file(weights)
     arrays, metadata = read_file(path)
-    check_behaviour(model, metadata, arrays, path)
+    check_architecture(model, metadata, arrays, path)
     flat = (_read_by_name if is_ours(metadata) else _recognise)(model, arrays, path)
-    with np.errstate(over="ignore"):  # it is infinite then, which is refused
+    with np.errstate(over="ignore"):  # the result is infinite, which is refused below
         flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}
     damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
     if damaged:
@@ -65,18 +65,18 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
 
 
 def read_model(weights: str | os.PathLike[str]) -> ResNet:
-    """The network of a weight file that `save_weights` wrote, made of the fields in the file.
+    """Make the network of a weight file that `save_weights` wrote, from the fields in the file.
 
     Args:
         weights: as for `load_weights`.
 
     Returns:
-        The model, of `dtype` float32 and unrolled; `model.copy(dtype=…)` changes that.
+        The model, with `dtype` float32 and not scanned; change it by `model.copy(dtype=…)`.
 
     Raises:
-        DataError: the file can't be read, isn't sound, or doesn't hold the fields of a model: files
-            of others don't, nor those of `save_weights` before it wrote them.
-        ConfigError: the extra [hub] is missing.
+        DataError: the file can't be read, is damaged, or doesn't hold the fields of a model: files
+            of other packages and of older versions of `save_weights` don't.
+        ConfigError: the extra [hub] isn't installed.
     """
     path = local_file(weights)
     model = find_model(path)
@@ -89,16 +89,21 @@ def find_model(path: str) -> ResNet | None:
     """The network of a weight file on this machine; None if the file doesn't hold its fields.
 
     Raises:
-        DataError: as for `read_model`, but for the last.
+        DataError: the file can't be read or is damaged.
     """
     arrays, metadata = read_file(path)
     return model_in(metadata, arrays, path)
 
 
 def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the variables of a network for images of that many channels, by path, unrolled."""
+    """Shapes of the variables of a network, by path, not scanned.
+
+    Args:
+        model: the network.
+        channels: of its input images.
+    """
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    # Scanned: one unit of a stage is traced for all that are alike.
+    # With scan, each stage traces one unit for all equal units.
     tree = jax.eval_shape(model.copy(scan=True, remat=False).init, jax.random.key(0), image)
     leaves = {}
     for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
@@ -122,18 +127,18 @@ class _Differences(NamedTuple):
             ("it also has", self.unexpected),
             ("of other shapes:", self.shapes),
         )
-        return "; ".join(f"{what} {_some(names)}" for what, names in kinds if names)
+        return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds if names)
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_SHOWN
+    return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _read_by_name(
     model: ResNet, arrays: Mapping[str, np.ndarray], file: str
 ) -> dict[str, np.ndarray]:
-    """The variables by path, from the arrays of a file that `save_weights` wrote."""
+    """Variables by path, from the arrays of a file that `save_weights` wrote."""
     first = torch_name(f"params/conv1{'_1' if model.stem == 'deep' else ''}/kernel", model)
     shape = arrays[first].shape if first in arrays else ()
     leaves = expected_leaves(model, shape[1] if len(shape) == 4 else 3)
@@ -171,11 +176,11 @@ def _other_shapes(
 
 
 def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
-    """The variables by path, from the arrays of a file of others."""
+    """Variables by path, from the arrays of another package's file."""
     if model.shortcut == "A" and any(name.endswith("linear.weight") for name in arrays):
         _log.warning(
-            "%s has names as akamaster/pytorch_resnet_cifar10 writes them, whose shortcuts have"
-            " zeros on both sides: if it's of that code, the model's shortcut is 'A_middle'",
+            "%s has the names of akamaster/pytorch_resnet_cifar10, whose shortcuts pad zeros on"
+            " both sides: if the file is from that code, set the model's shortcut to 'A_middle'",
             file,
         )
     leaves = expected_leaves(model)
@@ -193,9 +198,7 @@ def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> di
     except FormatError as error:
         raise DataError(f"{file} {error}") from None
     first = found.get("conv1_1" if "conv1_1" in wanted else "conv1")
-    if (
-        first and first.kind == "conv" and "weight" in first.tensors
-    ):  # images of how many channels, the file says
+    if first and first.kind == "conv" and "weight" in first.tensors:
         channels = arrays[first.tensors["weight"]].shape[2 if first.channels_last else 1]
         leaves = expected_leaves(model, channels)
     modules: Modules = {}
@@ -226,7 +229,7 @@ def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> di
     if unfolded:
         names = [found[path].tensors["bias"] for path in unfolded]
         raise DataError(f"{file} doesn't fit the model: no normalisation can take {_some(names)}.")
-    # Again, because folding has changed some of them.
+    # Read again, because folding has changed some arrays.
     return {leaf: array for leaf in leaves if (array := _array(modules, leaf)) is not None}
 
 
@@ -236,7 +239,7 @@ _KIND = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "mean", 
 def _take(
     module: Module, arrays: Mapping[str, np.ndarray], *, dense: bool
 ) -> dict[str, np.ndarray]:
-    """Arrays of a module by the names that they have here, in the layout that they have here."""
+    """Arrays of a module by the names and in the layouts of this package."""
     taken = {}
     for kind, name in module.tensors.items():
         array = arrays[name]
@@ -247,7 +250,7 @@ def _take(
         else:
             if not module.channels_last:  # [out, in, h, w] or [out, in]
                 array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-            # What is fully connected here is a 1×1 convolution elsewhere.
+            # Some packages have 1×1 convolutions for fully connected layers.
             flat = dense and array.ndim == 4 and array.shape[:2] == (1, 1)
             taken["kernel"] = array[0, 0] if flat else array
     return taken
@@ -265,7 +268,7 @@ def _add_merged(
     *,
     epsilon: float,
 ) -> None:
-    """Add the normalisations that the file has merged into convolutions."""
+    """Add the normalisations that were merged into convolutions."""
     norms = {module for module, names in wanted.items() if "mean" in names}
     for conv in list(biases):
         norm = norm_after(conv, norms)
@@ -274,7 +277,7 @@ def _add_merged(
 
 
 def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
-    """What the file is, as far as it can be told."""
+    """A sentence that describes the network of the file, as far as known."""
     if hint := _hint_of_classes(shapes, found["fc"].width if "fc" in found else None):
         return hint
     units = [path for path in found if path.endswith("/conv1")]
@@ -282,14 +285,14 @@ def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
     for path in units:
         stages[path.split("_")[0]] = stages.get(path.split("_")[0], 0) + 1
     if not stages:
-        return " It isn't a residual network's."
+        return " It isn't a residual network."
     branch = sum(path.startswith("layer1_0/conv") for path in found)
     sizes = ", ".join(map(str, stages.values()))
     return f" It has stages of {sizes} units with {branch} convolutions each."
 
 
 def _hint_of_classes(shapes: list[str], classes: int | None) -> str:
-    """What to do if only the classifier has another size."""
+    """A sentence of advice if only the classifier has another size."""
     if classes is None or not shapes or not all("/fc/" in shape for shape in shapes):
         return ""
     return (

@@ -1,8 +1,8 @@
 """The npz format: a zip archive of .npy files, one per array.
 
-https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html describes .npy. Python's
-zipfile reads the archive's directory; everything else is checked and read here, because
-`numpy.load` evaluates headers as Python literals and `zipfile` inflates more than a member claims.
+Python's zipfile and NumPy read it, without pickle. They accept files that this module refuses:
+archives that claim to inflate to more than weights do, members that overlap or have other bytes
+between them, names that lead out of the archive, one name twice, and types that networks don't use.
 """
 
 import io
@@ -10,112 +10,96 @@ import re
 import stat
 import struct
 import zipfile
-import zlib
 
 import numpy as np
+from numpy.lib import format as npy
 
 from resnet_jax.weights.arrays import (
     BFLOAT16,
+    DTYPES,
     MAX_FILE_BYTES,
     FormatError,
     byte_count,
     check_name,
-    make_array,
     printable,
     quoted,
+    to_native,
 )
 
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")  # of the first member, or of an empty archive
-NPY_MAGIC = b"\x93NUMPY"
+NPY_MAGIC = npy.MAGIC_PREFIX
 
 _MAX_MEMBERS = 50_000
-_MAX_NPY_HEADER = 10_000  # NumPy's own limit
-# Deflate reaches 1,000:1, and does so on zeros; trained weights don't even get to 2:1.
+_MAX_NPY_HEADER = 10_000  # NumPy's own default
+# Deflate reaches 1,000:1 on zeros; trained weights don't reach 2:1.
 _FREE_BYTES, _MAX_RATIO = 2**28, 100
 
-_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-_DESCRIPTOR_SIZES = (12, 16, 20, 24)  # sizes and CRC after the data of a member that was streamed
-_STREAMED, _UTF8 = 0x8, 0x800
-_PLAIN_FLAGS = _STREAMED | _UTF8 | 0x6  # and how hard deflate tried; others are for encryption
+_LOCAL_HEADER_BYTES = 30
+_DESCRIPTOR_BYTES = (12, 16, 20, 24)  # sizes and CRC after the data of a streamed member
+_STREAMED = 0x8
 
-_FIELD = r"""['"](\w+)['"]\s*:\s*('[^']*'|"[^"]*"|True|False|\([\d\s,]*\)|\[[^\]]*\])\s*"""
-_HEADER = re.compile(rf"\{{\s*{_FIELD},\s*{_FIELD},\s*{_FIELD},?\s*\}}\s*", re.ASCII)
-_SIZES = re.compile(r"\(\s*(\d{1,19}\s*(,\s*\d{1,19}\s*)*,?\s*)?\)", re.ASCII)
-_DESCR = re.compile(r"['\"]([<>|=](?:f[248]|[iu][1248]|b1))['\"]")
-# NumPy saves the bfloat16 of ml_dtypes as raw bytes, two per element; nothing else has such.
-_BFLOAT16_DESCR = re.compile(r"['\"][<|]V2['\"]")
+_NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
+_RAW_BFLOAT16 = np.dtype("V2")  # NumPy saves the bfloat16 of ml_dtypes as two raw bytes
 
 
 def decode(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a whole file by name.
+    """Arrays of a whole file, by name.
 
     Raises:
-        FormatError: the file isn't sound, has members that aren't arrays of numbers, or claims to
+        FormatError: the file is damaged, has members that aren't arrays of numbers, or claims to
             inflate to more than weights do.
     """
-    arrays = {}
-    for info in members(data):
-        name = info.filename.removesuffix(".npy")
-        arrays[name] = _array(name, _content(data, info))
-    return arrays
-
-
-def members(data: bytes) -> list[zipfile.ZipInfo]:
-    """The members of a zip archive in the order of their data, after the directory was checked.
-
-    Raises:
-        FormatError: the archive isn't sound or has other members than .npy files.
-    """
-    archive = _directory(data)
+    archive = _open(data)
     if data[-22:-18] != b"PK\x05\x06" or data[-2:] != b"\0\0":
         raise _damaged("bytes follow after its end")
-    infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
-    total, names = 0, set()
-    for info in infos:
-        _check_member(info)
-        if info.filename in names:
-            raise _damaged(f"it has {quoted(info.filename)} twice")
-        names.add(info.filename)
-        total += info.file_size
+    members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+    names = set()
+    for member in members:
+        _check_member(member)
+        if member.filename in names:
+            raise _damaged(f"it has {quoted(member.filename)} twice")
+        names.add(member.filename)
+    total = sum(member.file_size for member in members)
     if total > MAX_FILE_BYTES or total > max(_FREE_BYTES, _MAX_RATIO * len(data)):
         raise FormatError(
             f"has {len(data):,} bytes that claim to inflate to {total:,}, which no trained weights"
             " do; get it from elsewhere."
         )
-    _check_tiling(data, infos, archive.start_dir)
-    return infos
+    _check_contiguous(data, members, archive.start_dir)
+    return {
+        member.filename.removesuffix(".npy"): _read_array(archive, member) for member in members
+    }
 
 
 def holds_pickle(data: bytes) -> bool:
-    """Whether a zip archive is one of PyTorch's, or has another pickle as a member."""
+    """Whether a zip archive is a file of PyTorch, or has another pickle as a member."""
     try:
-        names = _directory(data).namelist()
+        names = _open(data).namelist()
     except FormatError:
         return False
     return any(name.endswith((".pkl", ".pickle", ".pt", ".pth")) for name in names)
 
 
-def _directory(data: bytes) -> zipfile.ZipFile:
+def _open(data: bytes) -> zipfile.ZipFile:
     if data.count(b"PK\x01\x02") > _MAX_MEMBERS:  # an upper bound, found without parsing
         raise _damaged(f"it has more than {_MAX_MEMBERS:,} members")
     try:
         return zipfile.ZipFile(io.BytesIO(data))
-    except Exception as error:  # of many kinds, for the directory is read without checks
-        reason = printable(str(error) or type(error).__name__)
+    except Exception as error:  # zipfile raises many types for damaged directories
         raise FormatError(
-            "isn't a sound zip archive, as .npz and PyTorch's files are"
-            f" ({reason}). Download or copy it again."
+            f"isn't a sound zip archive, as .npz and PyTorch's files are ({_reason(error)})."
+            " Download or copy it again."
         ) from None
 
 
-def _check_member(info: zipfile.ZipInfo) -> None:
-    """Refuse a member by what the directory says of it."""
-    name, kind = info.filename, stat.S_IFMT(info.external_attr >> 16)
+def _check_member(member: zipfile.ZipInfo) -> None:
+    """Check the directory entry of a member."""
+    name, kind = member.filename, stat.S_IFMT(member.external_attr >> 16)
     parts = name.split("/")
     drive = re.fullmatch("[A-Za-z]:", parts[0])
-    if info.orig_filename != name or "\\" in name or drive or {"", ".", ".."} & {*parts}:
+    if member.orig_filename != name or "\\" in name or drive or {"", ".", ".."} & {*parts}:
         raise FormatError(
-            f"has a member {quoted(info.orig_filename)}, a path that leads out of the archive; no"
+            f"has a member {quoted(member.orig_filename)}, a path that leads out of the archive; no"
             " honest program writes such a file. Don't use it."
         )
     if kind not in (0, stat.S_IFREG):
@@ -129,109 +113,79 @@ def _check_member(info: zipfile.ZipInfo) -> None:
             " .safetensors and .npz files."
         )
     check_name(name.removesuffix(".npy"))
-    if info.flag_bits & ~_PLAIN_FLAGS:
-        raise FormatError(
-            f"has {quoted(name)} encrypted or packed otherwise than NumPy does; save it by"
-            " numpy.savez."
-        )
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise FormatError(
             f"has {quoted(name)} in a compression that NumPy doesn't write; save it by numpy.savez."
         )
 
 
-def _check_tiling(data: bytes, infos: list[zipfile.ZipInfo], directory: int) -> None:
-    """Refuse members that share bytes or have bytes between them.
+def _check_contiguous(data: bytes, members: list[zipfile.ZipInfo], directory: int) -> None:
+    """Check that the members fill the file from its first byte to the directory at `directory`.
 
-    Members that overlap are how a small archive inflates to a huge one, and bytes that belong to
-    no member are for another program to read.
+    zipfile refuses overlapping members since Python 3.11.8 only, and never refuses other bytes
+    between members, which another program may read.
     """
+    ends = [*(member.header_offset for member in members[1:]), directory]
     position = 0
-    limits = [*(info.header_offset for info in infos[1:]), directory]
-    for info, limit in zip(infos, limits, strict=False):  # an empty archive has a limit too
-        end = _data_start(data, info) + info.compress_size
-        streamed = info.flag_bits & _STREAMED and limit - end in _DESCRIPTOR_SIZES
-        if info.header_offset != position or (end != limit and not streamed):
-            raise _damaged(f"{quoted(info.filename)} overlaps another part, or isn't next to it")
-        position = limit
+    for member, end in zip(members, ends, strict=False):  # an empty archive has one end too many
+        try:  # the local header may have other extra fields than the directory
+            lengths = struct.unpack_from("<2H", data, member.header_offset + 26)
+        except struct.error:
+            raise _damaged(f"{quoted(member.filename)} isn't where its directory says") from None
+        start = member.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
+        rest = end - (start + member.compress_size)
+        streamed = member.flag_bits & _STREAMED and rest in _DESCRIPTOR_BYTES
+        if member.header_offset != position or (rest and not streamed):
+            raise _damaged(f"{quoted(member.filename)} overlaps another part, or isn't next to it")
+        position = end
     if position != directory:
         raise _damaged("bytes lie before its directory")
 
 
-def _data_start(data: bytes, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: after a second header, which must agree with the directory."""
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read the array of a member, once its header is checked."""
+    name = member.filename.removesuffix(".npy")
     try:
-        header = _LOCAL_HEADER.unpack_from(data, info.header_offset)
-    except struct.error:
-        header = (b"",) * 11
-    magic, _, flags, method, *_, name_length, extra_length = header
-    start = info.header_offset + _LOCAL_HEADER.size
-    if magic != ZIP_MAGICS[0]:
-        raise _damaged(f"{quoted(info.filename)} isn't where its directory says")
-    name = data[start : start + name_length]
-    expected = info.filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
-    if (name, method, flags) != (expected, info.compress_type, info.flag_bits):
-        raise _damaged(f"its two headers of {quoted(info.filename)} disagree")
-    return int(start + name_length + extra_length)
+        with archive.open(member) as stream:
+            header = io.BytesIO(stream.read(_MAX_NPY_HEADER))
+        shape, dtype = _read_header(header, name)
+        if byte_count(name, dtype, shape) != member.file_size - header.tell():
+            raise _damaged(f"{quoted(name)} has more or fewer bytes than its shape needs")
+        with archive.open(member) as stream:  # which checks the CRC at its end
+            array = npy.read_array(stream, allow_pickle=False)
+    except (FormatError, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise many types for damaged members
+        raise _damaged(f"{quoted(name)} can't be read ({_reason(error)})") from None
+    return to_native(name, array.view(BFLOAT16) if dtype == _RAW_BFLOAT16 else array)
 
 
-def _content(data: bytes, info: zipfile.ZipInfo) -> memoryview:
-    """A member's bytes, never more of them than it claims."""
-    start = _data_start(data, info)
-    packed = memoryview(data)[start : start + info.compress_size]
-    if info.compress_type == zipfile.ZIP_STORED:
-        content, complete = packed, True
-    else:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        try:
-            content = memoryview(inflate.decompress(packed, info.file_size + 1))
-        except zlib.error as error:
-            raise _damaged(f"{quoted(info.filename)} can't be inflated ({error})") from None
-        complete = inflate.eof and not inflate.unused_data
-    if not complete or len(content) != info.file_size:
-        raise _damaged(f"{quoted(info.filename)} isn't as long as its directory says")
-    if zlib.crc32(content) != info.CRC:
-        raise _damaged(f"{quoted(info.filename)} doesn't have its checksum")
-    return content
-
-
-def _array(name: str, content: memoryview) -> np.ndarray:
-    """The array in the bytes of a .npy file."""
-    wide = bytes(content[6:8]) in (b"\x02\x00", b"\x03\x00")
-    start = 12 if wide else 10
-    if content[:6] != NPY_MAGIC or (not wide and content[6:8] != b"\x01\x00"):
-        raise _damaged(f"{quoted(name)} isn't a .npy file of version 1, 2 or 3")
-    end = start + int.from_bytes(content[8:start], "little")
-    if end > min(len(content), _MAX_NPY_HEADER):
-        raise _damaged(f"the header of {quoted(name)} is longer than headers are")
-    header = _HEADER.fullmatch(bytes(content[start:end]).decode("latin-1"))
-    fields = dict(zip(header.groups()[::2], header.groups()[1::2], strict=True)) if header else {}
-    if set(fields) != {"descr", "fortran_order", "shape"}:
-        raise _damaged(f"the header of {quoted(name)} isn't one of a .npy file")
-    dtype = _dtype(name, fields["descr"])
-    if fields["fortran_order"] not in ("True", "False") or not _SIZES.fullmatch(fields["shape"]):
-        raise _damaged(f"the header of {quoted(name)} isn't one of a .npy file")
-    shape = [int(size) for size in re.findall(r"\d+", fields["shape"])]
-    if byte_count(name, dtype, shape) != len(content) - end:
-        raise _damaged(f"{quoted(name)} has more or fewer bytes than its shape needs")
-    order = "F" if fields["fortran_order"] == "True" else "C"
-    return make_array(name, content[end:], dtype, shape, order=order)  # type: ignore[arg-type]
-
-
-def _dtype(name: str, descr: str) -> np.dtype:
-    if _BFLOAT16_DESCR.fullmatch(descr):
-        return BFLOAT16
-    if found := _DESCR.fullmatch(descr):
-        return np.dtype(found[1])
-    if descr[1:-1] in ("|O", "O", "<O", ">O"):
+def _read_header(file: io.BytesIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type in the header of a .npy file."""
+    try:
+        version = npy.read_magic(file)
+        # Version 3 is version 2 with names of fields in UTF-8; arrays of numbers have no fields.
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(file, max_header_size=_MAX_NPY_HEADER)
+    except Exception:  # of many types; Python's parser raises MemoryError for deep nesting
+        version = None
+    if version not in _NPY_VERSIONS:
+        raise _damaged(f"{quoted(name)} has no header of a .npy file of version 1, 2 or 3")
+    if dtype.kind == "O":
         raise FormatError(
             f"has Python objects in {quoted(name)}, which is a pickle that could run code; save"
             " the array as numbers."
         )
-    raise FormatError(
-        f"has {quoted(name)} of type {printable(descr)}, which isn't supported; save it as floats,"
-        " integers or booleans of at most 64 bits."
-    )
+    if dtype != _RAW_BFLOAT16 and dtype.newbyteorder("<") not in DTYPES.values():
+        raise FormatError(
+            f"has {quoted(name)} of type {printable(repr(npy.dtype_to_descr(dtype)))}, which isn't"
+            " supported; save it as floats, integers or booleans of at most 64 bits."
+        )
+    return shape, dtype
+
+
+def _reason(error: BaseException) -> str:
+    return printable(str(error) or type(error).__name__)
 
 
 def _damaged(reason: str) -> FormatError:

@@ -1,4 +1,4 @@
-"""What a weight file, or a publisher's file beside it, says of the images its network takes."""
+"""Reading the preprocessing of images from a weight file, or from a config file beside it."""
 
 import json
 import logging
@@ -18,29 +18,29 @@ from resnet_jax.weights.hub import CONFIG, PROCESSOR, local_file
 
 _log = logging.getLogger(__name__)
 
-_MAX_BYTES = 2**24  # names of 21,841 classes take 2 MB
-_MOST_PIXELS = 2**16  # per side; Python has integers that it can't divide
-_LEAST_CROP = 0.1
+_MAX_BYTES = 2**24  # the names of 21,841 classes take 2 MB
+_MAX_PIXELS = 2**16  # per side; larger Python integers can overflow a float division
+_MIN_CROP = 0.1
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_SQUEEZED_FROM = 384  # pixels
+_SQUEEZE_SIZE = 384  # from this size on, ConvNeXT's image processor resizes without a crop
 
 
 def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
-    """How images are prepared for the network of a weight file.
+    """The preprocessing of images for the network of a weight file.
 
-    The file's own metadata come first (`Preprocessing.metadata`); then, in its folder, timm's
-    config.json, and last the preprocessor_config.json of Hugging Face's transformers, whose
-    config.json names the classes. What they leave open isn't guessed.
+    The sources are, in this order: the file's metadata (`Preprocessing.metadata`); timm's
+    config.json in the same folder; and there the preprocessor_config.json of Hugging Face's
+    transformers, whose config.json names the classes. Missing values aren't guessed.
 
     Args:
-        path: of a file as `read_weights` takes it, or a model on the Hub (`local_file`).
+        path: a file as for `read_weights`, or a model on the Hub (`local_file`).
 
     Returns:
-        None if none of them says anything.
+        The preprocessing; None if there is no source.
 
     Raises:
-        DataError: the file can't be read; or what is said is damaged, incomplete, or another thing
-            than `Preprocessing` does.
+        DataError: the file can't be read; or the source is damaged, incomplete, or describes
+            something that `Preprocessing` can't do.
     """
     path = local_file(path)
     metadata, folder = read_metadata(path), Path(path).parent
@@ -57,7 +57,7 @@ def read_preprocessing(path: str | os.PathLike[str]) -> Preprocessing | None:
 def _told_by(
     source: str | os.PathLike[str], read: Callable[[], Preprocessing | None]
 ) -> Preprocessing | None:
-    """What `read` returns, with the name of its source in the log, or in what it raises."""
+    """The result of `read`; the log or the error message names the source."""
     try:
         found = read()
     except (ConfigError, DataError) as error:
@@ -68,7 +68,7 @@ def _told_by(
 
 
 def _of_timm(config: Mapping[str, Any]) -> Preprocessing:
-    """As timm's `transforms_imagenet_eval` does it, with the sizes of training."""
+    """The preprocessing of timm's `transforms_imagenet_eval`, at the resolution of training."""
     fields = _get(config, "pretrained_cfg", dict)
     if fields.get("crop_mode", "center") != "center":
         raise DataError(f"crop_mode is {reprlib.repr(fields['crop_mode'])}, not 'center'")
@@ -86,9 +86,9 @@ def _of_timm(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _of_transformers(processor: Mapping[str, Any], config: Mapping[str, Any]) -> Preprocessing:
-    """As transformers' image processors of ResNets (they are ConvNeXT's) and of BiT do it.
+    """The preprocessing of transformers' image processors of ResNets (ConvNeXT's) and of BiT.
 
-    They cut out squares a pixel beside ours where halves are rounded.
+    Where the centre lies on half a pixel, their crop is shifted by one pixel.
     """
     for switch in ("do_resize", "do_rescale", "do_normalize"):
         if processor.get(switch, True) is not True:
@@ -104,7 +104,7 @@ def _of_transformers(processor: Mapping[str, Any], config: Mapping[str, Any]) ->
     kind = _get(processor, key, str)
     size = _side(processor, "size")
     if re.fullmatch("ConvNext(FeatureExtractor|ImageProcessor)(Fast|Pil)?", kind):
-        if size >= _SQUEEZED_FROM:
+        if size >= _SQUEEZE_SIZE:
             raise DataError(f"size is {reprlib.repr(size)}: images are squeezed, not cropped")
         resize = _before_crop(size, processor)
     elif re.fullmatch("Bit(FeatureExtractor|ImageProcessor)(Fast|Pil)?", kind):
@@ -124,15 +124,15 @@ def _of_transformers(processor: Mapping[str, Any], config: Mapping[str, Any]) ->
 
 
 def _before_crop(size: Any, fields: Mapping[str, Any]) -> int:
-    """The shorter side of which a crop of `size` pixels is the share "crop_pct"."""
+    """Length in pixels of the shorter side before a crop of `size` pixels: size / "crop_pct"."""
     share = _get(fields, "crop_pct", (int, float))
-    if not isinstance(size, int) or size > _MOST_PIXELS or not _LEAST_CROP <= share <= 1:
+    if not isinstance(size, int) or size > _MAX_PIXELS or not _MIN_CROP <= share <= 1:
         raise DataError(f"crop_pct is {reprlib.repr(share)} of {reprlib.repr(size)} pixels")
     return math.floor(size / share)
 
 
 def _side(fields: Mapping[str, Any], key: str) -> int:
-    """A number of pixels, or {"shortest_edge": n}, or {"height": n, "width": n}."""
+    """A length in pixels, given as n, {"shortest_edge": n} or {"height": n, "width": n}."""
     value = _get(fields, key, (int, dict))
     if isinstance(value, dict):
         known = ["shortest_edge"] if key == "size" else ["height", "width"]
@@ -144,7 +144,7 @@ def _side(fields: Mapping[str, Any], key: str) -> int:
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
-    """Names of classes, in a list or by their numbers; None if there are none."""
+    """Class names from a list or a dictionary by number; None if there are none."""
     if isinstance(value, dict):
         numbers = [str(number) for number in range(len(value))]
         if set(value) != set(numbers):
@@ -154,10 +154,10 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 
 def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
-    """A field that must be there, and of that type.
+    """A required field of the given type.
 
     Raises:
-        DataError: it isn't.
+        DataError: the field is missing or has another type.
     """
     if key not in fields:
         raise DataError(f"it doesn't say {key}")
@@ -168,14 +168,14 @@ def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} if the file isn't there.
+    """The JSON object in a file; {} if the file doesn't exist.
 
     Raises:
-        DataError: it can't be read, or isn't one.
+        DataError: the file can't be read, or isn't a JSON object.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise DataError(f"{path} isn't a file.")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
+            raise DataError(f"{path} isn't a regular file.")
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:

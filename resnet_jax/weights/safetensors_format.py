@@ -1,9 +1,10 @@
 """The safetensors format: 8 bytes with the header's length, a header in JSON, the tensors' bytes.
 
 https://huggingface.co/docs/safetensors/main/en/index#format describes it. The safetensors library
-reads it, and refuses tensors that overlap, leave a gap or don't fill the file. What it lets pass
-and this module doesn't: two tensors of one name (the later one wins), fields that the format
-doesn't have, headers of up to 100 MB, and booleans other than 0 and 1.
+reads it, and refuses tensors that overlap, leave a gap or don't fill the file. The library (0.8)
+accepts files that this module refuses: two tensors of one name (the later one wins), two metadata
+of one name, unknown fields, names with control characters, shapes that NumPy can't hold, headers
+of up to 100 MB, and booleans other than 0 and 1.
 """
 
 import json
@@ -21,9 +22,9 @@ from resnet_jax.weights.arrays import (
     FormatError,
     byte_count,
     check_name,
-    make_array,
     printable,
     quoted,
+    to_native,
 )
 
 _METADATA = "__metadata__"
@@ -31,20 +32,20 @@ _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
 def looks_alike(data: bytes) -> bool:
-    """Whether the file begins with a header's length, which may be wrong, and a header."""
+    """Whether the file begins with 8 bytes and a JSON object; the header's length may be wrong."""
     return data[8:9] == b"{"
 
 
 def header_length(data: bytes) -> int:
-    """What the first 8 bytes say."""
+    """Length of the header in bytes, as the first 8 bytes claim."""
     return int(struct.unpack_from("<Q", data)[0])
 
 
 def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The arrays of a whole file by name, and its metadata.
+    """Arrays of a whole file, by name, and its metadata.
 
     Raises:
-        FormatError: the file isn't sound, or has a type that networks don't use.
+        FormatError: the file is damaged, or has a type that networks don't use.
     """
     length = header_length(data)
     if length > MAX_HEADER_BYTES:
@@ -52,7 +53,7 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if length > len(data) - 8:
         raise _damaged(f"it ends within its header, after {len(data):,} bytes")
     try:
-        # It checks types and nesting as it reads, so that hostile JSON is refused early.
+        # The library checks types and nesting while it parses, so it refuses hostile JSON early.
         tensors = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
         reason = str(error).removeprefix("Error while deserializing: ")
@@ -71,17 +72,19 @@ def decode(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             )
         byte_count(name, DTYPES[fields["dtype"]], fields["shape"])
     arrays = {
-        name: make_array(name, tensor["data"], DTYPES[tensor["dtype"]], tensor["shape"])
+        name: to_native(
+            name, np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        )
         for name, tensor in tensors
     }
     return arrays, metadata
 
 
 def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[Any]:
-    """The bytes of a file, piece by piece: the same ones whenever the content is the same.
+    """The bytes of a file in pieces; equal content gives equal bytes.
 
-    The library's own writer orders metadata by chance, and takes the memory of an array in columns
-    for one in rows.
+    The library's writer (0.8) isn't used: it orders metadata at random, and writes the elements of
+    an array in Fortran order as if they were in C order.
 
     Raises:
         FormatError: a name, type or size that `decode` would refuse.
@@ -91,7 +94,7 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Ite
         raise FormatError("can't hold metadata that aren't text.")
     header: dict[str, Any] = {_METADATA: dict(sorted(metadata.items()))} if metadata else {}
     position, ordered = 0, []
-    # The widest types first: every array begins at a multiple of its elements' size.
+    # The widest types come first, so that every array is aligned to the size of its elements.
     for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         array = arrays[name]
         check_name(name)
@@ -120,16 +123,16 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Ite
 
 
 def _header(text: bytes) -> dict[str, Any]:
-    """The header, of which the library has found that it's an object of objects."""
+    """Parse the header, which the library has found to be an object of objects."""
     try:
         header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # in fields that the library skips
+    except (ValueError, RecursionError) as error:  # of fields that the library skips
         raise _damaged(printable(f"its header isn't plain JSON ({error})")) from None
     return dict(header)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys may each appear once."""
+    """A JSON object without duplicate keys."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

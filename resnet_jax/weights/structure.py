@@ -1,11 +1,11 @@
-"""What the names and shapes in a weight file say about the network they belong to.
+"""Recognises the modules of a residual network in a weight file by names and shapes.
 
-Every publisher names things differently: "layer1.0.conv1.weight", "stage_1.0.conv_1.weight",
-"block1/unit01/a/standardized_conv2d/kernel", "conv2_block1_1_conv/kernel:0". But all of them number
-stages and units, and within a unit names are in the order of computation. So names serve to group
-and to order, shapes tell convolutions from normalisations, and the place in the order gives each
-module its name here, which is nearly torchvision's: `layer1_0/conv2`. Where two modules of one
-shape could change places and names don't tell which is which, the file is refused.
+Every publisher has its own names: "layer1.0.conv1.weight", "stage_1.0.conv_1.weight",
+"block1/unit01/a/standardized_conv2d/kernel", "conv2_block1_1_conv/kernel:0". All of them number
+stages and units, and within a unit the names sort in the order of computation. So names group and
+order the modules, shapes distinguish convolutions from normalisations, and the position in the
+order gives a module its path in this package, such as `layer1_0/conv2`. If two modules have the
+same shape and their names don't tell their order, the file is refused.
 """
 
 import dataclasses
@@ -18,23 +18,22 @@ import numpy as np
 
 from resnet_jax.weights.arrays import FormatError, quoted
 
-# The last part of a name, and what it is. Kernels of TensorFlow and Flax, which alone have these
-# names, have the output channels last.
+# Names of kernels in TensorFlow and Flax, whose output channels are the last axis.
 _CHANNELS_LAST = ("kernel", "w")
-_KINDS = {
+_KINDS = {  # by the last part of a name
     **dict.fromkeys(("weight", "kernel", "w", "scale", "gamma"), "weight"),
     **dict.fromkeys(("bias", "b", "beta"), "bias"),
     **dict.fromkeys(("running_mean", "moving_mean", "mean"), "mean"),
     **dict.fromkeys(("running_var", "moving_variance", "var"), "var"),
 }
 _NUMBER = re.compile(r"([0-9]+)")
-# Counters that aren't weights: PyTorch's batch normalisation, and a profiler that leaves traces.
+# Counters of PyTorch's batch normalisation and of the profiler thop; they aren't weights.
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
 _STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>[0-9]{1,4})(?:_x)?"
 _UNIT = r"(?:[a-z_]*?(?:layers?|blocks?|units?)[._]?)?(?P<unit>[0-9]{1,4})"
 _IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)", re.I)
-# Keras calls a unit's shortcut "0": conv2_block1_0_conv.
+# Keras calls the shortcut of a unit "0": conv2_block1_0_conv.
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|conv_?dim|identity|^0_(conv|bn)$", re.I)
 _EXCITATION = re.compile(r"(^|[._])(se|se_module|squeeze\w*|excit\w*)([._]|$)", re.I)
 _FINAL = re.compile(r"final|last|post", re.I)
@@ -43,15 +42,16 @@ _CLASSIFIER = re.compile(r"(^|[._])(fc|linear|classifier|head|logits|predictions
 
 @dataclasses.dataclass
 class Module:
-    """One convolution, normalisation or fully connected layer of a file.
+    """A convolution, normalisation or fully connected layer of a file.
 
     Attributes:
-        name: the file's.
-        tensors: the file's names of its arrays, by "weight", "bias", "mean", "var".
+        name: in the file.
+        tensors: names of its arrays in the file, by "weight", "bias", "mean", "var".
         kind: "conv", "norm" or "dense".
-        width: channels that come out of it.
-        shape: of its kernel, [h, w, in, out] or [in, out]; of a normalisation's scale.
-        channels_last: the file has its kernel so, not as PyTorch's [out, in, h, w] or [out, in].
+        width: number of output channels.
+        shape: of the kernel, [h, w, in, out] or [in, out]; or of a normalisation's scale.
+        channels_last: the file's kernel has this shape too; otherwise it has PyTorch's shape,
+            [out, in, h, w] or [out, in].
     """
 
     name: str
@@ -67,22 +67,21 @@ def find_modules(
     expected: Collection[str],
     kernels: Mapping[str, tuple[int, ...]],
 ) -> tuple[dict[str, Module], list[str]]:
-    """The modules of a residual network in a weight file, by the names that they have here.
+    """Find the modules of a residual network in a weight file.
 
     Args:
         arrays: of the file, by name.
-        expected: paths of the modules that there should be, such as "layer1_0/conv1", "fc". They
-            decide what order alone can't: whether the first normalisation of the first unit is
-            the stem's.
-        kernels: shapes of the kernels of those modules that have one.
+        expected: paths of the network's modules, such as "layer1_0/conv1" and "fc". They decide
+            whether the first normalisation of the first unit belongs to the stem.
+        kernels: shapes of the kernels of the network's modules.
 
     Returns:
-        Modules by path, also such as aren't expected; and the names of the arrays that have no
-        place. A second module of the same place has none either.
+        Modules by path, including unexpected modules; and the names of arrays without a path. If
+        several modules have the same path, the arrays of all but the first have no path.
 
     Raises:
-        FormatError: modules of one shape could change places, and their names don't order them; or
-            the first unit's normalisation isn't where the network has it.
+        FormatError: the order of modules of the same shape is ambiguous; or the first unit's
+            normalisation has another position than in the network.
     """
     modules, unknown = _group(arrays)
     units: dict[tuple[int, int], list[tuple[str, Module]]] = {}
@@ -116,7 +115,7 @@ def find_modules(
 
 
 def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
-    """Modules in the natural order of their names, and the names of what is no part of one."""
+    """Modules in the natural order of their names, and names of arrays that belong to no module."""
     modules: dict[str, Module] = {}
     unknown = []
     for name in sorted(arrays, key=_natural):
@@ -146,12 +145,12 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether an array of a file only counts something, and so is no weight."""
+    """Whether an array of a file is a counter, not a weight."""
     return re.split("[./]", name)[-1] in _COUNTERS
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts "unit10" after "unit2"; numbers in a file's names may be of any length."""
+    """Sort key that puts "unit10" after "unit2"; numbers may have any length."""
     parts = [part.lstrip("0") if i % 2 else part for i, part in enumerate(_NUMBER.split(name))]
     return [(len(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
@@ -163,7 +162,7 @@ def _ranks(numbers: Iterable[int]) -> dict[int, int]:
 def _name_unit(
     modules: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, Module]]:
-    """The modules of one unit: the branch in order, the shortcut, squeeze and excitation."""
+    """Name the modules of one unit: branch, shortcut, squeeze and excitation."""
     roles: dict[str, list[tuple[str, Module]]] = {}
     named = []
     for rest, module in modules:
@@ -184,7 +183,7 @@ def _name_unit(
 def _shortcut_by_shape(
     convs: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, Module]]:
-    """Take the convolution of the shortcut, which no name tells, out of those of a unit."""
+    """Find the convolution of the shortcut by its shape, and remove it from those of the unit."""
     branch = [kernels[f"{unit}/conv{i}"] for i in range(1, 4) if f"{unit}/conv{i}" in kernels]
     if len(convs) != len(branch) + 1:
         return []
@@ -200,10 +199,10 @@ def _shortcut_by_shape(
 
 
 def _check_order(modules: list[tuple[str, Module]]) -> None:
-    """Refuse modules of one shape whose order of computation their names don't tell.
+    """Check that the names of modules of the same shape tell their order of computation.
 
     Raises:
-        FormatError: there are such.
+        FormatError: they don't.
     """
     alike: dict[tuple[int, ...], tuple[str, Module]] = {}
     for name, module in modules:
@@ -215,7 +214,7 @@ def _check_order(modules: list[tuple[str, Module]]) -> None:
 
 
 def _tells_order(first: str, second: str) -> bool:
-    """Whether two names differ in a number, in a letter that stands alone, or by a last number."""
+    """Whether two names first differ in a number, in a single letter, or by an appended number."""
     parts = [re.findall(r"[0-9]+|[a-z]+", name, re.I) for name in (first, second)]
     one, other = next(
         ((a, b) for a, b in itertools.zip_longest(*parts, fillvalue="") if a != b), ("", "")
@@ -233,19 +232,20 @@ def _ambiguous(first: str, second: str) -> FormatError:
 def _without_norm_of_stem(
     named: list[tuple[str, Module]], expected: Collection[str]
 ) -> tuple[list[tuple[str, Module]], list[Module]]:
-    """The first unit of a pre-activation network, and the normalisation that is the stem's here.
+    """Split the first unit of a pre-activation network from the normalisation of the stem.
 
-    Others put it into the unit, where its result goes to the shortcut too if that is projected.
+    Other packages put this normalisation into the first unit. The result is the same if the
+    shortcut has a projection, which takes the normalised input.
 
     Raises:
-        FormatError: the shortcut isn't projected: with others it takes what comes before the
-            normalisation, and here what comes after it.
+        FormatError: the shortcut has no projection, so it takes the input before the normalisation
+            in the file, and after it in the model.
     """
     if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
         return named, []
     norms = [path for path, _ in named if path.startswith("bn")]
     convs = [path for path, _ in named if path.startswith("conv")]
-    if len(norms) < len(convs):  # theirs is outside too: those in the unit begin with the second
+    if len(norms) < len(convs):  # the file has the stem's normalisation outside the unit too
         return [(_later(path), module) for path, module in named], []
     if "layer1_0/downsample_conv" not in expected:
         name = next(module.name for path, module in named if path == "bn1")
@@ -263,9 +263,13 @@ def _later(path: str) -> str:
 def _name_outside(
     modules: list[Module], expected: Collection[str], width: int, *, normalised: bool
 ) -> list[tuple[str, Module]]:
-    """The stem, the last normalisation, `width` wide, and the classifier.
+    """Name the modules outside the units: stem, last normalisation and classifier.
 
-    `normalised`: the stem's normalisation isn't among the modules.
+    Args:
+        modules: outside the units.
+        expected: paths of the network's modules.
+        width: number of channels of the last unit.
+        normalised: the stem's normalisation was found in the first unit.
     """
     named: list[tuple[str, Module]] = []
     convs: list[Module] = []
@@ -279,8 +283,8 @@ def _name_outside(
         last = _last_norm(norms, width)
         norms.remove(last)
         named.append(("bn_final", last))
-    # In a stem of several layers the last normalisation is numbered like that of a stem of one:
-    # "conv1.1", "conv1.4", "bn1".
+    # In a deep stem, the last normalisation is called as in a simple stem: "conv1.1", "conv1.4",
+    # "bn1".
     norms.sort(key=lambda norm: ("pool" in norm.name, -len(re.findall(r"\d+", norm.name))))
     convs.sort(key=lambda conv: "pool" in conv.name)
     deep = "conv1_1" in expected
@@ -299,10 +303,10 @@ def _name_outside(
 
 
 def _last_norm(norms: list[Module], width: int) -> Module:
-    """The normalisation after the last unit: by its width, else by its name or number.
+    """Find the normalisation after the last unit by its width, its name or its number.
 
     Raises:
-        FormatError: none of these tells it.
+        FormatError: it is ambiguous.
     """
     wide = [norm for norm in norms if norm.width == width] or norms
     final = [norm for norm in wide if _FINAL.search(norm.name)]

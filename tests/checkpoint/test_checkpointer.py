@@ -1,4 +1,4 @@
-"""Saving from donated buffers, restoring onto other devices, and damage."""
+"""Saving from donated buffers, restoring onto other devices, and corruption."""
 
 import contextlib
 import errno
@@ -16,6 +16,7 @@ import pytest
 
 from resnet_jax.checkpoint import checkpointer
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.parallel.mesh import make_mesh, replicated
@@ -51,7 +52,7 @@ def test_a_state_of_eight_devices_is_restored_on_one_and_back(tmp_path):
         restored, _ = Checkpointer(tmp_path, keep=2).restore(1, _state(0.0, devices=devices))
         assert len(restored["w"].devices()) == devices
         np.testing.assert_array_equal(restored["w"], np.full((300, 300), 3.0))
-    alone, _ = Checkpointer(tmp_path, keep=None).restore_on_one_device(1)
+    alone, _ = CheckpointReader(tmp_path).restore_on_one_device(1)
     np.testing.assert_array_equal(alone["w"], np.full((300, 300), 3.0))
 
 
@@ -67,7 +68,7 @@ def test_the_best_survives_and_ties_go_to_the_later(restarts, tmp_path):
             checkpoints = Checkpointer(tmp_path, keep=1)
             assert checkpoints.restore_newest(_state(0.0))[0] == step
     checkpoints.close()
-    # When 5 was saved, 4 was the newest that had been read again.
+    # When 5 was saved, 4 was the newest verified checkpoint.
     assert Checkpointer(tmp_path, keep=1).steps() == [2, 4, 5]
 
 
@@ -95,7 +96,7 @@ def test_damage_is_reported_to_those_who_only_read(damage, tmp_path):
         else:
             path.write_bytes(b"\0garbage")
     with pytest.raises(DataError, match="checkpoint of step 4 can't be restored .*there are: none"):
-        Checkpointer(tmp_path, keep=None).restore_on_one_device(4)
+        CheckpointReader(tmp_path).restore_on_one_device(4)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -119,7 +120,7 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     how, older, tmp_path, monkeypatch, caplog
 ):
     def seal_as_before(document):
-        """As versions did that kept no number of the step beside the state."""
+        """As older versions did, which stored no step beside the state."""
         return seal({name: value for name, value in document.items() if name != "step"})
 
     seal = checkpointer.sealed
@@ -134,15 +135,17 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     first, second = (tmp_path / "8", tmp_path / "5")
     how(*((second, first) if how is not Path.symlink_to else (first, second)))
     if not older:
-        with pytest.raises(DataError, match="it is a copy of that of step 5"):
-            Checkpointer(tmp_path, keep=None).progress(8)
-    with pytest.raises(DataError, match="step 8 can't be restored .*copy of that of step 5"):
-        Checkpointer(tmp_path, keep=None).restore_on_one_device(8)
+        with pytest.raises(DataError, match="it is a copy of the checkpoint of step 5"):
+            CheckpointReader(tmp_path).progress(8)
+    with pytest.raises(
+        DataError, match="step 8 can't be restored .*copy of the checkpoint of step 5"
+    ):
+        CheckpointReader(tmp_path).restore_on_one_device(8)
     step, state, progress = Checkpointer(tmp_path, keep=3).restore_newest(_state(0.0))
     newest = 4 if how is Path.rename else 5
     assert (step, int(state["step"]), progress) == (newest, newest, {"at": newest})
     assert (tmp_path / "8.corrupt").exists()
-    assert "step 8 is damaged (it is a copy of that of step 5)" in caplog.text
+    assert "step 8 is damaged (it is a copy of the checkpoint of step 5)" in caplog.text
 
 
 @pytest.mark.thorough
@@ -179,7 +182,7 @@ def _flip_a_bit(path: Path, rng: np.random.Generator) -> None:
 
 
 def _save_three(directory: Path) -> None:
-    """Checkpoints of steps 1, 2, 3, whose arrays don't compress to nothing."""
+    """Checkpoints of steps 1, 2, 3 with arrays that don't compress well."""
     checkpoints = Checkpointer(directory, keep=3)
     for step in (1, 2, 3):
         w = jax.random.normal(jax.random.key(step), (50, 50))
@@ -189,7 +192,7 @@ def _save_three(directory: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
 def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplog):
-    """In any file of any checkpoint; what is restored is bit for bit what was saved."""
+    """In any file of any checkpoint; the restored state has the same bits as the saved one."""
     _save_three(tmp_path / "original")
     rng = np.random.default_rng(0)
     files = [p.relative_to(tmp_path / "original") for p in (tmp_path / "original").rglob("*")]
@@ -198,7 +201,7 @@ def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplo
     for trial in range(24):
         directory = tmp_path / f"trial{trial}"
         shutil.copytree(tmp_path / "original", directory)
-        # Every other one into the data themselves, which are in one file.
+        # Every other bit is in the file of the arrays.
         data = max(files, key=lambda p: (directory / p).stat().st_size)
         file = data if trial % 2 else files[rng.integers(len(files))]
         _flip_a_bit(directory / file, rng)
@@ -215,7 +218,7 @@ def test_a_flipped_bit_is_never_restored_and_the_checkpoint_kept(tmp_path, caplo
             assert checkpoints.steps() == [1, 2]
             assert (directory / "3.corrupt" / "state").is_dir()
             assert "The checkpoint of step 3 is damaged" in caplog.text
-    assert set_aside >= 12  # data count, a few other bytes don't
+    assert set_aside >= 12  # bits of the arrays; some other bytes have no effect
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # TensorStore's
@@ -227,7 +230,7 @@ def test_without_a_good_checkpoint_nothing_is_guessed(tmp_path):
     with pytest.raises(DataError, match="No checkpoint .* is good: 1.corrupt, 2.cor"):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.corrupt", "2.corrupt", "3.corrupt"]
-    # Nor when it is started again.
+    # The same after a restart.
     with pytest.raises(DataError, match="1.corrupt, 2.corrupt, 3.corrupt are what is left"):
         Checkpointer(tmp_path, keep=3).restore_newest({"w": jnp.zeros((50, 50)), "n": jnp.int32(0)})
 
@@ -253,7 +256,7 @@ def test_a_checkpoint_that_cannot_be_reached_is_left_alone(part, error, tmp_path
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(getattr(checkpoints, part), "restore", fail)
+    monkeypatch.setattr(getattr(checkpoints._reader, part), "restore", fail)
     with pytest.raises(DataError, match="step 1 can't be restored"):
         checkpoints.restore_newest({"w": jnp.zeros(3)})
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
@@ -272,7 +275,7 @@ def test_names_that_mean_something_in_urls_are_names(name, tmp_path):
 def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
     tmp_path, caplog, monkeypatch
 ):
-    """A disk that loses what it was given, with one checkpoint to be kept."""
+    """The disk corrupts a checkpoint as it is written, and only one checkpoint is kept."""
     checkpoints = Checkpointer(tmp_path, keep=1)
     rng = np.random.default_rng(0)
     states = [{"w": jax.random.normal(jax.random.key(i), (50, 50))} for i in range(3)]
@@ -288,8 +291,8 @@ def test_what_was_written_badly_is_found_at_once_and_never_outlives_the_good(
     assert checkpoints._verdict.result() == ""
     monkeypatch.setattr(checkpointer, "read_back", damaged)
     checkpoints.save(1, states[1], progress={}, metrics=None)
-    checkpoints._manager.wait_until_finished()
-    assert checkpoints.steps() == [0, 1]  # the newest, and the newest that was found to be good
+    checkpoints._reader.manager.wait_until_finished()
+    assert checkpoints.steps() == [0, 1]  # the newest, and the newest verified one
     with pytest.raises(WriteError, match="step 1 isn't what was saved.* checkpoints 0 are intact"):
         checkpoints.save(2, states[2], progress={}, metrics=None)
     checkpoints.save(2, states[2], progress={}, metrics=None)  # can be tried again
@@ -312,7 +315,7 @@ def test_a_last_checkpoint_that_was_written_badly_is_an_error(tmp_path, monkeypa
 
 
 def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
-    """What was just written can't be read for a reason that isn't its own."""
+    """A checkpoint that was just written can't be reached."""
 
     def unreachable(*_):
         raise DataError("an array can't be read") from ValueError("UNAVAILABLE: 503")
@@ -322,7 +325,7 @@ def test_a_read_that_fails_in_passing_condemns_nothing(tmp_path, monkeypatch):
     for step in (0, 1):
         checkpoints.save(step, _state(float(step)), progress={}, metrics=None)
     checkpoints.close()
-    # Neither is known to be good, so neither is deleted.
+    # Neither is verified, so neither is deleted.
     assert Checkpointer(tmp_path, keep=1).steps() == [0, 1]
 
 
@@ -349,7 +352,7 @@ def test_a_save_that_fails_is_known_at_once_and_leaves_nothing(tmp_path):
             time.sleep(0.01)
     with pytest.raises(WriteError, match="File too large.*; checkpoints 0 are intact"):
         checkpoints.settle()
-    while [p.name for p in tmp_path.iterdir()] != ["0"]:  # its remains go in the background
+    while [p.name for p in tmp_path.iterdir()] != ["0"]:  # its files are removed in the background
         time.sleep(0.01)
     checkpoints.save(1, states[2], progress={}, metrics=None)
     checkpoints.close()
@@ -376,5 +379,5 @@ def test_orbax_warns_users_of_nothing_that_is_meant(tmp_path, caplog):
     checkpoints = Checkpointer(tmp_path, keep=1)
     checkpoints.save(1, {"w": jnp.zeros(3)}, progress={}, metrics=None)
     checkpoints.close()
-    assert Checkpointer(tmp_path, keep=None).steps() == [1]
+    assert CheckpointReader(tmp_path).steps() == [1]
     assert [r.getMessage() for r in caplog.records if r.name == "absl"] == []

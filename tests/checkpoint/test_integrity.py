@@ -1,4 +1,4 @@
-"""Checksums see any change, whatever the type and wherever the array lies."""
+"""Checksums detect any change, for any type and sharding."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def _array(dtype, shape=(3, 5)):
 def test_devices_and_numpy_agree(dtype):
     for shape in ((3, 5), (), (0, 2)):
         array = _array(dtype, shape)
-        if dtype is not np.float64:  # which JAX doesn't have by default
+        if dtype is not np.float64:  # JAX disables it by default
             assert checksums({"a": array}) == checksums({"a": jnp.asarray(array)})
 
 

@@ -1,7 +1,8 @@
-"""One run at a time in a directory, and no lock outlives its holder."""
+"""One run at a time in a directory; a dead holder's lock is taken over."""
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -16,8 +17,10 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint import lock
+from resnet_jax.checkpoint import lock, lock_file
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
+from resnet_jax.checkpoint.lock_file import acquire
+from resnet_jax.checkpoint.lock_holder import this_process
 from resnet_jax.errors import ConfigError, PeerError, WriteError
 from resnet_jax.train import fit as loop
 from tests.fake_bucket import BucketFileSystem, ClientError
@@ -43,7 +46,7 @@ def _hold(workdir, program=HOLD) -> subprocess.Popen:
 
 
 def _write(path, change) -> None:
-    path.write_text(json.dumps(lock._this_process() | change))
+    path.write_text(json.dumps(dataclasses.asdict(this_process()) | change))
 
 
 def _token(path) -> str:
@@ -59,11 +62,11 @@ def _wait_for(happened) -> None:
 
 @pytest.fixture
 def hurried(monkeypatch):
-    """Signs of life are given every 0.1 s, and due in 0.8 s."""
+    """Locks are renewed every 0.1 s, and stale after 0.8 s."""
     monkeypatch.setattr(lock, "_RENEW_S", 0.1)
-    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+    monkeypatch.setattr(lock_file, "_POLL_S", 0.05)
     monkeypatch.setattr(lock, "_STALE_S", 0.8)
-    monkeypatch.setattr(lock, "_TAKEOVER_S", 0.3)
+    monkeypatch.setattr(lock_file, "_TAKEOVER_S", 0.3)
 
 
 def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
@@ -85,14 +88,14 @@ def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
 def test_a_holder_that_is_not_waited_for_is_dead(tmp_path):
     process = _hold(tmp_path)
     process.kill()
-    time.sleep(0.2)  # a zombie until its parent asks for it
+    time.sleep(0.2)  # a zombie until its parent waits for it
     with locked(epath.Path(tmp_path)):
         pass
     process.wait()
 
 
 def test_a_holder_of_which_a_thread_lives_is_not_dead(tmp_path):
-    """As one that was killed while a thread waits for a file system; it may still write."""
+    """A process that was killed while a thread waits for a file system may still write."""
     program = (
         "import ctypes, sys, threading, time; from etils import epath\n"
         "from resnet_jax.checkpoint.lock import locked\n"
@@ -114,7 +117,7 @@ def test_a_holder_of_which_a_thread_lives_is_not_dead(tmp_path):
 @pytest.mark.parametrize(
     ("change", "free"),
     [
-        ({"started": "1"}, True),  # another process has the number now
+        ({"started": "1"}, True),  # another process has the pid now
         (DEAD, True),
         ({}, False),
     ],
@@ -133,7 +136,7 @@ def test_who_holds_it(change, free, tmp_path):
 @pytest.mark.parametrize("change", [ELSEWHERE, IN_ANOTHER_CONTAINER, OF_THE_SAME_NAME])
 @pytest.mark.usefixtures("hurried")
 def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
-    """It is alive if it renews its lock, and else dead, whatever its clock says."""
+    """It is alive if it renews its lock, whatever its clock says."""
     path = tmp_path / LOCK
     _write(path, change)
     ended = threading.Event()
@@ -158,7 +161,7 @@ def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
 
 @pytest.mark.usefixtures("hurried")
 def test_a_file_system_that_does_not_answer_is_not_a_dead_holder(tmp_path, monkeypatch):
-    """While it is away nobody can renew; the holder does so as soon as it is back."""
+    """Meanwhile nobody can renew; the holder renews as soon as the file system answers."""
     path = tmp_path / LOCK
     _write(path, ELSEWHERE)
     began, sleep = time.monotonic(), time.sleep
@@ -221,7 +224,7 @@ def test_a_damaged_lock_is_respected_while_it_is_renewed(content, tmp_path):
 @pytest.mark.parametrize("where", ["file system", "bucket"])
 @pytest.mark.usefixtures("hurried")
 def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
-    """As after a suspension; it leaves the lock of the other one alone."""
+    """As after a suspension; it doesn't touch the other holder's lock."""
     folder = tmp_path if where == "file system" else bucket / "taken over"
     folder.mkdir(exist_ok=True)
     workdir = epath.Path("gs://bucket/taken over" if where == "bucket" else tmp_path)
@@ -230,8 +233,8 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
         time.sleep(0.25)  # two renewals
         assert said == []
         check_place()
-        _write(folder / "draft", ELSEWHERE)
-        (folder / "draft").replace(folder / LOCK)
+        _write(folder / "new", ELSEWHERE)
+        (folder / "new").replace(folder / LOCK)
         os.utime(folder / LOCK, (1, 1))
         with pytest.raises(PeerError, match="its lock is held by process .* on elsewhere"):
             check_place()
@@ -253,18 +256,18 @@ def test_a_process_ends_that_has_lost_its_lock(tmp_path):
         "    print('held', flush=True); time.sleep(60)"
     )
     process = _hold(tmp_path, program)
-    _write(tmp_path / "draft", ELSEWHERE)
-    (tmp_path / "draft").replace(tmp_path / LOCK)
+    _write(tmp_path / "new", ELSEWHERE)
+    (tmp_path / "new").replace(tmp_path / LOCK)
     assert process.wait(20) == 71
     assert _token(tmp_path / LOCK) == "another"
 
 
 @pytest.mark.usefixtures("hurried")
 def test_a_lock_that_is_gone_is_lost(tmp_path, caplog):
-    """The one that took it over may have ended since, and left what this one mustn't overwrite."""
+    """Another run may have taken it over and ended; its results must not be overwritten."""
     with locked(epath.Path(tmp_path)):
         (tmp_path / LOCK).unlink()
-        _wait_for(lambda: "its lock is gone" in caplog.text)  # nobody else is to be told
+        _wait_for(lambda: "its lock is gone" in caplog.text)  # without `on_lost` it is logged
     assert list(tmp_path.iterdir()) == []
 
 
@@ -324,7 +327,7 @@ def test_no_renewal_follows_a_release(bucket, monkeypatch):
 
 @pytest.mark.parametrize("clock", [0, -10, 60])
 def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeypatch):
-    """Whatever the clock of the file system says; here it is off by so many seconds."""
+    """For any clock of the file system; here it is off by `clock` seconds."""
     link = os.link
 
     def by_its_clock(source, path):
@@ -338,7 +341,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeyp
 
         def take(_):
             try:
-                return lock._take(epath.Path(tmp_path / LOCK), lock._this_process(), silence_s=1.0)
+                return acquire(epath.Path(tmp_path / LOCK), this_process(), stale_s=1.0)
             except WriteError as error:
                 return error
 
@@ -350,7 +353,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeyp
 
 @pytest.mark.thorough
 def test_no_two_hold_it_at_once(tmp_path, monkeypatch):
-    """Where the file system is slow, so that much happens between two calls."""
+    """On a slow file system, so that processes interleave between two calls."""
     link, fsync = os.link, os.fsync
 
     def slow_link(source, path):
@@ -398,7 +401,7 @@ def test_who_dies_while_it_takes_over_makes_way(tmp_path):
 
 
 def test_who_takes_over_at_the_same_time_and_later_has_it(tmp_path, monkeypatch):
-    """One that fell asleep in its turn, and lost it, may wake up and write last."""
+    """A process that was suspended during its takeover may resume and write last."""
     _write(tmp_path / LOCK, DEAD)
     replace = os.replace
 
@@ -414,7 +417,7 @@ def test_who_takes_over_at_the_same_time_and_later_has_it(tmp_path, monkeypatch)
 
 
 def test_a_request_that_nfs_sent_twice(tmp_path, monkeypatch):
-    """The first one has made the file, but its answer was lost."""
+    """The first request has created the file, but the reply was lost."""
     link = os.link
 
     def twice(source, path):

@@ -1,4 +1,4 @@
-"""Runs that older versions began are read and go on.
+"""Runs of older versions are read and resumed.
 
 An archive of tests/golden/runs/ holds `run`, stopped after six steps of `TINY` (tests/runs.py), and
 what that version made of it: probabilities of the first test images, and the record of all twelve
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config.schema import from_json
-from resnet_jax.data.datasets import Digits
+from resnet_jax.config.io import from_json
+from resnet_jax.data.readers.digits import Digits
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "golden" / "runs").glob("*.tar.gz"))
 
@@ -37,7 +37,7 @@ def test_there_is_one():
 
 
 def test_its_network_says_the_same(older):
-    images, _ = Digits().read("test")
+    images = Digits().read("test").images
     network = resnet_jax.restore_run(older / "run")
     expected = np.load(older / "probabilities.npy")
     np.testing.assert_allclose(network.predict(images[: len(expected)]), expected, atol=1e-5)

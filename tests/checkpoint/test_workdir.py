@@ -13,7 +13,7 @@ from resnet_jax.checkpoint.workdir import (
     check_config,
     prepare_workdir,
     read_config,
-    sweep_drafts,
+    remove_temporary_files,
     write_atomically,
 )
 from resnet_jax.errors import ConfigError, WriteError
@@ -25,7 +25,7 @@ WORKDIR = epath.Path("gs://bucket/failing")
 
 @pytest.fixture
 def failing(bucket, monkeypatch):
-    """Call it with an error, and all that the client does raises that."""
+    """A function that makes all calls of the client raise the given error."""
 
     def set_error(error: BaseException) -> None:
         def fault(call, path):
@@ -164,5 +164,5 @@ def test_drafts_of_killed_processes_are_swept_and_nothing_else_is(bucket):
     workdir = epath.Path("gs://bucket/swept")
     for name in (".write-probe-1.draft", ".mine", "draft"):
         write_atomically(workdir / name, "")
-    sweep_drafts(workdir)
+    remove_temporary_files(workdir)
     assert {path.name for path in workdir.iterdir()} == {".mine", "draft"}

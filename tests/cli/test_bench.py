@@ -9,7 +9,7 @@ from resnet_jax.cli import bench
 from resnet_jax.cli.main import main
 from tests.cli.mistakes import assert_one_line
 from tests.data.readers.test_folders import write
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 from tests.runs import TINY, streamed
 
 __all__ = ["own_cache"]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from resnet_jax.cli.main import main
-from resnet_jax.config.schema import default_config, set_field, to_json
+from resnet_jax.config.io import to_json
+from resnet_jax.config.schema import default_config, set_field
 from resnet_jax.research.compare import find_runs, gather_lines, read_run
 from tests.cli.mistakes import assert_one_line
 from tests.research import fake_child

@@ -117,7 +117,7 @@ def _walk_in_order(root):
 
 def test_a_folder_with_bad_images(folder, network, weights, capsys, monkeypatch):
     """Good ones are classified in batches of one shape, bad ones listed."""
-    monkeypatch.setattr(predictor, "_BATCH", 8)
+    monkeypatch.setattr(predictor, "_MAX_BATCH", 8)
     traced = []
     counting = _counting(resnet_jax.ResNet.__call__, traced)
     monkeypatch.setattr(resnet_jax.ResNet, "__call__", counting)
@@ -256,7 +256,7 @@ SILENT = ["predict", "--weights", "silent.safetensors", "--model", "resnet20", *
         ([*SILENT, *FLAGS, "--mean", "124,116,104"], 64, "not grey levels"),
         ([*SILENT, *FLAGS, "--mean", "0.5"], 64, "each is three numbers"),
         ([*SILENT, *FLAGS, "--mean", "a,b,c"], 64, "'a,b,c' isn't numbers"),
-        ([*SILENT, *FLAGS, "--size", "21"], 64, "resize is 20; it is of pixels, from size, 21"),
+        ([*SILENT, *FLAGS, "--size", "21"], 64, "resize is 20; it must be size, 21, to 2048"),
         ([*SILENT, "--resize"], 64, "--resize needs a number of pixels"),
         ([*SILENT[:-1], "--resize", "a.png"], 64, "'a.png' isn't a number of pixels"),
         ([*SILENT, "--field", "wdth=4"], 78, "no field 'wdth'. Did you mean 'width'"),

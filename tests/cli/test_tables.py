@@ -13,7 +13,7 @@ from resnet_jax.cli import bench, compare, evaluate, main, reproduce, summary, s
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.tables import Table
 from resnet_jax.research import results
-from resnet_jax.research.catalogue import ARTEFACTS
+from resnet_jax.research.catalogue import REPRODUCTIONS
 
 ROOT = Path(__file__).parents[2]
 LONG = "model.stage_sizes=3-3-3,model.shortcut=none,optimizer.name=sgd"
@@ -137,7 +137,7 @@ DOCUMENTS = {
     ),
     "reproduce --list": (
         reproduce,
-        {"artefacts": results.listing(ARTEFACTS, Path("no such folder"))},
+        {"artefacts": results.list_verdicts(REPRODUCTIONS, Path("no such folder"))},
     ),
 }
 

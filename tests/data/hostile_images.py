@@ -1,4 +1,4 @@
-"""Image files that are hostile, damaged or merely unusual, made byte by byte."""
+"""Hostile, damaged and unusual image files, built byte by byte."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.cli.predict import read_fitted
+from resnet_jax.cli import classify
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 
@@ -25,7 +25,7 @@ def pixels(height: int = 8, width: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """Scaled until it covers height × width, and cropped at the centre, by Pillow alone."""
+    """Scale to cover height × width, and crop at the centre, with Pillow alone."""
     factor = max(height / image.height, width / image.width)
     sides = (max(width, int(image.width * factor)), max(height, int(image.height * factor)))
     scaled = image.resize(sides, Image.Resampling.BILINEAR)
@@ -37,13 +37,15 @@ def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
 def read_image(
     path: Path, shape: tuple[int, int, int] = (8, 8, 3), *, resize: bool = True
 ) -> np.ndarray:
-    """What `resnet-jax predict` reads for a network that takes `shape`."""
+    """Read an image as `resnet-jax predict` does for a network with inputs of `shape`."""
     crop = ScaleAndCrop(shape[:2], shape[:2]) if resize else None
-    return read_fitted(path, Fit(shape, crop, convert=resize), remedy="--resize makes images fit")
+    return classify.read_image(
+        path, Fit(shape, crop, convert=resize), remedy="--resize makes images fit"
+    )
 
 
 def save(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
-    """The file that Pillow writes."""
+    """Return the content of the file that Pillow writes."""
     file = io.BytesIO()
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     image.save(file, kind, **options)
@@ -51,19 +53,19 @@ def save(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) 
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
-    """A part of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, *, depth: int = 8, color: int = 2, data: bytes = b"") -> bytes:
-    """A PNG of these numbers; its pixels are `data`, unpacked."""
+    """Return a PNG with this header and the uncompressed pixels `data`."""
     header = struct.pack(">LLBBBBB", width, height, depth, color, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def blank_png(width: int, height: int, *, color: int = 2) -> bytes:
-    """A sound PNG of zeros, small as a file."""
+    """Return a valid PNG of zeros, a small file."""
     row = bytes(1 + width * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color])
     deflate = zlib.compressobj(1)
     body = b"".join(deflate.compress(row) for _ in range(height)) + deflate.flush()
@@ -74,23 +76,23 @@ def blank_png(width: int, height: int, *, color: int = 2) -> bytes:
 
 
 def insert(data: bytes, parts: bytes) -> bytes:
-    """Put parts behind the header of a PNG, or segments behind the first marker of a JPEG."""
+    """Insert chunks after the header of a PNG, or segments after the first marker of a JPEG."""
     at = 33 if data.startswith(b"\x89PNG") else 2
     return data[:at] + parts + data[at:]
 
 
 def flip(data: bytes, at: int) -> bytes:
-    """One bit is another one."""
+    """Flip one bit of byte `at`."""
     return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
 
 def segment(marker: int, body: bytes) -> bytes:
-    """A segment of a JPEG."""
+    """Return a segment of a JPEG."""
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
 def zeros(size: int) -> bytes:
-    """That many zeros, in tens of millions or at once, packed; without a checksum at the end."""
+    """Return `size` zeros, compressed in blocks of 10⁷; without a checksum at the end."""
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     piece = min(size, 10**7)
     block = deflate.compress(bytes(piece)) + deflate.flush(zlib.Z_FULL_FLUSH)
@@ -98,27 +100,27 @@ def zeros(size: int) -> bytes:
 
 
 def texts(kind: bytes, count: int, size: int) -> bytes:
-    """Parts of a PNG that hold `size` bytes of text each, packed."""
+    """Return PNG chunks with `size` bytes of compressed text each."""
     packed = zeros(size)
     start = b"k%d\0\0" if kind == b"zTXt" else b"k%d\0\1\0\0\0"
     return b"".join(chunk(kind, start % i + packed) for i in range(count))
 
 
 def with_size(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header tells of another size."""
+    """Change the size in the header of a JPEG."""
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
 def many_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG whose last scan is there again and again."""
+    """Return a progressive JPEG whose last scan is repeated."""
     good = save(Image.new("RGB", (width, height)), "JPEG", progressive=True)
     last = good.rindex(b"\xff\xda")
     return good[:-2] + good[last:-2] * scans + good[-2:]
 
 
 def exif(orientation: int, order: str = "<") -> bytes:
-    """A block of Exif."""
+    """Return a block of Exif."""
     start = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(f"{order}HHLHH", 0x0112, 3, 1, orientation, 0)
     other = struct.pack(f"{order}HHLL", 0x0100, 4, 1, 8)
@@ -126,13 +128,13 @@ def exif(orientation: int, order: str = "<") -> bytes:
 
 
 def endless_exif() -> bytes:
-    """Thousands of entries of which each reaches beyond the end."""
+    """Return Exif with thousands of entries, each longer than the block."""
     entries = b"".join(struct.pack("<HHLL", 256 + i, 7, 2**31, 8) for i in range(5000))
     return b"Exif\0\0II*\0" + struct.pack("<LH", 8, 5000) + entries
 
 
 def animated() -> bytes:
-    """Three frames."""
+    """Return an animated PNG of three frames."""
     frames = [Image.fromarray(pixels(seed=seed)) for seed in range(3)]
     return save(frames[0], save_all=True, append_images=frames[1:])
 
@@ -186,7 +188,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "pixels end early": (lambda: png(8, 8, data=bytes(50)), "pixels end too early"),
     "lossless jpeg": (lambda: _photo().replace(b"\xff\xc0", b"\xff\xc3", 1), "isn't sound|damaged"),
 }
-"""Name → what makes it, and what is said of it with `resize=True`."""
+"""Name → a function that makes the file, and the error of `read_image` with `resize=True`."""
 
 RIGHT: dict[str, Callable[[], bytes]] = {
     "png": lambda: _photo("PNG"),
@@ -208,4 +210,4 @@ RIGHT: dict[str, Callable[[], bytes]] = {
     "largest png": lambda: blank_png(5000, 5000),
     "largest grey png": lambda: blank_png(5000, 5000, color=0),
 }
-"""Name → what makes it; with `resize=True` each gives an image."""
+"""Name → a function that makes the file; `read_image` with `resize=True` gives an image."""

@@ -1,4 +1,4 @@
-"""Read one image file in a process of its own, and say what came out and what it took.
+"""Reads image files in a separate process, and reports the results and their cost.
 
 python -m tests.data.read_hostile predict|prepared FILE
 """
@@ -15,13 +15,13 @@ from tests.data.hostile_images import read_image
 from tests.faults.fuzz_weights import peak_mib
 
 
-def main(door: str, path: Path) -> dict[str, object]:
-    """The shape or the refusal, MiB more than before, CPU seconds, warnings."""
+def main(reader: str, path: Path) -> dict[str, object]:
+    """Return shape or error, additional peak memory in MiB, CPU seconds, and warnings."""
     before, begin = peak_mib(), time.process_time()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:
-            if door == "predict":
+            if reader == "predict":
                 outcome = str(read_image(path).shape)
             else:
                 outcome = str(decode_image(path.read_bytes(), (8, 8, 3)).shape)

@@ -1,4 +1,4 @@
-"""The sizes of known data sets are those of the sets themselves."""
+"""The shapes and sizes of well-known data sets equal those of the data."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.data.dataset_info import KNOWN_SETS, find_known
-from resnet_jax.data.datasets import Digits, load_dataset
+from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.prepare import cifar
+from resnet_jax.data.readers.digits import Digits
 from resnet_jax.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ def test_cifar(name):
 
 
 def test_imagenet_is_what_tfds_has_on_file():
-    """TFDS carries the names of the classes, and the labels of the validation images."""
+    """TFDS contains the class names and the labels of the validation images."""
     folder = Path(find_spec("tensorflow_datasets").origin).parent / "datasets" / "imagenet2012"
     known = KNOWN_SETS["imagenet2012"]
     assert len((folder / "labels.txt").read_text().split()) == known.num_classes

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from etils import epath
 
-from resnet_jax.data import remote_cache as mirror
+from resnet_jax.data import remote_cache
 from resnet_jax.errors import DataError
 from tests.fake_bucket import BucketFileSystem, ClientError, S3FileSystem, with_s3
 
@@ -32,7 +32,7 @@ def flowers(request, bucket, data):
 
 
 def replace(file, content: bytes) -> None:
-    """Put an object of another version in its place, within the same second."""
+    """Replace an object by another version within the same second."""
     changed = file.stat().st_mtime_ns
     file.write_bytes(content)
     another = changed + 1 if (changed + 1) % 10**9 else changed - 1
@@ -40,29 +40,29 @@ def replace(file, content: bytes) -> None:
 
 
 def mark(copied) -> None:
-    """Change a copy so that one can see whether it is made again."""
+    """Change a copy, to detect whether it is copied again."""
     stat = copied.stat()
     copied.write_bytes(b"m" * stat.st_size)
     os.utime(copied, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_only_what_changed_is_copied_again(data, flowers):
-    copy = mirror.copy_here(flowers)
+    copy = remote_cache.copy_here(flowers)
     assert copy.name == "flowers"
     assert (copy / "1.0.0" / "a").read_bytes() == b"abc"
     mark(copy / "1.0.0" / "b")
     replace(data / "a", b"abcd")
-    assert mirror.copy_here(flowers) == copy
+    assert remote_cache.copy_here(flowers) == copy
     assert (copy / "1.0.0" / "a").read_bytes() == b"abcd"
     assert (copy / "1.0.0" / "b").read_bytes() == b"m" * 10
     assert not list(copy.rglob("*.part"))
 
 
 def test_a_file_of_the_same_size_that_changed_is_copied_again(data, flowers):
-    copy = mirror.copy_here(flowers)
+    copy = remote_cache.copy_here(flowers)
     mark(copy / "1.0.0" / "b")
     replace(data / "a", b"xyz")
-    mirror.copy_here(flowers)
+    remote_cache.copy_here(flowers)
     assert (copy / "1.0.0" / "a").read_bytes() == b"xyz"
     assert (copy / "1.0.0" / "b").read_bytes() == b"m" * 10
 
@@ -70,30 +70,30 @@ def test_a_file_of_the_same_size_that_changed_is_copied_again(data, flowers):
 def test_files_whose_versions_cannot_be_told_are_copied_each_time(data, flowers, monkeypatch):
     for kind in (BucketFileSystem, S3FileSystem):
         monkeypatch.setattr(kind, "version", staticmethod(lambda *_: {"ETag": "", "mtime": None}))
-    copy = mirror.copy_here(flowers)
+    copy = remote_cache.copy_here(flowers)
     replace(data / "a", b"xyz")
-    mirror.copy_here(flowers)
+    remote_cache.copy_here(flowers)
     assert (copy / "1.0.0" / "a").read_bytes() == b"xyz"
 
 
 def test_a_damaged_length_of_a_copy_is_mended(data, flowers):
-    copied = mirror.copy_here(flowers) / "1.0.0" / "b"
+    copied = remote_cache.copy_here(flowers) / "1.0.0" / "b"
     stamp = copied.stat().st_mtime_ns
     copied.write_bytes(b"d")
     os.utime(copied, ns=(stamp, stamp))
-    mirror.copy_here(flowers)
+    remote_cache.copy_here(flowers)
     assert copied.read_bytes() == b"d" * 10
 
 
 def test_a_folder_that_is_not_there(data, flowers):
     with pytest.raises(FileNotFoundError):
-        mirror.copy_here(flowers.parent / "none")
+        remote_cache.copy_here(flowers.parent / "none")
 
 
 @pytest.mark.parametrize("broken", ["find", "rb"])
 def test_errors_of_the_client_are_os_errors(data, flowers, monkeypatch, broken):
-    """And what was copied before is still there."""
-    copied = mirror.copy_here(flowers) / "1.0.0" / "a"
+    """Earlier copies stay."""
+    copied = remote_cache.copy_here(flowers) / "1.0.0" / "a"
     replace(data / "a", b"xyz")
 
     def fault(call, path):
@@ -102,7 +102,7 @@ def test_errors_of_the_client_are_os_errors(data, flowers, monkeypatch, broken):
 
     monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
     with pytest.raises(OSError, match="Too many requests, 429"):
-        mirror.copy_here(flowers)
+        remote_cache.copy_here(flowers)
     assert copied.read_bytes() == b"abc"
     assert not list(copied.parent.glob("*.part"))
 
@@ -115,8 +115,8 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(data, flowers, monke
     with monkeypatch.context() as patch:
         patch.setattr(BucketFileSystem, "fault", staticmethod(fault))
         with pytest.raises(OSError, match="has 18 bytes where 10 were announced"):
-            mirror.copy_here(flowers)
-    copy = mirror.copy_here(flowers)
+            remote_cache.copy_here(flowers)
+    copy = remote_cache.copy_here(flowers)
     assert (copy / "1.0.0" / "b").read_bytes() == b"longer than before"
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_kept(data, flowers, monke
     ],
 )
 def test_no_object_leaves_the_copy(data, flowers, monkeypatch, tmp_path, name):
-    """Nothing is written at all, whichever object comes first."""
+    """Nothing is written, whichever object comes first."""
     find = BucketFileSystem.find
 
     def find_hostile(self, path, **options):
@@ -140,22 +140,22 @@ def test_no_object_leaves_the_copy(data, flowers, monkeypatch, tmp_path, name):
     monkeypatch.setattr(BucketFileSystem, "find", find_hostile)
     monkeypatch.setattr(BucketFileSystem, "open", lambda *_, **__: io.BytesIO(b"bad"))
     with pytest.raises(DataError, match=r"has a name that no file can have; nothing was copied"):
-        mirror.copy_here(flowers)
+        remote_cache.copy_here(flowers)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_links_in_the_cache_are_not_followed(data, flowers, tmp_path):
-    copy = mirror.copy_here(flowers)
+    copy = remote_cache.copy_here(flowers)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "kept").write_bytes(b"kept")
     (copy / "1.0.0" / "a").unlink()
     (copy / "1.0.0" / "a").symlink_to(elsewhere / "kept")
-    mirror.copy_here(flowers)
+    remote_cache.copy_here(flowers)
     assert (copy / "1.0.0" / "a").read_bytes() == b"abc"
     shutil.rmtree(copy / "1.0.0")
     (copy / "1.0.0").symlink_to(elsewhere)
     with pytest.raises(DataError, match="is a link to elsewhere; remove it"):
-        mirror.copy_here(flowers)
+        remote_cache.copy_here(flowers)
     assert [path.name for path in elsewhere.iterdir()] == ["kept"]
     assert (elsewhere / "kept").read_bytes() == b"kept"

@@ -1,11 +1,12 @@
-"""The bundled digits, and the expressions that slice any data set into roles."""
+"""Split expressions, roles that must not overlap, and the bundled digits."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from resnet_jax.data.datasets import Span, load_dataset, parse_split
+from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.splits import Span, parse_split
 from resnet_jax.errors import ConfigError
 
 # --- digits ---------------------------------------------------------------------------------------
@@ -96,13 +97,13 @@ def test_split_expressions(spec, expected):
     [
         ("tset", "no split 'tset'; the splits are test, train. Did you mean 'test'?"),
         ("train+val", "no split 'val'"),
-        ("train[::2]", "can't be understood"),
-        ("train[", "can't be understood"),
-        ("", "can't be understood"),
-        ("train[a:]", "can't be understood"),
-        ("train[:200%]", "can't be understood"),
-        ("train[5]", "can't be understood"),
-        ("all[:5]", "can't be understood"),
+        ("train[::2]", "can't be parsed"),
+        ("train[", "can't be parsed"),
+        ("", "can't be parsed"),
+        ("train[a:]", "can't be parsed"),
+        ("train[:200%]", "can't be parsed"),
+        ("train[5]", "can't be parsed"),
+        ("all[:5]", "can't be parsed"),
         ("train[:2000]", "incompatible with 1437 examples"),
         ("train[:0]", "selects no example"),
         ("train[9:3]", "selects no example"),

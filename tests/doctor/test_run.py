@@ -13,7 +13,7 @@ from etils import epath
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.doctor import run
 from resnet_jax.errors import WriteError
-from tests.data.test_datasets import write_tfds
+from tests.data.tiny_dataset import write_tfds
 from tests.doctor.helpers import only, run_doctor, touch
 
 # ml_collections' own, at each config file.
@@ -90,7 +90,8 @@ def test_a_config_that_is_wrong_ends_with_78(name, message, capsys, quick, tmp_p
 
 
 def test_a_directory_of_another_config_ends_with_78(capsys, quick, tmp_path):
-    from resnet_jax.config.schema import default_config, to_json
+    from resnet_jax.config.io import to_json
+    from resnet_jax.config.schema import default_config
 
     other = default_config()
     other.seed = 7

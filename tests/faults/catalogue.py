@@ -96,8 +96,8 @@ FAULTS = (
         "SIGINT, SIGTERM, between runs and within one",
         "exit code 75, no stopped run counts as trained",
         (
-            "research/test_lab.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
-            "research/test_artefact.py::test_a_signal_between_runs_stops_the_command",
+            "research/test_runner.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
+            "research/test_reproduction.py::test_a_signal_between_runs_stops_the_command",
             "research/test_sweep.py::test_a_stop_is_passed_on_and_nothing_begins_after_it",
             "research/test_sweep.py::test_a_run_that_a_terminal_interrupts_as_well_has_not_failed",
             "research/test_sweep.py::"
@@ -135,8 +135,8 @@ FAULTS = (
         (
             "cli/test_all_commands.py::test_a_command_in_a_poor_environment",
             "cli/test_all_commands.py::test_a_platform_that_jax_does_not_know_is_one_line",
-            "test_programs.py::test_programs_of_another_user_are_not_run",
-            "test_programs.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
+            "utils/test_compilation_cache.py::test_programs_of_another_user_are_not_run",
+            "utils/test_compilation_cache.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
         ),
     ),
     Fault(
@@ -247,7 +247,7 @@ FAULTS = (
         "all end within seconds, exit code 71",
         (
             "train/test_jobs.py::test_a_killed_process_ends_the_others_within_seconds",
-            "parallel/test_peers.py",
+            "parallel/job/test_monitor.py",
         ),
     ),
     Fault(
@@ -263,7 +263,7 @@ FAULTS = (
         (
             "train/test_jobs.py::test_processes_that_differ_end_before_the_first_step",
             "train/test_jobs.py::test_different_numbers_of_devices_are_named",
-            "parallel/test_process.py::test_processes_that_disagree_are_refused",
+            "parallel/job/test_rendezvous.py::test_processes_that_disagree_are_refused",
         ),
     ),
     Fault(
@@ -271,11 +271,11 @@ FAULTS = (
         "left out; wrong port; port in use",
         "ends after the time-out, who is missing is named",
         (
-            "parallel/test_process.py::test_missing_processes_are_named_to_all_that_are_there",
-            "parallel/test_process.py::test_a_coordinator_that_never_comes_is_named",
-            "parallel/test_process.py::test_a_port_in_use_is_named",
-            "parallel/test_process.py::test_something_else_on_the_port_is_named",
-            "parallel/test_process.py::test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer",
+            "parallel/job/test_rendezvous.py::test_missing_processes_are_named_to_all_that_are_there",
+            "parallel/job/test_rendezvous.py::test_a_coordinator_that_never_comes_is_named",
+            "parallel/job/test_rendezvous.py::test_a_port_in_use_is_named",
+            "parallel/job/test_rendezvous.py::test_something_else_on_the_port_is_named",
+            "parallel/job/test_rendezvous.py::test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer",
         ),
     ),
     Fault(
@@ -296,9 +296,9 @@ FAULTS = (
         "negative, too large, beyond 32 bits",
         "never trained on, the example named, exit code 65",
         (
-            "data/test_sources.py::test_label_out_of_range_is_named",
-            "data/test_skipped.py::test_a_wrong_label_is_named_by_its_place_before_skipping",
-            "data/test_skipped.py::test_a_label_beyond_32_bits_is_not_cut",
+            "data/test_datasets.py::test_label_out_of_range_is_named",
+            "data/readers/test_skipped.py::test_a_wrong_label_is_named_by_its_place_before_skipping",
+            "data/readers/test_skipped.py::test_a_label_beyond_32_bits_is_not_cut",
             "train/test_refusals.py::test_a_label_out_of_range_is_never_trained_on",
         ),
     ),
@@ -306,13 +306,13 @@ FAULTS = (
         "damaged, hostile or unusual images",
         "cut, bombs, other formats, 2,000 mutations",
         "the right image or one line",
-        ("data/test_images_at_the_door.py", "faults/test_fuzz_images.py"),
+        ("data/images/test_image_files.py", "faults/test_fuzz_images.py"),
     ),
     Fault(
         "damaged examples, to be skipped",
         "bits flipped in records and images",
         "left out, counted, listed; above 0.1 % it ends",
-        ("data/test_skipped.py",),
+        ("data/readers/test_skipped.py",),
     ),
     Fault(
         "the data set changed since",
@@ -320,8 +320,8 @@ FAULTS = (
         "noticed when a run goes on",
         (
             "train/test_refusals.py::test_changed_data_are_noticed_when_a_run_goes_on",
-            "data/test_skipped.py::test_data_that_change_between_runs_are_noticed",
-            "data/test_skipped.py::test_a_file_removed_between_runs_is_noticed",
+            "data/readers/test_skipped.py::test_data_that_change_between_runs_are_noticed",
+            "data/readers/test_skipped.py::test_a_file_removed_between_runs_is_noticed",
         ),
     ),
     Fault(
@@ -427,8 +427,8 @@ FAULTS = (
         "kill -9; a byte of a finished file changes",
         "the same command goes on, same bytes",
         (
-            "data/test_prepare.py::test_killed_at_any_time_it_goes_on_and_writes_the_same",
-            "data/test_prepare.py::test_a_shard_that_has_decayed_is_written_again",
+            "data/prepare/test_prepare.py::test_killed_at_any_time_it_goes_on_and_writes_the_same",
+            "data/prepare/test_prepare.py::test_a_shard_that_has_decayed_is_written_again",
         ),
     ),
     Fault(

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import FlawError
+from resnet_jax.checkpoint.corruption import CorruptionError
 from resnet_jax.checkpoint.integrity import sealed as seal
 from resnet_jax.checkpoint.integrity import unsealed
 from resnet_jax.checkpoint.workdir import CONFIG, METRICS, check_config, read_config
-from resnet_jax.config.schema import default_config, describe_differences, from_json, to_json
+from resnet_jax.config.io import describe_differences, from_json, to_json
+from resnet_jax.config.schema import default_config
 from resnet_jax.logging.metrics_log import read_metrics
 from tests.faults import mutate
 
@@ -51,7 +52,7 @@ def main(record: mutate.Record, cases: int, folder: Path) -> dict[str, object]:
             with record.case(case):
                 try:
                     inner = unsealed(content)
-                except FlawError:
+                except CorruptionError:
                     record.refused += 1
                     record.accepted -= 1
                 else:

@@ -4,15 +4,8 @@ import json
 import random
 from pathlib import Path
 
-from resnet_jax.config.schema import (
-    default_config,
-    describe_differences,
-    flatten,
-    from_json,
-    set_field,
-    to_json,
-    validate,
-)
+from resnet_jax.config.io import describe_differences, from_json, to_json
+from resnet_jax.config.schema import default_config, flatten, set_field, validate
 from tests.faults import mutate
 
 

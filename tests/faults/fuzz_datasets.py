@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.readers import array_cache
-from tests.data.test_datasets import write_tfds
+from tests.data.tiny_dataset import write_tfds
 from tests.faults import mutate
 
 INFO, FEATURES, LABELS = "dataset_info.json", "features.json", "label.labels.txt"

@@ -1,4 +1,4 @@
-"""Weight files damaged in thousands of ways, read in a process of their own.
+"""Reads thousands of damaged weight files in a separate process.
 
     python -m tests.faults.fuzz_weights FORMAT CASES
 
@@ -127,7 +127,7 @@ def _edit(text: bytes, rng: random.Random) -> bytes:
 
 
 def by_library(data: bytes, kind: str) -> dict[str, np.ndarray]:
-    """What the format's own library reads; the types that it doesn't know as the raw bits."""
+    """Arrays as the format's own library reads them; unknown types as raw bytes."""
     if kind == "npz":
         with np.load(io.BytesIO(data), allow_pickle=False) as opened:
             return {name: opened[name] for name in opened.files}
@@ -146,14 +146,14 @@ def _contents(arrays: dict[str, np.ndarray]) -> dict[str, tuple[object, bytes]]:
 
 
 def peak_mib() -> float:
-    """The most memory that this program had; getrusage counts that of its parent too."""
+    """Peak memory of this program; getrusage counts its parent's too."""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return int(found[1]) / 1024
 
 
 def main(kind: str, cases: int) -> dict[str, object]:
-    """Read all cases; says what came out of them."""
+    """Read all cases; returns counts and errors."""
     resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))
     read, refused, slowest_s, reasons = 0, 0, 0.0, set()
     wrong: list[str] = []

@@ -7,15 +7,15 @@ HOSTILE = (
         "a prepared data set names code, or files elsewhere",
         "features, paths, numbers, pipes in its metadata",
         "refused, nothing runs",
-        ("data/test_tfds_metadata.py",),
+        ("data/readers/test_tfds_metadata.py",),
     ),
     Fault(
         "objects in a bucket, or links in the cache, lead elsewhere",
         "names with .., absolute, with control characters",
         "refused, nothing is written",
         (
-            "data/test_mirror.py::test_no_object_leaves_the_copy",
-            "data/test_mirror.py::test_links_in_the_cache_are_not_followed",
+            "data/test_remote_cache.py::test_no_object_leaves_the_copy",
+            "data/test_remote_cache.py::test_links_in_the_cache_are_not_followed",
         ),
     ),
     Fault(
@@ -23,9 +23,9 @@ HOSTILE = (
         "sparse images and archives, terabytes in a header",
         "refused within seconds",
         (
-            "data/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
-            "data/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
-            "data/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
+            "data/readers/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
+            "data/prepare/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
+            "data/prepare/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
         ),
     ),
     Fault(
@@ -33,18 +33,18 @@ HOSTILE = (
         "silent crowds, hostile lines, numbers without end",
         "ignored, or one line",
         (
-            "parallel/test_process.py::test_strangers_on_the_port_are_ignored",
-            "parallel/test_process.py::test_a_crowd_of_silent_strangers_uses_up_no_files",
-            "parallel/test_process.py::test_a_process_that_may_open_few_files_outlives_a_crowd",
-            "parallel/test_process.py::test_who_gives_no_number_of_a_process_is_a_stranger",
-            "parallel/test_process.py::test_a_time_out_without_end_is_refused",
+            "parallel/job/test_rendezvous.py::test_strangers_on_the_port_are_ignored",
+            "parallel/job/test_rendezvous.py::test_a_crowd_of_silent_strangers_uses_up_no_files",
+            "parallel/job/test_rendezvous.py::test_a_process_that_may_open_few_files_outlives_a_crowd",
+            "parallel/job/test_rendezvous.py::test_who_gives_no_number_of_a_process_is_a_stranger",
+            "parallel/job/test_cluster.py::test_a_time_out_without_end_is_refused",
         ),
     ),
     Fault(
         "names and messages that steer a terminal",
         "control characters in errors, logs and tables",
         "shown as escapes",
-        ("test_output.py",),
+        ("utils/test_streams.py",),
     ),
     Fault(
         "the work directory is renamed or copied",
@@ -78,8 +78,8 @@ HOSTILE = (
         "limits of 40, 64 and 256",
         "one line at the start, exit code 78",
         (
-            "test_files.py::test_as_many_files_may_be_open_as_the_system_allows",
-            "parallel/test_process.py::test_more_processes_than_open_files_are_refused_at_once",
+            "utils/test_files.py::test_as_many_files_may_be_open_as_the_system_allows",
+            "parallel/job/test_rendezvous.py::test_more_processes_than_open_files_are_refused_at_once",
             "data/loaders/test_streaming.py::"
             "test_too_few_open_files_are_named_before_anything_is_compiled",
         ),

@@ -97,11 +97,11 @@ def _starve() -> None:
     """Limit the memory to what the process has between two steps, and a little more."""
     import jax
 
-    from resnet_jax.utils.malloc import give_back_freed_memory
+    from resnet_jax.utils.malloc import release_freed_memory
 
     for array in jax.live_arrays():
         array.block_until_ready()
-    give_back_freed_memory()
+    release_freed_memory()
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     limit = pages * resource.getpagesize() + _MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -139,7 +139,7 @@ def _poison(step: int) -> None:
 
     from resnet_jax.train import step as module
 
-    original = module._gradients
+    original = module.forward_backward
 
     def poisoned(state: Any, *args: Any) -> Any:
         done = original(state, *args)
@@ -147,4 +147,4 @@ def _poison(step: int) -> None:
         params = jax.tree.map(lambda gradient: gradient + nan, done.params)
         return done._replace(loss=done.loss + nan, params=params)
 
-    module._gradients = poisoned
+    module.forward_backward = poisoned

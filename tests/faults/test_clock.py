@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from resnet_jax.checkpoint import lock
+from resnet_jax.checkpoint import lock, lock_file, lock_holder
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import LOCK, locked
 from resnet_jax.errors import WriteError
@@ -37,7 +37,7 @@ def set_clock(monkeypatch):
 @pytest.mark.parametrize("jump", ["back", "ahead"])
 def test_a_run_doesnt_notice(jump, whole, tmp_path):
     """Same bits, same record; times and rates come from a clock that nobody can set."""
-    ended = train(tmp_path / "run", fault=f"resnet_jax.train.loop:Run._pause:3:{jump}")
+    ended = train(tmp_path / "run", fault=f"resnet_jax.train.clock:Clock.lap:3:{jump}")
     assert ended.code == 0, ended.said
     assert digest(tmp_path / "run") == digest(whole)
     assert steps_on_record(tmp_path / "run") == steps_on_record(whole)
@@ -67,7 +67,7 @@ def test_the_newest_checkpoint_is_that_of_the_last_step(set_clock, tmp_path):
 @pytest.mark.parametrize("where", ["file system", "bucket"])
 def test_the_lock_is_neither_lost_nor_taken(where, set_clock, tmp_path, bucket, monkeypatch):
     monkeypatch.setattr(lock, "_RENEW_S", 0.02)
-    monkeypatch.setattr(lock, "_LOOK_S", 0.05)
+    monkeypatch.setattr(lock_file, "_POLL_S", 0.05)
     monkeypatch.setattr(lock, "_STALE_S", 0.5)
     (bucket / "clock").mkdir(exist_ok=True)
     folder, workdir = (
@@ -82,7 +82,7 @@ def test_the_lock_is_neither_lost_nor_taken(where, set_clock, tmp_path, bucket, 
             with pytest.raises(WriteError, match="in use"), locked(workdir):
                 pass
         # Nor by a host from which it can't be seen whether this process lives.
-        monkeypatch.setattr(lock, "_here", lambda: "another host")
+        monkeypatch.setattr(lock_holder, "_here", lambda: "another host")
         for jump_s in JUMPS_S:
             set_clock(jump_s)
             with pytest.raises(WriteError, match="in use"), locked(workdir):

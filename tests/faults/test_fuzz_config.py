@@ -2,7 +2,8 @@
 
 import pytest
 
-from resnet_jax.config.schema import default_config, flatten, from_json, set_field, validate
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import default_config, flatten, set_field, validate
 from resnet_jax.errors import ConfigError
 from tests.faults.fuzz import outcome
 

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.errors import DataError
-from tests.data.test_datasets import write_tfds
+from tests.data.tiny_dataset import write_tfds
 from tests.faults.fuzz import outcome
 
 

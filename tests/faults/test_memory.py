@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from tests.runs import digest, train
 
 # A step of these takes hundreds of megabytes.
@@ -41,7 +41,7 @@ def test_memory_that_runs_out_costs_no_checkpoint(tmp_path):
         fault="resnet_jax.data.loaders.in_memory:InMemoryLoader.take:3:starve",
     )
     _check(ended)
-    checkpoints = Checkpointer(tmp_path / "run" / "checkpoints", keep=None)
+    checkpoints = CheckpointReader(tmp_path / "run" / "checkpoints")
     assert checkpoints.steps()
     for step in checkpoints.steps():
         checkpoints.restore_on_one_device(step)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.checkpoint import checkpointer
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.errors import NumericalError
 from resnet_jax.train import step as step_module
 from tests.faults.inject import Fault
@@ -109,7 +111,9 @@ def rollback(tiny_config, monkeypatch):
     """A config that goes back, and a function that poisons the batch of a step in this process."""
     tiny_config.model.stage_sizes = (1,)
     tiny_config.nonfinite.policy = "rollback"
-    monkeypatch.setattr(step_module, "_gradients", step_module._gradients)  # to put it back
+    monkeypatch.setattr(
+        step_module, "forward_backward", step_module.forward_backward
+    )  # to put it back
     return tiny_config, lambda step: Fault("step", step, "nan").install("")
 
 
@@ -129,7 +133,7 @@ def test_going_back_at_the_last_step_leaves_no_record_out(rollback, tmp_path):
     assert _steps(result, "validation") == [4, 8, 12]
     last = [r for r in result.history if r["split"] == "validation" and r["weights"] == "raw"][-1]
     assert last["loss"] == result.evaluation["validation"].loss
-    assert Checkpointer(tmp_path / "run" / "checkpoints", keep=None).steps()[-1] == 12
+    assert CheckpointReader(tmp_path / "run" / "checkpoints").steps()[-1] == 12
 
 
 @pytest.mark.thorough
@@ -137,12 +141,12 @@ def test_a_save_that_fails_while_the_run_goes_back_is_tried_again(rollback, tmp_
     """The checkpoint of step 5 turns out to be bad when the run is to go back to it."""
     config, poison = rollback
     poison(5)
-    verdict = Checkpointer._flaw_on_disk
+    found = checkpointer.find_corruption
 
-    def flaw_on_disk(self, manager, step, sums):
-        return "made up" if step == 5 else verdict(self, manager, step, sums)
+    def find_corruption(manager, folder, sums):
+        return "made up" if folder.name == "5" else found(manager, folder, sums)
 
-    monkeypatch.setattr(Checkpointer, "_flaw_on_disk", flaw_on_disk)
+    monkeypatch.setattr(checkpointer, "find_corruption", find_corruption)
     monkeypatch.setattr(Checkpointer, "has_failed", lambda self: False)  # isn't known so early
     result = resnet_jax.fit(config, tmp_path / "run")
     assert [r["outcome"] for r in _record(tmp_path / "run")] == ["went back to step 4"]

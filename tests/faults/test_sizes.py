@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.data import datasets as sources
+from resnet_jax.data.readers.digits import Digits
 
 
 @pytest.mark.thorough
@@ -16,7 +16,7 @@ from resnet_jax.data import datasets as sources
     ids=["batches of one", "classes without examples"],
 )
 def test_a_run_is_defined_and_counts_every_image_once(train, batch_size, tiny_config, tmp_path):
-    _, labels = sources.Digits().read("train")
+    labels = Digits().read("train").labels
     assert set(labels[:7]) == {0, 2, 3, 4, 5, 6}  # most of which it has once
     tiny_config.data.train = train
     tiny_config.data.validation = "train[256:259]"  # less than a batch
@@ -30,6 +30,6 @@ def test_a_run_is_defined_and_counts_every_image_once(train, batch_size, tiny_co
     counts = {name: scores.examples for name, scores in result.evaluation.items()}
     test = {"test": 70, "test_ema": 70, "test_best": 70}
     assert counts == {"validation": 3, "validation_ema": 3} | test
-    _, labels = sources.Digits().read("test")
+    labels = Digits().read("test").labels
     confusion = result.evaluation["test"].confusion
     np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels[:70], minlength=10))

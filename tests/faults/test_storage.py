@@ -14,9 +14,9 @@ import pytest
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
-from resnet_jax.config.schema import from_json
+from resnet_jax.checkpoint.reader import CheckpointReader
+from resnet_jax.config.io import from_json
 from resnet_jax.errors import DataError
-from resnet_jax.train.loop import Run
 from tests.runs import digest, start, steps_on_record, train
 
 pytestmark = pytest.mark.filterwarnings(  # TensorStore's
@@ -65,7 +65,7 @@ def test_any_file_of_a_checkpoint_may_be_lost(damage, saved, tmp_path, record_pr
         shutil.copytree(saved, directory)
         damage(directory / part.relative_to(saved))
         with contextlib.suppress(DataError):
-            state, progress = Checkpointer(directory, keep=None).restore_on_one_device(2)
+            state, progress = CheckpointReader(directory).restore_on_one_device(2)
             np.testing.assert_array_equal(state["w"], _state(2)["w"], err_msg=str(part))
             assert progress == {"at": 2}
 
@@ -107,7 +107,8 @@ def test_a_damaged_summary_is_one_line(content, whole, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / "summary.json").write_bytes(content)
-    monkeypatch.setattr(Run, "_final_scores", lambda self: {})  # which takes seconds
+    # Scoring would take seconds.
+    monkeypatch.setattr("resnet_jax.train.fit.finish_run", lambda *_, **__: {})
     config = from_json((workdir / "config.json").read_text())
     with pytest.raises(DataError, match=r"summary\.json is damaged.* remove it") as error:
         resnet_jax.fit(config, workdir)

@@ -1,4 +1,4 @@
-"""Hostile and damaged weight files: one line each, nothing is run, little memory is taken."""
+"""Hostile and damaged weight files: one line each, no code runs, little memory is used."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def _refusal(path: Path) -> str:
 
 
 class _Payload:
-    """A pickle of it makes a folder when it's read."""
+    """Its pickle makes a folder when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -257,12 +257,12 @@ def _overlapping() -> bytes:
 
 
 def _renamed() -> bytes:
-    """A member that is called otherwise before its data than in the directory."""
+    """A member whose local header has another name than the directory."""
     return _archive(("a.npy", _member())).replace(b"a.npy", b"b.npy", 1)
 
 
 def _declared(size: int) -> bytes:
-    """A member that claims another size than it has, in a directory with its right checksum."""
+    """A member whose directory entry claims another size, with the right checksum."""
     data = bytearray(_archive(("a.npy", _member()), method=zipfile.ZIP_DEFLATED))
     at = data.index(b"PK\1\2") + 24
     data[at : at + 4] = struct.pack("<L", size)
@@ -284,7 +284,7 @@ _MEMBERS = {
     "other files": (_archive(("w.npy", _member()), ("run.py", b"")), "it holds 'run.py'"),
     "line break": (_archive(("a\nb.npy", _member())), r"array name 'a\nb'"),
     "overlap": (_overlapping(), "overlaps another part"),
-    "two names": (_renamed(), "two headers of 'a.npy' disagree"),
+    "two names": (_renamed(), "File name in directory 'a.npy' and header"),
     "prefix": (_archive(("a.npy", _member()))[:4] + _SOUND, "isn't a sound npz file"),
     "trailing bytes": (_SOUND + b"x", "isn't a sound npz file"),
     "comment": (_SOUND[:-2] + b"\4\0what", "bytes follow after its end"),
@@ -293,23 +293,24 @@ _MEMBERS = {
         _archive(("w.npy", _member())).replace(
             b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0"
         ),
-        "encrypted or packed otherwise",
+        "is encrypted",
     ),
-    "less than claimed": (_declared(4000), "isn't as long as its directory says"),
-    "more than claimed": (_declared(10), "isn't as long as its directory says"),
+    "less than claimed": (_declared(4000), "more or fewer bytes"),
+    "more than claimed": (_declared(10), "Bad CRC-32"),
     "claims 4 GB": (_declared(2**32 - 2), "claim to inflate to 4,294,967,294"),
-    "checksum": (_SOUND.replace(bytes(12), bytes(11) + b"\1", 1), "have its checksum"),
+    "checksum": (_SOUND.replace(bytes(12), bytes(11) + b"\1", 1), "Bad CRC-32"),
     "shape of 2**64": (
         _archive(("w.npy", _member("(4294967296, 4294967296)"))),
         "which can't be",
     ),
     "shape of 2**40": (_archive(("w.npy", _member("(1099511627776,)"))), "more or fewer bytes"),
     "shape with 0": (_archive(("w.npy", _member("(0, 9223372036854775807)"))), "which can't be"),
-    "negative shape": (_archive(("w.npy", _member("(-3,)"))), "isn't one of a .npy file"),
-    "shape of 30 digits": (_archive(("w.npy", _member(f"({10**30},)"))), "isn't one of a .npy"),
+    "negative shape": (_archive(("w.npy", _member("(-3,)"))), "which can't be"),
+    "shape of 30 digits": (_archive(("w.npy", _member(f"({10**30},)"))), "which can't be"),
     "50 dimensions": (_archive(("w.npy", _member("(" + "1," * 49 + "3)"))), "which can't be"),
-    "a call": (_archive(("w.npy", _member("print()"))), "isn't one of a .npy file"),
-    "deep": (_archive(("w.npy", _member("(" * 3000 + ")" * 3000))), "isn't one of a .npy file"),
+    "a call": (_archive(("w.npy", _member("print()"))), "no header of a .npy file"),
+    "deep signs": (_archive(("w.npy", _member("-" * 9000 + "3"))), "no header of a .npy file"),
+    "deep": (_archive(("w.npy", _member("(" * 3000 + ")" * 3000))), "no header of a .npy"),
     "objects": (_archive(("w.npy", _member(descr="'|O'"))), "has Python objects in 'w'"),
     "records": (_archive(("w.npy", _member(descr="[('a', '<f4')]"))), "isn't supported"),
     "records of objects": (_archive(("w.npy", _member(descr="[('a', '|O')]"))), "isn't supported"),
@@ -317,13 +318,13 @@ _MEMBERS = {
     "complex": (_archive(("w.npy", _member(descr="'<c8'"))), "'<c8'"),
     "dates": (_archive(("w.npy", _member(descr="'<M8[s]'"))), "isn't supported"),
     "boolean 2": (_archive(("w.npy", _member(descr="'|b1'", shape="(1,)", data=b"\2"))), "neither"),
-    "a long header": (_archive(("w.npy", _member("(3,)" + " " * 20_000))), "longer than headers"),
+    "a long header": (_archive(("w.npy", _member("(3,)" + " " * 20_000))), "no header of a .npy"),
     "header beyond the end": (
         _archive(("w.npy", b"\x93NUMPY\1\0\xff\xff{}")),
-        "longer than headers",
+        "no header of a .npy file",
     ),
     "version 9": (_archive(("w.npy", _member(version=b"\x09\0"))), "version 1, 2 or 3"),
-    "nothing": (_archive(("w.npy", b"")), "isn't a .npy file"),
+    "nothing": (_archive(("w.npy", b"")), "no header of a .npy file"),
 }
 
 
@@ -342,7 +343,7 @@ def test_the_archive_that_the_attacks_change_is_sound(tmp_path):
     path = tmp_path / "weights.npz"
     for version in (b"\1\0", b"\2\0", b"\3\0"):
         path.write_bytes(_archive(("a.npy", _member(version=version)), ("b/c.npy", _member("3,"))))
-        assert "isn't one of a .npy file" in _refusal(path)  # a shape without brackets
+        assert "no header of a .npy file" in _refusal(path)  # a shape without brackets
         path.write_bytes(_archive(("a.npy", _member(version=version))))
         assert read_weights(path)["a"].tolist() == [0, 0, 0]
     path.write_bytes(_SOUND)
@@ -350,7 +351,7 @@ def test_the_archive_that_the_attacks_change_is_sound(tmp_path):
 
 
 def test_a_streamed_archive_is_read(tmp_path):
-    """Its sizes stand behind the data, as they do when NumPy writes to a pipe."""
+    """Its sizes follow the data, as when NumPy writes to a pipe."""
 
     class Pipe(io.RawIOBase):
         def __init__(self) -> None:
@@ -397,7 +398,7 @@ def test_every_shorter_and_longer_file_is_refused(kind, tmp_path):
 
 
 def _read_elsewhere(path: Path) -> tuple[str, float, float]:
-    """What a process that may use 2 GiB says of the file, how many MiB it took and CPU seconds."""
+    """Read the file in a process limited to 2 GiB: its output, peak MiB and CPU seconds."""
     done = subprocess.run(
         [sys.executable, "-c", _READ_ONE, path],
         capture_output=True,
@@ -412,14 +413,14 @@ def _read_elsewhere(path: Path) -> tuple[str, float, float]:
 
 
 def _header_of(piece: bytes, total: int) -> bytes:
-    """A sound tensor with a field that holds `piece` again and again."""
+    """A valid tensor with a field that repeats `piece`."""
     field = b"[" + (piece + b",") * (total // (len(piece) + 1) - 30) + piece + b"]"
     tensor = json.dumps(_tensor(0, 4)).encode()
     return _safetensors(b'{"a":{"x":' + field + b"," + tensor[1:] + b"}", bytes(4))
 
 
 def _bomb(declared: int) -> bytes:
-    """A member that inflates to 1 GB of zeros, and claims so or not."""
+    """A member that inflates to 1 GB of zeros, and claims `declared` bytes."""
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     block = deflate.compress(bytes(10**7)) + deflate.flush(zlib.Z_FULL_FLUSH)
     data = bytearray(_archive(("w.npy", block * 100 + deflate.flush())))
@@ -431,7 +432,7 @@ def _bomb(declared: int) -> bytes:
 
 
 def _members(count: int) -> bytes:
-    """A directory of that many entries."""
+    """A directory of `count` entries."""
     directory = (b"PK\1\2" + bytes(42)) * count
     end = struct.pack(
         "<4s4H2LH", b"PK\5\6", 0, 0, count % 2**16, count % 2**16, len(directory), 4, 0
@@ -448,7 +449,7 @@ def _members(count: int) -> bytes:
         (lambda: _header_of(b"{}", MAX_HEADER_BYTES), "a field 'x'"),
         (lambda: _header_of(b'{"":[]}', MAX_HEADER_BYTES), "a field 'x'"),
         (lambda: _bomb(10**9), "claim to inflate to 1,000,000,000"),
-        (lambda: _bomb(1000), "isn't as long as its directory says"),
+        (lambda: _bomb(1000), "Bad CRC-32"),
         (lambda: _members(10**6), "more than 50,000 members"),
     ],
     ids=["100 MB of JSON", "lists", "objects", "pairs", "bomb", "hidden bomb", "members"],
@@ -466,7 +467,7 @@ def test_a_bomb_takes_little_memory_and_time(content, message, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_two_thousand_damaged_files(kind, record_property):
-    """Nothing but DataError comes out, soon; and what is read, the format's own library reads."""
+    """Only DataError is raised, within seconds; arrays equal those of the format's library."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.fuzz_weights", kind, "2000"],
         capture_output=True,

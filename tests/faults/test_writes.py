@@ -7,6 +7,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.errors import WriteError
 from tests.runs import digest, small_disk, start, steps_on_record, train
 
@@ -90,6 +91,6 @@ def test_a_step_that_was_scored_but_not_saved_isnt_the_best(tiny_config, tmp_pat
     monkeypatch.setattr(Checkpointer, "save", failing)
     result = resnet_jax.fit(tiny_config, tmp_path / "run", stop_at_step=5)
     assert 4 in [r["step"] for r in result.history if r["split"] == "validation"]
-    checkpoints = Checkpointer(tmp_path / "run" / "checkpoints", keep=None)
+    checkpoints = CheckpointReader(tmp_path / "run" / "checkpoints")
     assert checkpoints.steps()[-1] == 5
     assert (checkpoints.progress(5)["best"], result.best) == (None, None)

@@ -1,4 +1,4 @@
-"""The grammar of units: orders and shortcuts against plain algebra, and highway identities."""
+"""Residual blocks: orders and shortcuts against plain algebra, and highway identities."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,23 @@ import pytest
 from flax import linen as nn
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.block import ORDERS, ResidualUnit
+from resnet_jax.models.block import ResidualBlock
+from resnet_jax.models.block_config import ORDERS, BlockConfig
+from resnet_jax.models.fields import fields_of
 from resnet_jax.models.resnet import ResNet
 
 X = jax.random.normal(jax.random.key(7), (2, 4, 4, 6))
 
 
-def randomised(unit, x=X, seed=0):
+def make_block(**fields):
+    """A block of which some fields are those of its config."""
+    config = {name: fields.pop(name) for name in fields_of(BlockConfig) if name in fields}
+    return ResidualBlock(BlockConfig(**config), **fields)
+
+
+def randomised(block, x=X, seed=0):
     """Variables in which nothing is 0 or 1, so that nothing is hidden by its initial value."""
-    variables = unit.init(jax.random.key(seed), x)
+    variables = block.init(jax.random.key(seed), x)
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [v + 0.2 * jnp.abs(jax.random.normal(k, v.shape)) for v, k in zip(leaves, keys)]  # noqa: B905
@@ -66,9 +74,9 @@ def expected(order, v, x):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_each_order_of_activation_is_that_of_figure_4(order):
-    unit = ResidualUnit(order=order, width=6)
-    v = randomised(unit)
-    np.testing.assert_allclose(unit.apply(v, X), expected(order, v, X), rtol=1e-4, atol=1e-5)
+    block = make_block(order=order, width=6)
+    v = randomised(block)
+    np.testing.assert_allclose(block.apply(v, X), expected(order, v, X), rtol=1e-4, atol=1e-5)
 
 
 SHORTCUTS = {
@@ -88,12 +96,12 @@ def blocks_mean(x):
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
 def test_each_shortcut_where_the_shape_changes(shortcut):
-    unit = ResidualUnit(shortcut=shortcut, width=10, stride=2)
-    v = randomised(unit)
+    block = make_block(shortcut=shortcut, width=10, stride=2)
+    v = randomised(block)
     p = v["params"]
     f = norm(conv(relu(norm(conv(X, p["conv1"], 2), v, "bn1")), p["conv2"]), v, "bn2")
     y = relu(f + SHORTCUTS[shortcut](X, p, v))
-    np.testing.assert_allclose(unit.apply(v, X), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.apply(v, X), y, rtol=1e-4, atol=1e-5)
 
 
 def test_basic_blocks_project_only_where_the_shape_changes():
@@ -101,18 +109,18 @@ def test_basic_blocks_project_only_where_the_shape_changes():
     for shortcut, units in (("B", {"layer2_0"}), ("C", {"layer1_0", "layer1_1", "layer2_0"})):
         model = ResNet(stage_sizes=(2, 1), stem="cifar", width=4, shortcut=shortcut)
         params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-        assert {unit for unit in params if "downsample_conv" in params[unit]} == units
+        assert {block for block in params if "downsample_conv" in params[block]} == units
 
 
 def test_pre_activation_projects_the_activated_input_and_ends_with_a_normalisation():
     """init2winit's pre-activation net lacked the final one."""
-    unit = ResidualUnit(order="preact", width=10, stride=2)
-    v = randomised(unit)
+    block = make_block(order="preact", width=10, stride=2)
+    v = randomised(block)
     p = v["params"]
     start = relu(norm(np.asarray(X), v, "bn1"))
     f = conv(relu(norm(conv(start, p["conv1"], 2), v, "bn2")), p["conv2"])
     y = f + conv(start, p["downsample_conv"], 2)
-    np.testing.assert_allclose(unit.apply(v, X), y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.apply(v, X), y, rtol=1e-4, atol=1e-5)
     assert "downsample_bn" not in p
 
     model = ResNet(stage_sizes=(2,), stem="cifar", width=4, order="preact")
@@ -123,28 +131,28 @@ def test_pre_activation_projects_the_activated_input_and_ends_with_a_normalisati
 
 
 def gated(merge, **fields):
-    """A gated unit, its residual twin, and variables whose gates see nothing but their bias."""
-    unit = ResidualUnit(width=6, merge=merge, **fields)
-    v = randomised(unit)
+    """A gated block, its residual twin, and variables whose gates see nothing but their bias."""
+    block = make_block(width=6, merge=merge, **fields)
+    v = randomised(block)
     gates = {k: g for k, g in v["params"].items() if k.endswith("gate")}
-    fresh = unit.init(jax.random.key(0), X)["params"]
+    fresh = block.init(jax.random.key(0), X)["params"]
     for name, gate in gates.items():
         v["params"][name] = {"kernel": 0 * gate["kernel"], "bias": fresh[name]["bias"]}
     plain = {k: p for k, p in v["params"].items() if k not in gates}
-    return unit.apply(v, X), v | {"params": plain}
+    return block.apply(v, X), v | {"params": plain}
 
 
 def test_independent_gates_wide_open_are_a_residual_unit():
     y, v = gated("independent_gates", gate_bias=20.0, carry_bias=20.0)
-    np.testing.assert_allclose(y, ResidualUnit(width=6).apply(v, X), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(y, make_block(width=6).apply(v, X), rtol=1e-6, atol=1e-6)
 
 
 def test_coupled_gates_wide_open_are_a_plain_unit():
     """So the saying that a ResNet is a highway network with open gates is false for these."""
     y, v = gated("coupled_gates", gate_bias=20.0)
-    plain = ResidualUnit(width=6, shortcut="none").apply(v, X)
+    plain = make_block(width=6, shortcut="none").apply(v, X)
     np.testing.assert_allclose(y, plain, rtol=1e-6, atol=1e-6)
-    assert jnp.abs(y - ResidualUnit(width=6).apply(v, X)).max() > 0.1
+    assert jnp.abs(y - make_block(width=6).apply(v, X)).max() > 0.1
 
 
 def test_coupled_gates_closed_are_the_identity():
@@ -156,49 +164,47 @@ def test_coupled_gates_closed_are_the_identity():
 
 def test_coupled_gates_half_open_are_constant_scaling():
     y, v = gated("coupled_gates", gate_bias=0.0)
-    half = ResidualUnit(width=6, shortcut_scale=0.5, branch_scale=0.5)
+    half = make_block(width=6, shortcut_scale=0.5, branch_scale=0.5)
     np.testing.assert_allclose(y, half.apply(v, X), rtol=1e-6, atol=1e-6)
 
 
 def test_shortcut_only_gating_nearly_closed_is_nearly_a_residual_unit():
     y, v = gated("shortcut_gate", gate_bias=-6.0)
-    residual = ResidualUnit(width=6).apply(v, X)
+    residual = make_block(width=6).apply(v, X)
     closed = jax.nn.sigmoid(-6.0)
     assert 0 < jnp.abs(y - residual).max() <= closed * jnp.abs(X).max() * 1.001
 
 
 def test_a_gate_sees_the_input_of_the_unit():
-    unit = ResidualUnit(width=6, merge="coupled_gates", gate_kernel_size=3)
-    v = randomised(unit)
+    block = make_block(width=6, merge="coupled_gates", gate_kernel_size=3)
+    v = randomised(block)
     p = v["params"]
     f = norm(conv(relu(norm(conv(X, p["conv1"]), v, "bn1")), p["conv2"]), v, "bn2")
     t = 1 / (1 + np.exp(-conv(X, p["gate"])))
-    np.testing.assert_allclose(unit.apply(v, X), relu((1 - t) * X + t * f), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.apply(v, X), relu((1 - t) * X + t * f), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_kind", ["fixup", "skipinit"])
 def test_branches_without_normalisation_begin_as_the_identity(norm_kind):
-    unit = ResidualUnit(width=6, norm=norm_kind)
-    np.testing.assert_array_equal(unit.apply(unit.init(jax.random.key(0), X), X), jax.nn.relu(X))
+    block = make_block(width=6, norm=norm_kind)
+    np.testing.assert_array_equal(block.apply(block.init(jax.random.key(0), X), X), jax.nn.relu(X))
 
 
 def test_fixup_is_its_authors_block():
-    unit = ResidualUnit(width=6, norm="fixup", depth=16)
-    v = randomised(unit)
+    block = make_block(width=6, norm="fixup", depth=16)
+    v = randomised(block)
     p = {k: {n: np.asarray(a, np.float64) for n, a in m.items()} for k, m in v["params"].items()}
     f = relu(conv(X + p["shift1"]["bias"], p["conv1"]) + p["bn1"]["bias"])
     f = conv(f + p["shift2"]["bias"], p["conv2"]) * p["bn2"]["scale"] + p["bn2"]["bias"]
-    np.testing.assert_allclose(unit.apply(v, X), relu(X + f), rtol=1e-4, atol=1e-5)
-    wide = ResidualUnit(width=128, norm="fixup", depth=16)
+    np.testing.assert_allclose(block.apply(v, X), relu(X + f), rtol=1e-4, atol=1e-5)
+    wide = make_block(width=128, norm="fixup", depth=16)
     kernel = wide.init(jax.random.key(0), jnp.zeros((1, 4, 4, 128)))["params"]["conv1"]["kernel"]
     assert kernel.std() == pytest.approx(np.sqrt(2 / (9 * 128)) * 16**-0.5, rel=0.02)
 
 
 def test_group_norm_weight_standardisation_and_excitation():
-    unit = ResidualUnit(
-        width=6, norm="group", norm_groups=3, weight_standardized=True, se_ratio=0.5
-    )
-    v = randomised(unit)
+    block = make_block(width=6, norm="group", norm_groups=3, weight_standardized=True, se_ratio=0.5)
+    v = randomised(block)
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), v["params"])
 
     def standard(module):
@@ -216,14 +222,14 @@ def test_group_norm_weight_standardisation_and_excitation():
     z = relu(f.mean((1, 2)) @ p["se"]["fc1"]["kernel"] + p["se"]["fc1"]["bias"])
     z = z @ p["se"]["fc2"]["kernel"] + p["se"]["fc2"]["bias"]
     f = f / (1 + np.exp(-z))[:, None, None]
-    np.testing.assert_allclose(unit.apply(v, X), relu(X + f), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(block.apply(v, X), relu(X + f), rtol=1e-4, atol=1e-5)
 
 
 def test_stochastic_depth_drops_whole_branches_and_scales_inference():
-    unit = ResidualUnit(width=6, stochastic_depth=0.5)
-    v = randomised(unit)
-    full, none = unit.apply(v, X), jax.nn.relu(X)
-    training = unit.clone(train=True)
+    block = make_block(width=6, stochastic_depth=0.5)
+    v = randomised(block)
+    full, none = block.apply(v, X), jax.nn.relu(X)
+    training = block.clone(train=True)
 
     def changes(seed):
         y = training.apply(v, X, jnp.float32(0.7), rngs={"dropout": jax.random.key(seed)})
@@ -232,15 +238,15 @@ def test_stochastic_depth_drops_whole_branches_and_scales_inference():
     kept = jax.lax.map(changes, jnp.arange(200))
     assert 0.6 < kept.mean() < 0.8
     # Inference: relu(x + p · f).
-    np.testing.assert_allclose(unit.apply(v, X, jnp.float32(1.0)), full, rtol=1e-6)
-    np.testing.assert_allclose(unit.apply(v, X, jnp.float32(0.0)), none, rtol=1e-6)
+    np.testing.assert_allclose(block.apply(v, X, jnp.float32(1.0)), full, rtol=1e-6)
+    np.testing.assert_allclose(block.apply(v, X, jnp.float32(0.0)), none, rtol=1e-6)
 
 
 def test_a_dropped_branch_leaves_its_statistics_alone():
-    unit = ResidualUnit(width=6, stochastic_depth=0.5, train=True, update_stats=True)
-    v = randomised(unit)
+    block = make_block(width=6, stochastic_depth=0.5, train=True, update_stats=True)
+    v = randomised(block)
     for survival, moves in ((0.0, False), (1.0, True)):
-        _, updated = unit.apply(
+        _, updated = block.apply(
             v,
             X,
             jnp.float32(survival),
@@ -256,7 +262,7 @@ def test_the_linear_rule_of_survival():
     seen = []
 
     def record(call, args, kwargs, context):
-        if isinstance(context.module, ResidualUnit) and context.method_name == "__call__":
+        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
             seen.append(float(args[1]))
         return call(*args, **kwargs)
 

@@ -9,7 +9,8 @@ import pytest
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
+from resnet_jax.models.block_config import BlockConfig
 from resnet_jax.models.presets import PRESETS
 
 # Parameters to the unit from torchvision's published counts (option B) and from the formula of the
@@ -180,9 +181,9 @@ def test_v1_and_v1_5_share_parameters_but_not_outputs():
 
 
 def test_option_a_subsamples_and_pads_with_zeros():
-    unit = ResidualUnit(width=7, stride=2, shortcut="A")
+    block = ResidualBlock(BlockConfig(shortcut="A"), width=7, stride=2)
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
-    y = unit.apply({}, x, 7, changes=True, method="_shortcut")
+    y = block.apply({}, x, method="_identity")
     assert y.shape == (2, 3, 3, 7)
     np.testing.assert_array_equal(y[..., :3], x[:, ::2, ::2])
     assert not y[..., 3:].any()

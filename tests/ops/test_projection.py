@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.models import norms
+from resnet_jax.ops import batch_norm
 from resnet_jax.ops.projection import project_and_normalise
 
 
@@ -119,7 +119,7 @@ def test_a_network_trains_alike_in_either_way(group_size, monkeypatch):
         calls.append(tpu)
         return tpu(*operands)
 
-    monkeypatch.setattr(norms.jax.lax, "platform_dependent", as_on_tpu)
+    monkeypatch.setattr(batch_norm.jax.lax, "platform_dependent", as_on_tpu)
     together = train()
     assert len(calls) == 4  # the last of each branch, and the first unit's shortcut
     for actual, expected in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):

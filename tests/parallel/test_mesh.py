@@ -1,4 +1,4 @@
-"""Meshes and the batches that fit them."""
+"""Meshes, and shardings of batches."""
 
 import dataclasses
 

@@ -35,9 +35,9 @@ def _config():
 
 def _compiled(config):
     slice_ = describe_slice("v5e:2x2")
-    blueprint = ahead.make_blueprint(config, slice_)
-    program = ahead.compile_training(blueprint)
-    return blueprint, ahead.describe(blueprint, program, slice_)
+    spec = ahead.make_spec(config, slice_)
+    program = ahead.compile_training(spec)
+    return spec, ahead.describe(spec, program, slice_)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def bottlenecks():
     return _compiled(config)
 
 
-def _kernels(blueprint):
-    leaves = jax.tree.leaves(blueprint.abstract_state.params)
+def _kernels(spec):
+    leaves = jax.tree.leaves(spec.abstract_state.params)
     return sum(leaf.size for leaf in leaves if len(leaf.shape) > 1)
 
 
@@ -85,9 +85,9 @@ def test_it_fits_and_its_memory_is_accounted_for(whole_batch):
 
 
 def test_gradients_are_reduced_once_in_the_type_they_are_computed_in(whole_batch, groups):
-    for (blueprint, document), dtype, size in ((whole_batch, "bf16", 2), (groups, "f32", 4)):
+    for (spec, document), dtype, size in ((whole_batch, "bf16", 2), (groups, "f32", 4)):
         reduction = document["gradient_reduction"]
-        assert reduction["dtypes"] == {dtype: _kernels(blueprint)}
+        assert reduction["dtypes"] == {dtype: _kernels(spec)}
         assert reduction["bytes_per_parameter"] == size
 
 
@@ -139,7 +139,7 @@ def test_what_can_not_be_a_run_there_is_refused_at_once(
     config = _config()
     set_field(config, field, value)
     with pytest.raises(error, match=message):
-        ahead.make_blueprint(config, describe_slice("v5e:4x4"), batch_per_chip=batch_per_chip)
+        ahead.make_spec(config, describe_slice("v5e:4x4"), batch_per_chip=batch_per_chip)
 
 
 def test_a_slice_that_libtpu_can_not_make_is_refused():

@@ -32,7 +32,7 @@ def _compiled(topology, **fields):
     config.steps_per_dispatch = 2
     config.model.update(fields)
     slice_ = describe_slice(topology)
-    spec = ahead.make_blueprint(config, slice_, batch_per_chip=BATCH)
+    spec = ahead.make_spec(config, slice_, batch_per_chip=BATCH)
     return ahead.describe(spec, ahead.compile_training(spec), slice_)
 
 

@@ -1,4 +1,4 @@
-"""The mathematics of the artefacts, on tiny networks."""
+"""The mathematics of the papers, on tiny networks."""
 
 import itertools
 
@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.research.gradients import gradient_norms
-from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
 from resnet_jax.research.papers import srivastava2015_gates
 from resnet_jax.research.papers.balduzzi2017 import autocorrelation, derivative
 from resnet_jax.research.papers.he2015_fig7 import response_stds
@@ -17,7 +15,6 @@ from resnet_jax.research.papers.huang2016 import survivals
 from resnet_jax.research.papers.li2018 import flat_share, low_share, random_direction
 from resnet_jax.research.papers.veit2016_lesion import _tau
 from resnet_jax.research.papers.veit2016_paths import path_gradient
-from resnet_jax.research.scoring import make_scorer
 from resnet_jax.train.losses import cross_entropy
 
 _SHAPE = (8, 8, 3)
@@ -31,40 +28,6 @@ def _network(sizes=(2, 2), **fields):
 @pytest.fixture(scope="module")
 def images():
     return jax.random.normal(jax.random.key(1), (3, *_SHAPE))
-
-
-@pytest.mark.parametrize("shortcut", ["A", "none"])
-def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
-    model, variables = _network((3, 1), shortcut=shortcut)
-    smaller, _ = _network((2, 1), shortcut=shortcut)
-    kept = jnp.array([True, False, True, True])
-    without = {  # the third unit takes the second's name
-        collection: {
-            name if name != "layer1_2" else "layer1_1": part
-            for name, part in tree.items()
-            if name != "layer1_1"
-        }
-        for collection, tree in variables.items()
-    }
-    found = apply_lesioned(model, variables, images, kept)
-    np.testing.assert_allclose(found, smaller.apply(without, images), rtol=1e-5, atol=1e-6)
-    whole = apply_lesioned(model, variables, images, jnp.ones(4, bool))
-    np.testing.assert_allclose(whole, model.apply(variables, images), rtol=1e-6)
-    assert not np.allclose(whole, found, atol=1e-3)
-
-
-def test_units_of_one_shape_change_places():
-    model, variables = _network((3, 2))
-    assert units_of(model) == ["layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1"]
-    groups = interchangeable(model)
-    assert groups == [["layer1_1", "layer1_2"], ["layer2_1"]]
-    changed = reorder(variables, [["layer1_2", "layer1_1"], ["layer2_1"]], groups)
-    for collection in variables:
-        moved, before = changed[collection], variables[collection]
-        assert moved["layer1_1"] is before["layer1_2"]
-        assert moved["layer1_2"] is before["layer1_1"]
-        assert all(moved[name] is before[name] for name in before if "layer1_" not in name[:7])
-    assert _tau([["layer1_2", "layer1_1"], ["layer2_1"]], groups) == pytest.approx(1 / 3)
 
 
 def test_paths_have_gradients_of_their_own_and_bound_the_whole(images):
@@ -101,34 +64,6 @@ def test_gates_that_must_agree_do_and_others_do_not(monkeypatch):
         srivastava2015_gates, "set_gates", lambda p, bias, **more: right(p, bias=-bias - 1, **more)
     )
     assert min(srivastava2015_gates.identities(0).values()) > 1e-3
-
-
-@pytest.mark.thorough
-def test_gradient_norms_are_those_of_the_loss():
-    model, _ = _network((2, 1), scan=True)
-    norms = gradient_norms(model, (3,))
-    assert norms.shape == (1, 6)
-    of_network, of_data = jax.random.split(jax.random.key(3))
-    unrolled = model.copy(scan=False)
-    variables = resnet_jax.init_variables(unrolled, of_network, (32, 32, 3))
-    of_images, of_labels = jax.random.split(of_data)
-    inputs = jax.random.normal(of_images, (32, 32, 32, 3))
-    labels = jax.random.randint(of_labels, (32,), 0, 10)
-
-    def loss(params):
-        logits, _ = unrolled.apply(
-            {**variables, "params": params}, inputs, train=True, mutable=["batch_stats"]
-        )
-        return cross_entropy(logits, labels).mean()
-
-    gradients = jax.jit(jax.grad(loss))(variables["params"])
-    names = [f"layer{unit}" for unit in ("1_0", "1_1", "2_0")]
-    wanted = [
-        float(jnp.linalg.norm(gradients[name][f"conv{i}"]["kernel"]))
-        for name in names
-        for i in (1, 2)
-    ]
-    np.testing.assert_allclose(norms[0], wanted, rtol=1e-4)
 
 
 def test_responses_are_of_the_normalised_layers(images):
@@ -194,12 +129,7 @@ def test_the_flat_share_is_of_the_grid():
     assert low_share(bowl) == pytest.approx(21 / 25)  # all but the corners
 
 
-def test_scores_count_every_image_once(images):
-    model, variables = _network((1,))
-    pixels = np.random.default_rng(0).integers(0, 255, (7, *_SHAPE), np.uint8)
-    labels = np.arange(7) % 10
-    normalization = {"mean": jnp.zeros(3), "std": jnp.full(3, 255.0)}
-    error, loss = make_scorer(model.apply, pixels, labels)(variables, normalization)
-    logits = model.apply(variables, pixels / 255.0)
-    np.testing.assert_allclose(loss, cross_entropy(logits, labels).mean(), rtol=1e-5)
-    np.testing.assert_allclose(error, 100 * (logits.argmax(axis=-1) != labels).mean(), rtol=1e-6)
+def test_kendalls_tau_of_two_units_swapped():
+    groups = [["layer1_1", "layer1_2"], ["layer2_1"]]
+    assert _tau(groups, groups) == pytest.approx(1)
+    assert _tau([["layer1_2", "layer1_1"], ["layer2_1"]], groups) == pytest.approx(1 / 3)

@@ -6,10 +6,10 @@ import pytest
 
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, StoppedEarly
-from resnet_jax.research import runner as lab
-from resnet_jax.research.catalogue import ARTEFACTS
+from resnet_jax.research import runner as runner_module
+from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.runner import Lab, pflop
+from resnet_jax.research.runner import Runner, pflop
 
 _TINY = {
     "model.stage_sizes": (1, 1),
@@ -23,30 +23,30 @@ _TINY = {
 }
 
 
-def _lab(folder, said=None, **options):
+def _runner(folder, said=None, **options):
     say = (lambda text: None) if said is None else said.append
-    return Lab(folder, size="cpu", seeds=(0, 1), say=say, **options)
+    return Runner(folder, size="cpu", seeds=(0, 1), say=say, **options)
 
 
 @pytest.mark.thorough
 def test_a_run_is_made_once_and_knows_its_seeds(tmp_path):
     said = []
-    [run] = _lab(tmp_path, said).train({"one": digits("resnet20", _TINY)}).values()
+    [run] = _runner(tmp_path, said).train({"one": digits("resnet20", _TINY)}).values()
     assert said == ["training one, seeds 0, 1"]
-    assert len(run.test_errors) == len(run.train_losses) == 2
+    assert len(run.test_errors()) == len(run.train_losses()) == 2
     epochs, losses = run.curve("train", "loss")
     assert losses.shape == (2, len(epochs)) == (2, 2)
-    for seed, error in zip(run.seeds, run.test_errors, strict=True):
+    for seed, error in zip(run.seeds, run.test_errors(), strict=True):
         network = run.network(seed)
         assert network.config.seed == seed
         assert 100 * (1 - network.evaluate("test").top1) == pytest.approx(error)
     said.clear()
-    [again] = _lab(tmp_path, said).train({"one": digits("resnet20", _TINY)}).values()
+    [again] = _runner(tmp_path, said).train({"one": digits("resnet20", _TINY)}).values()
     assert said == []
-    assert again.test_errors == run.test_errors
+    assert again.test_errors() == run.test_errors()
     other = digits("resnet20", {**_TINY, "optimizer.momentum": 0.5})
     with pytest.raises(ConfigError, match=r"optimizer.momentum: 0.9 → 0.5"):
-        _lab(tmp_path).train({"one": other})
+        _runner(tmp_path).train({"one": other})
 
 
 def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
@@ -57,27 +57,27 @@ def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
         begun.append(folder.name)
         return types.SimpleNamespace(stopped_early=True)
 
-    monkeypatch.setattr(lab, "fit", fit)
+    monkeypatch.setattr(runner_module, "fit", fit)
     config = digits("resnet20", _TINY)
     for _ in range(2):
         with pytest.raises(StoppedEarly, match=r"stopped while training one, saved in .*one; the"):
-            _lab(tmp_path).train({"one": config, "another": config})
+            _runner(tmp_path).train({"one": config, "another": config})
     assert begun == ["one", "one"]
 
 
 @pytest.mark.thorough
 def test_a_run_that_diverges_fails_and_ends_nothing(tmp_path):
     config = digits("resnet20", {**_TINY, "schedule.base_lr": 1e30})
-    [run] = _lab(tmp_path).train({"one": config}).values()
-    assert min(run.test_errors) > 50
+    [run] = _runner(tmp_path).train({"one": config}).values()
+    assert min(run.test_errors()) > 50
 
 
 def test_what_is_beyond_the_budget_is_left_out(tmp_path):
     config = digits("resnet20", _TINY)
     config.seeds = (0, 1)
     said = []
-    lab = _lab(tmp_path, said, budget_pflop=0.5 * pflop(config))
-    assert lab.train({"one": config}) == {}
+    runner = _runner(tmp_path, said, budget_pflop=0.5 * pflop(config))
+    assert runner.train({"one": config}) == {}
     assert said[0].startswith("one: not run")
 
 
@@ -86,7 +86,7 @@ def test_operations_are_those_of_the_papers_schedule():
     assert pflop(cifar10("resnet110")) == pytest.approx(12.4, abs=0.05)
 
 
-class _Unaffordable(Lab):
+class _Unaffordable(Runner):
     """Notes what it is to train, and trains nothing."""
 
     def __init__(self, folder):
@@ -98,18 +98,18 @@ class _Unaffordable(Lab):
         return {}
 
 
-_TRAINED = [name for name, of in ARTEFACTS.items() if of.runs["cpu"] is not of.runs["full"]]
+_TRAINED = [name for name, of in REPRODUCTIONS.items() if of.runs["cpu"] is not of.runs["full"]]
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", _TRAINED)
 def test_full_sizes_are_valid_and_without_a_budget_not_run(name, tmp_path):
-    lab = _Unaffordable(tmp_path)
-    report = ARTEFACTS[name].runs["full"](lab)
-    assert lab.configs
-    for config in lab.configs.values():
+    runner = _Unaffordable(tmp_path)
+    report = REPRODUCTIONS[name].runs["full"](runner)
+    assert runner.configs
+    for config in runner.configs.values():
         validate(config)
         assert config.data.name == "cifar10"
-    assert pflop(next(iter(lab.configs.values()))) > 0.1
+    assert pflop(next(iter(runner.configs.values()))) > 0.1
     for row in report.rows:
         assert row.verdict == ("reproduced" if row.exact else "not run: budget")

@@ -14,6 +14,7 @@ from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.diagnostics import measures
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
 from resnet_jax.train.diagnostics.figure import make_figure
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.losses import cross_entropy
 from tests.compilations import compilations
@@ -98,6 +99,16 @@ def test_statistics_that_are_the_probes_have_no_drift(probe):
     layers = 7
     found = measures.bn_drift(_pass(model, doubled, probe))["bn_drift/log_var"]
     assert found == pytest.approx(np.log(2) / layers, rel=0.02)
+
+
+def test_the_drift_is_of_the_maps_that_are_normalised(probe):
+    """Also where a convolution before, or a pooling after the normalisation is fused with it."""
+    fields = {"branch": "bottleneck", "stem": "imagenet", "stage_sizes": (1,)}
+    model, variables = _network(**fields)
+    exact = model.copy(bn_momentum=0.0)
+    _, own = exact.apply(variables, probe[0], train=True, mutable=["batch_stats"])
+    found = measures.bn_drift(_pass(model, {**variables, **own}, probe))
+    assert max(found.values()) < 1e-3
 
 
 def test_gates_are_as_open_as_their_biases_say(probe):
@@ -213,7 +224,7 @@ def test_only_the_first_measurement_compiles(seeds):
     config.diagnostics.what = ("norms",)
     config.ema_decay = 0.0
     experiment = Experiment.make(config)
-    state, probe = experiment.initial_state(), experiment.probe()
+    state, probe = experiment.initial_state(), experiment.probe
 
     def measure():
         return [probe(one) for one in experiment.single_states(state)]
@@ -231,8 +242,8 @@ def test_the_step_is_the_same_with_and_without(tiny_config):
     for every in (0.0, 64.0):
         tiny_config.diagnostics.every = every
         experiment = Experiment.make(tiny_config)
-        shapes = (experiment.abstract_state, *experiment.abstract_batches(), 1)
-        texts.append(experiment.train_steps().lower(*shapes).as_text())
+        shapes = (experiment.spec.abstract_state, *experiment.spec.abstract_batches(), 1)
+        texts.append(make_train_steps(experiment.spec).lower(*shapes).as_text())
     assert texts[0] == texts[1]
 
 

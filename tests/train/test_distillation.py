@@ -11,6 +11,8 @@ import pytest
 import resnet_jax
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.train.dispatch import make_train_steps
+from resnet_jax.train.distillation import distillation_loss
 from resnet_jax.train.experiment import Experiment
 
 TEMPERATURE, WEIGHT = 4.0, 0.75
@@ -22,6 +24,22 @@ def _save(path, seed, *, channels=1, metadata=None):
     variables["params"]["fc"]["kernel"] *= 30  # a teacher that has opinions
     resnet_jax.save_weights(path, model, variables, metadata=metadata)
     return model, variables
+
+
+def test_distillation_is_the_divergence_from_the_teacher():
+    random = np.random.default_rng(1)
+    logits, taught = random.normal(size=(2, 4, 7)).astype(np.float32)
+
+    def softmax(x):
+        powers = np.exp(x / 3.0)
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    p, q = softmax(logits), softmax(taught)
+    expected = 9.0 * (q * np.log(q / p)).sum(axis=-1)
+    np.testing.assert_allclose(
+        distillation_loss(logits, taught, temperature=3.0), expected, rtol=1e-4
+    )
+    np.testing.assert_allclose(distillation_loss(taught, taught, temperature=3.0), 0.0, atol=1e-5)
 
 
 @pytest.fixture
@@ -44,14 +62,18 @@ def config(tiny_config, tmp_path):
 def test_the_first_step_equals_one_written_out(config, tmp_path):
     """And another teacher needs no other program: its variables are no part of it."""
     experiment = Experiment.make(config)
-    shapes = (experiment.abstract_state, *experiment.abstract_batches(), 1)
-    run = experiment.train_steps().lower(*shapes, *experiment.abstract_teacher()).compile()
+    shapes = (experiment.spec.abstract_state, *experiment.spec.abstract_batches(), 1)
+    run = (
+        make_train_steps(experiment.spec)
+        .lower(*shapes, *experiment.spec.abstract_teacher())
+        .compile()
+    )
     for seed in (1, 2):
         model, variables = _save(tmp_path / "teacher.safetensors", seed)
         (teacher,) = Experiment.make(config).teacher_variables()
         state = experiment.initial_state()
         before = jax.device_get(state)
-        images, labels, ids, epochs = experiment.batches().take(0)
+        images, labels, ids, epochs = experiment.loader().take(0)
         after = run(state, images, labels, ids, epochs, np.int32(1), teacher)
         first = np.asarray(ids)[0, 0]
         x = np.asarray(images)[first].astype(np.float32)
@@ -60,7 +82,7 @@ def test_the_first_step_equals_one_written_out(config, tmp_path):
         targets = jax.nn.softmax(model.apply(variables, x) / TEMPERATURE)
 
         def loss(params, x=x, y=y, targets=targets, before=before):
-            logits, _ = experiment.model.apply(
+            logits, _ = experiment.spec.model.apply(
                 {"params": params, "batch_stats": before.batch_stats},
                 x,
                 train=True,

@@ -11,13 +11,9 @@ from resnet_jax.train import evaluate
 from resnet_jax.train.evaluate import Evaluator
 
 
-class Brightness:
-    """A stand-in for a network: the logits are the image's first row."""
-
-    num_classes = 7
-
-    def apply(self, variables, images):
-        return images[:, 0, :, 0] * variables["gain"]
+def brightness(variables, images):
+    """The logits of a stand-in for a network: the image's first row."""
+    return images[:, 0, :, 0] * variables["gain"]
 
 
 def _image_set(n: int) -> ImageSet:
@@ -36,7 +32,7 @@ def test_scores_equal_those_of_numpy(n, batch, devices, chunk, monkeypatch):
         monkeypatch.setattr(evaluate, "_RESIDENT_BYTES", 0)
         monkeypatch.setattr(evaluate, "_CHUNK_BYTES", chunk)
     data = _image_set(n)
-    evaluator = Evaluator(Brightness(), data, batch_size=batch, mesh=make_mesh(data=devices))
+    evaluator = Evaluator(brightness, data, batch_size=batch, mesh=make_mesh(data=devices))
     scores = evaluator({"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)})
 
     logits = data.images[:, 0, :, 0].astype(np.float64) * 0.01
@@ -54,7 +50,7 @@ def test_scores_equal_those_of_numpy(n, batch, devices, chunk, monkeypatch):
 
 def test_logits_of_mirror_images_are_averaged():
     data = _image_set(20)
-    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    evaluator = Evaluator(brightness, data, batch_size=8, mesh=make_mesh(data=1))
     constants = {"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)}
     logits = data.images[:, 0, :, 0].astype(np.float64) * 0.01
     mean = (logits + logits[:, ::-1]) / 2  # this network's logits are mirrored with the image
@@ -67,7 +63,7 @@ def test_logits_of_mirror_images_are_averaged():
 def test_equal_logits_score_as_argmax_would():
     """A dead network must not look perfect."""
     data = _image_set(70)
-    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    evaluator = Evaluator(brightness, data, batch_size=8, mesh=make_mesh(data=1))
     scores = evaluator({"gain": jnp.float32(0)}, {"mean": np.float32(0), "std": np.float32(1)})
     assert scores.top1 == (data.labels == 0).mean() == np.trace(scores.confusion) / 70
     assert scores.top5 == (data.labels < 5).mean()
@@ -75,7 +71,7 @@ def test_equal_logits_score_as_argmax_would():
 
 def test_a_network_of_nans_scores_nothing():
     data = _image_set(20)
-    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    evaluator = Evaluator(brightness, data, batch_size=8, mesh=make_mesh(data=1))
     scores = evaluator(
         {"gain": jnp.float32(jnp.nan)}, {"mean": np.float32(0), "std": np.float32(1)}
     )
@@ -86,14 +82,11 @@ def test_a_network_of_nans_scores_nothing():
 def test_an_infinite_logit_counts_as_wrong_among_few_classes_too():
     """With three, each is among the first five; the loss is finite."""
 
-    class Infinite(Brightness):
-        num_classes = 3
-
-        def apply(self, variables, images):
-            return images[:, 0, :, 0] - jnp.array([jnp.inf, 0, 0])
+    def infinite(variables, images):
+        return images[:, 0, :, 0] - jnp.array([jnp.inf, 0, 0])
 
     data = ImageSet(np.zeros((4, 1, 3, 1), np.uint8), np.ones(4, np.int32))
-    evaluator = Evaluator(Infinite(), data, batch_size=4, mesh=make_mesh(data=1))
+    evaluator = Evaluator(infinite, data, batch_size=4, mesh=make_mesh(data=1))
     scores = evaluator({}, {"mean": np.float32(0), "std": np.float32(1)})
     assert (scores.top1, scores.top5) == (0, 0)
     assert scores.loss == pytest.approx(np.log(2))
@@ -101,7 +94,7 @@ def test_an_infinite_logit_counts_as_wrong_among_few_classes_too():
 
 def test_a_miscount_is_an_error(monkeypatch):
     data = _image_set(20)
-    evaluator = Evaluator(Brightness(), data, batch_size=8, mesh=make_mesh(data=1))
+    evaluator = Evaluator(brightness, data, batch_size=8, mesh=make_mesh(data=1))
     images, labels, mask = evaluator._resident
     monkeypatch.setattr(evaluator, "_resident", (images, labels, jnp.ones_like(mask)))
     with pytest.raises(AssertionError, match="scored 24 examples of a split of 20"):

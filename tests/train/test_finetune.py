@@ -13,11 +13,11 @@ from resnet_jax.config.schema import default_config, set_field
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
 from resnet_jax.train.param_groups import distances_from_head, in_head
 from resnet_jax.weights.files import read_weights, write_weights
 from tests.data.readers.test_folders import write
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache"]
 
@@ -207,7 +207,7 @@ def test_rates_fall_by_the_stage(name, scan):
 
     config = default_config().optimizer
     config.update({"momentum": 0.0, "weight_decay": 0.0, "layer_decay": 0.7})
-    optimizer = make_optimizer(config, lambda step: 0.1)
+    optimizer = make_optimizer(OptimizerConfig(**config), lambda step: 0.1)
     small = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1]), params)
     updates, _ = optimizer.update(small, optimizer.init(small), small)
     for update, distance in zip(jax.tree.leaves(updates), jax.tree.leaves(distances), strict=True):
@@ -216,7 +216,7 @@ def test_rates_fall_by_the_stage(name, scan):
 
 @pytest.mark.parametrize("rule", [distances_from_head, in_head])
 def test_a_parameter_of_no_part_is_refused(rule):
-    with pytest.raises(ValueError, match="parameter neck/kernel is in 0 groups"):
+    with pytest.raises(ValueError, match="parameter neck/kernel is in 0 parts"):
         rule({"neck": {"kernel": jnp.ones(1)}, "fc": {"kernel": jnp.ones(1)}})
 
 
@@ -228,7 +228,7 @@ def test_decay_and_momentum_are_as_ever_at_a_lower_rate():
     def third_step(layer_decay):
         config = default_config().optimizer
         config.update({"decay": "decoupled", "weight_decay": 0.1, "layer_decay": layer_decay})
-        optimizer = make_optimizer(config, lambda step: 0.1)
+        optimizer = make_optimizer(OptimizerConfig(**config), lambda step: 0.1)
         state = optimizer.init(params)
         for _ in range(3):
             updates, state = optimizer.update(gradients, state, params)

@@ -4,13 +4,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from resnet_jax.train.losses import (
     LOSSES,
+    LossConfig,
     binarize,
     binary_cross_entropy,
     cross_entropy,
-    distillation,
+)
+from tests.train.small_step import (
+    CLASSES,
+    MODEL,
+    after_step,
+    assert_close,
+    make_batch,
+    run_steps,
 )
 
 
@@ -62,20 +71,6 @@ def test_binary_cross_entropy_of_large_logits_is_finite():
     np.testing.assert_allclose(binary_cross_entropy(logits, targets), [250.0])
 
 
-def test_distillation_is_the_divergence_from_the_teacher():
-    random = np.random.default_rng(1)
-    logits, taught = random.normal(size=(2, 4, 7)).astype(np.float32)
-
-    def softmax(x):
-        powers = np.exp(x / 3.0)
-        return powers / powers.sum(axis=-1, keepdims=True)
-
-    p, q = softmax(logits), softmax(taught)
-    expected = 9.0 * (q * np.log(q / p)).sum(axis=-1)
-    np.testing.assert_allclose(distillation(logits, taught, temperature=3.0), expected, rtol=1e-4)
-    np.testing.assert_allclose(distillation(taught, taught, temperature=3.0), 0.0, atol=1e-5)
-
-
 def test_classes_are_questions_of_their_own():
     """Unlike the softmax, the loss of one class doesn't depend on the logits of others."""
     first, second = jnp.array([[1.0, 2.0, -3.0]]), jnp.array([[1.0, 2.0, 5.0]])
@@ -83,3 +78,23 @@ def test_classes_are_questions_of_their_own():
     difference = binary_cross_entropy(second, targets) - binary_cross_entropy(first, targets)
     alone = optax.sigmoid_binary_cross_entropy(jnp.array([5.0, -3.0]), jnp.zeros(2))
     np.testing.assert_allclose(difference, (alone[0] - alone[1]) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "on", "off"),
+    [("bce", 0.0, 0.8, 0.1), ("bce", 0.2, 1.0, 0.0), ("bce_sum", 0.0, 0.8, 0.1)],
+)
+def test_a_binary_loss_is_trained_on_and_reported(name, threshold, on, off):
+    batch = make_batch(0)
+    before, after = run_steps([batch], loss=LossConfig(name, 0.3, threshold))
+
+    def loss(params):
+        inputs = (batch.images[0].astype(np.float32) - 127.5) / 73.6
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        logits, _ = MODEL.apply(variables, inputs, train=True, mutable=["batch_stats"])
+        targets = np.where(np.eye(CLASSES)[batch.labels[0]], on, off)
+        return LOSSES[name](logits, targets).mean()
+
+    value, gradient = jax.value_and_grad(loss)(before.params)
+    assert_close(after.params, after_step(before, gradient))
+    assert float(after.meter.loss) / 8 == pytest.approx(float(value), rel=1e-5)

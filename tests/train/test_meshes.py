@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 import resnet_jax
 from resnet_jax.config.schema import set_field
 from resnet_jax.parallel.mesh import put_global, replicated
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.metrics import TrainMetrics
 from tests.conftest import make_tiny_config
@@ -36,16 +37,21 @@ def _experiment(**fields) -> Experiment:
 
 
 def _compile(experiment: Experiment):
-    batches = experiment.abstract_batches()
-    return experiment.train_steps().lower(experiment.abstract_state, *batches, 1).compile()
+    batches = experiment.spec.abstract_batches()
+    return (
+        make_train_steps(experiment.spec)
+        .lower(experiment.spec.abstract_state, *batches, 1)
+        .compile()
+    )
 
 
 def _train(experiment: Experiment, steps: int = STEPS) -> tuple[np.ndarray, dict]:
     """The loss of each step, and parameters and statistics after the last."""
-    run, batches, state = _compile(experiment), experiment.batches(), experiment.initial_state()
+    run, batches, state = _compile(experiment), experiment.loader(), experiment.initial_state()
     losses = []
     for step in range(steps):
-        state = state.replace(meter=put_global(TrainMetrics.zero(), replicated(experiment.mesh)))
+        empty = put_global(TrainMetrics.zero(), replicated(experiment.spec.mesh))
+        state = state.replace(meter=empty)
         state = run(state, *batches.take(step), np.int32(1))
         losses.append(float(state.meter.loss))
     return np.array(losses), jax.device_get(state.variables())
@@ -121,15 +127,17 @@ def test_groups_within_a_shard_are_normalised_without_communication():
             mesh__data=8, model__bn_group_size=group_size, model__stage_sizes=(1,)
         )
         inputs = jax.ShapeDtypeStruct((32, 8, 8, 1), np.float32)
-        state = experiment.abstract_state
+        state = experiment.spec.abstract_state
 
         def loss(params, batch_stats, images):
             variables = {"params": params, "batch_stats": batch_stats}
-            return experiment.model.apply(variables, images, train=True, update_stats=False).sum()
+            return experiment.spec.model.apply(
+                variables, images, train=True, update_stats=False
+            ).sum()
 
         # Gradients of the inputs go through every layer and are sums over nothing.
         layout = jax.sharding.NamedSharding(
-            experiment.mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
+            experiment.spec.mesh, jax.sharding.PartitionSpec(("data", "fsdp"))
         )
         gradient = jax.jit(
             jax.grad(loss, argnums=2), in_shardings=(None, None, layout), out_shardings=layout
@@ -175,7 +183,7 @@ def test_sharded_kernels_are_gathered_and_the_batch_never_is():
     found = _collectives(_experiment(mesh__data=2, mesh__fsdp=4, data__resident=False))
     assert set(found) <= {"all-reduce", "all-gather", "reduce-scatter"}
     kernels = set()
-    for leaf in jax.tree.leaves(_experiment().abstract_state.params):
+    for leaf in jax.tree.leaves(_experiment().spec.abstract_state.params):
         kernels.add("f32[" + ",".join(map(str, leaf.shape)))
     for line in found["all-gather"]:
         for shape in re.findall(r"f32\[[\d,]+", line.partition("=")[2].partition("all-gather")[0]):

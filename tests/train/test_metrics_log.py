@@ -11,7 +11,7 @@ from resnet_jax.checkpoint.workdir import METRICS, NONFINITE
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import DataError, NumericalError, WriteError
 from resnet_jax.logging.metrics_log import MetricsLog, read_metrics
-from resnet_jax.logging.report import Figures
+from resnet_jax.logging.plots import Figures
 from resnet_jax.train.nonfinite import NonfiniteRecord
 
 TRAIN = {"step": 2, "epoch": 0.5, "split": "train", "loss": 2.0, "top1": 0.5, "lr": 0.1}

@@ -9,13 +9,29 @@ import pytest
 from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.surgery import stack_units
-from resnet_jax.train.optimizer import make_optimizer
+from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
 from resnet_jax.train.param_groups import parameter_groups
 
 
 def test_a_parameter_in_no_group_is_refused():
-    with pytest.raises(ValueError, match="parameter gate/weight is in 0 groups"):
+    with pytest.raises(ConfigError, match="The parameter gate/weight is in no group.* Name it ker"):
         parameter_groups({"gate": {"weight": jnp.ones(1)}})
+
+
+def test_a_parameter_is_grouped_by_its_name_and_its_neighbours():
+    one = jnp.ones(1)
+    params = {
+        "conv": {"kernel": one, "bias": one},
+        "norm": {"scale": one, "bias": one},
+        "shift": {"bias": one},
+        "block": {"mine": {"kernel": one}},
+    }
+    assert parameter_groups(params) == {
+        "conv": {"kernel": "kernel", "bias": "bias"},
+        "norm": {"scale": "norm", "bias": "norm"},
+        "shift": {"bias": "norm"},
+        "block": {"mine": {"kernel": "kernel"}},
+    }
 
 
 PARAMS = {"conv1": {"kernel": jnp.array([1.0, -2.0])}, "bn1": {"scale": jnp.array([3.0])}}
@@ -29,7 +45,7 @@ GRADIENTS = [
 def _optimise(**fields):
     config = default_config().optimizer
     config.update(fields)
-    optimizer = make_optimizer(config, lambda step: 0.1)
+    optimizer = make_optimizer(OptimizerConfig(**config), lambda step: 0.1)
     params, state = PARAMS, optimizer.init(PARAMS)
     for gradients in GRADIENTS:
         updates, state = optimizer.update(gradients, state, params)
@@ -72,7 +88,7 @@ def test_sgd_equals_pytorchs_rule(nesterov, decay, exempt):
 def test_clipping_bounds_the_global_norm():
     config = default_config().optimizer
     config.update({"clip_norm": 0.5, "weight_decay": 0.0})
-    optimizer = make_optimizer(config, lambda step: 1.0)
+    optimizer = make_optimizer(OptimizerConfig(**config), lambda step: 1.0)
     updates, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS)
     assert float(optax.tree.norm(updates)) == pytest.approx(0.5)
 
@@ -94,7 +110,7 @@ def _config(name, **fields):
     config = default_config().optimizer
     decay = {"decay": "l2" if name in ("sgd", "lars") else "decoupled"}
     config.update({"name": name, "weight_decay": 0.05, "epsilon": 1e-6, **decay, **fields})
-    return config
+    return OptimizerConfig(**config)
 
 
 def _random_tree(seed, shapes):

@@ -10,6 +10,7 @@ import pytest
 import resnet_jax
 from resnet_jax.train import multi_seed as seeds_module
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.precise_bn import PreciseStatistics
 
 
 @pytest.fixture
@@ -27,14 +28,14 @@ def test_statistics_are_those_of_the_batches_of_the_last_steps(accumulate, confi
     """Those before the first normalisation, of 6 batches in dispatches of 4 and 2."""
     config.accumulate = accumulate
     experiment = Experiment.make(config)
-    batches = experiment.batches()
+    batches = experiment.loader()
     state = experiment.initial_state().moved_to(7)
     state = state.replace(ema=jax.tree.map(lambda leaf: 2 * leaf, state.ema))
-    ids = experiment.orders()[0].take(1, 6)[0].ravel()
+    ids = experiment.spec.orders()[0].take(1, 6)[0].ravel()
     images = experiment.dataset.splits["train"].images[ids].astype(np.float32)
     x = (images - np.asarray(state.normalization["mean"])) / state.normalization["std"]
 
-    after = experiment.precise_statistics()(state, batches)
+    after = PreciseStatistics(experiment.spec)(state, batches)
 
     for now, before in ((after.variables(), state), (after.variables(ema=True), None)):
         kernel = now["params"]["conv1"]["kernel"]
@@ -58,16 +59,16 @@ def test_each_of_several_seeds_has_the_statistics_that_it_would_have_alone(
     monkeypatch.setattr(seeds_module, "_one_by_one", lambda mesh: one_by_one)
     config.seeds, config.mesh.data = (0, 3), devices
     together = Experiment.make(config)
-    assert together.seeds.spread == (devices > 1)
+    assert together.spec.seeds.spread == (devices > 1)
     state = together.initial_state().moved_to(7)
 
-    measured = together.precise_statistics()(state, together.batches())
+    measured = PreciseStatistics(together.spec)(state, together.loader())
 
-    for number, single in enumerate(together.singles):
+    for number, single in enumerate(together.spec.singles):
         config.seeds, config.mesh.data, config.seed = (), 1, single.config.seed
         alone = Experiment.make(config)
         state = alone.initial_state().moved_to(7)
-        expected = alone.precise_statistics()(state, alone.batches())
+        expected = PreciseStatistics(alone.spec)(state, alone.loader())
         for ema in (False, True):
             leaves = (tree.variables(ema=ema)["batch_stats"] for tree in (measured, expected))
             for leaf, wanted in zip(*map(jax.tree.leaves, leaves), strict=True):
@@ -80,7 +81,7 @@ def test_a_run_of_several_seeds_scores_them_by_precise_statistics(config, tmp_pa
     result = resnet_jax.fit(config, tmp_path / "run")
     assert {len(r["seeds"]["top1"]) for r in result.history if r["split"] == "validation"} == {2}
     experiment = Experiment.make(config)
-    measured = experiment.precise_statistics()(result.state, experiment.batches())
+    measured = PreciseStatistics(experiment.spec)(result.state, experiment.loader())
     for leaf, wanted in zip(
         *map(jax.tree.leaves, (measured.batch_stats, result.state.batch_stats)), strict=True
     ):
@@ -94,8 +95,8 @@ def test_a_run_measures_before_it_scores_and_goes_on_as_it_would(config, tmp_pat
     result = resnet_jax.fit(config, tmp_path / "stopped")
     for leaf, wanted in zip(*map(jax.tree.leaves, (result.state, expected.state)), strict=True):
         np.testing.assert_array_equal(leaf, wanted)
-    measured = Experiment.make(config).precise_statistics()(
-        expected.state, Experiment.make(config).batches()
+    measured = PreciseStatistics(Experiment.make(config).spec)(
+        expected.state, Experiment.make(config).loader()
     )
     for leaf, wanted in zip(
         *map(jax.tree.leaves, (measured.batch_stats, expected.state.batch_stats)), strict=True

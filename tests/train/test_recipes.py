@@ -7,10 +7,10 @@ import pytest
 from resnet_jax.config.recipes import RECIPES, make
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import make_mesh, put_global
-from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.train.intervals import check_batch
-from resnet_jax.train.spec import Blueprint
+from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.train.checks import check_batch
+from resnet_jax.train.dispatch import make_train_steps
+from resnet_jax.train.spec import TrainSpec
 
 EXAMPLES, BATCH, SIZE = 24, 8, 8
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
@@ -31,27 +31,20 @@ def test_three_steps(name):
     validate(config)
     mesh = make_mesh(data=1)
     check_batch(config, mesh)
-    blueprint = Blueprint(
-        **Blueprint.parts(
-            config,
-            mesh=mesh,
-            image_shape=(SIZE, SIZE, 3),
-            num_classes=5,
-            train_examples=EXAMPLES,
-        )
+    spec = TrainSpec.make(
+        config, mesh=mesh, image_shape=(SIZE, SIZE, 3), num_classes=5, train_examples=EXAMPLES
     )
-    state = blueprint._initial_state({"mean": np.full(3, 120.0), "std": np.full(3, 60.0)})
-    state = before = put_global(state, state_shardings(state, mesh))
+    state = before = spec.initial_state({"mean": np.full(3, 120.0), "std": np.full(3, 60.0)})
     first = jax.device_get(before.params)
     rng = np.random.default_rng(0)
-    images, labels, ids, epochs = blueprint.abstract_batches()
+    images, labels, ids, epochs = spec.abstract_batches()
     batch = (
         rng.integers(0, 256, images.shape, np.uint8),
         rng.integers(0, 5, labels.shape).astype(np.int32),
         np.arange(np.prod(ids.shape), dtype=np.int32).reshape(ids.shape),
         np.zeros(epochs.shape, np.int32),
     )
-    train_steps = blueprint.train_steps()
+    train_steps = make_train_steps(spec)
     for _ in range(3):
         state = train_steps(state, *batch, np.int32(1))
     meter = jax.device_get(state.meter)

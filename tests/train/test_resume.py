@@ -16,10 +16,11 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.errors import WriteError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.loop import Run
+from resnet_jax.train.scoring import Scorer
 
 STEPS = 12
 _TIMINGS = {"img_per_s", "wall_s"}
@@ -167,8 +168,9 @@ def test_a_finished_run_shows_its_record_and_is_neither_trained_nor_scored(
     whole, expected = uninterrupted
     files = ("summary.json", "metrics.jsonl", "curves.png", "config.json")
     before = [(whole / file).read_bytes() for file in files]
-    for name in ("evaluators", "train_steps", "batches"):
+    for name in ("evaluators", "loader"):
         monkeypatch.setattr(Experiment, name, None)
+    monkeypatch.setattr("resnet_jax.train.fit.CompiledSteps", None)
     again = resnet_jax.fit(keep_all, whole)
     assert [(whole / file).read_bytes() for file in files] == before
     assert again.evaluation.keys() == expected.evaluation.keys()
@@ -218,12 +220,12 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
     """The save that is tried again has the best scores: it pushes the best one before out."""
     tiny_config.keep_checkpoints = 1
     tiny_config.checkpoint_every = tiny_config.duration
-    score, save = Run._score, Checkpointer.save
+    score, save = Scorer.__call__, Checkpointer.save
     failed = []
 
-    def scores_by_step(run, split, state, step):
+    def scores_by_step(scorer, split, state, step):
         top1 = {4: 0.5, 8: 0.1, 12: 0.9}[step]
-        scores = score(run, split, state, step)
+        scores = score(scorer, split, state, step)
         return {
             name: dataclasses.replace(one, metrics={**one.metrics, "top1": top1})
             for name, one in scores.items()
@@ -235,14 +237,14 @@ def test_the_best_is_kept_when_the_last_save_fails_once(tiny_config, tmp_path, m
             raise WriteError("No space left on device.")
         save(self, step, *args, **kwargs)
 
-    monkeypatch.setattr(Run, "_score", scores_by_step)
+    monkeypatch.setattr(Scorer, "__call__", scores_by_step)
     monkeypatch.setattr(Checkpointer, "save", fails_once)
     result = resnet_jax.fit(tiny_config, tmp_path)
     assert failed == [STEPS]
     assert result.best["step"] == STEPS
     assert "test_best" in result.evaluation
     # The last one that was known to be good when the other was saved is kept, too.
-    assert Checkpointer(epath.Path(tmp_path / "checkpoints"), keep=None).steps() == [8, STEPS]
+    assert CheckpointReader(epath.Path(tmp_path / "checkpoints")).steps() == [8, STEPS]
     assert resnet_jax.restore_run(tmp_path, checkpoint="best").step == STEPS
 
 

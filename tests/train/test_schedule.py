@@ -5,13 +5,15 @@ import pytest
 
 from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError
-from resnet_jax.train.schedule import make_schedule
+from resnet_jax.train.schedule import ScheduleConfig, make_schedule
 
 
 def _schedule(*, batch_size=100, unit=1.0, total_steps=100, **fields):
     config = default_config().schedule
     config.update({"base_lr": 0.1, "reference_batch": 100, **fields})
-    return make_schedule(config, batch_size=batch_size, unit=unit, total_steps=total_steps)
+    return make_schedule(
+        ScheduleConfig(**config), batch_size=batch_size, unit=unit, total_steps=total_steps
+    )
 
 
 def test_cosine_falls_from_the_peak_to_nearly_zero():

@@ -121,7 +121,7 @@ def test_seeds_are_shared_out_to_devices_and_are_the_same(many, tmp_path):
 def test_a_batch_is_shared_out_where_the_devices_are_no_divisor(tmp_path, alone):
     config = _config(seeds=SEEDS, vary=VARY, mesh__data=4, duration=4 * 32.0)
     experiment = Experiment.make(config)
-    assert not experiment.seeds.spread
+    assert not experiment.spec.seeds.spread
     result = resnet_jax.fit(config, tmp_path / "run")
     [first] = [r for r in result.history if r["split"] == "validation" and r["weights"] == "raw"]
     for number, loss in enumerate(first["seeds"]["loss"]):
@@ -207,7 +207,7 @@ def test_a_seed_that_is_skipped_leaves_the_other_alone(tmp_path, alone):
     ("fields", "message"),
     [
         ({"vary": VARY[:1]}, "vary gives values to the seeds of `seeds`, which is empty"),
-        ({"seeds": (0, 0)}, r"seeds is (0, 0), of which seeds[1] is the run of an earlier one"),
+        ({"seeds": (0, 0)}, r"seeds is (0, 0), of which seeds[1] is the run of an earlier seed"),
         ({"seeds": (0, -1)}, "seeds has -1; seeds are numbers from 0"),
         ({"seeds": (0, "one")}, "seeds has 'one'"),
         ({"seeds": (0, 1), "vary": (("batch_size", (1, 2)),)}, "vary names 'batch_size'"),

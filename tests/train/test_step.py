@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.config.schema import default_config
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 
 
@@ -12,9 +13,9 @@ def _train(config, *, devices: int, steps: int):
     """Ten losses and the final state."""
     config.mesh.data = devices
     experiment = Experiment.make(config)
-    run = experiment.train_steps()
+    run = make_train_steps(experiment.spec)
     state = experiment.initial_state()
-    batches = experiment.batches()
+    batches = experiment.loader()
     losses = []
     for step in range(steps):
         state = run(state, *batches.take(step), 1)
@@ -49,8 +50,8 @@ def test_examples_are_mixed_alike_on_any_mesh_and_with_neighbours_of_the_device(
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     tiny_config.mesh.data = 8
     experiment = Experiment.make(tiny_config)
-    batches = experiment.abstract_batches()
-    steps = experiment.train_steps().lower(experiment.abstract_state, *batches, 1)
+    batches = experiment.spec.abstract_batches()
+    steps = make_train_steps(experiment.spec).lower(experiment.spec.abstract_state, *batches, 1)
     program = steps.compile().as_text()
     assert "all-gather" not in program
     assert "all-to-all" not in program
@@ -60,9 +61,9 @@ def test_examples_are_mixed_alike_on_any_mesh_and_with_neighbours_of_the_device(
 def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_device):
     _, expected = one_device
     experiment = Experiment.make(tiny_config)
-    run = experiment.train_steps()
+    run = make_train_steps(experiment.spec)
     state = experiment.initial_state()
-    batches = experiment.batches()
+    batches = experiment.loader()
     step = 0
     for count in (4, 3, 2, 1):
         state = run(state, *batches.take(step), count)
@@ -75,8 +76,8 @@ def test_many_steps_in_one_dispatch_equal_steps_one_by_one(tiny_config, one_devi
 def test_the_batch_is_split_over_the_mesh_and_never_gathered(tiny_config):
     tiny_config.mesh.data = 8
     experiment = Experiment.make(tiny_config)
-    batches = experiment.abstract_batches()
-    steps = experiment.train_steps().lower(experiment.abstract_state, *batches, 1)
+    batches = experiment.spec.abstract_batches()
+    steps = make_train_steps(experiment.spec).lower(experiment.spec.abstract_state, *batches, 1)
     program = steps.compile().as_text()
     assert "all-reduce" in program
     assert "all-gather" not in program
@@ -91,9 +92,9 @@ def test_the_first_step_equals_one_written_out(tiny_config):
     tiny_config.schedule.warmup = 0.0
     experiment = Experiment.make(tiny_config)
     state = experiment.initial_state()
-    images, labels, ids, epochs = experiment.batches().take(0)
+    images, labels, ids, epochs = experiment.loader().take(0)
     before = jax.device_get(state)
-    after = experiment.train_steps()(state, images, labels, ids, epochs, 1)
+    after = make_train_steps(experiment.spec)(state, images, labels, ids, epochs, 1)
 
     first = np.asarray(ids)[0, 0]
     x = np.asarray(images)[first].astype(np.float32)
@@ -101,7 +102,7 @@ def test_the_first_step_equals_one_written_out(tiny_config):
     y = np.asarray(labels)[first]
 
     def loss(params):
-        logits, _ = experiment.model.apply(
+        logits, _ = experiment.spec.model.apply(
             {"params": params, "batch_stats": before.batch_stats},
             x,
             train=True,
@@ -144,7 +145,7 @@ def test_each_kind_of_network_has_a_step(name, stages, accumulate):
     config.data.crop_padding = 1
     config.accumulate = accumulate
     experiment = Experiment.make(config)
-    state = experiment.abstract_state
-    steps = experiment.train_steps()
-    after = jax.eval_shape(steps, state, *experiment.abstract_batches(), 1)
+    state = experiment.spec.abstract_state
+    steps = make_train_steps(experiment.spec)
+    after = jax.eval_shape(steps, state, *experiment.spec.abstract_batches(), 1)
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -10,7 +10,7 @@ from resnet_jax.data.images.image_files import decode_upright
 from resnet_jax.data.loaders.streaming import StreamingLoader
 from resnet_jax.errors import ConfigError
 from tests.data.photos import AREA, SIZE, photos
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 from tests.runs import digest
 
 __all__ = ["own_cache", "photos"]

@@ -1,4 +1,4 @@
-"""Programs that are kept for the next process, and never in the way of one."""
+"""JAX's persistent compilation cache; its failures cost only time."""
 
 import os
 import subprocess
@@ -6,16 +6,15 @@ import sys
 import types
 from pathlib import Path
 
-from resnet_jax.utils import compilation_cache as programs
-from resnet_jax.utils import files
-from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils import compilation_cache, files
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
 
 _PROGRAM = """
 import sys
-from resnet_jax.utils.compilation_cache import keep_programs
+from resnet_jax.utils.compilation_cache import enable_compilation_cache
 if sys.argv[1] == "late":
     import jax
-keep_programs()
+enable_compilation_cache()
 import jax, jax.numpy as jnp
 def f(x):
     for _ in range(9):
@@ -56,18 +55,19 @@ def test_a_cache_that_cannot_be_made_costs_nothing_but_time(tmp_path):
 def test_the_users_own_choice_is_left_alone(monkeypatch):
     for choice in ("", "/elsewhere"):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
-        keep_programs()
+        enable_compilation_cache()
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
 
 
 def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(programs, "sys", types.SimpleNamespace(modules={}))  # leaves JAX alone
-    keep_programs()
+    without_jax = types.SimpleNamespace(modules={})  # keeps the settings of JAX in this process
+    monkeypatch.setattr(compilation_cache, "sys", without_jax)
+    enable_compilation_cache()
     assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    keep_programs()
+    enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
 
 
@@ -77,6 +77,6 @@ def test_a_user_without_a_home_has_caches_that_end_with_the_process(monkeypatch)
     root = files.cache_root()
     assert root.parent.stat().st_mode & 0o777 == 0o700
     assert files.cache_root() == root
-    files._folder_of_this_process().cleanup()
-    files._folder_of_this_process.cache_clear()
+    files._temporary_folder().cleanup()
+    files._temporary_folder.cache_clear()
     assert not root.parent.exists()

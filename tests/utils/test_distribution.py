@@ -1,4 +1,4 @@
-"""The name of the distribution, and that nothing sends users to the stranger's package."""
+"""The distribution's name; no text tells users to install the unrelated package."""
 
 import importlib.metadata
 import re
@@ -13,14 +13,14 @@ import pytest
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.doctor import versions
-from resnet_jax.logging.report import package_versions
-from resnet_jax.utils.distribution import DISTRIBUTION, how_to_add
+from resnet_jax.logging.provenance import package_versions
+from resnet_jax.utils.distribution import DISTRIBUTION, install_hint
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# `resnet-jax` is this package's command, and on PyPI a package of someone else. As a requirement
-# or as the name of a distribution it is always theirs.
+# `resnet-jax` is this package's command, and an unrelated package on PyPI. As a requirement or as
+# the name of a distribution it always means the latter.
 STRANGER = r"resnet[-_.]?jax"
 AS_A_REQUIREMENT = re.compile(
     rf"{STRANGER}\s*(\[[a-z]|[=<>!~]=)"
@@ -91,7 +91,7 @@ def test_the_names_agree():
 @pytest.mark.parametrize("extra", ["hub", "gcs", "s3", "tpu"])
 def test_the_extras_of_messages_exist(extra):
     assert extra in PROJECT["optional-dependencies"]
-    assert f"[{extra}]" in how_to_add(extra)
+    assert f"[{extra}]" in install_hint(extra)
 
 
 def test_an_install_under_the_old_name_is_a_warning_with_a_remedy(monkeypatch):

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole."""
+"""Atomic replacement of files, and the limit of open files."""
 
 import os
 import resource
@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.utils.files import allow_files, replace_file
+from resnet_jax.utils.files import ensure_open_files, replace_file
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
@@ -27,9 +27,9 @@ def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch):
     limits = [64, 256]
     monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
     monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.__setitem__(0, new[0]))
-    allow_files(50, what="It")
+    ensure_open_files(50, what="It")
     assert limits == [64, 256]
-    allow_files(200, what="It")
+    ensure_open_files(200, what="It")
     assert limits == [200, 256]
     with pytest.raises(ConfigError, match="It needs 300 open files, and a process may have 256"):
-        allow_files(300, what="It")
+        ensure_open_files(300, what="It")

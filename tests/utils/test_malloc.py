@@ -1,4 +1,4 @@
-"""What a step allocates anew each time is cleared once on a CPU, and given back elsewhere."""
+"""Freed memory stays with the process on a CPU, and returns to the system otherwise."""
 
 import os
 import platform
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.skipif(
 _STEPS = """
 import resource, sys
 import numpy as np
-from resnet_jax.utils.malloc import manage_memory
+from resnet_jax.utils.malloc import configure_malloc
 
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-manage_memory()
+configure_malloc()
 before = held()
 for step in range(11):
     if step == 1:

@@ -1,4 +1,4 @@
-"""What a terminal gets of names and messages from elsewhere."""
+"""Control characters in names and messages are escaped before they reach a terminal."""
 
 import io
 import logging

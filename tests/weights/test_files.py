@@ -1,4 +1,4 @@
-"""Weight files: what is written is read again, by us and by the formats' own libraries."""
+"""Weight files are read back, by this package and by the formats' own libraries."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ _shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 @st.composite
 def _arrays(draw) -> np.ndarray:
-    """Any bits of any type, NaNs among them, in rows or in columns."""
+    """Any bits of any type, including NaNs, in C or Fortran order."""
     dtype, shape = draw(st.sampled_from(sorted(DTYPES.items()))), draw(_shapes)
     count = int(np.prod(shape, dtype=int))
     if dtype[0] == "BOOL":
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_again(arrays, metadata):
         shuffled = dict(reversed(arrays.items()))
         write_weights(again, shuffled, metadata=dict(reversed(metadata.items())))
         assert again.read_bytes() == path.read_bytes()
-        assert sorted(os.listdir(folder)) == ["again", "weights"]  # nothing temporary is left
+        assert sorted(os.listdir(folder)) == ["again", "weights"]  # no temporary file is left
 
 
 @settings(deadline=None, max_examples=100)
@@ -73,7 +73,7 @@ def test_npz_files_are_read_as_numpy_wrote_them(arrays, compressed):
     arrays = {name.strip("/.:") or "x": array for name, array in arrays.items()}
     arrays = {name.replace("//", "/"): array for name, array in arrays.items()}
     if any(re.match(r"[A-Za-z]:/|(.*/)?\.\.?(/|$)", name) for name in arrays):
-        return  # refused, as paths that lead elsewhere
+        return  # refused, as a path that leads out of the archive
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.npz"
         (np.savez_compressed if compressed else np.savez)(path, **arrays)

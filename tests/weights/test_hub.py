@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, of a server on loopback that answers as the Hub does."""
+"""Models on the Hugging Face Hub; a local server answers like the Hub."""
 
 import json
 import logging

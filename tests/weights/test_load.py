@@ -1,4 +1,4 @@
-"""Weights by other names and in other layouts become the same variables, or are refused."""
+"""Weights with other names and layouts give the same variables, or are refused."""
 
 import json
 
@@ -27,7 +27,7 @@ IMAGES = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
 
 def _random(model, seed=0):
-    """Values of all variables by path, none like another."""
+    """Values of all variables by path, all different."""
     rng = np.random.default_rng(seed)
     return {
         path: rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
@@ -36,7 +36,7 @@ def _random(model, seed=0):
 
 
 def _published(values, rename):
-    """Arrays as a publisher has them: PyTorch's layout where names are PyTorch's."""
+    """Arrays with a publisher's names; PyTorch's names have PyTorch's layout."""
     arrays = {rename(path): _laid_out(rename(path), value) for path, value in values.items()}
     assert len(arrays) == len(values)
     return arrays
@@ -95,7 +95,7 @@ def test_names_of_publishers_are_recognised(rename, fields, tmp_path):
 
 
 def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplog):
-    """The parameters are alike with zeros on one side, and the logits aren't."""
+    """With zeros on one side the parameters are equal, but the logits differ."""
     for shortcut, rename, warns in (
         ("A", publishers.parallel_cifar, True),
         ("A", publishers.torchvision, False),
@@ -105,7 +105,7 @@ def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplo
         caplog.clear()
         model = resnet_jax.ResNet(**BASIC | {"shortcut": shortcut})
         _load(model, _published(_random(model), rename), tmp_path)
-        assert ("the model's shortcut is 'A_middle'" in caplog.text) == warns
+        assert ("set the model's shortcut to 'A_middle'" in caplog.text) == warns
 
 
 @settings(max_examples=12, deadline=None, derandomize=True,
@@ -160,7 +160,7 @@ def test_names_of_a_saved_file_are_torchvisions(tmp_path):
 
 
 def _logits_with_biases(model, variables, biases):
-    """What the network gives if its convolutions had those biases."""
+    """The logits of the network if its convolutions had these biases."""
 
     def add(call, args, kwargs, context):
         outcome = call(*args, **kwargs)
@@ -185,7 +185,7 @@ def _logits_with_biases(model, variables, biases):
     ids=["basic", "deep", "preact", "preact_a", "preact_c"],
 )
 def test_biases_of_convolutions_become_part_of_the_normalisations(fields, tmp_path):
-    """Keras' ResNets have them, and some wide ones, where they add up along the shortcuts."""
+    """Keras' ResNets have such biases; in some wide ResNets they add up along the shortcuts."""
     model = resnet_jax.ResNet(**fields)
     values = _random(model)
     rng = np.random.default_rng(2)
@@ -306,7 +306,7 @@ def test_another_network_is_described(tmp_path):
     arrays = _published(_random(large), publishers.torchvision)
     with pytest.raises(DataError, match=r"and \d+ more.* 1, 2 units with 3 convolutions each"):
         _load(small, arrays, tmp_path)
-    with pytest.raises(DataError, match="It isn't a residual network's"):
+    with pytest.raises(DataError, match="It isn't a residual network"):
         _load(small, {"a.weight": ONES}, tmp_path)
 
 
@@ -327,7 +327,7 @@ def test_v1_and_v1_5_are_told_apart_by_what_is_noted(tmp_path):
         resnet_jax.load_weights(model.copy(stride_on="1x1"), file)
     for note in ("[", json.dumps([1]), "9" * 9999):
         write_weights(file, read_weights(file), metadata={"resnet_jax.behaviour": note})
-        with pytest.raises(DataError, match="behaviour is damaged"):
+        with pytest.raises(DataError, match="fields is damaged"):
             resnet_jax.load_weights(model, file)
 
 

@@ -1,4 +1,4 @@
-"""How images are prepared is found in a weight file or beside it, and nothing is guessed."""
+"""Preprocessing is read from a weight file or a config beside it; nothing is guessed."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def test_a_damaged_note_names_the_file(tmp_path):
 
 def test_a_pipe_beside_the_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(DataError, match=r"config\.json isn't a file"):
+    with pytest.raises(DataError, match=r"config\.json isn't a regular file"):
         _read(tmp_path)
 
 

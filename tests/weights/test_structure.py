@@ -1,4 +1,4 @@
-"""Modules that names don't tell apart: placed by order and shape, or refused."""
+"""Modules with ambiguous names are recognised by order and shape, or refused."""
 
 import re
 

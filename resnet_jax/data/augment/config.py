@@ -5,7 +5,8 @@ augmentation doesn't depend on the batch, the device or the process.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 
 import jax
 from jaxtyping import Array, Float, Int, UInt8
@@ -14,6 +15,7 @@ from resnet_jax.data.augment.crop_flip import crop_and_flip
 from resnet_jax.data.augment.mixing import mix
 from resnet_jax.data.augment.policies import PolicyName, apply_policy, erase
 from resnet_jax.data.images.normalization import normalize
+from resnet_jax.utils.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class AugmentConfig:
         flip: flip half of the images left to right.
         policy: name of the policy of random operations; "" disables it. See `apply_policy`.
         magnitude, magnitude_std: mean and standard deviation of RandAugment's magnitude, 0 to 10.
+        augmentations: names in `AUGMENTATIONS`, in the order in which they are applied.
         random_erasing: probability that a rectangle of an image is erased. See `erase`.
         mixup, cutmix: α of the Beta distribution of each; 0 disables it. See `mix`.
     """
@@ -34,9 +37,32 @@ class AugmentConfig:
     policy: PolicyName = ""
     magnitude: float = 0.0
     magnitude_std: float = 0.0
+    augmentations: tuple[str, ...] = ()
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+
+
+Augmentation = Callable[[UInt8[Array, "h w c"], jax.Array], UInt8[Array, "h w c"]]
+"""From an image as decoded and a random key of this image alone, to an image of that shape."""
+
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", {})
+"""Augmentations of users by their names in `config.data.augmentations`."""
+
+
+def register_augmentation(name: str, augmentation: Augmentation) -> None:
+    """Add an augmentation of training images, for `config.data.augmentations`.
+
+    Args:
+        name: an identifier.
+        augmentation: called with an image, uint8 [h, w, c], and a random key; returns an image of
+            this shape, in grey levels 0 to 255. Runs under `jit` and `vmap`. The key is a function
+            of (seed, epoch, example), so that the result doesn't depend on the batch or device.
+
+    Raises:
+        ConfigError: the name isn't an identifier, or another module has registered it.
+    """
+    AUGMENTATIONS.register(name, augmentation, module=augmentation.__module__)
 
 
 def example_keys(key: jax.Array, ids: Int[Array, " n"], epochs: Int[Array, " n"]) -> jax.Array:
@@ -55,8 +81,9 @@ def augment_batch(
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
     """Normalise and augment a batch.
 
-    The order is: policy (on uint8), normalisation, crop and flip, random erasing, mixing. Each
-    augmentation folds a number of its own into the keys: enabling one doesn't change the others.
+    The order is: policy and registered augmentations (on uint8), normalisation, crop and flip,
+    random erasing, mixing. Each augmentation folds a number of its own into the keys: enabling one
+    doesn't change the others.
 
     Args:
         images: the images as decoded.
@@ -80,6 +107,8 @@ def augment_batch(
             magnitude=config.magnitude,
             magnitude_std=config.magnitude_std,
         )
+    for name in config.augmentations:
+        images = jax.vmap(AUGMENTATIONS[name])(images, subkeys(zlib.crc32(name.encode())))
     inputs = normalize(images, normalization)
     inputs = crop_and_flip(inputs, keys, pad=config.crop_padding, flip=config.flip)
     if config.random_erasing:

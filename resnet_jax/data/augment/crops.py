@@ -1,6 +1,6 @@
-"""Random-resized crops: which part of an image a network sees, and that part's pixels.
+"""Random-resized crops: the part of an image that a network sees, and the pixels of that part.
 
-The crop of Szegedy et al. 2014 (1409.4842, section 6), by the rules of torchvision: a share of the
+The crop of Szegedy et al. 2014 (1409.4842, section 6), with torchvision's rules: a share of the
 area, an aspect ratio whose logarithm is uniform, ten attempts, then the largest crop at the centre.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
 
-from resnet_jax.data.images.image_bytes import exif_orientation
+from resnet_jax.data.images.image_bytes import jpeg_header
 from resnet_jax.data.images.image_files import MAX_PIXELS, decode_upright
 from resnet_jax.errors import DataError
 
@@ -20,10 +20,9 @@ RATIO = (3 / 4, 4 / 3)
 """Smallest and largest width of a crop divided by its height."""
 
 _ATTEMPTS = 10
-_MAX_SCANS = 100  # of a JPEG in several; encoders write about ten
-_EXIF, _FRAMES, _SCAN = 0xE1, {0xC0, 0xC1, 0xC2}, 0xDA  # markers
+_MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten
 
-cv2.setNumThreads(0)  # images are shared out among processes or threads already
+cv2.setNumThreads(0)  # images are decoded in several threads or processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,23 +36,23 @@ class Box:
 
 
 def crop_draws(seed: int, epoch: int, index: int) -> np.ndarray:
-    """The random numbers in 0…1 for one example in one epoch: float64 [10, 4].
+    """Return the random numbers of an example in an epoch: float64 [10, 4], in [0, 1).
 
     They are raw Philox bits, whose stream NumPy keeps stable between versions.
     """
     key = np.array([seed, epoch << 32 | index], np.uint64)
-    # The high bit of the counter keeps them apart from the permutations of epochs.
+    # With the high bit of the counter, the stream differs from that of `epoch_permutation`.
     bits = np.random.Philox(key=key, counter=np.array([0, 0, 0, 1], np.uint64))
     raw = bits.random_raw(4 * _ATTEMPTS).reshape(_ATTEMPTS, 4)
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
 def crop_box(height: int, width: int, draws: np.ndarray, *, area: tuple[float, float]) -> Box:
-    """The part of an image that random numbers choose.
+    """Choose a part of an image.
 
     Args:
         height, width: of the image.
-        draws: as from `crop_draws`; of each attempt the share, the ratio, the row, the column.
+        draws: random numbers from `crop_draws`; each attempt uses four: area, ratio, row, column.
         area: smallest and largest share of the image's area.
     """
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -75,9 +74,9 @@ def decode_crop(
     area: tuple[float, float],
     into: UInt8[np.ndarray, "size size 3"],
 ) -> None:
-    """Decode a PNG or JPEG, and scale the part that `draws` choose to fill an array, in place.
+    """Decode a PNG or JPEG, and scale a random part of the image to fill `into`, in place.
 
-    Scaling is bilinear, as TensorFlow's and OpenCV's: it isn't smoothed where it shrinks. Raises as
+    Scaling is bilinear without smoothing, as in TensorFlow and OpenCV. Arguments and errors as
     `decode_part`.
     """
     size = len(into)
@@ -88,14 +87,20 @@ def decode_crop(
 def decode_part(
     data: bytes, draws: np.ndarray, *, area: tuple[float, float], size: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a PNG or JPEG, and cut out the part that `draws` choose.
+    """Decode a PNG or JPEG, and cut out the part that `crop_box` chooses.
 
-    A JPEG of which it is more than twice as large as `size` is decoded at a half, a quarter or an
-    eighth.
+    If the part of a JPEG is more than twice as large as `size`, the JPEG is decoded at a half, a
+    quarter or an eighth of its size.
+
+    Args:
+        data: content of the file.
+        draws: random numbers from `crop_draws`.
+        area: smallest and largest share of the image's area.
+        size: pixels to which the part will be scaled.
 
     Raises:
-        DataError: damaged, animated or oversized. The message begins with "it", for the caller to
-            say what.
+        DataError: damaged, animated or too large. The message begins with "it", which stands for
+            the image.
     """
     if found := _decode_jpeg(data, draws, area=area, size=size):
         image, box = found
@@ -109,10 +114,10 @@ def decode_part(
 def _decode_jpeg(
     data: bytes, draws: np.ndarray, *, area: tuple[float, float], size: int
 ) -> tuple[np.ndarray, Box] | None:
-    """The pixels of a JPEG that is sound and upright, and the part; None if it is something else.
+    """Return the pixels of an undamaged, upright JPEG and the part to cut out; else None.
 
-    What is odd is left to Pillow, which is slower, takes more kinds of files, and says why it
-    refuses one. Both decoders are libjpeg-turbo and give the same pixels.
+    Pillow decodes all other files: it is slower, but supports more formats and reports errors.
+    simplejpeg and Pillow use libjpeg-turbo, and give the same pixels.
     """
     if not _is_plain_jpeg(data):
         return None
@@ -131,7 +136,7 @@ def _decode_jpeg(
             min_width=-(-width // min(shrink, 8)),
             min_factor=2,
         )
-    except (ValueError, DataError):
+    except ValueError:
         return None
     scale = image.shape[0] / height, image.shape[1] / width
     top, left = round(box.top * scale[0]), round(box.left * scale[1])
@@ -141,22 +146,17 @@ def _decode_jpeg(
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether a file is a JPEG that is upright, and isn't one that takes for ever to decode.
+    """Whether a file is an upright JPEG whose number of scans is limited.
 
-    It looks at the segments before the pixels only: all of the file takes a tenth of its decoding.
+    Scans are counted only if the first scan lacks components: counting reads the whole file, which
+    takes a tenth of the time of decoding.
     """
-    at, components, end = 2, 0, len(data) - 10
-    if data[:2] != b"\xff\xd8":
+    if not data.startswith(b"\xff\xd8\xff"):
         return False
-    while at < end and data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
-        if marker == _EXIF and data[at + 4 : at + 10] == b"Exif\0\0":
-            if exif_orientation(data[at + 10 : at + 2 + length]) != 1:
-                return False
-        elif marker in _FRAMES:
-            components = data[at + 9]
-        elif marker == _SCAN:
-            in_one_scan = data[at + 4] == components
-            return in_one_scan or data.count(b"\xff\xda", at) <= _MAX_SCANS
-        at += 2 + length
-    return False
+    try:
+        header = jpeg_header(data)
+    except DataError:
+        return False
+    one_scan = data[header.scan + 4 : header.scan + 5] == bytes([header.components])
+    few_scans = one_scan or data.count(b"\xff\xda", header.scan) <= _MAX_SCANS
+    return header.orientation == 1 and few_scans

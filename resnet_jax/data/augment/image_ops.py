@@ -1,8 +1,9 @@
-"""Pillow's operations on images, for JAX: what TrivialAugment and RandAugment are made of.
+"""Pillow's image operations in JAX, for TrivialAugment and RandAugment.
 
-Each takes one image, uint8 [h, w, 3], and a float32 scalar, and equals Pillow's: operations on
-colours to the unit but for ties of rounding, geometric ones (nearest neighbours, black outside) but
-for pixels that fall on an edge between two, which Pillow rounds in fixed point.
+Each operation takes an image, uint8 [h, w, 3], and a float32 scalar. Colour operations give
+Pillow's values, except for ties of rounding. Geometric operations take the nearest pixel, and black
+outside of the image; they differ from Pillow where a position falls on the edge between two
+pixels, which Pillow rounds in fixed point.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ _SMOOTH = ((1, 1, 1), (1, 5, 1), (1, 1, 1))  # of ImageFilter.SMOOTH; divided by
 
 
 def identity(image: Image, _: Array) -> Image:
-    """The image as it is."""
+    """Return the image unchanged."""
     return image
 
 
@@ -36,13 +37,13 @@ def color(image: Image, factor: Array) -> Image:
 def contrast(image: Image, factor: Array) -> Image:
     """`ImageEnhance.Contrast`."""
     grey = _grey(image)
-    # The sum is exact in integers; Pillow adds a half and cuts off.
+    # In integers, the sum is exact. Pillow adds 1/2 and truncates.
     mean = (2 * grey.astype(jnp.int32).sum() + grey.size) // (2 * grey.size)
     return _blend(mean.astype(jnp.uint8), image, factor)
 
 
 def sharpness(image: Image, factor: Array) -> Image:
-    """`ImageEnhance.Sharpness`; the outermost pixels stay as they are."""
+    """`ImageEnhance.Sharpness`; the outermost pixels don't change."""
     height, width, _ = image.shape
     if min(height, width) < 3:
         return image
@@ -57,18 +58,18 @@ def sharpness(image: Image, factor: Array) -> Image:
 
 
 def posterize(image: Image, bits: Array) -> Image:
-    """`ImageOps.posterize`: keep the highest bits."""
+    """`ImageOps.posterize`: keep the highest `bits` bits."""
     dropped = (8 - bits).astype(jnp.uint8)
     return (image >> dropped) << dropped
 
 
 def solarize(image: Image, threshold: Array) -> Image:
-    """`ImageOps.solarize`: invert values from the threshold on."""
+    """`ImageOps.solarize`: invert values of at least `threshold`."""
     return jnp.where(image < threshold, image, 255 - image)
 
 
 def solarize_add(image: Image, amount: Array) -> Image:
-    """Add to values below 128 (timm's operation of that name)."""
+    """Add `amount` to values below 128 (timm's `solarize_add`)."""
     added = jnp.minimum(image.astype(jnp.int32) + amount.astype(jnp.int32), 255)
     return jnp.where(image < 128, added, image).astype(jnp.uint8)
 
@@ -79,7 +80,7 @@ def invert(image: Image, _: Array) -> Image:
 
 
 def autocontrast(image: Image, _: Array) -> Image:
-    """`ImageOps.autocontrast`: stretch each channel to all values."""
+    """`ImageOps.autocontrast`: stretch each channel to 0…255."""
     low = image.min(axis=(0, 1)).astype(jnp.int32)
     high = image.max(axis=(0, 1)).astype(jnp.int32)
     span = jnp.maximum(high - low, 1)
@@ -88,9 +89,9 @@ def autocontrast(image: Image, _: Array) -> Image:
 
 
 def equalize(image: Image, _: Array) -> Image:
-    """`ImageOps.equalize`: each channel's values become about equally frequent."""
+    """`ImageOps.equalize`: make the values of each channel about equally frequent."""
 
-    def one(channel: Array) -> Array:
+    def equalize_channel(channel: Array) -> Array:
         counts = jnp.bincount(channel.reshape(-1), length=256)
         last = counts[channel.max()]
         step = (channel.size - last) // 255
@@ -98,7 +99,7 @@ def equalize(image: Image, _: Array) -> Image:
         table = jnp.minimum((step // 2 + before) // jnp.maximum(step, 1), 255)
         return jnp.where(step > 0, table[channel], channel).astype(jnp.uint8)
 
-    return jax.vmap(one, in_axes=2, out_axes=2)(image)
+    return jax.vmap(equalize_channel, in_axes=2, out_axes=2)(image)
 
 
 def shear_x(image: Image, slope: Array) -> Image:
@@ -112,12 +113,12 @@ def shear_y(image: Image, slope: Array) -> Image:
 
 
 def translate_x(image: Image, pixels: Array) -> Image:
-    """Move right by so many pixels."""
+    """Move right by `pixels`."""
     return _affine(image, 1.0, 0.0, -pixels, 0.0, 1.0, 0.0)
 
 
 def translate_y(image: Image, pixels: Array) -> Image:
-    """Move down by so many pixels."""
+    """Move down by `pixels`."""
     return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, -pixels)
 
 
@@ -132,7 +133,7 @@ def rotate(image: Image, degrees: Array) -> Image:
 def _affine(
     image: Image, a: Scalar, b: Scalar, c: Scalar, d: Scalar, e: Scalar, f: Scalar
 ) -> Image:
-    """Pixel (x, y) is that of (ax + by + c, dx + ey + f), measured at the pixels' centres."""
+    """Set pixel (x, y) to the pixel at (ax + by + c, dx + ey + f); positions are pixel centres."""
     height, width, _ = image.shape
     y, x = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
     column = jnp.floor(a * x + b * y + c).astype(jnp.int32)
@@ -143,13 +144,13 @@ def _affine(
 
 
 def _grey(image: Image) -> UInt8[Array, "h w"]:
-    """`convert("L")`, in its fixed point."""
+    """`Image.convert("L")`, in Pillow's fixed point."""
     weights = jnp.array([19595, 38470, 7471], jnp.int32)
     return ((image.astype(jnp.int32) @ weights + 0x8000) >> 16).astype(jnp.uint8)
 
 
 def _blend(degenerate: Array, image: Image, factor: Array) -> Image:
-    """`Image.blend`: from one image to the other, or beyond; cut off, not rounded."""
+    """`Image.blend`: interpolate or extrapolate from `degenerate` to `image`, and truncate."""
     start = degenerate.astype(jnp.float32)
     blended = start + factor * (image.astype(jnp.float32) - start)
     return jnp.clip(blended, 0, 255).astype(jnp.uint8)

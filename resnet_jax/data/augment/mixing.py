@@ -1,7 +1,7 @@
-"""Mixup and CutMix: images and labels of two examples in one.
+"""Mixup and CutMix: examples that combine the images and labels of two examples.
 
-Each example is mixed with its neighbour in the batch, 0 with 1, 2 with 3, …: batches are random
-permutations already, and neighbours lie on one device.
+Each example is mixed with its neighbour in the batch: 0 with 1, 2 with 3, …. Batches are random
+permutations already, and neighbours are on one device.
 """
 
 import jax
@@ -17,45 +17,48 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "n h w c"], Float[Array, "n k"]]:
-    """Mix each example with its neighbour; of an odd number the last stays as it is.
+    """Mix each example with its neighbour; in an odd batch, the last example isn't mixed.
 
-    Mixup adds λ of one and 1 − λ of the other (Zhang et al. 2017, 1710.09412). CutMix replaces a
-    box of the share 1 − λ by the other's (Yun et al. 2019, 1905.04899); where it reaches over the
-    edge it is cut, and λ is what is left. λ ~ Beta(α, α). With both, each example has one of them
-    with probability ½.
+    Mixup computes λ a + (1 − λ) b for an example a and its neighbour b (Zhang et al. 2017,
+    1710.09412). CutMix replaces a box that covers a share 1 − λ of a by the same box of b (Yun et
+    al. 2019, 1905.04899); the box is clipped at the edges, and λ becomes the share that remains of
+    a. λ ~ Beta(α, α). With both, each example uses one of them, with probability 1/2.
 
     Args:
-        images: normalised.
-        targets: probabilities of the classes.
+        images: normalised images.
+        targets: class probabilities.
         keys: one random key per example.
-        mixup, cutmix: α of each; 0 for none.
+        mixup, cutmix: α of each; 0 disables it.
+
+    Returns:
+        The mixed images and targets.
     """
     if not (mixup or cutmix) or len(images) < 2:
         return images, targets
     _, height, width, _ = images.shape
 
-    def draw(key: jax.Array) -> tuple[Array, Array, Array]:
-        """The share of an example itself, at each pixel [h, w]; of its label; and of neither."""
+    def draw(key: jax.Array) -> tuple[Array, Array]:
+        """Return the example's own share: at each pixel, [h, w], and of its label."""
         choice_key, mixup_key, cutmix_key, place_key = jax.random.split(key, 4)
         share = jax.random.beta(mixup_key, mixup or 1.0, mixup or 1.0)
-        kept, box = jnp.full((height, width), share), jnp.zeros((), bool)
+        kept = jnp.full((height, width), share)
         if cutmix:
             side = jnp.sqrt(1 - jax.random.beta(cutmix_key, cutmix, cutmix))
             place = jax.random.uniform(place_key, (2,))
-            rows = _box(place[0], side, height)[:, None] & _box(place[1], side, width)[None, :]
-            box = jax.random.bernoulli(choice_key) if mixup else jnp.ones((), bool)
-            kept = jnp.where(box, 1.0 - rows, kept)
-            share = jnp.where(box, 1.0 - rows.mean(), share)
-        return kept, share, box
+            box = _box(place[0], side, height)[:, None] & _box(place[1], side, width)[None, :]
+            use_box = jax.random.bernoulli(choice_key) if mixup else jnp.ones((), bool)
+            kept = jnp.where(use_box, 1.0 - box, kept)
+            share = jnp.where(use_box, 1.0 - box.mean(), share)
+        return kept, share
 
-    kept, share, _ = jax.vmap(draw)(keys)
+    kept, share = jax.vmap(draw)(keys)
     kept = kept[..., None].astype(images.dtype)
     mixed = kept * images + (1 - kept) * _neighbours(images)
     return mixed, share[:, None] * targets + (1 - share[:, None]) * _neighbours(targets)
 
 
 def _neighbours(array: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """Examples 1, 0, 3, 2, …; a gather would bring them all to every device."""
+    """Return examples 1, 0, 3, 2, …, without a gather, which would copy all to every device."""
     n, *shape = array.shape
     pairs = array[: n - n % 2].reshape(n // 2, 2, *shape)
     swapped = pairs[:, ::-1].reshape(n - n % 2, *shape)
@@ -63,7 +66,7 @@ def _neighbours(array: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
 
 
 def _box(centre: Array, side: Array, size: int) -> Array:
-    """Which of so many pixels lie within a box around a centre; all in shares of the size."""
+    """Return a mask [size] of the pixels in an interval; centre and side are shares of `size`."""
     length = jnp.floor(side * size).astype(jnp.int32)
     middle = jnp.floor(centre * size).astype(jnp.int32)
     start = jnp.clip(middle - length // 2, 0, size)

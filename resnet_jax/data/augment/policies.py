@@ -1,7 +1,7 @@
-"""TrivialAugment and RandAugment: random operations on images, on the device.
+"""TrivialAugment, RandAugment and random erasing, on the device.
 
-Every example draws from its own key. All operations are computed and one is selected, which on an
-accelerator takes less time than it takes to send an image there.
+Each example draws from its own key. For a batch, all operations are computed and one is selected
+per image: on an accelerator this takes less time than to copy an image to it.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ POLICIES = get_args(PolicyName)
 
 LARGEST_MAGNITUDE = 10.0
 _BINS = 31
-_LAYERS = 2  # operations on an image by RandAugment, each of which is left out half of the time
+_LAYERS = 2  # operations of RandAugment per image; each is skipped with probability 1/2
 
-# Operation, its value without any strength, and its strengths; the last says whether half of them
-# are negative. Table 3 ("wide") of the paper, with the numbers of torchvision's code.
+# Operation, its value at strength 0, its strengths, and whether the sign of the strength is random.
+# Table 3 ("wide") of the paper, with the numbers of torchvision's code.
 _linear = np.linspace
 _TRIVIAL: Sequence[tuple[ops.Operation, float, np.ndarray, bool]] = (
     (ops.identity, 0.0, np.zeros(_BINS), False),
@@ -43,20 +43,20 @@ _TRIVIAL: Sequence[tuple[ops.Operation, float, np.ndarray, bool]] = (
 
 
 def trivial_augment(images: UInt8[Array, "n h w 3"], keys: jax.Array) -> UInt8[Array, "n h w 3"]:
-    """One operation of a random strength on each image (Müller & Hutter 2021, 2103.10158).
+    """Apply one operation of a random strength to each image (Müller & Hutter 2021, 2103.10158).
 
-    As `TrivialAugmentWide` of torchvision: 14 operations, 31 strengths, black outside.
+    As torchvision's `TrivialAugmentWide`: 14 operations, 31 strengths, black outside of the image.
 
     Args:
-        images: as they are in files.
+        images: the images as decoded.
         keys: one random key per image.
     """
     operations = [operation for operation, *_ in _TRIVIAL]
     bases = jnp.array([base for _, base, _, _ in _TRIVIAL], jnp.float32)
     strengths = jnp.array([values for _, _, values, _ in _TRIVIAL], jnp.float32)
-    signed = jnp.array([negative for *_, negative in _TRIVIAL])
+    signed = jnp.array([random_sign for *_, random_sign in _TRIVIAL])
 
-    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+    def augment_image(image: jax.Array, key: jax.Array) -> jax.Array:
         which_key, bin_key, sign_key = jax.random.split(key, 3)
         which = jax.random.randint(which_key, (), 0, len(operations))
         strength = strengths[which, jax.random.randint(bin_key, (), 0, _BINS)]
@@ -64,7 +64,7 @@ def trivial_augment(images: UInt8[Array, "n h w 3"], keys: jax.Array) -> UInt8[A
         value = bases[which] + jnp.where(negative, -strength, strength)
         return jax.lax.switch(which, operations, image, value)
 
-    return jax.vmap(one)(images, keys)
+    return jax.vmap(augment_image)(images, keys)
 
 
 _RANDAUGMENT: Sequence[ops.Operation] = (
@@ -77,17 +77,22 @@ _RANDAUGMENT: Sequence[ops.Operation] = (
 def randaugment_values(
     level: Float[Array, ""], sign: Float[Array, ""], height: int, width: int
 ) -> Float[Array, " 15"]:
-    """What each operation of `rand_augment` is given at a level in 0…1, and a sign of 1 or -1.
+    """Return the argument of each operation of `rand_augment`.
 
-    timm's "increasing" levels: the higher, the farther from the image as it is.
+    These are timm's "increasing" values: the higher the level, the stronger the operation.
+
+    Args:
+        level: strength, 0 to 1.
+        sign: 1 or -1.
+        height, width: of the images.
     """
-    nothing = jnp.float32(0)
+    unused = jnp.float32(0)
     enhancement = jnp.maximum(0.1, 1 + sign * 0.9 * level)
     return jnp.stack(
         [
-            nothing,
-            nothing,
-            nothing,
+            unused,
+            unused,
+            unused,
             sign * 30 * level,
             4 - jnp.floor(4 * level),
             256 - jnp.minimum(256, jnp.floor(256 * level)),
@@ -104,13 +109,14 @@ def randaugment_values(
 def rand_augment(
     images: UInt8[Array, "n h w 3"], keys: jax.Array, *, magnitude: float, magnitude_std: float
 ) -> UInt8[Array, "n h w 3"]:
-    """Two of 15 operations on each image (Cubuk et al. 2019, 1909.13719), as timm has them.
+    """Apply two of 15 operations to each image (Cubuk et al. 2019, 1909.13719).
 
-    timm's "rand-mM-mstdD-inc1": each of the two is left out with probability ½, and its magnitude
-    is normal, cut to 0…10. Other than there, scaling is by nearest neighbours and outside is black.
+    As timm's "rand-mM-mstdD-inc1": each operation is skipped with probability 1/2, and its
+    magnitude is normally distributed, clipped to 0…10. Unlike in timm, geometric operations use
+    the nearest pixel, and black outside of the image.
 
     Args:
-        images: as they are in files.
+        images: the images as decoded.
         keys: one random key per image.
         magnitude, magnitude_std: M and D.
     """
@@ -126,12 +132,12 @@ def rand_augment(
         changed = jax.lax.switch(which, list(_RANDAUGMENT), image, value)
         return jnp.where(jax.random.bernoulli(skip_key), image, changed)
 
-    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+    def augment_image(image: jax.Array, key: jax.Array) -> jax.Array:
         for layer_key in jax.random.split(key, _LAYERS):
             image = layer(image, layer_key)
         return image
 
-    return jax.vmap(one)(images, keys)
+    return jax.vmap(augment_image)(images, keys)
 
 
 def apply_policy(
@@ -142,7 +148,7 @@ def apply_policy(
     magnitude: float,
     magnitude_std: float,
 ) -> UInt8[Array, "n h w 3"]:
-    """The images after a policy, by its name; "" leaves them as they are."""
+    """Apply a policy by its name; "" returns the images unchanged."""
     if policy == "trivial":
         return trivial_augment(images, keys)
     if policy == "randaugment":
@@ -153,19 +159,19 @@ def apply_policy(
 def erase(
     images: Float[Array, "n h w c"], keys: jax.Array, *, probability: float
 ) -> Float[Array, "n h w c"]:
-    """Random erasing (Zhong et al. 2017, 1708.04896): a rectangle of zeros, the mean.
+    """Replace a random rectangle by zeros, the mean (Zhong et al. 2017, 1708.04896).
 
-    torchvision's `RandomErasing`: 2 to 33 % of the area, a ratio of height to width between 0.3 and
-    3.3, uniform in its logarithm, of ten attempts the first that fits.
+    As torchvision's `RandomErasing`: the rectangle covers 2 to 33 % of the area; the logarithm of
+    its aspect ratio is uniform between those of 0.3 and 3.3; the first of ten attempts that fits.
 
     Args:
-        images: normalised.
+        images: normalised images.
         keys: one random key per image.
-        probability: that there is a rectangle.
+        probability: probability that an image is erased.
     """
     _, height, width, _ = images.shape
 
-    def one(image: jax.Array, key: jax.Array) -> jax.Array:
+    def erase_image(image: jax.Array, key: jax.Array) -> jax.Array:
         erase_key, draw_key = jax.random.split(key)
         draws = jax.random.uniform(draw_key, (10, 4))
         area = height * width * (0.02 + draws[:, 0] * (0.33 - 0.02))
@@ -182,7 +188,7 @@ def erase(
         erased = jax.random.bernoulli(erase_key, probability) & fits.any() & inside
         return jnp.where(erased[..., None], 0.0, image)
 
-    return jax.vmap(one)(images, keys)
+    return jax.vmap(erase_image)(images, keys)
 
 
 def _within(start: Int[Array, ""], length: Int[Array, ""], size: int) -> Array:

@@ -1,4 +1,4 @@
-"""How the encoded images of a data set become arrays of one shape."""
+"""Conversion of image files to arrays of one shape."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ from resnet_jax.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """Gives images the shape that a network takes.
+    """Converts images to the shape of a network's input.
 
     Attributes:
         shape: (h, w, c) of the result.
-        crop: how images of any size get that shape; None if all must have it.
-        convert: convert colours to those of `shape`. Otherwise other colours are refused.
-        stored: without `crop`, take images as they are stored, see `decode_image`.
+        crop: how images are scaled and cropped to `shape`; None if images must have this shape.
+        convert: convert colours to the channels of `shape`. Otherwise other colours are an error.
+        stored: without `crop`, decode images as they are stored; see `decode_image`.
     """
 
     shape: tuple[int, int, int]
@@ -29,16 +29,17 @@ class Fit:
 
     @property
     def name(self) -> str:
-        """Tells decoded arrays apart in the cache; "" if images are as they are."""
+        """Part of the cache folder's name; "" without `crop`."""
         return f"-{self.crop.name}-{self.shape[-1]}" if self.crop else ""
 
     def decode(self, data: bytes) -> UInt8[np.ndarray, "h w c"]:
-        """The array of a PNG or JPEG file.
+        """Decode the content of a PNG or JPEG file.
 
         Raises:
-            DataError: damaged, animated or oversized, or an image of which the crop can't be taken.
-                The message begins with "it", for the caller to say what.
-            ConfigError: another size or other colours, which aren't to be changed; likewise.
+            DataError: damaged, animated, too large, or too small for the crop. The message begins
+                with "it", which stands for the image.
+            ConfigError: another size without `crop`, or other colours without `convert`. The
+                message begins with "it".
         """
         if self.stored and not self.crop:
             return decode_image(data, self.shape)
@@ -51,12 +52,12 @@ class Fit:
         return np.asarray(image, np.uint8).reshape(self.shape)
 
     def apply(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
-        """The same for the pixels of a file, upright.
+        """Convert an upright image's pixels.
 
         Raises:
-            DataError: not uint8 [h, w, c], or an image of which the crop can't be taken. The
-                message begins with "it", for the caller to say what.
-            ConfigError: another size, which isn't to be changed; likewise.
+            DataError: not uint8 [h, w, c], or too small for the crop. The message begins with
+                "it", which stands for the image.
+            ConfigError: another size without `crop`. The message begins with "it".
         """
         image, channels = np.asarray(image), self.shape[-1]
         if image.dtype != np.uint8:

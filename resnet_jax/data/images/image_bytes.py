@@ -1,9 +1,15 @@
-"""PNG and JPEG files cut down to what their pixels need, before a decoder sees them.
+"""PNG and JPEG files reduced to what their pixels need, before a decoder reads them.
 
-Everything else in a file is left out unread: comments and texts, which may inflate to gigabytes;
-colour profiles; previews and further images; Exif but for the orientation. Sizes and checksums are
-compared before any pixel is decoded. Formats: PNG (W3C, third edition), JPEG (ITU-T T.81, annex B),
-Exif's orientation (TIFF 6.0, tag 0x0112).
+Everything else is dropped unread: texts, colour profiles, previews, further images, and Exif
+except the orientation. Sizes and checksums are checked before any pixel is decoded. Formats: PNG
+(W3C, third edition), JPEG (ITU-T T.81, annex B), Exif's orientation (TIFF 6.0, tag 0x0112).
+
+Pillow's own limits don't suffice. Pillow refuses images with sound pixels beside a large text or
+colour profile (`MAX_TEXT_CHUNK`, `MAX_TEXT_MEMORY`) or a short JFIF segment, and warns of torn
+Exif and MPF segments. It decodes PNGs with missing rows (as black), with unknown critical chunks,
+with two headers or with 16 bits (cut to 8 in RGB), and JPEGs with any number of scans. Its limit of
+pixels, `MAX_IMAGE_PIXELS`, is global to the process, and warns of half as many pixels as it
+refuses. `tests/data/images/test_image_files.py` has a file of each kind.
 """
 
 import struct
@@ -14,8 +20,8 @@ from typing import NamedTuple
 from resnet_jax.errors import DataError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's colour types
-_ADAM7 = (  # first column and row of each pass, and steps between them
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
+_ADAM7 = (  # first column and row of each pass, and the steps between columns and rows
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
     (0, 1, 1, 2),
 )
@@ -23,41 +29,49 @@ _INFLATE_BYTES = 2**20
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _JPEG = b"\xff\xd8\xff"
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15
-_ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a segment
-_SCAN, _END, _COMMENT = 0xDA, 0xD9, 0xFE
+_STANDALONE = {0x00, 0x01, *range(0xD0, 0xD9)}  # markers without a segment
+_SCAN, _END, _COMMENT, _APP1 = 0xDA, 0xD9, 0xFE, 0xE1
 _ORIENTATION, _SHORT = 0x0112, 3
 
 _MAX_SCANNED_PIXELS = 10**9
-"""Scans × pixels of a JPEG: a scan of a few bytes makes its decoder pass over the whole image."""
+"""Limit of scans × pixels of a JPEG: for a scan of a few bytes, a decoder visits all pixels."""
 
 
-class Still(NamedTuple):
-    """One image, not yet decoded."""
+class StrippedImage(NamedTuple):
+    """An image file without metadata, not decoded yet."""
 
-    format: str  # "PNG" or "JPEG"
     width: int
     height: int
     depth: int  # bits per channel
-    orientation: int  # 1 … 8, as Exif counts; 1 if nothing is said
+    orientation: int  # 1 … 8, as in Exif; 1, upright, if the file has none
     data: bytes
 
 
-def cut_down(data: bytes, *, max_pixels: int) -> Still:
-    """Find the image in the bytes of a PNG or JPEG file.
+class JpegHeader(NamedTuple):
+    """A JPEG up to its first scan."""
+
+    width: int
+    height: int
+    depth: int  # bits per channel
+    components: int
+    orientation: int  # as in `StrippedImage`
+    segments: list[bytes]  # those that a decoder needs
+    scan: int  # position of the first scan
+
+
+def strip_metadata(data: bytes, *, max_pixels: int) -> StrippedImage:
+    """Find the image in the content of a PNG or JPEG file.
 
     Raises:
-        DataError: it isn't one, is torn or damaged, moves, or has more than `max_pixels`. The
-            message begins with "it", for the caller to say what.
+        DataError: not a PNG or JPEG, truncated, damaged, animated, or more than `max_pixels`. The
+            message begins with "it", which stands for the image.
     """
     if not data:
         raise DataError("it is empty")
-    try:
-        if data.startswith(_PNG):
-            return _png(data, max_pixels)
-        elif data.startswith(_JPEG):
-            return _jpeg(data, max_pixels)
-    except (struct.error, IndexError):
-        raise DataError("it ends within its header") from None
+    if data.startswith(_PNG):
+        return _strip_png(data, max_pixels)
+    if data.startswith(_JPEG):
+        return _strip_jpeg(data, max_pixels)
     raise DataError("it isn't a PNG or JPEG image")
 
 
@@ -68,7 +82,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise DataError(f"it has {width}×{height} pixels, too many")
 
 
-def _png(data: bytes, max_pixels: int) -> Still:
+def _strip_png(data: bytes, max_pixels: int) -> StrippedImage:
     kept: list[bytes | memoryview] = [_PNG]
     packed: list[memoryview] = []
     header, exif = b"", b""
@@ -79,7 +93,7 @@ def _png(data: bytes, max_pixels: int) -> Still:
             if zlib.crc32(whole[4:-4]) != struct.unpack(">L", whole[-4:])[0]:
                 raise DataError(f"its part {kind.decode()} fails its checksum")
             kept.append(whole)
-        elif not kind[0] & 0x20:  # a capital: needed to understand the rest
+        elif not kind[0] & 0x20:  # the first letter is a capital: a critical chunk
             raise DataError("it has a part that isn't known")
         if kind == b"IHDR":
             if header or len(body) != 13:
@@ -89,7 +103,7 @@ def _png(data: bytes, max_pixels: int) -> Still:
             packed.append(body)
         elif kind == b"eXIf":
             exif = exif or bytes(body)
-        elif kind == b"acTL" and struct.unpack_from(">L", body)[0] > 1:
+        elif kind == b"acTL" and int.from_bytes(body[:4], "big") > 1:
             raise DataError("it is animated; take one image of it")
         elif kind == b"IEND":
             break
@@ -98,11 +112,11 @@ def _png(data: bytes, max_pixels: int) -> Still:
     width, height, depth = struct.unpack_from(">LLB", header)
     _check_size(width, height, max_pixels)
     _check_complete(packed, header)
-    return Still("PNG", width, height, depth, exif_orientation(exif), b"".join(kept))
+    return StrippedImage(width, height, depth, exif_orientation(exif), b"".join(kept))
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
-    """Type, content and all of each chunk of a PNG, up to the end or a torn one."""
+    """Yield (type, content, whole chunk) of each chunk of a PNG, up to its end or a torn chunk."""
     at, view = len(_PNG), memoryview(data)
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, at)
@@ -114,7 +128,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, memoryview]]:
 
 
 def _check_complete(packed: list[memoryview], header: bytes) -> None:
-    """Inflate the pixels once, and drop them: Pillow takes those that aren't there for black."""
+    """Inflate the pixels of a PNG, and raise DataError if some are missing."""
     width, height, depth, color, _, _, interlaced = struct.unpack(">LLBBBBB", header)
     missing = 0
     for x, y, step_x, step_y in _ADAM7 if interlaced else ((0, 0, 1, 1),):
@@ -135,52 +149,67 @@ def _check_complete(packed: list[memoryview], header: bytes) -> None:
         raise DataError("its pixels end too early")
 
 
-def _jpeg(data: bytes, max_pixels: int) -> Still:
-    kept: list[bytes | memoryview] = [data[:2]]
-    frame, exif, at = b"", b"", 2
-    while True:
-        at = data.find(b"\xff", at)  # decoders skip what stands between
-        while at >= 0 and data[at + 1] == 0xFF:
-            at += 1
-        if at < 0:
-            raise DataError("it ends too early")
-        marker = data[at + 1]
-        if marker == _END:
-            raise DataError("it has no pixels")
-        if marker == _SCAN:
-            break
-        if marker == 0 or marker in _ALONE:
-            at += 2
-            continue
-        end = at + 2 + struct.unpack_from(">H", data, at + 2)[0]
-        if end < at + 4 or end > len(data):
-            raise DataError("it ends too early")
-        body = data[at + 4 : end]
-        if marker in _FRAMES:
-            if frame:
-                raise DataError("its header isn't sound")
-            frame = body
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            exif = exif or body[6:]
-        if _describes_pixels(marker, body):
-            kept.append(data[at:end])
-        at = end
-    if not frame:
-        raise DataError("it begins without a header")
-    depth, height, width = struct.unpack_from(">BHH", frame)
-    _check_size(width, height, max_pixels)
-    # Within coded pixels 0xFF is followed by 0, so that this counts scans, and those of previews.
-    if data.count(b"\xff\xda", at) * width * height > _MAX_SCANNED_PIXELS:
+def _strip_jpeg(data: bytes, max_pixels: int) -> StrippedImage:
+    header = jpeg_header(data)
+    _check_size(header.width, header.height, max_pixels)
+    # In coded pixels 0xFF is followed by 0: this counts scans, and the scans of previews.
+    scans = data.count(b"\xff\xda", header.scan)
+    if scans * header.width * header.height > _MAX_SCANNED_PIXELS:
         raise DataError("it has more scans than an image needs")
-    kept.append(memoryview(data)[at:])
-    return Still("JPEG", width, height, depth, exif_orientation(exif), b"".join(kept))
+    stripped = b"".join([data[:2], *header.segments, memoryview(data)[header.scan :]])
+    return StrippedImage(header.width, header.height, header.depth, header.orientation, stripped)
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Read the segments of a JPEG before its first scan.
+
+    Raises:
+        DataError: truncated, or without pixels or a header. The message begins with "it", which
+            stands for the image.
+    """
+    segments: list[bytes] = []
+    frame, exif, at = b"", b"", 2
+    try:
+        while True:
+            at = data.find(b"\xff", at)  # decoders skip other bytes between segments
+            while at >= 0 and data[at + 1] == 0xFF:
+                at += 1
+            if at < 0:
+                raise DataError("it ends too early")
+            marker = data[at + 1]
+            if marker == _END:
+                raise DataError("it has no pixels")
+            if marker == _SCAN:
+                break
+            if marker in _STANDALONE:
+                at += 2
+                continue
+            end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if end < at + 4 or end > len(data):
+                raise DataError("it ends too early")
+            body = data[at + 4 : end]
+            if marker in _FRAMES:
+                if frame:
+                    raise DataError("its header isn't sound")
+                frame = body
+            if marker == _APP1 and body.startswith(b"Exif\0\0"):
+                exif = exif or body[6:]
+            if _describes_pixels(marker, body):
+                segments.append(data[at:end])
+            at = end
+        if not frame:
+            raise DataError("it begins without a header")
+        depth, height, width, components = struct.unpack_from(">BHHB", frame)
+    except (struct.error, IndexError):
+        raise DataError("it ends within its header") from None
+    return JpegHeader(width, height, depth, components, exif_orientation(exif), segments, at)
 
 
 def _describes_pixels(marker: int, body: bytes) -> bool:
-    """Whether a decoder needs the segment; of those for applications, JFIF's and Adobe's colours.
+    """Whether a decoder needs a segment.
 
-    JFIF's may have a preview, and Pillow reads the rest of a strange one with more trust than it
-    deserves; what it says of colours is that it's there.
+    Of the application segments, only JFIF's and Adobe's describe colours. They are dropped if they
+    are too short: Pillow reads past their end.
     """
     if 0xE0 <= marker <= 0xEF:
         jfif = marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14
@@ -189,7 +218,7 @@ def _describes_pixels(marker: int, body: bytes) -> bool:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in a block of Exif, a small TIFF; 1, upright, if it can't be read."""
+    """Return the orientation in a block of Exif, a small TIFF; 1, upright, if it is damaged."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return 1
@@ -202,5 +231,5 @@ def exif_orientation(exif: bytes) -> int:
             if tag == _ORIENTATION:
                 return value if (kind, count) == (_SHORT, 1) and 1 <= value <= 8 else 1
     except struct.error:
-        pass  # a camera's note that is damaged says nothing of the pixels
+        pass  # damaged Exif doesn't affect the pixels
     return 1

@@ -1,4 +1,4 @@
-"""Image files from anywhere, read with suspicion; `preprocessing` scales images."""
+"""Reads PNG and JPEG files from untrusted sources; `preprocessing` scales images."""
 
 import io
 import os
@@ -9,17 +9,17 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from resnet_jax.data.images.image_bytes import Still, cut_down
+from resnet_jax.data.images.image_bytes import StrippedImage, strip_metadata
 from resnet_jax.errors import ConfigError, DataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Pillow's name for 8-bit images with that many channels."""
+"""Pillow's mode of 8-bit images, by number of channels."""
 
-_CONVERTIBLE = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
-"""Bytes that Pillow takes for a pixel of each mode."""
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
+"""Memory that Pillow takes for a pixel, by mode; other modes are refused."""
 
 MAX_PIXELS = 25_000_000
-"""Of an image of a stranger."""
+"""Largest number of pixels of an image."""
 _MAX_DECODED_BYTES = 150_000_000
 MAX_FILE_BYTES = 32 * 2**20
 
@@ -33,14 +33,14 @@ _UPRIGHT = {
     7: _Transpose.TRANSVERSE,
     8: _Transpose.ROTATE_90,
 }
-"""Exif's orientation → what sets the image upright."""
+"""Exif orientation → operation that makes the image upright."""
 
 
 def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a PNG or JPEG file at its own size, as RGB, upright as its Exif data say.
+    """Read a PNG or JPEG file at its own size, as RGB, upright by its Exif orientation.
 
     Raises:
-        DataError: not an image, a damaged, an animated or an oversized one.
+        DataError: not an image, damaged, animated or too large.
     """
     try:
         return decode_upright(read_file(path))
@@ -49,79 +49,83 @@ def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def decode_upright(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a PNG or JPEG at its own size, as RGB; see `open_upright`."""
+    """Decode a PNG or JPEG at its own size, as RGB; see `open_upright`."""
     return np.asarray(open_upright(data), np.uint8)
 
 
 def open_upright(data: bytes, *, channels: int = 3, convert: bool = True) -> Image.Image:
-    """Decode a PNG or JPEG at its own size, upright as its Exif data say.
+    """Decode a PNG or JPEG at its own size, upright by its Exif orientation.
 
     Args:
         data: content of the file.
-        channels: of the result: 1, 3 or 4.
-        convert: convert the colours of images that have others. Otherwise they are refused.
+        channels: channels of the result: 1, 3 or 4.
+        convert: convert images of other colours. Otherwise they raise ConfigError.
 
     Raises:
-        DataError: damaged, animated or oversized. The message begins with "it", for the caller to
-            say what.
-        ConfigError: of other colours that aren't to be converted; likewise.
+        DataError: damaged, animated or too large. The message begins with "it", which stands for
+            the image.
+        ConfigError: other colours, and not `convert`. The message begins with "it".
     """
-    still, mode = cut_down(data, max_pixels=MAX_PIXELS), MODES[channels]
-    image = _open(still)
-    if image.mode not in _CONVERTIBLE or still.depth > 8:
-        raise DataError(f"it has {still.depth} bits per channel, not 8")
+    stripped, mode = strip_metadata(data, max_pixels=MAX_PIXELS), MODES[channels]
+    image = _open(stripped)
+    if image.mode not in _BYTES_PER_PIXEL or stripped.depth > 8:
+        raise DataError(f"it has {stripped.depth} bits per channel, not 8")
     if image.mode != mode and not convert:
         raise ConfigError(f"it is {image.mode}, not {mode}")
-    pixel = _CONVERTIBLE[image.mode] + (_CONVERTIBLE[mode] if image.mode != mode else 0)
-    if image.width * image.height * pixel > _MAX_DECODED_BYTES:
+    pixel_bytes = _BYTES_PER_PIXEL[image.mode]
+    if image.mode != mode:
+        pixel_bytes += _BYTES_PER_PIXEL[mode]
+    if image.width * image.height * pixel_bytes > _MAX_DECODED_BYTES:
         raise DataError(f"it has {image.width}×{image.height} pixels, too many in {image.mode}")
     image = _load(image)
     if image.mode != mode:
         image = image.convert(mode)
-    if still.orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[still.orientation])
+    if stripped.orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[stripped.orientation])
     return image
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a PNG or JPEG, set upright.
+    """Return height and width of a PNG or JPEG after `open_upright`.
 
     Raises:
-        DataError: damaged, animated or oversized; as `open_upright`.
+        DataError: damaged, animated or too large, as in `open_upright`.
     """
-    still = cut_down(data, max_pixels=MAX_PIXELS)
-    size = (still.height, still.width)
-    return size if still.orientation < 5 else size[::-1]  # others lie on their side
+    stripped = strip_metadata(data, max_pixels=MAX_PIXELS)
+    size = (stripped.height, stripped.width)
+    return size if stripped.orientation < 5 else size[::-1]  # 5 … 8 swap the sides
 
 
 def decode_image(data: bytes, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "h w c"]:
-    """The pixels of a PNG or JPEG that holds exactly that shape at 8 bits.
+    """Decode a PNG or JPEG that has exactly `shape` at 8 bits, as stored.
 
-    Nothing is converted or turned: prepared sets hold their images as they are to be seen.
+    Nothing is converted, and the Exif orientation is ignored: the images of prepared sets are
+    stored as they are to be seen.
 
     Raises:
-        DataError: damaged, or a palette, 16 bits, an alpha channel too many or another size. The
-            message begins with "it", for the caller to say what.
+        DataError: damaged, or another size, colour space or depth. The message begins with "it",
+            which stands for the image.
     """
     height, width, channels = shape
-    still = cut_down(data, max_pixels=max(MAX_PIXELS, height * width))
-    image = _open(still)
-    if (image.mode, image.size, still.depth) != (MODES[channels], (width, height), 8):
+    stripped = strip_metadata(data, max_pixels=max(MAX_PIXELS, height * width))
+    image = _open(stripped)
+    if (image.mode, image.size, stripped.depth) != (MODES[channels], (width, height), 8):
         raise DataError(
-            f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {still.depth} bits, not"
-            f" {width}x{height} {MODES[channels]} of 8"
+            f"it is a {image.size[0]}x{image.size[1]} {image.mode} image of {stripped.depth} bits,"
+            f" not {width}x{height} {MODES[channels]} of 8"
         )
     return np.asarray(_load(image)).reshape(shape)
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file that may be an image.
+    """Read a file that may be an image.
 
     Raises:
-        DataError: it can't be read, is no file or too large; the message doesn't name it.
+        DataError: it can't be read, isn't a regular file or is too large. The message doesn't
+            contain the path.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DataError("it isn't a file")
@@ -130,31 +134,32 @@ def read_file(path: Path) -> bytes:
             return file.readall()
     except IsADirectoryError as error:
         raise DataError("it isn't a file") from error
-    except (OSError, ValueError) as error:  # ValueError for a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(getattr(error, "strerror", None) or str(error)) from error
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe isn't waited for."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file; opening a pipe doesn't wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _open(still: Still) -> Image.Image:
-    """Let Pillow read the header, of two formats that can't run anything or reach outside."""
+def _open(stripped: StrippedImage) -> Image.Image:
+    """Let Pillow read the header, with two decoders that run no code and open no other file."""
     try:
-        return Image.open(io.BytesIO(still.data), formats=("PNG", "JPEG"))
+        return Image.open(io.BytesIO(stripped.data), formats=("PNG", "JPEG"))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises many kinds for damaged files, SyntaxError among them
+    except Exception as error:  # Pillow raises many types for damaged files, even SyntaxError
         raise DataError("its header isn't sound") from error
 
 
 def _load(image: Image.Image) -> Image.Image:
+    """Let Pillow decode the pixels."""
     try:
         image.load()
     except MemoryError:
         raise
-    except Exception as error:  # likewise
+    except Exception as error:  # many types, as in `_open`
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"its pixels are damaged: {reason}") from error
     return image

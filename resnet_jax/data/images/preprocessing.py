@@ -1,4 +1,4 @@
-"""How images are prepared for a network that somebody has trained: it travels with the weights."""
+"""Preprocessing of images for a trained network, which is stored with the weights."""
 
 import dataclasses
 import json
@@ -23,16 +23,17 @@ _MOST_PIXELS = 25_000_000
 
 @dataclasses.dataclass(frozen=True)
 class ScaleAndCrop:
-    """How an image of any size gets the size that a network takes.
+    """Scales an image and crops it at its centre.
 
-    It is scaled so that it covers `cover`, and `size` is cut out at its centre: to the bit what
-    torchvision's `Resize` and `CenterCrop` do with an image of Pillow's, where both are squares.
+    With squares, the result equals that of torchvision's `Resize` and `CenterCrop` on a Pillow
+    image, to the bit.
 
     Attributes:
         size: height and width of the result, in pixels.
-        cover: height and width that the scaled image covers, at least `size`: one side is equal to
-            it, the other is at least as long. None doesn't scale.
-        interpolation: by which it is scaled, always smoothed where it shrinks.
+        cover: height and width of the rectangle that the scaled image covers, at least `size`. The
+            aspect ratio is kept: one side of the scaled image is equal to that of the rectangle,
+            the other is at least as long. None doesn't scale.
+        interpolation: filter of the scaling, with antialiasing.
 
     Raises:
         ConfigError: `cover` is smaller than `size`, or the interpolation is unknown.
@@ -43,7 +44,7 @@ class ScaleAndCrop:
     interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
-        """Refuse what can't be done."""
+        """Check the fields."""
         if self.cover and (self.cover[0] < self.size[0] or self.cover[1] < self.size[1]):
             found, wanted = ("{}×{}".format(*sides) for sides in (self.cover, self.size))
             raise ConfigError(
@@ -56,24 +57,24 @@ class ScaleAndCrop:
     def square(
         cls, size: int, *, resize: int | None, interpolation: Interpolation = "bilinear"
     ) -> "ScaleAndCrop":
-        """A square of `size`, of an image whose shorter side has `resize` pixels first."""
+        """Scale the shorter side to `resize` pixels (None: don't), and crop a square of `size`."""
         return cls((size, size), None if resize is None else (resize, resize), interpolation)
 
     @property
     def name(self) -> str:
-        """A text that tells two of them apart, for the names of files."""
+        """A text for file names that contains all fields."""
         sides = ["x".join(map(str, dict.fromkeys(s))) for s in (self.size, self.cover or (0, 0))]
         return f"{sides[0]}-of-{sides[1]}-{self.interpolation}"
 
     def apply(self, image: Image.Image) -> UInt8[np.ndarray, "h w c"]:
         """Scale and crop an image of 8 bits per channel.
 
-        As in torchvision, the longer side is rounded down and the corner of the crop to even. An
-        image that is smaller than the crop isn't framed in black.
+        As in torchvision, the longer side is rounded down, and the corner of the crop to even.
+        Unlike in torchvision, an image that is smaller than the crop isn't padded.
 
         Raises:
             DataError: the image is too small, or too long and narrow. The message begins with
-                "it", for the caller to say what.
+                "it", which stands for the image.
         """
         if self.cover is not None:
             image = image.resize(self._scaled(image), _FILTERS[self.interpolation])
@@ -84,11 +85,11 @@ class ScaleAndCrop:
             )
         top, left = round((height - rows) / 2), round((width - columns) / 2)
         part = image.crop((left, top, left + columns, top + rows))
-        # A copy is writable.
+        # A copy: Pillow's array is read-only.
         return np.asarray(part, np.uint8).reshape(rows, columns, -1).copy()
 
     def _scaled(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height of the scaled image."""
+        """Return width and height of the scaled image."""
         assert self.cover is not None
         rows, columns = self.cover
         if image.height * columns < image.width * rows:
@@ -104,20 +105,20 @@ class ScaleAndCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What is done with an RGB image before a network sees it, and what its logits mean.
+    """The preprocessing of RGB images for a network, and the meaning of its logits.
 
-    The image is scaled so that its shorter side has `resize` pixels, the square at its centre is
-    cut out, and (values / 255 − mean) / std is taken of each channel.
+    The shorter side is scaled to `resize` pixels, a square is cropped at the centre, and each
+    channel becomes (values / 255 − mean) / std.
 
     Attributes:
-        mean, std: of red, green and blue, in units of 0…1.
+        mean, std: of red, green and blue, in 0…1.
         size: side of the square, in pixels.
-        resize: the shorter side before it is cut out, in pixels; None doesn't scale.
-        interpolation: by which it is scaled, always smoothed where it shrinks.
-        class_names: one per logit; None if they aren't known.
+        resize: the shorter side before the crop, in pixels; None doesn't scale.
+        interpolation: filter of the scaling, with antialiasing.
+        class_names: one name per logit; None if unknown.
 
     Raises:
-        ConfigError: a field can't be what it is.
+        ConfigError: a field has an impossible value.
     """
 
     mean: tuple[float, float, float]
@@ -128,7 +129,7 @@ class Preprocessing:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check every field, whose values may be a stranger's."""
+        """Check the fields, whose values may come from an untrusted file."""
         if not (_are_fractions(self.mean) and _are_fractions(self.std) and all(self.std)):
             shown = f"mean is {reprlib.repr(self.mean)} and std {reprlib.repr(self.std)}"
             raise ConfigError(
@@ -136,11 +137,11 @@ class Preprocessing:
             )
         if not _is_side(self.size):
             shown = reprlib.repr(self.size)
-            raise ConfigError(f"size is {shown}; it is of pixels, 1 to {_LONGEST_SIDE}")
+            raise ConfigError(f"size is {shown}; it must be 1 to {_LONGEST_SIDE} pixels")
         if self.resize is not None and not (_is_side(self.resize) and self.resize >= self.size):
             raise ConfigError(
-                f"resize is {reprlib.repr(self.resize)}; it is of pixels, from size, {self.size},"
-                f" to {_LONGEST_SIDE}"
+                f"resize is {reprlib.repr(self.resize)}; it must be size, {self.size}, to"
+                f" {_LONGEST_SIDE} pixels"
             )
         _check_interpolation(self.interpolation)
         if self.class_names is not None:
@@ -148,7 +149,7 @@ class Preprocessing:
 
     @property
     def crop(self) -> ScaleAndCrop:
-        """What `apply` does."""
+        """The scaling and cropping of `apply`."""
         return ScaleAndCrop.square(self.size, resize=self.resize, interpolation=self.interpolation)
 
     def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
@@ -157,23 +158,24 @@ class Preprocessing:
 
     @property
     def normalization(self) -> dict[str, Any]:
-        """{"mean", "std"} in grey levels, as `TrainedNetwork` has them."""
+        """{"mean", "std"} in grey levels; see `measure_normalization`."""
         return given_normalization(self.mean, self.std)
 
     def normalize(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
-        """Return (images / 255 − mean) / std as float32, for NumPy's arrays and under `jit`."""
+        """Return (images / 255 − mean) / std as float32; accepts NumPy and JAX arrays."""
         return normalize(images, self.normalization)
 
     def metadata(self) -> dict[str, str]:
-        """All of it as texts that a weight file can hold, for `save_weights(metadata=…)`."""
+        """Return all fields as a metadata entry of a weight file (`save_weights(metadata=…)`)."""
         return {_KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing | None":
-        """What `metadata` wrote; None if it isn't there.
+        """Read the entry that `metadata` wrote; None if there is none.
 
         Raises:
-            DataError: it is damaged. The message begins with "its", for the caller to say what.
+            DataError: the entry is damaged. The message begins with "its", which stands for the
+                weight file.
         """
         if _KEY not in metadata:
             return None
@@ -195,7 +197,7 @@ class Preprocessing:
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, whose keys may each appear once."""
+    """Build a JSON object; raise ValueError for duplicate keys."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError
     return dict(pairs)

@@ -26,7 +26,7 @@ from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.data.readers.encoded import EncodedSet
 from resnet_jax.errors import DataError, PeerError
 from resnet_jax.parallel.mesh import batch_sharding, put_global
-from resnet_jax.utils.files import allow_files
+from resnet_jax.utils.files import ensure_open_files
 from resnet_jax.utils.subprocess import die_with_parent
 
 _log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class StreamingLoader:
         self.workers = (_cores() - 1) // _THREADS if workers < 0 else workers
         if self.workers:
             files = _FILES + _FILES_PER_WORKER * self.workers
-            allow_files(files, what=f"data.workers={self.workers}")
+            ensure_open_files(files, what=f"data.workers={self.workers}")
         self._sampler, self._shape = sampler, shape
         self._layout = batch_sharding(mesh, axis=2)
         local = np.zeros(shape, bool)

@@ -1,21 +1,16 @@
-"""CIFAR-10 and CIFAR-100 from their official archives to prepared TFDS folders, without TensorFlow.
+"""Prepares CIFAR-10 and CIFAR-100 as TFDS folders from their official archives.
 
-The folder is the one that TFDS's own builder writes (same features, ids, order and version, PNG
-images, ArrayRecord), so anything that reads TFDS data reads it.
+The folder equals the one of TFDS's own builder (features, ids, order, version, PNG images), in
+ArrayRecord format. TensorFlow isn't needed.
 """
 
 # ruff: noqa: PLC0415 - TFDS and Pillow are loaded only when there is something to prepare
 
 import contextlib
-import dataclasses
-import hashlib
-import http.client
 import io
 import logging
 import os
-import secrets
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,46 +18,45 @@ from typing import Any
 
 import numpy as np
 
+from resnet_jax.data.prepare.cifar_archive import (
+    Archive,
+    find_or_download,
+    official_archive,
+    verify,
+)
 from resnet_jax.errors import ConfigError, DataError, WriteError
 
 _log = logging.getLogger(__name__)
 
+CIFAR = ("cifar10", "cifar100")
 EXAMPLES = {"train": 50_000, "test": 10_000}
 IMAGE_SHAPE = (32, 32, 3)
-TIMEOUT_S = 10.0
-_CHUNK_BYTES = 2**20
 _MAX_TEXT_BYTES = 2**16
 _LOG_EVERY = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """An official archive: where it is, how to recognise it, and what is inside."""
-
-    version: str  # of the TFDS data set that is made of it
-    url: str
-    file_name: str
-    size: int
-    sha256: str
-    prefix: str
-    files: Mapping[str, tuple[str, ...]]  # split → its binary files, in order
-    label_keys: tuple[str, ...]  # one byte each before the pixels of a record
-    label_files: tuple[str, ...]  # the class names of each key
 
 
 def prepare_cifar(
     name: str, data_dir: str | os.PathLike[str], *, archive: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Make `data_dir` hold the prepared set `name`, "cifar10" or "cifar100"; returns its folder.
+    """Prepare a data set in `data_dir`, unless it is prepared already.
 
-    The archive is `archive` if given, else the one that the user has put in
-    `data_dir`/downloads/manual, else it's downloaded to there. An interrupted download or
-    preparation leaves nothing that could be taken for a finished one.
+    An interrupted download or preparation is never taken for a finished one.
 
-    Raises DataError if the archive can't be had or isn't the official one, WriteError if
-    `data_dir` can't be written.
+    Args:
+        name: "cifar10" or "cifar100".
+        data_dir: the folder of prepared sets.
+        archive: the official archive; None looks in `data_dir`/downloads/manual, and downloads the
+            archive to this folder if it isn't there.
+
+    Returns:
+        The folder of the prepared set.
+
+    Raises:
+        ConfigError: another name.
+        DataError: the archive can't be downloaded or isn't the official one.
+        WriteError: `data_dir` can't be written.
     """
-    if name not in ("cifar10", "cifar100"):
+    if name not in CIFAR:
         raise ConfigError(f"only cifar10 and cifar100 can be prepared here, not {name!r}")
     folder = Path(data_dir).expanduser()
     official = official_archive(name)
@@ -71,118 +65,26 @@ def prepare_cifar(
         return prepared
     if prepared.exists():
         raise DataError(f"{prepared} holds an unfinished data set; remove it to prepare it anew")
-    path = Path(archive) if archive is not None else _find_or_download(name, official, folder)
-    _verify(path, official)
+    path = Path(archive) if archive is not None else find_or_download(name, official, folder)
+    verify(path, official)
     contents = read_archive(path, official)
     _log.info("writing %s to %s", name, prepared)
     try:
         _write(name, folder, official, contents)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in ArrayRecord
-        if not (prepared / "dataset_info.json").exists():  # else another process was quicker
+        if not (prepared / "dataset_info.json").exists():  # else another process has prepared it
             raise WriteError(f"{name} can't be written to {folder}: {error}") from error
     return prepared
 
 
-def official_archive(name: str) -> Archive:
-    """What the installed TFDS knows of the archive of "cifar10" or "cifar100"."""
-    from tensorflow_datasets.core import registered
-
-    official = registered.imported_builder_cls(name)
-    # The property needs nothing of the instance but its name; a builder would look for its data.
-    layout = official._cifar_info.fget(official)
-    info = official.url_infos[layout.url]
-    return Archive(
-        version=str(official.VERSION),
-        url=layout.url,
-        file_name=info.filename,
-        size=int(info.size),
-        sha256=info.checksum,
-        prefix=layout.prefix,
-        files={"train": tuple(layout.train_files), "test": tuple(layout.test_files)},
-        label_keys=tuple(layout.label_keys),
-        label_files=tuple(layout.label_files),
-    )
-
-
-def _find_or_download(name: str, official: Archive, folder: Path) -> Path:
-    """The archive in downloads/manual, TFDS's place for files that users fetched themselves."""
-    path = folder / "downloads" / "manual" / official.file_name
-    if path.exists():
-        return path
-    _log.info("downloading %s (%d MB) to %s", official.url, official.size // 10**6, path.parent)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as file:
-            for chunk in _download(name, official, path):
-                file.write(chunk)
-        found = _sha256(part)
-        if found != official.sha256:
-            raise DataError(
-                f"{official.url} gives another file than the official archive (SHA-256 {found}, "
-                f"not {official.sha256}); fetch {official.file_name} elsewhere and put it at {path}"
-            )
-        part.replace(path)
-    except OSError as error:
-        raise WriteError(
-            f"{name} isn't prepared in {folder}, and {path} can't be written ({error}); point "
-            f"--config.data.dir or TFDS_DATA_DIR at a prepared {name} or at a folder of your own"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return path
-
-
-def _download(name: str, official: Archive, path: Path) -> Iterator[bytes]:
-    """The bytes behind the URL; one attempt with a short timeout, and one sentence if it fails."""
-    received = 0
-    try:
-        with urllib.request.urlopen(official.url, timeout=TIMEOUT_S) as response:
-            while chunk := response.read(_CHUNK_BYTES):
-                before, received = received, received + len(chunk)
-                if received > official.size:
-                    break
-                if received * 10 // official.size > before * 10 // official.size:
-                    _log.info("%s: %d %%", official.file_name, 100 * received // official.size)
-                yield chunk
-        if received != official.size:
-            amount = "more" if received > official.size else f"only {received} bytes"
-            raise http.client.HTTPException(f"{amount} came where {official.size} were promised")
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(
-            f"{name} isn't prepared in {path.parents[2]}, and {official.url} can't be downloaded "
-            f"({reason}); fetch {official.file_name} on another machine and put it at {path}, or "
-            f"point data.dir or TFDS_DATA_DIR at a folder that holds a prepared {name}"
-        ) from error
-
-
-def _verify(path: Path, official: Archive) -> None:
-    """Raise DataError unless `path` is the official archive, by size and SHA-256."""
-    try:
-        size = path.stat().st_size
-        found = _sha256(path) if size == official.size else ""
-    except OSError as error:
-        raise DataError(f"the archive {path} can't be read: {error}") from error
-    if found != official.sha256:
-        raise DataError(
-            f"{path} isn't the official archive: it has {size} bytes and the SHA-256 "
-            f"{found or 'of something else'}, not {official.size} and {official.sha256}; remove it "
-            f"and fetch {official.url} again"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_archive(path: Path, official: Archive) -> dict[str, bytes]:
-    """The expected files of the archive by name, each with the size that it must have.
+    """Read the expected files of the archive into memory; other files are ignored.
 
-    Nothing is written to disk and every other member is skipped. Raises DataError if one is
-    missing, has another size, or if the archive is damaged.
+    Returns:
+        File name → content.
+
+    Raises:
+        DataError: the archive is damaged, or a file is missing or has another size.
     """
     record = len(official.label_keys) + int(np.prod(IMAGE_SHAPE))
     sizes = {
@@ -212,9 +114,9 @@ def read_archive(path: Path, official: Archive) -> dict[str, bytes]:
 def examples(
     binary: bytes, label_keys: tuple[str, ...], split: str
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """TFDS keys and examples of the binary records: label bytes, then 3×32×32 pixels each.
+    """Yield (key, example) of binary records: label bytes, then 3×32×32 pixels each.
 
-    The key is the position in the archive, as in TFDS, because it decides the order on disk.
+    The key is the position in the archive, as in TFDS: it determines the order on disk.
     """
     from PIL import Image
 
@@ -233,7 +135,7 @@ def examples(
 
 
 def _write(name: str, folder: Path, layout: Archive, contents: Mapping[str, bytes]) -> None:
-    """Let TFDS's builder write `contents` to a temporary folder, which it renames at the end."""
+    """Let TFDS's builder write `contents`, to a temporary folder that it renames at the end."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
@@ -242,7 +144,7 @@ def _write(name: str, folder: Path, layout: Archive, contents: Mapping[str, byte
     with registered.skip_registration():
 
         class FromArchive(official):  # type: ignore[valid-type, misc]
-            # TFDS derives the folder, the checksums and `moduleName` from these two.
+            # TFDS derives the folder, the checksums and `moduleName` from these.
             name = official.name
             __module__ = official.__module__
 
@@ -257,10 +159,10 @@ def _write(name: str, folder: Path, layout: Archive, contents: Mapping[str, byte
                 return examples(binary, layout.label_keys, split)
 
             def _log_download_bytes(self) -> None:
-                """TFDS would print here."""
+                """Print nothing."""
 
             def _log_download_done(self) -> None:
-                """TFDS would print here."""
+                """Print nothing."""
 
     with _no_progress_bars():
         FromArchive(data_dir=str(folder), file_format="array_record").download_and_prepare(

@@ -1,4 +1,4 @@
-"""Images where their publishers or owners keep them: folders, and the archives of ImageNet."""
+"""Images before their preparation: in folders of images, and in the archives of ImageNet."""
 
 import dataclasses
 import io
@@ -19,13 +19,13 @@ TRAIN_ARCHIVE, VALIDATION_ARCHIVE = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """An image in a file, or in a part of an archive.
+    """An image in a file of its own or in an archive.
 
     Attributes:
-        name: of the image: its path within the folder, or its name in the archive.
-        label: number of its class.
-        path: of the file.
-        start: of its first byte there; -1 for a file of its own.
+        name: the path within the folder, or the name in the archive.
+        label: the class.
+        path: the file or the archive.
+        start: position of the first byte in the archive; -1 for a file of its own.
         length: in bytes.
     """
 
@@ -36,10 +36,11 @@ class Original:
     length: int
 
     def read(self) -> bytes:
-        """Its content.
+        """Return the content.
 
         Raises:
-            DataError: it can't be read. The message begins with "it", for the caller to say what.
+            DataError: the image can't be read. The message begins with "it", which stands for the
+                image.
         """
         if self.start < 0:
             return read_file(Path(self.path))
@@ -58,22 +59,22 @@ class Original:
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """All images by split, in no particular order, and the names of their classes."""
+    """All images by split, in any order, and one name per class."""
 
     splits: Mapping[str, Sequence[Original]]
     class_names: tuple[str, ...]
 
     @property
     def in_folders(self) -> bool:
-        """Whether the images are files of their own."""
+        """Whether there are images in files of their own."""
         return any(image.start < 0 for images in self.splits.values() for image in images)
 
 
 def open_originals(source: Path) -> Collection:
-    """Find the images of a folder, or of ImageNet's archives in it.
+    """Locate the images in a folder, or in the ImageNet archives in a folder.
 
     Raises:
-        DataError: it isn't there, or isn't laid out as it should be.
+        DataError: the folder doesn't exist, or has another layout.
     """
     if not source.is_dir():
         raise DataError(f"there is no folder {str(source)!r}.")
@@ -98,8 +99,11 @@ def open_originals(source: Path) -> Collection:
 
 
 def _imagenet(train: Path, validation: Path) -> Collection:
-    """ImageNet 2012; TFDS has the order of the classes, and the labels of validation images."""
-    import tensorflow_datasets as tfds  # noqa: PLC0415 - other originals don't need it
+    """Locate the images of ImageNet 2012.
+
+    TFDS contains the order of the classes and the labels of the validation images.
+    """
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - takes a second; folders don't need it
 
     folder = tfds.core.tfds_path("datasets/imagenet2012")
     class_names = tuple((folder / "labels.txt").read_text().split())
@@ -131,9 +135,12 @@ def _imagenet(train: Path, validation: Path) -> Collection:
 
 
 def _members(path: Path, *, start: int = 0, length: int = -1) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and length of each file in a tar archive, or in one within an archive.
+    """Yield name, first byte and length of each file in a tar archive.
 
-    `start` and `length` are of the inner archive; the first bytes count from there.
+    Args:
+        path: the archive.
+        start, length: position and length of an archive within the archive, to read instead. First
+            bytes are then relative to `start`.
     """
     try:
         with open(path, "rb") as file:
@@ -152,7 +159,7 @@ def _members(path: Path, *, start: int = 0, length: int = -1) -> Iterator[tuple[
 
 
 class _Section(io.RawIOBase):
-    """A part of a file, as a file of its own."""
+    """A part of a file as a file."""
 
     def __init__(self, file: IO[bytes], start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0

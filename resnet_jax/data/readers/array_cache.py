@@ -1,28 +1,26 @@
-"""Decoded splits kept as .npy files in the user's cache folder, checked each time they are read.
+"""Decoded splits as .npy files in the user's cache folder, checked on each read.
 
 A missing, damaged or unwritable cache is never an error: the caller decodes again.
 """
 
+import io
 import json
 import logging
 import re
-import secrets
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
-from resnet_jax.utils.files import cache_root
+from resnet_jax.utils.files import cache_root, replace_file
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1  # raise it when the decoding changes its result
+_FORMAT = 1  # increase when decoding gives different arrays
 
 
 def cache_folder(name: str, digest: str) -> Path:
-    """The folder for one version of one data set."""
+    """Return the folder for one version of a data set."""
     safe = re.sub(r"[^\w.-]+", "_", name)
     return cache_root() / "datasets" / f"{safe}-{digest}"
 
@@ -30,14 +28,18 @@ def cache_folder(name: str, digest: str) -> Path:
 def load(
     folder: Path, split: str, shape: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Images, uint8 of `shape`, and labels, int32 (n,), or None if they aren't there intact."""
+    """Load a split.
+
+    Returns:
+        Images, uint8 of `shape`, and labels, int32 (n,); None if they are missing or damaged.
+    """
     try:
         record = json.loads((folder / f"{split}.json").read_text())
         images = np.load(folder / f"{split}-images.npy", allow_pickle=False)
         labels = np.load(folder / f"{split}-labels.npy", allow_pickle=False)
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged header makes numpy raise almost anything
+    except Exception as error:  # NumPy raises many types for a damaged header
         _log.warning("the cache in %s can't be read (%s); decoding again", folder, error)
         return None
     intact = (
@@ -52,19 +54,19 @@ def load(
 
 
 def store(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write the split; the .json comes last, so that an interrupted write isn't found by `load`."""
+    """Write a split; the .json file is last, so that `load` ignores an interrupted write."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{split}-images.npy", lambda file: np.save(file, images))
-        _write(folder / f"{split}-labels.npy", lambda file: np.save(file, labels))
+        _save(folder / f"{split}-images.npy", images)
+        _save(folder / f"{split}-labels.npy", labels)
         record = json.dumps(_record(images, labels)).encode()
-        _write(folder / f"{split}.json", lambda file: file.write(record))
+        replace_file(folder / f"{split}.json", [record])
     except OSError as error:
         _log.warning("decoded images aren't cached in %s: %s", folder, error)
 
 
 def _record(images: np.ndarray, labels: np.ndarray) -> dict[str, int]:
-    """What the .json holds: the format and one CRC-32 per array (3 GB/s, enough against decay)."""
+    """Return the content of the .json file: the format and a CRC-32 of each array (3 GB/s)."""
     return {
         "format": _FORMAT,
         "images_crc32": zlib.crc32(np.ascontiguousarray(images).data),
@@ -72,12 +74,9 @@ def _record(images: np.ndarray, labels: np.ndarray) -> dict[str, int]:
     }
 
 
-def _write(path: Path, save: Callable[[IO[bytes]], object]) -> None:
-    """Write to a temporary file beside `path`, then rename it: readers see all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            save(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _save(path: Path, array: np.ndarray) -> None:
+    """Write what `np.save` writes, in one step and without a copy of the array."""
+    header = io.BytesIO()
+    layout = np.lib.format.header_data_from_array_1_0(array)
+    np.lib.format.write_array_header_1_0(header, layout)
+    replace_file(path, [header.getvalue(), np.ascontiguousarray(array).data.cast("B")])

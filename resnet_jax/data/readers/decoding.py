@@ -1,9 +1,8 @@
-"""The encoded images of a split, decoded once, in threads, and kept in the cache."""
+"""Splits that are decoded once, in threads, and cached as arrays."""
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +11,30 @@ from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.readers import array_cache
 from resnet_jax.data.readers.encoded import Record, Records
 from resnet_jax.data.readers.skipped import SkippedExample, check_few
+from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
+# A block of examples is decoded at a time, which is three times as fast as single examples.
 _BLOCK_BYTES = 2**22
 _BLOCK_EXAMPLES = 256
-_NAMED = 3  # damaged examples in a warning; all are in the log
+_MAX_THREADS = 4
+_NAMED = 3  # damaged examples in a warning; the log lists all
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedSplit:
-    """A split on disk.
+class CachedSplit:
+    """A split on disk that is decoded as a whole and cached.
 
     Attributes:
-        name: of the split.
-        where: the split, in messages: "split 'train' of 'cifar10' in DIRECTORY".
+        name: the split's name.
+        where: the split in messages: "split 'train' of 'cifar10' in DIRECTORY".
         remedy: what to do about a damaged example, in messages: "prepare the data set again".
-        examples: how many there are.
-        fit: how their images become arrays.
-        cache: folder of its decoded arrays.
-        open: called when they aren't there.
+        examples: number of examples.
+        fit: how images become arrays of one shape.
+        cache: folder of the decoded arrays.
+        records: the encoded examples.
     """
 
     name: str
@@ -41,129 +43,116 @@ class EncodedSplit:
     examples: int
     fit: Fit
     cache: Path
-    open: Callable[[], Records]
+    records: Records
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, h, w, c) of the images."""
         return (self.examples, *self.fit.shape)
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images, uint8 (n, h, w, c), and labels, int32 (n,), from the cache if they're there.
-
-        Raises:
-            DataError: an example is damaged.
-            ConfigError: one doesn't fit what was asked for.
-        """
-        images, labels, _ = self._read(skip=False)
-        return images, labels
-
-    def read_intact(self) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        """As `read`, but without the damaged examples, which are named.
-
-        Raises:
-            DataError: there are more of them than may be left out.
-            ConfigError: as for `read`.
-        """
-        images, labels, skipped = self._read(skip=True)
-        if skipped:
-            named = "; ".join(f"{one.index} ({one.reason})" for one in skipped[:_NAMED])
-            more = f"; and {len(skipped) - _NAMED} more" * (len(skipped) > _NAMED)
-            _log.warning(
-                "%d of %d examples of %s are damaged and left out: %s%s",
-                *(len(skipped), self.shape[0], self.where, named, more),
-            )
-            for one in skipped[_NAMED:]:
-                _log.info("left out: example %d of %s (%s)", one.index, one.split, one.reason)
-        return images, labels, skipped
-
-    def _read(self, *, skip: bool) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
+    def read(self, *, skip_corrupt: bool) -> DecodedSplit:
+        """Return the split from the cache, or decode and cache it; see `Source.read`."""
         if (cached := array_cache.load(self.cache, self.name, self.shape)) is not None:
-            return *cached, ()
-        _log.info("decoding %d images of %s, once", self.shape[0], self.where)
-        images, labels, skipped = self._decode(skip=skip)
-        # A split that lacks examples is looked through anew each time: the cache holds whole ones.
-        if not skipped:
-            array_cache.store(self.cache, self.name, images, labels)
-        return images, labels, skipped
+            return DecodedSplit(*cached)
+        _log.info("decoding %d images of %s, once", self.examples, self.where)
+        decoded = self._decode(skip_corrupt=skip_corrupt)
+        if decoded.skipped:  # not cached: the cache holds whole splits only
+            self._report(decoded.skipped)
+        else:
+            array_cache.store(self.cache, self.name, decoded.images, decoded.labels)
+        return decoded
 
-    def _decode(self, *, skip: bool) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        import grain  # noqa: PLC0415 - takes a second, which a cached split needn't wait for
+    def damaged(self, index: int, error: Exception) -> DataError:
+        """Return the error to raise for a damaged example."""
+        return DataError(
+            f"example {index} of {self.where} can't be read ({first_line(error)});"
+            f" {self.remedy}, or leave out damaged examples with data.corrupt='skip'"
+        )
 
-        images, labels = np.empty(self.shape, np.uint8), np.empty(self.shape[0], np.int32)
-        blocks = grain.MapDataset.source(_Blocks(self, skip=skip)).to_iter_dataset(
-            grain.ReadOptions(num_threads=min(4, os.cpu_count() or 1), prefetch_buffer_size=4)
+    def _decode(self, *, skip_corrupt: bool) -> DecodedSplit:
+        # Importing Grain takes a second, which a cached split doesn't need.
+        import grain  # noqa: PLC0415
+
+        images, labels = np.empty(self.shape, np.uint8), np.empty(self.examples, np.int32)
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        blocks = grain.MapDataset.source(_Blocks(self, skip_corrupt=skip_corrupt)).to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_MAX_THREADS)
         )
         done, skipped = 0, []
-        for some_images, some_labels, damaged in blocks:
-            stop = done + len(some_labels)
-            images[done:stop], labels[done:stop] = some_images, some_labels
+        for block in blocks:
+            stop = done + len(block.labels)
+            images[done:stop], labels[done:stop] = block.images, block.labels
             done = stop
-            skipped += damaged
+            skipped += block.skipped
             seen = done + len(skipped)
-            check_few(skipped, seen=seen, examples=self.shape[0], where=self.where)
-        if done + len(skipped) != self.shape[0]:
+            check_few(skipped, seen=seen, examples=self.examples, where=self.where)
+        if done + len(skipped) != self.examples:
             raise DataError(
-                f"{self.where} gave {done + len(skipped)} examples where {self.shape[0]} are"
-                f" promised; {self.remedy}"
+                f"{self.where} has {done + len(skipped)} examples, but its metadata promise"
+                f" {self.examples}; {self.remedy}"
             )
-        return images[:done], labels[:done], tuple(skipped)
+        return DecodedSplit(images[:done], labels[:done], tuple(skipped))
+
+    def _report(self, skipped: tuple[SkippedExample, ...]) -> None:
+        named = "; ".join(f"{example.index} ({example.reason})" for example in skipped[:_NAMED])
+        more = f"; and {len(skipped) - _NAMED} more" * (len(skipped) > _NAMED)
+        _log.warning(
+            "%d of %d examples of %s are damaged and left out: %s%s",
+            *(len(skipped), self.examples, self.where, named, more),
+        )
+        for example in skipped[_NAMED:]:
+            _log.info("left out: example %d of %s (%s)", example.index, self.name, example.reason)
 
 
 class _Blocks:
-    """Random access to decoded blocks of a split; a block at a time is three times as fast."""
+    """Random access to decoded blocks of a split."""
 
-    def __init__(self, split: EncodedSplit, *, skip: bool) -> None:
-        self._split, self._skip = split, skip
-        self._records = split.open()
-        size = int(np.prod(split.shape[1:]))
+    def __init__(self, split: CachedSplit, *, skip_corrupt: bool) -> None:
+        self._split, self._skip_corrupt = split, skip_corrupt
+        size = int(np.prod(split.fit.shape))
         self._length = max(1, min(_BLOCK_EXAMPLES, _BLOCK_BYTES // size))
 
     def __len__(self) -> int:
-        return (len(self._records) + self._length - 1) // self._length
+        return (len(self._split.records) + self._length - 1) // self._length
 
-    def __getitem__(self, block: int) -> tuple[np.ndarray, np.ndarray, list[SkippedExample]]:
+    def __getitem__(self, block: int) -> DecodedSplit:
         start = block * self._length
-        indices = range(start, min(start + self._length, len(self._records)))
-        images = np.empty((len(indices), *self._split.shape[1:]), np.uint8)
+        indices = range(start, min(start + self._length, len(self._split.records)))
+        images = np.empty((len(indices), *self._split.fit.shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         skipped: list[SkippedExample] = []
-        for index, record in zip(indices, self._records.fetch(indices), strict=True):
+        for index, record in zip(indices, self._split.records.fetch(indices), strict=True):
             row = index - start - len(skipped)
-            example = self._decode(record)
+            example = _decode(record, self._split.fit)
             if isinstance(example, MemoryError | ConfigError):
                 raise example
             if not isinstance(example, Exception):
                 images[row], labels[row] = example
-            elif self._skip:
+            elif self._skip_corrupt:
                 skipped.append(SkippedExample(self._split.name, index, first_line(example)))
             else:
-                raise self._damaged(index, example) from example
+                raise self._split.damaged(index, example) from example
         rows = len(indices) - len(skipped)
-        return images[:rows], labels[:rows], skipped
+        return DecodedSplit(images[:rows], labels[:rows], tuple(skipped))
 
-    def _decode(self, record: Record | Exception) -> tuple[np.ndarray, int] | Exception:
-        if isinstance(record, Exception):
-            return record
-        if not -(2**31) <= record.label < 2**31:
-            return DataError(f"{record.where}its label, {record.label}, is out of bounds")
-        try:
-            return self._split.fit.decode(record.image), record.label
-        except DataError as error:
-            return DataError(f"{record.where}{error}")
-        except ConfigError as error:
-            return ConfigError(
-                f"{record.where}{error} as the first image; set data.image_size, to which images"
-                " are scaled and cropped"
-            )
 
-    def _damaged(self, index: int, error: Exception) -> DataError:
-        return DataError(
-            f"example {index} of {self._split.where} can't be read ({first_line(error)});"
-            f" {self._split.remedy}, or leave out what is damaged with data.corrupt='skip'"
+def _decode(record: Record | Exception, fit: Fit) -> tuple[np.ndarray, int] | Exception:
+    """Return image and label of a record, or the error that makes the record unusable."""
+    if isinstance(record, Exception):
+        return record
+    if not -(2**31) <= record.label < 2**31:
+        return DataError(f"{record.where}its label, {record.label}, is out of bounds")
+    try:
+        return fit.decode(record.image), record.label
+    except DataError as error:
+        return DataError(f"{record.where}{error}")
+    except ConfigError as error:
+        return ConfigError(
+            f"{record.where}{error} as the first image; set data.image_size, to which images"
+            " are scaled and cropped"
         )
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

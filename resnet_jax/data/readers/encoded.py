@@ -1,4 +1,4 @@
-"""Training images that stay on disk as they are, and are decoded each time they are needed."""
+"""Examples that stay encoded on disk and are decoded when they are needed."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,13 +6,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from resnet_jax.data.splits import Span
 from resnet_jax.errors import DataError
 
 
 class Record(NamedTuple):
-    """An example as it lies on disk: the bytes of a PNG or JPEG, and its label.
+    """An encoded example.
 
-    `where` begins a message about it: "'cat/1.jpg': ", or nothing.
+    Attributes:
+        image: content of a PNG or JPEG file.
+        label: the class.
+        where: beginning of a message about the example: "'cat/1.jpg': ", or "".
     """
 
     image: bytes
@@ -21,31 +25,23 @@ class Record(NamedTuple):
 
 
 class Records(Protocol):
-    """The examples of a split by their numbers; can be sent to another process."""
+    """The encoded examples of a split by index; can be pickled."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of examples."""
 
     def fetch(self, indices: Sequence[int]) -> Iterator[Record | Exception]:
-        """The examples with these numbers, in order; in place of a damaged one, what is wrong."""
-
-
-class Span(NamedTuple):
-    """The examples `start` ≤ i < `stop` of one split of a data set."""
-
-    split: str
-    start: int
-    stop: int
+        """Yield the examples with these indices, in order; an error for a damaged example."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSet:
-    """The examples of one role, in the spans of splits that it is made of.
+    """The encoded examples of one role, a concatenation of spans of splits.
 
     Attributes:
-        name: of the data set, for messages.
-        parts: spans and the records of their splits.
-        num_classes: every label is below.
+        name: the data set's name, for messages.
+        parts: the spans and the records of their splits.
+        num_classes: every label is in [0, num_classes).
         remedy: what to do about a damaged example, in messages.
     """
 
@@ -58,40 +54,40 @@ class EncodedSet:
         return sum(span.stop - span.start for span, _ in self.parts)
 
     def fetch(self, ids: Sequence[int]) -> Iterator[tuple[int, Record]]:
-        """Position in `ids`, and example, of each; grouped by the splits that they are in.
+        """Yield (position in `ids`, example), grouped by split.
 
         Raises:
-            DataError: a record is damaged, or its label can't be.
+            DataError: a record is damaged, or its label is out of range.
         """
         wanted = np.asarray(ids)
         begin = 0
         for span, records in self.parts:
             length = span.stop - span.start
-            here = np.flatnonzero((wanted >= begin) & (wanted < begin + length))
-            numbers = (wanted[here] - begin + span.start).tolist()
+            positions = np.flatnonzero((wanted >= begin) & (wanted < begin + length))
+            numbers = (wanted[positions] - begin + span.start).tolist()
             found = records.fetch(numbers) if numbers else iter(())
-            for position, number, record in zip(here.tolist(), numbers, found, strict=True):
+            for position, number, record in zip(positions.tolist(), numbers, found, strict=True):
                 if isinstance(record, MemoryError):
                     raise record
                 if isinstance(record, Exception):
                     raise self.damaged(span.split, number, str(record)) from record
                 if not 0 <= record.label < self.num_classes:
-                    why = f"its label is {record.label}, not in 0 … {self.num_classes - 1}"
-                    raise self.damaged(span.split, number, why)
+                    reason = f"its label is {record.label}, not in 0 … {self.num_classes - 1}"
+                    raise self.damaged(span.split, number, reason)
                 yield position, record
             begin += length
 
     def locate(self, index: int) -> tuple[str, int]:
-        """Split and number within it of example `index`."""
+        """Return the split of example `index` and the example's number within the split."""
         for span, _ in self.parts:
             if index < span.stop - span.start:
                 return span.split, span.start + index
             index -= span.stop - span.start
         raise IndexError(index)
 
-    def damaged(self, split: str, number: int, why: str) -> DataError:
-        """What is raised for an example that can't be used."""
+    def damaged(self, split: str, number: int, reason: str) -> DataError:
+        """Return the error to raise for an unusable example."""
         return DataError(
-            f"example {number} of split {split!r} of {self.name!r} can't be read ({why});"
+            f"example {number} of split {split!r} of {self.name!r} can't be read ({reason});"
             f" {self.remedy}"
         )

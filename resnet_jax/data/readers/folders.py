@@ -1,9 +1,9 @@
-"""Folders of one's own images: CLASS/name.jpg, or SPLIT/CLASS/name.jpg.
+"""Folders of images: CLASS/name.jpg, or SPLIT/CLASS/name.jpg.
 
-Without folders of splits there is one split, "train", in an order of which every slice has about
-the same share of each class: "train[:80%]" and "train[80%:]" are a fair division. Within a class
-the order is that of digests of the files: neither names nor dates matter, and copies of a file are
-neighbours.
+Without split folders there is one split, "train". Its order spreads each class evenly, so that
+every slice has about the same share of each class: "train[:80%]" and "train[80%:]" are a fair
+division. Within a class, files are sorted by a digest of their content: names and dates don't
+matter, and copies of a file are neighbours.
 """
 
 import concurrent.futures
@@ -15,15 +15,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.image_files import image_size, read_file
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.readers import array_cache
-from resnet_jax.data.readers.decoding import EncodedSplit
+from resnet_jax.data.readers.decoding import CachedSplit
 from resnet_jax.data.readers.encoded import Record
-from resnet_jax.data.readers.skipped import SkippedExample
+from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -35,7 +33,7 @@ _THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class ImageFile:
-    """An image on disk: its path within the data set's folder, its label and its digest."""
+    """An image file: its path within the data set's folder, its label and its digest."""
 
     path: str
     label: int
@@ -44,16 +42,16 @@ class ImageFile:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolder:
-    """A folder of images, found but not decoded; see `resnet_jax.data.datasets.Source`."""
+    """A folder of images, located but not decoded; see `Source`."""
 
     folder: Path
-    files: Mapping[str, Sequence[ImageFile]]
+    files: Mapping[str, Sequence[ImageFile]]  # of each split, in order
     class_names: tuple[str, ...]
     fit: Fit
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(h, w, 3) of the images as `fit` gives them."""
+        """(h, w, 3) of the decoded images."""
         return self.fit.shape
 
     @property
@@ -61,38 +59,32 @@ class ImageFolder:
         """Number of images of each split."""
         return {split: len(files) for split, files in self.files.items()}
 
-    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All images and labels of one split; see `EncodedSplit.read`."""
-        return self._encoded(split).read()
-
-    def read_intact(self, split: str) -> tuple[np.ndarray, np.ndarray, tuple[SkippedExample, ...]]:
-        """The same without damaged images; see `EncodedSplit.read_intact`."""
-        return self._encoded(split).read_intact()
-
-    def _encoded(self, split: str) -> EncodedSplit:
-        return EncodedSplit(
+    def read(self, split: str, *, skip_corrupt: bool = False) -> DecodedSplit:
+        """Decode a split, or load it from the cache; see `Source.read`."""
+        cached = CachedSplit(
             name=split,
             where=f"split {split!r} of {str(self.folder)!r}",
             remedy="repair or remove that file",
             examples=len(self.files[split]),
             fit=self.fit,
             cache=array_cache.cache_folder("folder", f"{self.fingerprint(split)}{self.fit.name}"),
-            open=lambda: self.records(split),
+            records=self.records(split),
         )
+        return cached.read(skip_corrupt=skip_corrupt)
 
     def records(self, split: str) -> "ImageRecords":
-        """The files of one split."""
+        """Return the files of a split."""
         return ImageRecords(self.folder, self.files[split])
 
     def fingerprint(self, split: str) -> str:
-        """Changes with any byte of the images, their labels and their order."""
+        """Return a digest of the images' bytes, labels and order."""
         content = repr([(file.label, file.digest) for file in self.files[split]])
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecords:
-    """The files of a split; see `resnet_jax.data.readers.encoded.Records`."""
+    """The files of a split; see `Records`."""
 
     folder: Path
     files: Sequence[ImageFile]
@@ -101,7 +93,7 @@ class ImageRecords:
         return len(self.files)
 
     def fetch(self, indices: Sequence[int]) -> Iterator[Record | Exception]:
-        """The content of files, or why they can't be read."""
+        """Yield the content of files; an error for a file that can't be read."""
         for index in indices:
             file = self.files[index]
             where = f"{file.path!r}: "
@@ -114,18 +106,18 @@ class ImageRecords:
 
 
 def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFolder:
-    """Find the images in a folder and check everything that can be checked without decoding.
+    """Locate the images in a folder, and check all that can be checked without decoding.
 
-    Hidden files and folders, and files that aren't images beside the folders of classes, don't
-    matter. Images are taken as RGB.
+    Images are read as RGB. Hidden files and folders are ignored, and so are files other than
+    images beside the class folders.
 
     Args:
         data_dir: the folder.
-        crop: how images get one size; None if all have it.
+        crop: how images are scaled and cropped to one size; None if all have one size.
 
     Raises:
-        ConfigError: no folder was named, or it is in a bucket.
-        DataError: it isn't there, or isn't laid out as it should be.
+        ConfigError: no folder is given, or it is in a bucket.
+        DataError: the folder doesn't exist, or doesn't have the layout `LAYOUT`.
     """
     if not data_dir:
         raise ConfigError(f"data.name is 'folder', and data.dir must name it: {LAYOUT}.")
@@ -150,13 +142,13 @@ def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFold
     for (split, path, label), digest in zip(labelled, digests, strict=True):
         files[split].append(ImageFile(path, label, digest))
     _warn_of_copies(folder, files)
-    ordered = {split: in_fair_order(some) for split, some in files.items()}
+    ordered = {split: spread_classes(split_files) for split, split_files in files.items()}
     height, width = crop.size if crop else _first_size(folder, ordered)
     return ImageFolder(folder, ordered, class_names, Fit((height, width, 3), crop))
 
 
-def in_fair_order(files: Iterable[ImageFile]) -> list[ImageFile]:
-    """An order that spreads each class evenly: of its n files, file j comes at (j + ½) / n."""
+def spread_classes(files: Iterable[ImageFile]) -> list[ImageFile]:
+    """Sort files so that each class is spread evenly: of its n files, file j is at (j + ½) / n."""
     by_class: dict[int, list[ImageFile]] = {}
     for file in sorted(files, key=lambda file: (file.digest, file.path)):
         by_class.setdefault(file.label, []).append(file)
@@ -169,10 +161,10 @@ def in_fair_order(files: Iterable[ImageFile]) -> list[ImageFile]:
 
 
 def find_images(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Paths within `folder`, by split and class, sorted.
+    """Return the paths of all images within `folder`, by split and class, sorted.
 
     Raises:
-        DataError: the folder isn't laid out as `LAYOUT`.
+        DataError: the folder doesn't have the layout `LAYOUT`.
     """
     tops = _subfolders(folder)
     if not tops:
@@ -188,17 +180,21 @@ def find_images(folder: Path) -> dict[str, dict[str, list[str]]]:
     for outside in (folder, *deep):
         if loose := [path for path in _visible(outside) if _is_image(path)]:
             raise DataError(f"{str(loose[0])!r} lies outside of the folder of a class ({LAYOUT}).")
-    found: dict[str, dict[str, list[str]]] = {}
-    for split, classes in splits.items():
-        found[split] = {
-            one.name: [str(path.relative_to(folder)) for path in _images_of_class(one)]
-            for one in classes
+    found = {
+        split: {
+            class_folder.name: [
+                str(path.relative_to(folder)) for path in _images_of_class(class_folder)
+            ]
+            for class_folder in class_folders
         }
+        for split, class_folders in splits.items()
+    }
     _check_classes(folder, found)
     return found
 
 
 def _check_classes(folder: Path, found: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+    """Raise DataError if splits differ in their classes, or if class names are impossible."""
     first, *others = found
     for split in others:
         if different := sorted(found[split].keys() ^ found[first].keys()):
@@ -218,6 +214,7 @@ def _check_classes(folder: Path, found: Mapping[str, Mapping[str, Sequence[str]]
 
 
 def _images_of_class(folder: Path) -> list[Path]:
+    """Return the images of a class; raise DataError if the folder holds anything else or none."""
     entries = _visible(folder)
     others = [path for path in entries if not _is_image(path)]
     if others:
@@ -245,7 +242,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    """Digest of a file's content; "" for a file that the decoder will refuse to read."""
+    """Return a digest of a file's content; "" for a file that the decoder won't read."""
     try:
         return hashlib.blake2b(read_file(path), digest_size=16).hexdigest()
     except DataError:
@@ -253,26 +250,26 @@ def _digest(path: Path) -> str:
 
 
 def _warn_of_copies(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> None:
-    """Warn of the same file in two splits or two classes: what is tested on was trained on."""
+    """Warn if two splits or two classes contain the same file."""
     seen: dict[str, tuple[str, ImageFile]] = {}
     copies: list[tuple[ImageFile, ImageFile]] = []
-    for split, some in files.items():
-        for file in some:
+    for split, split_files in files.items():
+        for file in split_files:
             other_split, other = seen.setdefault(file.digest, (split, file))
             if file.digest and (other_split, other.label) != (split, file.label):
                 copies.append((other, file))
     if copies:
-        one, other = copies[0]
+        original, copy = copies[0]
         _log.warning(
             "%s has copies of images in another split or class: %d, of which the first is %r of %r",
-            *(folder, len(copies), other.path, one.path),
+            *(folder, len(copies), copy.path, original.path),
         )
 
 
 def _first_size(folder: Path, files: Mapping[str, Sequence[ImageFile]]) -> tuple[int, int]:
-    """Height and width of the first image that can be read."""
+    """Return height and width of the first image that can be read."""
     reason = DataError("")
-    for file in (file for some in files.values() for file in some):
+    for file in (file for split_files in files.values() for file in split_files):
         try:
             return image_size(read_file(folder / file.path))
         except DataError as error:

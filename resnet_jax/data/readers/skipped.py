@@ -1,4 +1,4 @@
-"""Damaged examples that a run leaves out because it was told to: which, and how many it may."""
+"""Damaged examples that a run leaves out with `data.corrupt="skip"`, and their largest number."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,12 +9,13 @@ from resnet_jax.errors import DataError
 CorruptPolicy = Literal["stop", "skip"]
 """What a damaged image or record does: end the run, or be left out."""
 
-_LARGEST_SHARE = 1000  # one in so many; decay takes fewer, and a broken preparation takes more
+# Largest share, 1 / 1000, of damaged examples. Decay damages fewer; a broken preparation more.
+_EXAMPLES_PER_SKIPPED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class SkippedExample:
-    """An example that was left out: `index` counts all examples of the split as it was prepared."""
+    """An example that was left out; `index` is its position in the prepared split."""
 
     split: str
     index: int
@@ -22,17 +23,17 @@ class SkippedExample:
 
 
 def most_skipped(examples: int) -> int:
-    """How many examples of a split of that size may be left out: 0.1 %, but at least one."""
-    return max(1, examples // _LARGEST_SHARE)
+    """Return how many examples may be left out of a split: 0.1 %, but at least 1."""
+    return max(1, examples // _EXAMPLES_PER_SKIPPED)
 
 
 def check_few(skipped: Sequence[SkippedExample], *, seen: int, examples: int, where: str) -> None:
-    """Raise DataError if more of the split are damaged than may be left out.
+    """Raise DataError if more examples of a split are damaged than may be left out.
 
     Args:
-        skipped: those found so far.
-        seen: how many examples were looked at.
-        examples: how many the split has.
+        skipped: the damaged examples so far.
+        seen: number of examples decoded so far.
+        examples: number of examples of the split.
         where: the split, for the message.
     """
     most = most_skipped(examples)

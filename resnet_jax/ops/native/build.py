@@ -1,4 +1,4 @@
-"""Compiles convolution.cc with the machine's C++ compiler, and checks what comes of it."""
+"""Compiles convolution.cc with the machine's C++ compiler, and checks the library."""
 
 import json
 import os
@@ -17,21 +17,21 @@ _CHECK_S, _LONGEST_CHECK_S = 15.0, 300
 
 
 def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, Any]:
-    """Compile the library and check it; only a library that is right is left at its place.
+    """Compile the library and check it; only a library that passes is kept.
 
     Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
     onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
 
     Args:
-        library: where it is to be.
-        check_s: how many seconds to check random problems.
+        library: path of the library.
+        check_s: seconds of the check on random problems.
 
     Returns:
-        What `resnet_jax.ops.native.check.check` returns.
+        The result of `resnet_jax.ops.native.check.check`.
 
     Raises:
-        ConfigError: one of them is missing, or oneDNN computes wrongly or crashes here.
-        WriteError: the folder, by default the package's, can't be written.
+        ConfigError: the compiler or oneDNN is missing, or oneDNN computes wrongly or crashes here.
+        WriteError: the library's folder, by default the package's, can't be written.
     """
     import jaxlib  # noqa: PLC0415 - for its headers only
 
@@ -51,11 +51,11 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
                 raise ConfigError(_explain(done.stderr))
             try:
                 result = certify(made, check_s=check_s)
-            except ConfigError:  # a library that passed before isn't to be trusted either
+            except ConfigError:  # a library that passed an earlier check isn't used either
                 for file in (record_of(library), library):
                     file.unlink(missing_ok=True)
                 raise
-            # A library isn't used with the record of another one.
+            # Between the two lines the record doesn't fit, and the library isn't used.
             made.replace(library)
             record_of(made).replace(record_of(library))
     except OSError as error:
@@ -79,7 +79,7 @@ def _explain(said: str) -> str:
 
 
 def certify(library: Path, *, check_s: float = _CHECK_S) -> dict[str, Any]:
-    """Check a library in another process, which oneDNN may end, and record that it may be used.
+    """Check a library in another process, which oneDNN may crash, and record that it passed.
 
     Raises:
         ConfigError: oneDNN computes wrongly, or crashes.

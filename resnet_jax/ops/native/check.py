@@ -1,7 +1,7 @@
-"""Whether oneDNN's convolutions are right on this machine: random problems, on several threads.
+"""Checks oneDNN's convolutions on this machine, by random problems on several threads.
 
 `python -m resnet_jax.ops.native.check LIBRARY SECONDS` prints the result as one line of JSON. A
-wrong kernel may also end the process, which is why `resnet-jax build` starts another one for this.
+wrong kernel may also end the process; so `resnet-jax build` starts a process for the check.
 """
 
 import itertools
@@ -22,12 +22,12 @@ from resnet_jax.ops.native.conv import call
 from resnet_jax.ops.native.library import KINDS, Library, Problem
 
 _THREADS = 3
-_CALLS = 3  # of each problem on each thread: some kernels are wrong now and then
-# Errors that rounding may cause: of sums of float32 products in any order, relative to the sum of
-# their sizes; of a result that is rounded to bfloat16, relative to the result.
+_CALLS = 3  # of each problem on each thread: some kernels are wrong only sometimes
+# Rounding errors of a sum of float32 products in any order, relative to the sum of the products'
+# magnitudes, and of a result that is rounded to bfloat16, relative to the result.
 _SUM_ROUNDING, _BFLOAT16_ROUNDING = 1e-5, 2.0**-8
 
-# Problems that kernels of some oneDNN were found to be wrong for, or to crash:
+# Problems for which the kernels of some version of oneDNN were wrong or crashed:
 # image [n, h, w, ci], kernel size, co, stride, padding on each side, dilation.
 _SUSPECTS = [
     ((8, 2, 2, 64), 3, 64, 1, 1, 1),
@@ -69,7 +69,7 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 
 def _problems(rng: np.random.Generator) -> Iterator[tuple[Problem, list[np.ndarray]]]:
-    """All kinds of problems, and the float64 values of their three arrays; without end."""
+    """Endless problems of all kinds, with the float64 values of their three arrays."""
     suspects = iter(itertools.product(_SUSPECTS, (False, True)))
     while True:
         bfloat16 = bool(rng.random() < 0.3)
@@ -117,7 +117,7 @@ def _draw(rng: np.random.Generator) -> tuple[Any, ...]:
 def _error(
     library: Library, problem: Problem, arrays: list[np.ndarray], *, through_xla: bool
 ) -> float:
-    """The largest error of any call on any thread, as a multiple of what rounding allows."""
+    """The largest error of any call on any thread, as a multiple of the rounding error."""
     dtype = ml_dtypes.bfloat16 if problem.bfloat16 else np.float32
     expected = _exact(problem, arrays)
     allowed = _SUM_ROUNDING * _exact(problem, [np.abs(a) for a in arrays]) + 1e-30
@@ -150,7 +150,7 @@ def _error(
 
 
 def _exact(problem: Problem, arrays: list[np.ndarray]) -> np.ndarray:
-    """The array that the problem asks for, tap by tap."""
+    """The array to be computed, summed tap by tap in float64."""
     x, kernel, y = arrays
     padded = np.pad(x, ((0, 0), *problem.padding, (0, 0)))
     result = {

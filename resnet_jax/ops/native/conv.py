@@ -1,4 +1,4 @@
-"""Calls of oneDNN's convolutions, where the library is used and oneDNN has a kernel."""
+"""Calls of oneDNN's convolutions."""
 
 import functools
 from typing import Any
@@ -19,20 +19,20 @@ def forward(x: Array, kernel: Array, window: Any) -> Array | None:
         window: `resnet_jax.ops.conv_cpu.Window`.
 
     Returns:
-        None where XLA has to compute them.
+        None if XLA has to compute the features: the library isn't used, or oneDNN has no kernel.
     """
     y = (x.shape[0], *window.features(), kernel.shape[3])
     return _call("forward", (x, kernel), (x.shape, kernel.shape, y), window)
 
 
 def input_gradient(kernel: Array, grad: Array, window: Any) -> Array | None:
-    """The gradient of the images, given that of the features; as `forward`."""
+    """The gradient of the images from the gradient of the features; otherwise as `forward`."""
     x = (grad.shape[0], *window.image, kernel.shape[2])
     return _call("input_gradient", (kernel, grad), (x, kernel.shape, grad.shape), window)
 
 
 def kernel_gradient(x: Array, grad: Array, window: Any) -> Array | None:
-    """The gradient of the kernel, given that of the features; as `forward`."""
+    """The gradient of the kernel from the gradient of the features; otherwise as `forward`."""
     kernel = (*window.taps, x.shape[3], grad.shape[3])
     return _call("kernel_gradient", (x, grad), (x.shape, kernel, grad.shape), window)
 
@@ -51,7 +51,7 @@ def _call(
 
 
 def call(library: Library, problem: Problem, first: Array, second: Array) -> Array:
-    """Let XLA call the library, which must support the problem, for two arrays of its shapes."""
+    """Call the library from XLA; the library must support the problem with these shapes."""
     _register(library)
     static = {
         name: np.array(getattr(problem, name)).reshape(-1)

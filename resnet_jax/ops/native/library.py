@@ -1,4 +1,4 @@
-"""The compiled library: its functions, and whether this process uses it."""
+"""The compiled library of oneDNN's convolutions, and whether this process uses the library."""
 
 import ctypes
 import functools
@@ -22,7 +22,7 @@ Kind = Literal["forward", "input_gradient", "kernel_gradient"]
 KINDS: tuple[Kind, ...] = ("forward", "input_gradient", "kernel_gradient")
 Shape = tuple[int, ...]
 
-_NUMBERS = 22  # of a problem
+_NUMBERS = 22  # integers that describe a problem
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
 
     @property
     def result(self) -> Shape:
-        """Its shape."""
+        """Shape of the array that is computed."""
         return self.shapes[self.place]
 
     def numbers(self) -> ctypes.Array[ctypes.c_int64]:
@@ -71,7 +71,7 @@ class Library:
     """
 
     def __init__(self, path: Path) -> None:
-        # Threads that wait for work by spinning would take the cores from XLA's.
+        # Threads that spin while they wait would take the cores from XLA's threads.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._functions = ctypes.CDLL(str(path.resolve()))
         self._functions.resnet_jax_describe_onednn.restype = ctypes.c_char_p
@@ -81,7 +81,7 @@ class Library:
         return self._functions.resnet_jax_describe_onednn().decode()
 
     def supports(self, problem: Problem) -> bool:
-        """Whether oneDNN has a kernel for the problem, and none that is known to be wrong."""
+        """Whether oneDNN has a kernel for the problem that isn't known to be wrong."""
         return bool(self._functions.resnet_jax_supports(problem.numbers()))
 
     def attempt(self, problem: Problem, x: Any, kernel: Any, y: Any) -> bool:
@@ -93,7 +93,7 @@ class Library:
         return bool(self._functions.resnet_jax_try(problem.numbers(), *pointers))
 
     def handler(self, kind: Kind) -> Any:
-        """XLA's entry for a kind of problem."""
+        """The XLA FFI handler for a kind of problem."""
         return getattr(self._functions, f"resnet_jax_{kind}")
 
 
@@ -103,8 +103,8 @@ class State(NamedTuple):
     Attributes:
         library: the library, if it is used.
         onednn: `Library.onednn`, if the library could be loaded.
-        reason: why it isn't used; "" if it is.
-        built: whether there is a library, or the environment says that there is.
+        reason: why the library isn't used; "" if it is used.
+        built: whether there is a library, or the environment variable names one.
     """
 
     library: Library | None
@@ -114,14 +114,14 @@ class State(NamedTuple):
 
     @property
     def name(self) -> str:
-        """oneDNN's version and instruction set, for people."""
+        """oneDNN's version and instruction set, for messages."""
         version, _, instructions = self.onednn.split()
         return f"oneDNN {version} ({instructions})"
 
 
 @functools.cache
 def state() -> State:
-    """Whether this process uses the library; a warning says, once, why a built one isn't used."""
+    """Whether this process uses the library; warn once if a built library isn't used."""
     found = find()
     if found.built and not found.library:
         logger.warning("Convolutions are XLA's, not oneDNN's: %s", found.reason)
@@ -129,7 +129,7 @@ def state() -> State:
 
 
 def find() -> State:
-    """Load the library if `resnet-jax build` made it and found it right on this machine."""
+    """Load the library if `resnet-jax build` built and checked it on this machine."""
     choice = os.environ.get(CHOICE, str(LIBRARY))
     path = Path(choice)
     if choice == "0":
@@ -150,13 +150,13 @@ def find() -> State:
 
 
 def describe(platform: str, devices: int) -> str:
-    """What computes the convolutions of programs for so many devices of a platform."""
+    """Name what computes convolutions in programs for so many devices of a platform."""
     used = state() if platform == "cpu" and devices == 1 else None
     return used.name if used and used.library else "XLA"
 
 
 def circumstances(path: Path, onednn: str) -> dict[str, str]:
-    """All that the result of a check depends on."""
+    """Everything that the result of a check depends on, by name."""
 
     def digest(content: bytes) -> str:
         return hashlib.sha256(content).hexdigest()
@@ -171,12 +171,12 @@ def circumstances(path: Path, onednn: str) -> dict[str, str]:
 
 
 def record_of(path: Path) -> Path:
-    """Where the circumstances are kept in which a library passed its check."""
+    """Path of the file with the circumstances in which a library passed its check."""
     return path.with_suffix(".json")
 
 
 def _changed(path: Path, onednn: str) -> str:
-    """What differs from the circumstances of the check; all if there was none."""
+    """Names of the circumstances that differ from those of the check; all without a check."""
     try:
         recorded = json.loads(record_of(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):

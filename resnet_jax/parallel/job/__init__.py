@@ -1,1 +1,1 @@
-"""The processes of a job."""
+"""Jobs of several processes."""

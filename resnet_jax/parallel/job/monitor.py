@@ -1,9 +1,13 @@
-"""Notices within seconds that another process of the job has ended, and ends this one too.
+"""Notices within seconds that another process of the job has ended, and ends this process too.
 
-Otherwise the rest would wait for it in the next step, until JAX's heartbeat aborts them after
-minutes, with a C++ stack trace. The lines that the roll-call has opened are kept: process 0 has one
-to each other process, which the kernel breaks when either of them dies. A process that ends by
-itself says so, and why.
+The connections of the rendezvous are kept: process 0 has a connection to each other process, which
+the kernel closes when either process dies. A process that fails sends the reason first.
+
+JAX's own heartbeats (tested with jax 0.10.2) can't replace this. They notice a dead process after
+`heartbeat_timeout_seconds`, and then abort the others by SIGABRT with a C++ stack trace, instead of
+an exit code and one line. They don't notice a process that fails by an exception: it waits with all
+others for `shutdown_timeout_seconds`. A short heartbeat also aborts a job one of whose hosts was
+suspended for a while.
 """
 
 import contextlib
@@ -14,141 +18,141 @@ import threading
 import time
 from collections.abc import Callable
 
-# How a job ends that has failed, in seconds: LEAVE_S < GRACE_S < SETTLE_S, and GRACE_S < LAST_S by
-# what `end` may take. Process 0 has to be the last: it serves JAX's connection, and when that
-# breaks, JAX aborts whoever is left with a C++ stack trace instead of an exit code and one line.
-LEAVE_S = 2.0  # that a failed process other than 0 waits for the others to take leave of JAX too
-GRACE_S = 3.0  # that the others have to fail by themselves, so that each can say why
-SETTLE_S = 5.0  # that an error of the network waits for the news whose fault it is
-LAST_S = 8.0  # until process 0 ends, if the others haven't done so before
+# How a failed job ends, in seconds: LEAVE_S < GRACE_S < SETTLE_S, and GRACE_S < LAST_S by the time
+# that `end` may take. Process 0 must end last, because it runs JAX's coordination service: when the
+# connection to the service breaks, JAX aborts the other processes with a C++ stack trace.
+LEAVE_S = 2.0  # a failed process other than 0 waits so long for the others to shut down JAX too
+GRACE_S = 3.0  # the others have this time to fail by themselves, so that each can report its error
+SETTLE_S = 5.0  # an error of the network waits so long for the news which process has failed
+LAST_S = 8.0  # process 0 ends after this time, if the others haven't ended before
 
-_LONGEST = 4096  # bytes
-_LONGEST_REASON = 500  # characters, each of which JSON may write as six bytes
+_MAX_MESSAGE_BYTES = 4096
+_MAX_REASON = 500  # characters, each of which JSON may write as six bytes
 
-# A host that lost its power or its network breaks no connection: ask, after 10 s of silence.
+# A host that loses power or network closes no connection: probe it after 10 s of silence.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 
 
-class PeerWatch:
-    """Watches the other processes from a thread, until `leave`.
+class PeerMonitor:
+    """Monitors the other processes from a thread, until `leave`.
 
-    A process that failed takes the others along after a grace period, so that those which fail for
-    the same reason can say so themselves. One that was lost takes them along at once.
+    If a process fails, the others end after a grace period, so that processes that fail for the
+    same reason can report it themselves. If a process is lost, the others end at once.
     """
 
     def __init__(
         self,
         process: int,
-        lines: dict[int, socket.socket],
+        connections: dict[int, socket.socket],
         end: Callable[[str], None],
         *,
         grace_s: float = GRACE_S,
     ) -> None:
-        """Begin to watch.
+        """Start to monitor.
 
         Args:
-            process: number of this one.
-            lines: from `call_roll`.
+            process: number of this process.
+            connections: from `rendezvous`.
             end: ends this process, given a sentence that says which process was lost. It is called
-                in another thread, while the main one may wait for that process in vain.
-            grace_s: seconds that this process has to end by itself if another one has failed;
-                process 0 then waits for the others to end, which takes them as long.
+                in another thread, because the main thread may wait for the lost process.
+            grace_s: seconds that this process has to end by itself after another has failed;
+                process 0 then waits for the others to end, which takes as long.
         """
-        self._process, self._lines, self._end, self._grace_s = process, lines, end, grace_s
-        self._heard = dict.fromkeys(lines, b"")  # of the line that isn't complete yet
+        self._process, self._connections = process, connections
+        self._end, self._grace_s = end, grace_s
+        self._received = dict.fromkeys(connections, b"")  # of a message that isn't complete yet
         self._left = threading.Event()
         self._lost = threading.Event()
         self._selector = selectors.DefaultSelector()
-        for number, line in lines.items():
-            line.settimeout(5.0)
-            line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for number, connection in connections.items():
+            connection.settimeout(5.0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in _KEEPALIVE.items():
                 if hasattr(socket, option):  # Linux
-                    line.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-            self._selector.register(line, selectors.EVENT_READ, number)
-        threading.Thread(target=self._watch, name="watch peers", daemon=True).start()
+                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+            self._selector.register(connection, selectors.EVENT_READ, number)
+        threading.Thread(target=self._monitor, name="monitor peers", daemon=True).start()
 
     def leave(self, failure: str | None) -> None:
-        """Say that this process ends by itself.
+        """Tell the others that this process ends by itself.
 
         Args:
-            failure: why the others can't go on, in a sentence; None if it has done its part.
+            failure: why the others can't go on, in a sentence; None if this process has finished.
         """
         self._left.set()
-        self._tell(self._process, failure)
+        self._send(self._process, failure)
 
     def has_lost(self, timeout_s: float) -> bool:
-        """Whether a process was lost, or is within some seconds; then this one is being ended."""
+        """Whether a process is lost within the time-out; then `end` is about to be called."""
         return self._lost.wait(timeout_s)
 
-    def _tell(self, process: int, failure: str | None, *, lost: bool = False) -> None:
-        if failure is not None:  # the first line; XLA's go on for pages
-            failure = (failure.splitlines() or [""])[0][:_LONGEST_REASON]
+    def _send(self, process: int, failure: str | None, *, lost: bool = False) -> None:
+        if failure is not None:  # the first line; errors of XLA have pages
+            failure = (failure.splitlines() or [""])[0][:_MAX_REASON]
         message = json.dumps({"process": process, "failure": failure, "lost": lost}).encode()
-        for line in self._lines.values():
-            with contextlib.suppress(OSError):  # it has ended as well
-                line.sendall(message + b"\n")
+        for connection in self._connections.values():
+            with contextlib.suppress(OSError):  # that process has ended as well
+                connection.sendall(message + b"\n")
 
-    def _watch(self) -> None:
+    def _monitor(self) -> None:
         while self._selector.get_map() and not self._left.is_set():
             for key, _ in self._selector.select(timeout=1.0):
-                line: socket.socket = key.fileobj  # type: ignore[assignment]
-                self._hear(line, key.data)
+                self._receive(key.fileobj, key.data)  # type: ignore[arg-type]
 
-    def _hear(self, line: socket.socket, number: int) -> None:
+    def _receive(self, connection: socket.socket, number: int) -> None:
         try:
-            text = line.recv(_LONGEST)
+            piece = connection.recv(_MAX_MESSAGE_BYTES)
         except OSError:
-            text = b""
-        if not text:
-            self._selector.unregister(line)
+            piece = b""
+        if not piece:
+            self._selector.unregister(connection)
             self._lose(number, "its connection broke", lost=True)
             return
-        *complete, rest = (self._heard[number] + text).split(b"\n")
-        self._heard[number] = rest
-        for said in [*complete, rest] if len(rest) > _LONGEST else complete:
-            process, failure, lost = _understand(said, number)
+        *messages, rest = (self._received[number] + piece).split(b"\n")
+        self._received[number] = rest
+        for message in [*messages, rest] if len(rest) > _MAX_MESSAGE_BYTES else messages:
+            process, failure, lost = _parse(message, number)
             if failure is None:
-                self._selector.unregister(line)  # it has done its part, and hangs up
+                self._selector.unregister(connection)  # the process has finished
                 return
             self._lose(process, failure, lost=lost)
 
     def _lose(self, process: int, failure: str, *, lost: bool) -> None:
         """End this process, unless it ends by itself in time."""
-        if self._process == 0 and not self._left.is_set():  # the others hear it from here only
-            self._tell(process, failure, lost=lost)
+        if self._process == 0 and not self._left.is_set():  # the others hear of it from process 0
+            self._send(process, failure, lost=lost)
         if not lost and self._left.wait(self._grace_s):
             return
         if not self._left.is_set():
             self._lost.set()
             if self._process == 0:
-                self._see_off(LAST_S - GRACE_S)
+                self._wait_for_others(LAST_S - GRACE_S)
             self._end(f"Process {process} has ended: {failure.rstrip('.')}.")
 
-    def _see_off(self, timeout_s: float) -> None:
-        """Wait for the others to hang up."""
+    def _wait_for_others(self, timeout_s: float) -> None:
+        """Wait until the others have closed their connections."""
         deadline = time.monotonic() + timeout_s
         while self._selector.get_map() and (left_s := deadline - time.monotonic()) > 0:
             for key, _ in self._selector.select(left_s):
-                line: socket.socket = key.fileobj  # type: ignore[assignment]
+                connection: socket.socket = key.fileobj  # type: ignore[assignment]
                 with contextlib.suppress(OSError):
-                    if line.recv(_LONGEST):  # it says that it is about to
+                    if connection.recv(_MAX_MESSAGE_BYTES):  # that it is about to end
                         continue
-                self._selector.unregister(line)
+                self._selector.unregister(connection)
 
 
-def _understand(said: bytes, number: int) -> tuple[int, str | None, bool]:
-    """Which process has ended, why (None if it has done its part), and whether it was lost.
+def _parse(message: bytes, number: int) -> tuple[int, str | None, bool]:
+    """Which process has ended, why (None if it has finished), and whether it was lost.
 
     Args:
-        said: a line, which anything may stand in.
-        number: of the process that has said it.
+        message: a line of unknown content.
+        number: of the process that has sent it.
     """
     try:
-        message = json.loads(said)
-        process, failure, lost = (message[name] for name in ("process", "failure", "lost"))
+        fields = json.loads(message)
+        process, failure, lost = (fields[name] for name in ("process", "failure", "lost"))
     except (ValueError, KeyError, TypeError, RecursionError):
         process, failure, lost = None, 0, False
     if type(process) is not int or not isinstance(failure, str | None) or type(lost) is not bool:
-        return number, "it said something that can't be understood", False
-    return process, failure and failure[:_LONGEST_REASON], lost
+        return number, "it sent a message that isn't valid", False
+    return process, failure and failure[:_MAX_REASON], lost

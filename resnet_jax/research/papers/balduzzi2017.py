@@ -1,9 +1,10 @@
-"""Balduzzi et al. 2017: with depth, gradients of plain networks come to look like white noise.
+"""Balduzzi et al. 2017: gradients of plain networks approach white noise with depth.
 
-The network is a function of one number, f: ℝ → ℝ, of layers of 200 rectified units; shown is how
-df/dx at neighbouring x correlates.
+The network is a function f: ℝ → ℝ with layers of 200 rectified units. The reproduction measures
+how df/dx at neighbouring x correlates.
 """
 
+import functools
 import math
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 
 _SOURCE = "Balduzzi et al. 2017, 1702.08591"
 Kind = Literal["plain", "residual", "residual, scaled"]
@@ -28,8 +29,8 @@ def derivative(
 ) -> Float[Array, " points"]:
     """df/dx of a random network of `depth` layers of 200 units at each x.
 
-    Weights have He's deviation and biases a deviation of 1. Residual layers add relu(W h + b) to
-    h, "scaled" ones after a division by √depth.
+    Weights have the standard deviation of He's initialisation, biases 1. A residual layer adds
+    relu(W h + b) to h; a "scaled" residual layer divides it by √depth first.
     """
     of_first, of_last, *of_layers = jax.random.split(key, depth + 2)
     weights = [jax.random.normal(k, (_WIDTH, _WIDTH + 1)) for k in of_layers]
@@ -48,7 +49,7 @@ def derivative(
 
 
 def autocorrelation(series: Float[np.ndarray, " points"], lags: int) -> Float[np.ndarray, " lags"]:
-    """At lags 0, 1, …: covariance of the series with itself, shifted, over its variance."""
+    """The autocovariance of a series over its variance, at lags 0, 1, …, `lags` - 1."""
     centred = series - series.mean()
     return np.array(
         [
@@ -58,7 +59,7 @@ def autocorrelation(series: Float[np.ndarray, " points"], lags: int) -> Float[np
     )
 
 
-def run(lab: Lab) -> Report:
+def run(runner: Runner) -> Report:
     """Measure the correlation for each kind of network, depth and seed."""
     x = jnp.linspace(-2, 2, _POINTS)
     found: dict[tuple[Kind, int], np.ndarray] = {}
@@ -66,7 +67,7 @@ def run(lab: Lab) -> Report:
     for kind in _KINDS:
         for depth in _DEPTHS:
             gradient = jax.jit(lambda k, d=depth, kind=kind: derivative(k, x, depth=d, kind=kind))
-            series = [np.asarray(gradient(jax.random.key(seed))) for seed in lab.seeds]
+            series = [np.asarray(gradient(jax.random.key(seed))) for seed in runner.seeds]
             found[kind, depth] = np.stack([autocorrelation(one, _LAGS) for one in series])
             if depth == _DEPTHS[-1]:
                 examples[kind] = series[0]
@@ -76,28 +77,20 @@ def run(lab: Lab) -> Report:
 
     deep, shallow = _DEPTHS[-1], _DEPTHS[0]
 
-    def row(what: str, published: str, measured: np.ndarray, accepts: Within) -> Row:
-        return Row(
-            what=f"autocorrelation of df/dx at lag {_LAG} of {_POINTS}: {what}",
-            published=published,
-            source=_SOURCE,
-            data="initial values",
-            measured=tuple(measured.tolist()),
-            accepts=accepts,
-        )
-
+    measure = f"autocorrelation of df/dx at lag {_LAG} of {_POINTS}"
+    row = functools.partial(Row, source=_SOURCE, data="initial values")
     rows = (
         row(
-            f"plain, {deep} layers less {shallow}",
-            "white noise with depth",
-            at_lag("plain", deep) - at_lag("plain", shallow),
-            Within(high=-0.2),
+            what=f"{measure}: plain, {deep} layers less {shallow}",
+            published="white noise with depth",
+            measured=tuple(at_lag("plain", deep) - at_lag("plain", shallow)),
+            accepts=Within(high=-0.2),
         ),
         row(
-            f"residual, scaled, less plain, {deep} layers",
-            "far more resistant",
-            at_lag("residual, scaled", deep) - at_lag("plain", deep),
-            Within(low=0.2),
+            what=f"{measure}: residual, scaled, less plain, {deep} layers",
+            published="far more resistant",
+            measured=tuple(at_lag("residual, scaled", deep) - at_lag("plain", deep)),
+            accepts=Within(low=0.2),
         ),
     )
     with journal_style():
@@ -117,7 +110,7 @@ def run(lab: Lab) -> Report:
     return Report(rows, figure, data)
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="balduzzi2017",
     title="shattered gradients",
     paper="Balduzzi et al. 2017, 1702.08591",

@@ -1,4 +1,4 @@
-"""Goyal et al. 2017, table 2: a batch k times as large, at k times the rate, after a warm-up."""
+"""Goyal et al. 2017, table 2: a batch k times as large, with k times the rate and a warm-up."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import add_legend, journal_style, new_panels
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 
 _SOURCE = "Goyal et al. 2017, table 2"
-# Label → whether the rate is scaled, and whether it is warmed up; published: how much higher the
-# error of a batch 32 times as large is than the 23.60 % of the small one, in points.
+# Label → (the rate is scaled, the rate is warmed up, published excess error). The excess is the
+# error with a batch 32 times as large less the 23.60 % of the small batch, in points.
 _WAYS = {
     "rate × k, gradual warm-up": (True, True, 23.74 - 23.60),
     "rate × k, no warm-up": (True, False, 24.84 - 23.60),
@@ -23,26 +23,26 @@ _ALIKE = 0.5  # points
 
 
 def _run(
-    lab: Lab,
+    runner: Runner,
     make: Callable[[int, bool, bool], ConfigDict],
     factors: tuple[int, ...],
     bounds: tuple[Within, ...],
     data: str,
 ) -> Report:
-    """Train with each factor in each way; the largest is judged.
+    """Train with each factor of the batch size in each of `_WAYS`; judge the largest factor.
 
     Args:
-        lab: where.
-        make: a config, of factor, whether the rate is scaled, and whether it is warmed up.
-        factors: of the batch, beside 1.
-        bounds: of what the largest factor may add to the error, for each way.
-        data: they are trained on.
+        runner: trains the runs.
+        make: from factor, whether the rate is scaled, and whether it is warmed up to a config.
+        factors: factors of the batch size beside 1.
+        bounds: the accepted excess error with the largest factor, for each of `_WAYS`.
+        data: the data set, for the rows.
     """
     configs = {"goyal2017-1": make(1, True, True)}
     for factor in factors:
         for number, (scaled, warm, _) in enumerate(_WAYS.values()):
             configs[f"goyal2017-{factor}-{number}"] = make(factor, scaled, warm)
-    errors = {name: np.array(run.test_errors) for name, run in lab.train(configs).items()}
+    errors = {name: np.array(run.test_errors()) for name, run in runner.train(configs).items()}
     base = errors.get("goyal2017-1")
     rows = []
     for number, (way, (_, _, published)) in enumerate(_WAYS.items()):
@@ -74,8 +74,8 @@ def _run(
     return Report(tuple(rows), figure, data_shown)
 
 
-def run_small(lab: Lab) -> Report:
-    """A ResNet-8 on digits, 20 epochs, batches of 16 to 256."""
+def run_small(runner: Runner) -> Report:
+    """A ResNet-8 on digits for 20 epochs, with batches of 16 to 256."""
 
     def make(factor: int, scaled: bool, warm: bool) -> ConfigDict:
         config = digits("resnet20", {"model.stage_sizes": (1, 1, 1)})
@@ -92,24 +92,24 @@ def run_small(lab: Lab) -> Report:
         return config
 
     bounds = (Within(high=_ALIKE), Within(low=0.0), Within(low=_ALIKE))
-    return _run(lab, make, (4, 16), bounds, "digits")
+    return _run(runner, make, (4, 16), bounds, "digits")
 
 
-def run_paper(lab: Lab) -> Report:
-    """A ResNet-20 on CIFAR-10, batches of 128 and 2,048, He et al.'s schedule."""
+def run_paper(runner: Runner) -> Report:
+    """A ResNet-20 on CIFAR-10 with batches of 128 and 2,048 and the schedule of He et al. 2015."""
 
     def make(factor: int, scaled: bool, warm: bool) -> ConfigDict:
         config = cifar10("resnet20", {"optimizer.nesterov": True})
         config.batch_size = 128 * factor
-        config.schedule.warmup = config.duration / 18 * warm  # 5 of 90 epochs
+        config.schedule.warmup = config.duration / 18 * warm  # 5 of the paper's 90 epochs
         config.schedule.reference_batch = 128 if scaled else config.batch_size
         return config
 
     bounds = (Within(high=_ALIKE), Within(low=0.0), Within(low=3.0))
-    return _run(lab, make, (16,), bounds, "CIFAR-10")
+    return _run(runner, make, (16,), bounds, "CIFAR-10")
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="goyal2017",
     title="the linear scaling rule",
     paper="Goyal et al. 2017, 1706.02677",

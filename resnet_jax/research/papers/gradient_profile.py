@@ -1,18 +1,20 @@
-"""Gradient norms along the depth at initialisation: do those of plain networks vanish?
+"""Gradient norms by depth at initialisation: do the gradients of plain networks vanish?
 
-He et al. 2015 rule vanishing gradients out as what is wrong with deep plain networks, which later
-retellings forgot. With batch normalisation, the gradients of a plain network *grow* towards the
-input, by a factor for each layer; without it, and with He's initial values, they stay, and it is
-the residual network, whose paths add up, that explodes.
+He et al. 2015 rule out vanishing gradients as the cause of the degradation of deep plain networks;
+later accounts often give that cause. With batch normalisation, the gradients of a plain network
+*grow* towards the input by a factor per layer. Without normalisation and with He's initialisation
+they keep their size, and the gradients of a residual network explode, because its paths add up.
 """
+
+import functools
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
 from resnet_jax.research.gradients import gradient_norms, make_network
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 
 _KINDS = {
     "plain": {"shortcut": "none"},
@@ -24,15 +26,15 @@ _HE = "He et al. 2015, section 4.1"
 _ZHANG = "Zhang et al. 2019, abstract"
 
 
-def run(lab: Lab) -> Report:
+def run(runner: Runner) -> Report:
     """Measure the norm of every 3×3 kernel's gradient, for each seed."""
     norms = {
-        (kind, depth): gradient_norms(make_network(depth, **fields), lab.seeds)
+        (kind, depth): gradient_norms(make_network(depth, **fields), runner.seeds)
         for kind, fields in _KINDS.items()
         for depth in _DEPTHS
     }
     bare = {
-        (kind, depth): gradient_norms(make_network(depth, norm="none", **fields), lab.seeds)
+        (kind, depth): gradient_norms(make_network(depth, norm="none", **fields), runner.seeds)
         for kind, fields in _KINDS.items()
         if kind != "pre-activation"
         for depth in _DEPTHS_UNNORMALISED
@@ -40,43 +42,44 @@ def run(lab: Lab) -> Report:
     ratio = {key: of[:, 0] / of[:, -1] for key, of in norms.items()}
     bare_ratio = {key: of[:, 0] / of[:, -1] for key, of in bare.items()}
 
-    def row(
-        what: str,
-        values: np.ndarray,
-        accepts: Within,
-        published: str | None = None,
-        source: str = "no published value",
-    ) -> Row:
-        return Row(
-            what=what,
-            published=published,
-            source=source,
-            data="initial values",
-            measured=tuple(values.tolist()),
-            accepts=accepts,
-        )
-
     of = "gradient of the first unit's kernel / of the last's"
+    growth = bare["residual", 56].mean(axis=1) / bare["residual", 20].mean(axis=1)
+    row = functools.partial(Row, data="initial values")
+    unpublished = functools.partial(row, published=None, source="no published value")
     rows = (
-        row(f"plain-56: {of}", ratio["plain", 56], Within(low=1.0), "not vanishing", _HE),
-        row(f"ResNet-56: {of}", ratio["residual", 56], Within(4, 30)),
         row(
-            "the ratio of plain-56 / that of ResNet-56",
-            ratio["plain", 56] / ratio["residual", 56],
-            Within(low=50.0),
+            what=f"plain-56: {of}",
+            published="not vanishing",
+            source=_HE,
+            measured=tuple(ratio["plain", 56]),
+            accepts=Within(low=1.0),
+        ),
+        unpublished(
+            what=f"ResNet-56: {of}",
+            measured=tuple(ratio["residual", 56]),
+            accepts=Within(4, 30),
+        ),
+        unpublished(
+            what="the ratio of plain-56 / that of ResNet-56",
+            measured=tuple(ratio["plain", 56] / ratio["residual", 56]),
+            accepts=Within(low=50.0),
+        ),
+        unpublished(
+            what="the ratio of plain-110 / that of ResNet-110",
+            measured=tuple(ratio["plain", 110] / ratio["residual", 110]),
+            accepts=Within(low=1e4),
+        ),
+        unpublished(
+            what=f"plain-56 without normalisation: {of}",
+            measured=tuple(bare_ratio["plain", 56]),
+            accepts=Within(0.05, 5.0),
         ),
         row(
-            "the ratio of plain-110 / that of ResNet-110",
-            ratio["plain", 110] / ratio["residual", 110],
-            Within(low=1e4),
-        ),
-        row(f"plain-56 without normalisation: {of}", bare_ratio["plain", 56], Within(0.05, 5.0)),
-        row(
-            "ResNets without normalisation: mean gradient of 56 layers / of 20",
-            bare["residual", 56].mean(axis=1) / bare["residual", 20].mean(axis=1),
-            Within(low=100.0),
-            "exploding",
-            _ZHANG,
+            what="ResNets without normalisation: mean gradient of 56 layers / of 20",
+            published="exploding",
+            source=_ZHANG,
+            measured=tuple(growth),
+            accepts=Within(low=100.0),
         ),
     )
     with journal_style():
@@ -103,7 +106,7 @@ def _plot(axes: Axes, norms: np.ndarray, kind: str) -> None:
     axes.set(xlabel="layer")
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="grad-profile",
     title="gradient norms at initialisation",
     paper="He et al. 2015, 1512.03385",

@@ -1,28 +1,27 @@
-"""He et al. 2015, figure 7: how strongly the layers of trained networks respond."""
+"""He et al. 2015, figure 7: standard deviations of layer responses in trained networks."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from resnet_jax.data.images.normalization import normalize
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
+from resnet_jax.research.evaluation import load_inputs
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab, Trained
-from resnet_jax.research.scoring import images_of
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner, TrainedRun
 
 _SOURCE = "He et al. 2015, figure 7"
 _IMAGES = 1000
 
 
 def response_stds(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """Standard deviation of each layer's response by its name.
+    """Standard deviation of each layer's response, by the path of the layer.
 
-    That is the output of a normalisation in a unit, before the nonlinearity and the addition.
+    A response is the output of a batch normalisation in a unit, before the nonlinearity and the
+    addition.
     """
     found: dict[str, jax.Array] = {}
 
@@ -39,13 +38,12 @@ def response_stds(model: nn.Module, variables: Any, images: jax.Array) -> dict[s
     return found
 
 
-def _of_run(trained: Trained) -> np.ndarray:
-    """[seeds, layers], from the input on."""
+def _of_run(trained: TrainedRun) -> np.ndarray:
+    """`response_stds` of each seed: [seeds, layers], in the order of computation."""
     stds = []
     for seed in trained.seeds:
         network = trained.network(seed)
-        images = jnp.asarray(images_of(network, "test", most=_IMAGES)[0])
-        inputs = normalize(images, network.normalization)
+        inputs, _ = load_inputs(network, "test", most=_IMAGES)
         found = jax.jit(response_stds, static_argnums=0)(network.model, network.variables, inputs)
         stds.append([float(found[path]) for path in _by_depth(found)])
     return np.array(stds)
@@ -61,10 +59,10 @@ def _by_depth(paths: Any) -> list[str]:
 
 
 def _report(
-    lab: Lab, runs: dict[str, Any], order: tuple[tuple[str, str], ...], data: str
+    runner: Runner, runs: dict[str, Any], order: tuple[tuple[str, str], ...], data: str
 ) -> Report:
     names = dict.fromkeys(name for pair in order for name in pair)
-    trained = lab.train({name: runs[name] for name in names})
+    trained = runner.train({name: runs[name] for name in names})
     found = {name: _of_run(run) for name, run in trained.items()}
     rows = []
     for less, more in order:
@@ -92,18 +90,18 @@ def _report(
     return Report(tuple(rows), figure, {name: stds.tolist() for name, stds in found.items()})
 
 
-def run_small(lab: Lab) -> Report:
-    """On digits, where only the deep networks differ."""
-    return _report(lab, small_runs(), (("resnet56", "plain56"),), "digits")
+def run_small(runner: Runner) -> Report:
+    """On digits, on which only the deep networks differ."""
+    return _report(runner, plain_and_residual_digits(), (("resnet56", "plain56"),), "digits")
 
 
-def run_paper(lab: Lab) -> Report:
+def run_paper(runner: Runner) -> Report:
     """On CIFAR-10, with the networks of he2015-fig6."""
     order = (("resnet20", "plain20"), ("resnet56", "resnet20"), ("resnet110", "resnet56"))
-    return _report(lab, paper_runs(), order, "CIFAR-10")
+    return _report(runner, plain_and_residual_cifar10(), order, "CIFAR-10")
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="he2015-fig7",
     title="responses of the layers",
     paper="He et al. 2015, 1512.03385",

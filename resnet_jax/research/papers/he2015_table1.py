@@ -1,5 +1,6 @@
 """He et al. 2015, table 1: the sizes of the ImageNet networks, counted."""
 
+import functools
 import re
 from typing import Any
 
@@ -8,13 +9,13 @@ import numpy as np
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import Summary, summarize
 from resnet_jax.research.figures import add_legend, journal_style, new_panels
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 
 _SOURCE = "He et al. 2015, table 1"
 _VGG = "He et al. 2015, section 3.3"
-# Multiply-adds in 10⁹, which the paper calls FLOPs, and whether they count fully connected layers:
-# those of VGG-16 don't, those of VGG-19 do.
+# Multiply-adds in 10⁹, which the paper calls FLOPs; whether the number includes the fully connected
+# layers, as it does for VGG-19 but not for VGG-16; and the source.
 _PUBLISHED = {
     "resnet18": (1.8, True, _SOURCE),
     "resnet34": (3.6, True, _SOURCE),
@@ -24,8 +25,8 @@ _PUBLISHED = {
     "vgg16": (15.3, False, _VGG),
     "vgg19": (19.6, True, _VGG),
 }
-_TOLERANCE = 0.02  # shares; the paper rounds some down and some to the nearest
-# Numbers of parameters of torchvision's networks of these names.
+_TOLERANCE = 0.02  # relative; the paper rounds some numbers down and others to the nearest
+# Numbers of parameters of the networks of these names in torchvision.
 _TORCHVISION = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -37,25 +38,13 @@ _TORCHVISION = {
 }
 
 
-def run(lab: Lab) -> Report:
-    """Count multiply-adds and parameters of each network, without computing anything."""
-    del lab
+def run(runner: Runner) -> Report:
+    """Count multiply-adds and parameters of each network, from shapes alone."""
+    del runner
     summaries = {name: summarize(create_model(name), (224, 224, 3)) for name in _PUBLISHED}
     counts = {name: _macs(summary) for name, summary in summaries.items()}
 
-    def row(
-        what: str, published: float | str, source: str, measured: float, accepts: Within
-    ) -> Row:
-        return Row(
-            what=what,
-            published=published,
-            source=source,
-            data="arithmetic",
-            measured=(measured,),
-            accepts=accepts,
-            exact=True,
-        )
-
+    row = functools.partial(Row, data="arithmetic", exact=True)
     rows = []
     for name, (published, with_classifier, source) in _PUBLISHED.items():
         parts = counts[name]
@@ -63,29 +52,41 @@ def run(lab: Lab) -> Report:
         what = "" if with_classifier else " without fully connected layers"
         rows.append(
             row(
-                f"{name}, multiply-adds{what}, 10⁹",
-                published,
-                source,
-                measured,
-                Within((1 - _TOLERANCE) * published, (1 + _TOLERANCE) * published),
+                what=f"{name}, multiply-adds{what}, 10⁹",
+                published=published,
+                source=source,
+                measured=(measured,),
+                accepts=Within((1 - _TOLERANCE) * published, (1 + _TOLERANCE) * published),
             )
         )
-    for name, params in _TORCHVISION.items():
-        found = summaries[name].params
-        rows.append(
-            row(f"{name}, parameters", params, "torchvision", found, Within(params, params))
+    rows += [
+        row(
+            what=f"{name}, parameters",
+            published=params,
+            source="torchvision",
+            measured=(summaries[name].params,),
+            accepts=Within(params, params),
         )
+        for name, params in _TORCHVISION.items()
+    ]
     smaller = sum(counts["resnet152_v1"].values()) / sum(counts["vgg16"].values())
-    what = "multiply-adds of ResNet-152 / those of VGG-16"
-    rows.append(row(what, "lower complexity", _VGG, smaller, Within(high=1.0)))
+    rows.append(
+        row(
+            what="multiply-adds of ResNet-152 / those of VGG-16",
+            published="lower complexity",
+            source=_VGG,
+            measured=(smaller,),
+            accepts=Within(high=1.0),
+        )
+    )
     return Report(tuple(rows), _draw(counts), {"macs_1e9": counts})
 
 
 def _macs(summary: Summary) -> dict[str, float]:
-    """Multiply-adds in 10⁹ by the part of the network: "stem", "stage 1", …, "fc"."""
+    """Multiply-adds in 10⁹ by part of the network: "stem", "stage 1", …, "fc"."""
     parts: dict[str, float] = {}
     for layer in summary.layers:
-        stage = re.match(r"layer(\d)|conv(\d)_", layer.path)  # the latter in VGGs
+        stage = re.match(r"layer(\d)|conv(\d)_", layer.path)  # conv1_… in VGG
         if layer.kind == "Classifier":
             part = "fc"
         else:
@@ -112,7 +113,7 @@ def _draw(counts: dict[str, dict[str, float]]) -> Any:
     return figure
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="he2015-table1",
     title="sizes of the ImageNet networks",
     paper="He et al. 2015, 1512.03385",

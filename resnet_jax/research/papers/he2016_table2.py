@@ -1,17 +1,10 @@
-"""He et al. 2016, table 2: where normalisation and activation stand in a unit."""
+"""He et al. 2016, table 2: the order of normalisation, activation and addition in a unit."""
 
-from collections.abc import Mapping
-from typing import Any
+from resnet_jax.research.ablations import Variant, ablation_runs
+from resnet_jax.research.reproduction import Reproduction, Within
 
-from ml_collections import ConfigDict
-
-from resnet_jax.research.ablations import Variant, run_variants
-from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.reproduction import Artefact, Report, Within
-from resnet_jax.research.runner import Lab
-
-# Between the paper's worst good order, 0.1 points worse than the original, and its best bad one,
-# 1.2 points worse.
+# The paper's worst good order is 0.1 points worse than the original, its best bad order 1.2 points;
+# the bound lies between them.
 _GOOD, _BAD = Within(high=0.6), Within(low=0.6)
 
 VARIANTS = {
@@ -23,33 +16,18 @@ VARIANTS = {
     "relu_preact": Variant("ReLU-only pre-activation", {"model.order": "relu_preact"}, 6.71, _GOOD),
     "preact": Variant("full pre-activation", {"model.order": "preact"}, 6.37, _GOOD),
 }
-"""The paper's are ResNet-110, the median of 5."""
-
-_SOURCE = "He et al. 2016, table 2 (110 layers)"
+"""The paper trains ResNet-110 and gives the median of 5."""
 
 
-def run_small(lab: Lab) -> Report:
-    """56 layers on digits."""
-
-    def make(fields: Mapping[str, Any]) -> ConfigDict:
-        return digits("resnet56", {"model.scan": True, **fields})
-
-    return run_variants(lab, VARIANTS, make, source=_SOURCE, data="digits", name="he2016-table2")
-
-
-def run_paper(lab: Lab) -> Report:
-    """110 layers on CIFAR-10, with a quarter of the paper's steps."""
-
-    def make(fields: Mapping[str, Any]) -> ConfigDict:
-        return cifar10("resnet110", fields, share=0.25)
-
-    return run_variants(lab, VARIANTS, make, source=_SOURCE, data="CIFAR-10", name="he2016-table2")
-
-
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="he2016-table2",
     title="orders of activation",
     paper="He et al. 2016, 1603.05027",
     claim="Normalising and activating before the convolutions is best; after the addition, worst.",
-    runs={"cpu": run_small, "full": run_paper},
+    runs=ablation_runs(
+        "he2016-table2",
+        VARIANTS,
+        source="He et al. 2016, table 2 (110 layers)",
+        full_model="resnet110",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Huang et al. 2016: units are dropped at random in training, the deeper the more often."""
+"""Huang et al. 2016: units are dropped at random in training, deeper units more often."""
 
 import statistics
 import time
@@ -10,13 +10,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import journal_style, new_panels
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
+from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 
 _SOURCE = "Huang et al. 2016, 1603.09382"
@@ -25,11 +26,11 @@ _DROPPED = {"model.stochastic_depth": 0.5}
 
 
 def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, " units"]:
-    """The probability that each unit of a network is kept, from the input on."""
+    """The probability that each unit of a network is kept, in the order of computation."""
     found: list[Any] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, ResidualUnit) and context.method_name == "__call__":
+        if isinstance(context.module, ResidualBlock) and context.method_name == "__call__":
             found.append(args[1])
         return call(*args, **kwargs)
 
@@ -42,15 +43,15 @@ def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, 
 
 
 class _Steps:
-    """The compiled training of a config, to be timed."""
+    """The compiled training steps of a config, for timing."""
 
     def __init__(self, config: ConfigDict, seed: int) -> None:
         config = config.copy_and_resolve_references()
         config.seed, config.steps_per_dispatch = seed, _STEPS
         experiment = Experiment.make(config)
-        self._state, self._batches = experiment.initial_state(), experiment.batches().take(0)
-        shapes = (*experiment.abstract_batches(), 1)
-        self._run = experiment.train_steps().lower(self._state, *shapes).compile()
+        self._state, self._batches = experiment.initial_state(), experiment.loader().take(0)
+        shapes = (*experiment.spec.abstract_batches(), 1)
+        self._run = make_train_steps(experiment.spec).lower(self._state, *shapes).compile()
         self.seconds()  # the first time is slower
 
     def seconds(self) -> float:
@@ -98,8 +99,8 @@ def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -
     return Report(rows, figure, {"survival": probabilities.tolist(), **data})
 
 
-def run_small(lab: Lab) -> Report:
-    """The rule, and the time of training steps of 110 layers on digits with and without."""
+def run_small(runner: Runner) -> Report:
+    """The rule, and the time of training steps of 110 layers on digits with and without it."""
     model = create_model("resnet110_sd")
     assert isinstance(model, ResNet)
     probabilities = survivals(model, (32, 32, 3))
@@ -107,7 +108,7 @@ def run_small(lab: Lab) -> Report:
         digits("resnet110", {"model.scan": True, **fields}) for fields in ({}, _DROPPED)
     )
     ratios = []
-    for seed in lab.seeds:
+    for seed in runner.seeds:
         one, other = _Steps(whole, seed), _Steps(dropped, seed)
         pairs = [(one.seconds(), other.seconds()) for _ in range(_PAIRS)]
         ratios.append(statistics.median(b / a for a, b in pairs))
@@ -123,18 +124,18 @@ def run_small(lab: Lab) -> Report:
     return _report(rows, probabilities, {"time, with / without": ratios})
 
 
-def run_paper(lab: Lab) -> Report:
-    """110 layers on CIFAR-10, with a quarter of He et al.'s steps."""
+def run_paper(runner: Runner) -> Report:
+    """110 layers on CIFAR-10, with a quarter of the steps of He et al. 2015."""
     model = create_model("resnet110_sd")
     assert isinstance(model, ResNet)
     probabilities = survivals(model, (32, 32, 3))
-    trained = lab.train(
+    trained = runner.train(
         {
             "huang2016-whole": cifar10("resnet110", {"model.shortcut": "A_pool"}, share=0.25),
             "huang2016-dropped": cifar10("resnet110_sd", share=0.25),
         }
     )
-    errors = {name: list(run.test_errors) for name, run in trained.items()}
+    errors = {name: list(run.test_errors()) for name, run in trained.items()}
     gains: tuple[float, ...] = ()
     if len(errors) == 2:
         pairs = zip(errors["huang2016-dropped"], errors["huang2016-whole"], strict=True)
@@ -150,7 +151,7 @@ def run_paper(lab: Lab) -> Report:
     return _report((*_survival_rows(probabilities), error_row), probabilities, errors)
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="huang2016",
     title="stochastic depth",
     paper="Huang et al. 2016, 1603.09382",

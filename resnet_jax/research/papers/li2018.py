@@ -1,4 +1,4 @@
-"""Li et al. 2018: the loss around a trained network, on a plane of filter-normalised directions."""
+"""Li et al. 2018: the loss around a trained network, along two filter-normalised directions."""
 
 from typing import Any
 
@@ -8,12 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from resnet_jax.research.configs import digits
+from resnet_jax.research.configs import digits, plain_and_residual_cifar10
+from resnet_jax.research.evaluation import load_images, make_evaluator
 from resnet_jax.research.figures import journal_style, new_panels
-from resnet_jax.research.papers.he2015_fig6 import paper_runs
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab, Trained
-from resnet_jax.research.scoring import images_of, make_scorer
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner, TrainedRun
 
 _SOURCE = "Li et al. 2018, 1712.09913"
 
@@ -21,7 +20,8 @@ _SOURCE = "Li et al. 2018, 1712.09913"
 def random_direction(params: Any, key: jax.Array) -> Any:
     """A Gaussian direction each of whose filters has the norm of the filter of `params` (sec. 4).
 
-    A filter is what makes one output channel or logit. What isn't a kernel stays as it is.
+    A filter computes one output channel or logit. The direction is zero for all parameters but
+    kernels.
     """
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -40,11 +40,11 @@ def random_direction(params: Any, key: jax.Array) -> Any:
 
 
 def landscape(
-    trained: Trained, seed: int, *, points: int, images: int
+    trained: TrainedRun, seed: int, *, points: int, images: int
 ) -> Float[np.ndarray, "points points"]:
-    """The training loss at a grid from -1 to 1 along two directions; the network is its centre.
+    """The training loss on a grid from -1 to 1 along two directions around the network.
 
-    Running statistics stay as they are, as in the authors' code.
+    Running statistics aren't changed, as in the authors' code.
     """
     network = trained.network(seed)
     params, stats = network.variables["params"], network.variables["batch_stats"]
@@ -52,36 +52,38 @@ def landscape(
         random_direction(params, key) for key in jax.random.split(jax.random.key(seed))
     )
 
-    def apply(params: Any, inputs: Any, a: Any, b: Any) -> Any:
+    def apply(point: Any, inputs: Any) -> Any:
+        params, a, b = point
         moved = jax.tree.map(lambda w, u, v: w + a * u + b * v, params, first, second)
         return network.model.apply({"params": moved, "batch_stats": stats}, inputs)
 
-    score = make_scorer(apply, *images_of(network, "train", most=images))
+    evaluate = make_evaluator(apply, load_images(network, "train", most=images))
     steps = np.linspace(-1, 1, points, dtype=np.float32)
     return np.array(
-        [[float(score(params, network.normalization, a, b)[1]) for b in steps] for a in steps]
+        [[evaluate((params, a, b), network.normalization).loss for b in steps] for a in steps]
     )
 
 
 def flat_share(losses: Float[np.ndarray, "points points"], *, rise: float) -> float:
-    """Share of the grid at which the loss is less than `rise` nats above that of the centre."""
+    """Share of the grid on which the loss is less than `rise` nats above the loss at the centre."""
     middle = len(losses) // 2
     return float((losses < losses[middle, middle] + rise).mean())
 
 
 def low_share(losses: Float[np.ndarray, "points points"]) -> float:
-    """Share of the grid at which the loss is less than twice that of the centre.
+    """Share of the grid on which the loss is less than twice the loss at the centre.
 
-    A network that has learnt little stays below that far out, one that has learnt all nowhere.
+    The share is large for a network that has learnt little, and small for a network that has
+    fitted its training data.
     """
     middle = len(losses) // 2
     return float((losses < 2 * losses[middle, middle]).mean())
 
 
 def _report(
-    lab: Lab, runs: dict[str, ConfigDict], *, points: int, images: int, data: str
+    runner: Runner, runs: dict[str, ConfigDict], *, points: int, images: int, data: str
 ) -> Report:
-    trained = lab.train(runs)
+    trained = runner.train(runs)
     found = {
         name: np.stack([landscape(run, seed, points=points, images=images) for seed in run.seeds])
         for name, run in trained.items()
@@ -129,8 +131,8 @@ def _report(
     return Report(tuple(rows), figure, {name: of.tolist() for name, of in found.items()})
 
 
-def run_small(lab: Lab) -> Report:
-    """20 and 44 layers on digits, with eight times the steps, so that plain networks learn too."""
+def run_small(runner: Runner) -> Report:
+    """20 and 44 layers on digits, with eight times the steps, so that the plain networks learn."""
 
     def longer(depth: int, fields: dict[str, Any]) -> ConfigDict:
         config = digits(f"resnet{depth}", {"schedule.name": "cosine", **fields})
@@ -142,16 +144,16 @@ def run_small(lab: Lab) -> Report:
         for depth in (20, 44)
         for kind, fields in (("ResNet", {}), ("plain", {"model.shortcut": "none"}))
     }
-    return _report(lab, runs, points=11, images=512, data="digits")
+    return _report(runner, runs, points=11, images=512, data="digits")
 
 
-def run_paper(lab: Lab) -> Report:
+def run_paper(runner: Runner) -> Report:
     """The networks of 56 layers of he2015-fig6 on CIFAR-10."""
-    runs = {name: paper_runs()[name] for name in ("resnet56", "plain56")}
-    return _report(lab, runs, points=25, images=5000, data="CIFAR-10")
+    runs = {name: plain_and_residual_cifar10()[name] for name in ("resnet56", "plain56")}
+    return _report(runner, runs, points=25, images=5000, data="CIFAR-10")
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="li2018",
     title="loss landscapes",
     paper="Li et al. 2018, 1712.09913",

@@ -1,9 +1,9 @@
-"""Highway networks (Srivastava et al. 2015): what their gates must do for depth to be harmless.
+"""Highway networks (Srivastava et al. 2015): identities of their gates, and initial biases.
 
-A highway layer is y = T·H(x) + C·x; the paper couples the gates, C = 1 - T, and begins with T's
-bias negative, so that x passes. It is often written that a residual network is a highway network
-whose gates are open through strongly positive biases. That is so for independent gates only: with
-the paper's coupled ones, T = 1 leaves C = 0, which is a plain network.
+A highway layer is y = T·H(x) + C·x. The paper couples the gates, C = 1 - T, and initialises the
+bias of T to a negative value, so that x passes. A residual network is often described as a highway
+network whose gates are open because of large positive biases. This holds for independent gates
+only: with coupled gates, T = 1 gives C = 0, which is a plain network.
 """
 
 import functools
@@ -17,17 +17,17 @@ from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.research.figures import COLORS, COLUMN, journal_style, new_panels, plot_mean
 from resnet_jax.research.gradients import gradient_norms, make_network
 from resnet_jax.research.lesions import apply_lesioned
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 
 _SOURCE = "Srivastava et al. 2015, 1505.00387"
 _BIASES = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0)
 _DEPTH = 56
-_ROUNDING = Within(high=1e-5)  # of the largest logit, in float32
+_ROUNDING = Within(high=1e-5)  # relative to the largest logit, in float32
 
 
 def set_gates(params: Any, *, bias: float, carry: float | None = None, kernel: bool = True) -> Any:
-    """Parameters in which all gates have these biases and, without `kernel`, see no input."""
+    """Set the biases of all gates; with `kernel=False` the gates also ignore their input."""
     biases = {"gate": bias, "carry_gate": -bias if carry is None else carry}
 
     def change(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def _without_gates(params: Any) -> Any:
 
 
 def identities(seed: int) -> dict[str, float]:
-    """Largest difference of logits, relative to the largest logit, of networks that are one."""
+    """Largest difference of logits, over the largest logit, of pairs of equivalent networks."""
     fields: dict[str, Any] = {"stage_sizes": (2, 2, 2), "width": 8}
     shape = (16, 16, 3)
     of_network, of_images = jax.random.split(jax.random.key(seed))
@@ -94,9 +94,9 @@ def identities(seed: int) -> dict[str, float]:
     }
 
 
-def run(lab: Lab) -> Report:
-    """Compare networks that must be the same, and measure gradients for a range of biases."""
-    gaps = identities(lab.seeds[0])
+def run(runner: Runner) -> Report:
+    """Compare equivalent networks, and measure gradients for a range of initial biases."""
+    gaps = identities(runner.seeds[0])
     rows = [
         Row(
             what=f"{what}: difference of logits / largest logit",
@@ -116,12 +116,12 @@ def run(lab: Lab) -> Report:
     gated = make_network(_DEPTH, merge="coupled_gates")
     swept = {
         bias: ratios(
-            gradient_norms(gated, lab.seeds, change=functools.partial(set_gates, bias=bias))
+            gradient_norms(gated, runner.seeds, change=functools.partial(set_gates, bias=bias))
         )
         for bias in _BIASES
     }
-    plain = ratios(gradient_norms(make_network(_DEPTH, shortcut="none"), lab.seeds))
-    residual = ratios(gradient_norms(make_network(_DEPTH), lab.seeds))
+    plain = ratios(gradient_norms(make_network(_DEPTH, shortcut="none"), runner.seeds))
+    residual = ratios(gradient_norms(make_network(_DEPTH), runner.seeds))
     for what, published, source, measured, accepts in (
         (
             "coupled gates, bias -6: gradient of the first unit's kernel / of the last's",
@@ -174,7 +174,7 @@ def run(lab: Lab) -> Report:
     return Report(tuple(rows), figure, data)
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="srivastava2015-gates",
     title="highway gates: identities and biases",
     paper="Srivastava et al. 2015, 1505.00387",

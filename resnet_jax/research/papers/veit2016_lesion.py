@@ -1,45 +1,50 @@
-"""Veit et al. 2016, figures 3 and 5: units deleted, and put in another order, after training."""
+"""Veit et al. 2016, figures 3 and 5: units deleted or reordered after training."""
 
+import functools
 import itertools
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
+from resnet_jax.research.evaluation import load_images, make_evaluator
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
-from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab, Trained
-from resnet_jax.research.scoring import images_of, make_scorer
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner, TrainedRun
 
 _FIG3, _FIG5 = "Veit et al. 2016, figure 3", "Veit et al. 2016, figure 5"
 _DRAWS = 10  # of units to delete, or of orders, for each point
 _SWAPS = (1, 2, 4, 8, 16, 32)
 
 
-def _lesions(trained: Trained) -> dict[str, np.ndarray]:
-    """Test errors in %, for each seed: whole, without one unit, without k, in another order."""
+def _lesions(trained: TrainedRun) -> dict[str, np.ndarray]:
+    """Test errors in %, [seeds, …]: "whole"; without "one" unit; without "several", by number;
+    "shuffled", by the number of swaps, with "tau", the rank correlation of their orders.
+    """
     found: dict[str, list[Any]] = {
         key: [] for key in ("whole", "one", "several", "shuffled", "tau")
     }
-    score = None
-    for seed in trained.seeds:
-        network = trained.network(seed)
-        model = network.model
-        assert isinstance(model, ResNet)
-        if score is None:
+    networks = {seed: trained.network(seed) for seed in trained.seeds}
+    first = next(iter(networks.values()))
+    model = first.model
+    assert isinstance(model, ResNet)
 
-            def apply(variables: Any, images: Any, kept: Any, model: ResNet = model) -> Any:
-                return apply_lesioned(model, variables, images, kept)
+    def apply(lesioned: Any, inputs: Any) -> Any:
+        variables, kept = lesioned
+        return apply_lesioned(model, variables, inputs, kept)
 
-            score = make_scorer(apply, *images_of(network, "test"))
-        scorer, normalization = score, network.normalization
+    evaluate = make_evaluator(apply, load_images(first, "test"))
+    for seed, network in networks.items():
 
-        def error(kept: np.ndarray, variables: Any = network.variables) -> float:
-            return float(scorer(variables, normalization, jnp.asarray(kept))[0])  # noqa: B023
+        def error(
+            kept: np.ndarray, variables: Any = None, network: TrainedNetwork = network
+        ) -> float:
+            lesioned = (variables or network.variables, kept)
+            return 100 * (1 - evaluate(lesioned, network.normalization).top1)
 
         units, rng = len(units_of(model)), np.random.default_rng(seed)
         whole = np.ones(units, bool)
@@ -70,7 +75,7 @@ def _without(rng: np.random.Generator, units: int, count: int) -> np.ndarray:
 
 
 def _swapped(rng: np.random.Generator, groups: list[list[str]], swaps: int) -> list[list[str]]:
-    """The groups after so many swaps of two units, each of one group."""
+    """The groups after a number of random swaps of two units of the same group."""
     order = [list(group) for group in groups]
     for _ in range(swaps):
         group = order[rng.integers(len(order))]
@@ -81,17 +86,17 @@ def _swapped(rng: np.random.Generator, groups: list[list[str]], swaps: int) -> l
 
 
 def _tau(order: list[list[str]], groups: list[list[str]]) -> float:
-    """Kendall's rank correlation of an order with that of training."""
+    """Kendall's rank correlation of an order with the order of training."""
     place = {name: number for number, name in enumerate(itertools.chain(*groups))}
     places = [place[name] for name in itertools.chain(*order)]
     return float(kendalltau(places, range(len(places)))[0])
 
 
 def _report(
-    lab: Lab, *, runs: dict[str, Any], deep: str, data: str, most_lost: float, chance: float
+    runner: Runner, *, runs: dict[str, Any], deep: str, data: str, most_lost: float, chance: float
 ) -> Report:
     names = ("plain20", "resnet20", deep)
-    trained = lab.train({name: runs[name] for name in dict.fromkeys(names)})
+    trained = runner.train({name: runs[name] for name in dict.fromkeys(names)})
     found = {name: _lesions(run) for name, run in trained.items()}
 
     def measured(name: str, of: Any) -> tuple[float, ...]:
@@ -107,42 +112,39 @@ def _report(
         pairs = zip(of["tau"], of["shuffled"], strict=True)
         return [spearmanr(taus, errors)[0] for taus, errors in pairs]
 
-    def row(what: str, published: str, source: str, values: Any, accepts: Within) -> Row:
-        fields = {"published": published, "source": source, "measured": values}
-        return Row(what=what, data=data, accepts=accepts, **fields)
-
+    row = functools.partial(Row, data=data)
     rows = (
         row(
-            "plain-20: median test error without one unit, %",
-            "chance levels",
-            _FIG3,
-            measured("plain20", lambda of: np.median(of["one"], axis=1)),
-            Within(low=chance),
+            what="plain-20: median test error without one unit, %",
+            published="chance levels",
+            source=_FIG3,
+            measured=measured("plain20", lambda of: np.median(of["one"], axis=1)),
+            accepts=Within(low=chance),
         ),
         *(
             row(
-                f"{name.replace('resnet', 'ResNet-')}: median test error without one unit less"
+                what=f"{name.replace('resnet', 'ResNet-')}: median test error without one unit less"
                 " that of all, points",
-                "minimal impact",
-                _FIG3,
-                measured(name, median_lost),
-                Within(high=most_lost),
+                published="minimal impact",
+                source=_FIG3,
+                measured=measured(name, median_lost),
+                accepts=Within(high=most_lost),
             )
             for name in dict.fromkeys(("resnet20", deep))
         ),
         row(
-            "rank correlation of the error with the number of units deleted",
-            "increases smoothly",
-            _FIG5,
-            measured(deep, rank_correlation),
-            Within(low=0.9),
+            what="rank correlation of the error with the number of units deleted",
+            published="increases smoothly",
+            source=_FIG5,
+            measured=measured(deep, rank_correlation),
+            accepts=Within(low=0.9),
         ),
         row(
-            "rank correlation of the error with Kendall's τ of the order",
-            "decreases smoothly",
-            _FIG5,
-            measured(deep, order_correlation),
-            Within(high=-0.9),
+            what="rank correlation of the error with Kendall's τ of the order",
+            published="decreases smoothly",
+            source=_FIG5,
+            measured=measured(deep, order_correlation),
+            accepts=Within(high=-0.9),
         ),
     )
     return Report(rows, _draw(found, deep), {k: _as_lists(of) for k, of in found.items()})
@@ -175,21 +177,31 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
     return figure
 
 
-def run_small(lab: Lab) -> Report:
+def run_small(runner: Runner) -> Report:
     """On digits."""
     return _report(
-        lab, runs=small_runs(), deep="resnet56", data="digits", most_lost=8.0, chance=70.0
+        runner,
+        runs=plain_and_residual_digits(),
+        deep="resnet56",
+        data="digits",
+        most_lost=8.0,
+        chance=70.0,
     )
 
 
-def run_paper(lab: Lab) -> Report:
+def run_paper(runner: Runner) -> Report:
     """On CIFAR-10, with the networks of he2015-fig6."""
     return _report(
-        lab, runs=paper_runs(), deep="resnet110", data="CIFAR-10", most_lost=1.0, chance=75.0
+        runner,
+        runs=plain_and_residual_cifar10(),
+        deep="resnet110",
+        data="CIFAR-10",
+        most_lost=1.0,
+        chance=75.0,
     )
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="veit2016-lesion",
     title="units deleted and shuffled",
     paper="Veit et al. 2016, 1605.06431",

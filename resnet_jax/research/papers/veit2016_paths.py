@@ -1,8 +1,8 @@
-"""Veit et al. 2016, section 3.3 and figure 6: a residual network is a crowd of paths, mostly short.
+"""Veit et al. 2016, section 3.3 and figure 6: the paths through a residual network.
 
-Each unit is either gone through or skipped, so that n units make 2ⁿ paths, of which (n over k) go
-through k. The gradient by paths of one length is measured as in the paper: in k units it flows
-back through the branch alone, in all others through the shortcut alone.
+A path goes through the branch or the shortcut of each unit, so that n units make 2ⁿ paths, of which
+(n over k) go through k branches. The gradient of paths of one length is measured as in the paper:
+in k units it flows back through the branch alone, in all others through the shortcut alone.
 """
 
 from typing import Any
@@ -14,15 +14,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 from scipy.stats import binom, spearmanr
 
-from resnet_jax.data.images.normalization import normalize
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
+from resnet_jax.research.evaluation import load_inputs
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
 from resnet_jax.research.lesions import units_of
-from resnet_jax.research.papers.he2015_fig6 import paper_runs, small_runs
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab
-from resnet_jax.research.scoring import images_of
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner
 from resnet_jax.train.losses import cross_entropy
 
 _TEXT, _FIGURE = "Veit et al. 2016, section 4", "Veit et al. 2016, figure 6"
@@ -37,12 +36,12 @@ def path_gradient(
     labels: Array,
     through: Bool[Array, " units"],
 ) -> Float[Array, ""]:
-    """Norm of the loss's gradient by the images, by the one path that goes `through` units."""
+    """Norm of the loss's gradient by the images, along the path whose branches are `through`."""
     numbers = {name: number for number, name in enumerate(units_of(model))}
 
     def route(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         unit = context.module
-        if not isinstance(unit, ResidualUnit) or context.method_name != "_merge":
+        if not isinstance(unit, ResidualBlock) or context.method_name != "merge":
             return call(*args, **kwargs)
         assert unit.name
         x, shortcut, branch = args
@@ -61,9 +60,9 @@ def path_gradient(
     return jnp.linalg.norm(jax.grad(loss)(images))
 
 
-def _by_length(lab: Lab, runs: dict[str, Any], name: str) -> np.ndarray | None:
+def _by_length(runner: Runner, runs: dict[str, Any], name: str) -> np.ndarray | None:
     """Mean gradient of paths through 0, 1, … units, [seeds, lengths]."""
-    trained = lab.train({name: runs[name]}).get(name)
+    trained = runner.train({name: runs[name]}).get(name)
     if trained is None:
         return None
     norms = []
@@ -71,8 +70,7 @@ def _by_length(lab: Lab, runs: dict[str, Any], name: str) -> np.ndarray | None:
     for seed in trained.seeds:
         network = trained.network(seed)
         assert isinstance(network.model, ResNet)
-        images, labels = images_of(network, "test", most=_IMAGES)
-        inputs = normalize(jnp.asarray(images), network.normalization)
+        inputs, labels = load_inputs(network, "test", most=_IMAGES)
         units, rng = len(units_of(network.model)), np.random.default_rng(seed)
 
         def one(length: int, units: int = units, rng: Any = rng) -> np.ndarray:
@@ -94,10 +92,10 @@ def _by_length(lab: Lab, runs: dict[str, Any], name: str) -> np.ndarray | None:
     return np.array(norms)
 
 
-def _report(lab: Lab, runs: dict[str, Any], name: str, data: str) -> Report:
+def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Report:
     within = float(binom.cdf(35, _UNITS, 0.5) - binom.cdf(18, _UNITS, 0.5))
     effective = float(binom.cdf(17, _UNITS, 0.5) - binom.cdf(4, _UNITS, 0.5))
-    found = _by_length(lab, runs, name)
+    found = _by_length(runner, runs, name)
     slopes, lengths = np.array([]), np.array([])
     if found is not None:
         units = found.shape[1] - 1
@@ -167,17 +165,17 @@ def _draw(found: np.ndarray | None) -> Any:
     return figure
 
 
-def run_small(lab: Lab) -> Report:
+def run_small(runner: Runner) -> Report:
     """With the ResNet-56 of he2015-fig6 on digits."""
-    return _report(lab, small_runs(), "resnet56", "digits")
+    return _report(runner, plain_and_residual_digits(), "resnet56", "digits")
 
 
-def run_paper(lab: Lab) -> Report:
+def run_paper(runner: Runner) -> Report:
     """With the ResNet-110 of he2015-fig6 on CIFAR-10."""
-    return _report(lab, paper_runs(), "resnet110", "CIFAR-10")
+    return _report(runner, plain_and_residual_cifar10(), "resnet110", "CIFAR-10")
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="veit2016-paths",
     title="lengths of paths, and their gradients",
     paper="Veit et al. 2016, 1605.06431",

@@ -5,18 +5,21 @@ import numpy as np
 from resnet_jax.config import recipes
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
-from resnet_jax.research.ablations import loss_report
 from resnet_jax.research.configs import digits
-from resnet_jax.research.reproduction import Artefact, Report, Row, Within
-from resnet_jax.research.runner import Lab, Trained
+from resnet_jax.research.reports import error_rows, loss_report
+from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
+from resnet_jax.research.runner import Runner, TrainedRun
 
 _SOURCE = "Zagoruyko & Komodakis 2016, the authors' README"
-_PUBLISHED = {"wrn28_10": 4.00, "preresnet164": 5.46}
+_PUBLISHED = {"preresnet164": 5.46, "wrn28_10": 4.00}
 _TOLERANCE = 0.35  # points
 
 
-def run_small(lab: Lab) -> Report:
-    """14 layers of 18 channels and 56 of 8, pre-activated, on digits: a fifth of a million each."""
+def run_small(runner: Runner) -> Report:
+    """Pre-activation networks of about 200,000 parameters on digits.
+
+    One has 14 layers of 18 channels, the other 56 layers of 8 channels.
+    """
     kinds = {"wide": ("preresnet20", (2, 2, 2), 18), "deep": ("preresnet56", (9, 9, 9), 8)}
     configs, params = {}, {}
     for name, (preset, sizes, width) in kinds.items():
@@ -26,7 +29,7 @@ def run_small(lab: Lab) -> Report:
         )
         model = create_model(preset, num_classes=10, **fields)
         params[name] = summarize(model, (8, 8, 1)).params
-    trained = lab.train(configs)
+    trained = runner.train(configs)
     wide, deep = (trained[f"zagoruyko2016-{name}"] for name in kinds)
     speed = np.divide(_seconds(deep), _seconds(wide))
     rows = (
@@ -44,7 +47,7 @@ def run_small(lab: Lab) -> Report:
             published="as good or better",
             source=_SOURCE,
             data="digits",
-            measured=tuple(np.subtract(wide.test_errors, deep.test_errors).tolist()),
+            measured=tuple(np.subtract(wide.test_errors(), deep.test_errors()).tolist()),
             accepts=Within(high=1.0),
         ),
         Row(
@@ -59,30 +62,26 @@ def run_small(lab: Lab) -> Report:
     return loss_report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})
 
 
-def _seconds(run: Trained) -> float:
-    """Median time of an image in training."""
+def _seconds(run: TrainedRun) -> float:
+    """Median training time of an image, in seconds."""
     return float(1 / np.median(run.rates))
 
 
-def run_paper(lab: Lab) -> Report:
+def run_paper(runner: Runner) -> Report:
     """Wide and thin pre-activation networks on CIFAR-10 by the authors' recipe."""
-    names = ("preresnet164", "wrn28_10")
-    trained = lab.train({n: recipes.make("wide_resnet", model=n, data="cifar10") for n in names})
-    rows = tuple(
-        Row(
-            what=f"{name}, test error, %",
-            published=_PUBLISHED[name],
-            source=_SOURCE,
-            data="CIFAR-10",
-            measured=trained[name].test_errors if name in trained else (),
-            accepts=Within(_PUBLISHED[name] - _TOLERANCE, _PUBLISHED[name] + _TOLERANCE),
-        )
-        for name in names
+    trained = runner.train(
+        {name: recipes.make("wide_resnet", model=name, data="cifar10") for name in _PUBLISHED}
+    )
+    rows = error_rows(
+        trained,
+        _PUBLISHED,
+        source=_SOURCE,
+        accepts=lambda published: Within(published - _TOLERANCE, published + _TOLERANCE),
     )
     return loss_report(rows, trained)
 
 
-ARTEFACT = Artefact(
+REPRODUCTION = Reproduction(
     name="zagoruyko2016",
     title="wide against deep",
     paper="Zagoruyko & Komodakis 2016, 1605.07146",

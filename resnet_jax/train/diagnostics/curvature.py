@@ -1,4 +1,4 @@
-"""The extreme eigenvalues of the Hessian of a loss, by Lanczos' method."""
+"""Extreme eigenvalues of the Hessian of a loss, by the Lanczos method."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,18 +12,19 @@ from jaxtyping import Array, Float
 def extreme_eigenvalues(
     loss: Callable[[Any], Array], params: Any, *, key: Array, iterations: int
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The smallest and the largest eigenvalue of the Hessian of `loss` at `params`.
+    """Return the smallest and the largest eigenvalue of the Hessian of `loss` at `params`.
 
-    Lanczos' method from a random vector, each new one made orthogonal to all earlier ones twice,
-    because rounding brings back what was taken out. The Hessian is never formed: a product with it
-    is the derivative of the gradient along the vector (Pearlmutter 1994). Memory is that of
-    `iterations` copies of the parameters, time that of twice as many passes.
+    The Lanczos method from a random vector. Each new vector is orthogonalised twice against all
+    earlier vectors, because of rounding. The Hessian is never formed: its product with a vector is
+    the derivative of the gradient along the vector (Pearlmutter 1994). Needs the memory of
+    `iterations` copies of the parameters, and the time of 2 × `iterations` forward and backward
+    passes.
 
     Args:
-        loss: of parameters.
-        params: float32.
-        key: of the random vector.
-        iterations: of which the largest eigenvalue needs some ten to twenty.
+        loss: scalar function of the parameters.
+        params: the parameters, float32.
+        key: key of the random vector.
+        iterations: Lanczos iterations; the largest eigenvalue needs ten to twenty.
     """
     flat, unravel = ravel_pytree(params)
     gradient = jax.grad(lambda point: loss(unravel(point)))
@@ -36,12 +37,12 @@ def extreme_eigenvalues(
         basis = basis.at[i].set(vector)
         image = product(vector)
         size = jnp.linalg.norm(image)
-        # Without a direction left the vector is 0; any value within the spectrum does no harm.
+        # If the basis spans the whole space the vector is 0; any value within the spectrum will do.
         diagonal = diagonal.at[i].set(jnp.where(vector.any(), image @ vector, diagonal[0]))
         for _ in range(2):
             image = image - basis.T @ (basis @ image)
         length = jnp.linalg.norm(image)
-        length = jnp.where(length > 1e-5 * size, length, 0.0)  # else it is rounding
+        length = jnp.where(length > 1e-5 * size, length, 0.0)  # smaller lengths are rounding errors
         following = jnp.where(length > 0, image / jnp.maximum(length, 1e-30), 0.0)
         return basis, diagonal, beside.at[i].set(length), following
 

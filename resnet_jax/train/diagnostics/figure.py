@@ -1,4 +1,4 @@
-"""diagnostics.png: what was measured, over the course of the run."""
+"""diagnostics.png: the diagnostics of a run over its epochs."""
 
 import io
 import re
@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.checkpoint.workdir import DIAGNOSTICS, write_atomically
-from resnet_jax.logging.report import new_figure
+from resnet_jax.logging.plots import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Name of a family of measures → label of its axis.
+# Family of measures → title of its panel.
 _OVER_TIME = {
     "grad_norm": "norm of the gradient",
     "activation_rms": "activation, root mean square",
@@ -29,7 +29,7 @@ _OVER_TIME = {
 }
 _LINEAR = ("gate_openness",)
 _OF_PARTS = ("grad_norm", "activation_rms", "update_ratio")
-"""Families with a line for each part of the network: "stem", "stage1", …, "fc"."""
+"""Families with one line per part of the network: "stem", "stage1", …, "fc"."""
 
 
 def draw_diagnostics(
@@ -39,7 +39,11 @@ def draw_diagnostics(
     *,
     title: str,
 ) -> None:
-    """Draw all that the records of split "diagnostics" hold, and the last similarities."""
+    """Draw the records of the split "diagnostics" and the last similarities.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     figure = make_figure(history, similarities, title=title)
     if figure is None:
         return
@@ -54,7 +58,7 @@ def make_figure(
     *,
     title: str,
 ) -> "Figure | None":
-    """The figure of `draw_diagnostics`; None if there is nothing to draw."""
+    """Return the figure of `draw_diagnostics`; None if there is nothing to draw."""
     records = [r for r in history if r["split"] == "diagnostics"]
     names = [name for name in records[-1] if isinstance(records[-1][name], float)]
     families = [
@@ -100,13 +104,13 @@ def make_figure(
 
 
 def _position(part: str) -> tuple[float, list[int], str]:
-    """Sorts the parts and units of a network by their place in it."""
+    """Return a sort key: the position of a part or block in the network."""
     place = {"stem": 0, "fc": 2}.get(part, 1)
     return place, [int(number) for number in re.findall(r"\d+", part)], part
 
 
 def _colors(parts: Iterable[str]) -> dict[str, Any]:
-    """A colour for each part, the same in all panels; stages get darker towards the stem."""
+    """Return a colour for each part, for all panels; stages get darker towards the stem."""
     stages = [part for part in parts if part not in ("stem", "fc")]
     shades = colormaps["viridis"](np.linspace(0, 0.85, len(stages)))
     return {"stem": "0.6", "fc": "C3", **dict(zip(stages, shades, strict=True))}
@@ -119,9 +123,10 @@ def _plot_family(
     family: str,
     colors: dict[str, Any],
 ) -> dict[str, Any]:
-    """Plot the measures `names` of one family; returns the line of each part.
+    """Plot the measures `names` of one family; return the line of each part.
 
-    They are in the legend's order: that of the network, or else the line that ends highest first.
+    Lines are in the order of the legend: the order of the network, or by their last value,
+    largest first.
     """
     lines = {}
     ends = {name: [r[name] for r in records if name in r][-1] for name in names}
@@ -161,7 +166,7 @@ def _plot_signal(axes: Axes, records: list[dict[str, Any]]) -> None:
 
 
 def _plot_similarities(axes: Axes, similarities: Float[np.ndarray, "units units"]) -> None:
-    """The matrix, with units counted from 1, as in the panel of signals."""
+    """Plot the matrix, with blocks counted from 1, as in the panel of signals."""
     ends = (0.5, len(similarities) + 0.5)
     image = axes.imshow(
         similarities, vmin=0, vmax=1, origin="lower", cmap="magma", extent=(*ends, *ends)
@@ -182,5 +187,5 @@ def _tidy(axes: Axes) -> None:
 
 
 def _legend_below(axes: Axes) -> None:
-    """Where it covers no line."""
+    """Put the legend below the panel, where it covers no line."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, frameon=False, fontsize=7)

@@ -1,8 +1,7 @@
 """Norms, signals, statistics, updates, gates and similarities of one network on a probe batch.
 
-The network is measured in training mode, as it is: what drops at random is switched off, and
-running statistics are left alone. Each measure is a function of what one forward and one backward
-pass give, a `Pass`.
+The network is in training mode, without dropout and without updates of running statistics. Each
+measure is a function of the results of one forward and one backward pass, a `Pass`.
 """
 
 import dataclasses
@@ -17,12 +16,13 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from resnet_jax.models.block import ResidualUnit
+from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.highway import HighwayNet
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import unstack_units
+from resnet_jax.ops.batch_norm import maps_of
 from resnet_jax.train.losses import LOSSES
 
 Network = ResNet | HighwayNet
@@ -38,14 +38,14 @@ _WITHOUT: dict[str, Any] = {
 
 
 class Pass(NamedTuple):
-    """What a pass through a network gives; what is of units is in the order of the computation.
+    """Results of a forward and backward pass; blocks are in the order of the computation.
 
     Attributes:
-        params, gradients: trees of them.
-        taps: maps, "stem", "stage1", …
-        units: name of a unit → its output [n, h, w, c].
-        drifts: (of means, of variances) of each normalisation, see `bn_drift`.
-        gates: "gate" or "carry_gate" → mean openness of each.
+        params, gradients: parameters and their gradients.
+        taps: feature maps by name: "stem", "stage1", …
+        units: name of a block → its output [n, h, w, c].
+        drifts: drift of the mean and of the variance of each normalisation, see `bn_drift`.
+        gates: "gate" or "carry_gate" → mean openness of each gate.
         updates: what the optimiser would add to the parameters.
     """
 
@@ -59,7 +59,7 @@ class Pass(NamedTuple):
 
 
 def probe_twin(model: Network) -> Network:
-    """The same network with its units unrolled, and nothing dropped."""
+    """Return the network with its blocks unrolled and without dropout."""
     known = {field.name for field in dataclasses.fields(model)}
     return model.copy(**{k: v for k, v in _WITHOUT.items() if k in known})
 
@@ -73,10 +73,9 @@ def take_pass(
     optimizer: optax.GradientTransformation,
     opt_state: Any,
 ) -> Pass:
-    """Go forth and back through `probe_twin(model)`, noting what passes.
+    """Run `probe_twin(model)` forwards and backwards, with the cross-entropy as loss.
 
-    `variables`, and the optimiser's state, are those of `model`, scanned or not. The loss is the
-    cross-entropy with the labels.
+    `variables` and `opt_state` are those of `model`, scanned or not.
     """
     twin = probe_twin(model)
 
@@ -89,11 +88,11 @@ def take_pass(
             y, module = call(*args, **kwargs), context.module
             if context.method_name != "__call__":
                 return y
-            if isinstance(module, ResidualUnit):
+            if isinstance(module, ResidualBlock):
                 units[str(module.name)] = y
             elif isinstance(module, BatchNorm) and module.train:
                 running: Any = module.variables["batch_stats"]
-                drifts.append(_drift(args[0], running["mean"], running["var"]))
+                drifts.append(_drift(maps_of(args[0]), running["mean"], running["var"]))
             elif isinstance(module, Conv) and module.name in gates:
                 gates[module.name].append(nn.sigmoid(y.astype(jnp.float32)).mean())
             return y
@@ -122,9 +121,9 @@ def _drift(x: Array, running_mean: Array, running_var: Array) -> tuple[Array, Ar
 
 
 def _part(name: str) -> str:
-    """The part of the network that a module belongs to: "stem", "stage1", …, "fc"."""
+    """Return the part of the network that a module belongs to: "stem", "stage1", …, "fc"."""
     stage = re.match(r"(?:layer|conv|bn)(\d+)_", name)
-    if stage and not name.startswith(("conv1_", "bn1_")):  # those are of a deep stem
+    if stage and not name.startswith(("conv1_", "bn1_")):  # modules of a deep stem
         return f"stage{stage[1]}"
     return "fc" if name.startswith("fc") else "stem"
 
@@ -138,7 +137,7 @@ def _norms_by_part(tree: Any) -> dict[str, Array]:
 
 
 def norms(of: Pass) -> dict[str, Array]:
-    """Of each part: the norm of the loss's gradient, and the root mean square of its output."""
+    """Return for each part the norm of the gradient and the root mean square of the output."""
     gradients = {f"grad_norm/{part}": n for part, n in _norms_by_part(of.gradients).items()}
     outputs = {
         f"activation_rms/{name}": jnp.sqrt(jnp.square(tap.astype(jnp.float32)).mean())
@@ -148,7 +147,9 @@ def norms(of: Pass) -> dict[str, Array]:
 
 
 def signal(of: Pass) -> dict[str, Array]:
-    """Of each unit's output: squared channel means, and channel variances, averaged over channels.
+    """Return the squared means and the variances of the channels of each block's output.
+
+    Both are averaged over the channels.
 
     Brock et al. 2021 (2101.08692), section 3, plot these over depth.
     """
@@ -161,9 +162,9 @@ def signal(of: Pass) -> dict[str, Array]:
 
 
 def bn_drift(of: Pass) -> dict[str, Array]:
-    """How far running statistics are from the probe's, means over channels and layers.
+    """Return the distance between the running statistics and the probe's, means over channels.
 
-    Of means the distance in deviations of the probe, of variances that of their logarithms.
+    For means in standard deviations of the probe; for variances between their logarithms.
     """
     if not of.drifts:
         return {}
@@ -172,21 +173,22 @@ def bn_drift(of: Pass) -> dict[str, Array]:
 
 
 def updates(of: Pass) -> dict[str, Array]:
-    """Of each part: the norm of a step that the optimiser would take over that of its weights."""
+    """Return for each part the norm of the optimiser's update over the norm of the parameters."""
     steps, weights = _norms_by_part(of.updates), _norms_by_part(of.params)
     return {f"update_ratio/{part}": steps[part] / (weights[part] + 1e-12) for part in steps}
 
 
 def gates(of: Pass) -> dict[str, Array]:
-    """Mean openness, 0 to 1, of the gates on the branch and of those on the shortcut."""
+    """Return the mean openness, 0 to 1, of the gates of the branches and of the shortcuts."""
     names = {"gate": "gate_openness/transform", "carry_gate": "gate_openness/carry"}
     return {names[k]: jnp.stack(values).mean() for k, values in of.gates.items() if values}
 
 
 def similarities(of: Pass) -> Float[Array, "units units"]:
-    """Linear CKA (Kornblith et al. 2019, 1905.00414) of the outputs of each two units, 0 to 1.
+    """Return the linear CKA of the outputs of each pair of blocks, 0 to 1.
 
-    ⟨K, L⟩ / ‖K‖ ‖L‖ of the centred Gram matrices K and L of the examples.
+    ⟨K, L⟩ / ‖K‖ ‖L‖ of the centred Gram matrices K and L of the examples (Kornblith et al. 2019,
+    1905.00414).
     """
     grams = []
     for y in of.units.values():
@@ -199,7 +201,7 @@ def similarities(of: Pass) -> Float[Array, "units units"]:
 
 
 def cka(of: Pass) -> dict[str, Array]:
-    """Mean similarity of each two different units."""
+    """Return the mean similarity of different blocks."""
     matrix = similarities(of)
     units = len(matrix)
     return {"cka/mean": (matrix.sum() - jnp.trace(matrix)) / max(1, units * (units - 1))}
@@ -213,4 +215,4 @@ MEASURES: dict[str, Callable[[Pass], dict[str, Array]]] = {
     "gates": gates,
     "cka": cka,
 }
-"""What `config.diagnostics.what` can name, beside "sharpness"."""
+"""Measures by their names in `config.diagnostics.what`, where "sharpness" is allowed, too."""

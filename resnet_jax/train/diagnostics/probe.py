@@ -1,4 +1,4 @@
-"""Measures a network, or those of several seeds, on the probe batch of a run."""
+"""Diagnostics of a network on the probe batch of a run."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,18 +25,18 @@ from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import finite_or_largest
 from resnet_jax.train.state import TrainState
 
-_ITERATIONS = 16  # of Lanczos
+_LANCZOS_ITERATIONS = 16
 
 
 class Measured(NamedTuple):
-    """Name → value, and the similarities of units, if they were asked for."""
+    """Values by name, and the similarities of blocks if "cka" was asked for."""
 
     scalars: dict[str, float]
     similarities: Float[np.ndarray, "units units"] | None
 
 
 class Probe:
-    """The measures of a run: `probe(state)`, of a single seed."""
+    """Measures the state of a single seed: `probe(state)`."""
 
     def __init__(
         self,
@@ -50,14 +50,14 @@ class Probe:
         """Compile nothing yet.
 
         Args:
-            model: linen module.
-            optimizer: of the run.
-            data: training images, of which the first `examples` are the probe, as they are.
-            what: names of `MEASURES`, and "sharpness".
-            examples: of the probe.
+            model: the network.
+            optimizer: optax transformation of the run.
+            data: training images. The first `examples` images are the probe, without augmentation.
+            what: names in `MEASURES`, and "sharpness".
+            examples: number of examples of the probe.
 
         Raises:
-            ConfigError: the network is of a kind whose inside isn't known.
+            ConfigError: the network is of a kind without diagnostics.
         """
         if not isinstance(model, Network):
             raise ConfigError(
@@ -71,7 +71,7 @@ class Probe:
         self._curvature = jax.jit(self._sharpness)
 
     def __call__(self, state: TrainState) -> Measured:
-        """Measure a state; what overflows is the largest float32."""
+        """Measure a state; values that overflow are the largest float32."""
         scalars, matrix = jax.device_get(self._measure(state))
         if "sharpness" in self._what:
             scalars |= jax.device_get(self._curvature(state))
@@ -103,6 +103,6 @@ class Probe:
             return LOSSES["softmax"](logits, jax.nn.one_hot(self._labels, logits.shape[-1])).mean()
 
         lowest, highest = extreme_eigenvalues(
-            loss, state.params, key=jax.random.key(0), iterations=_ITERATIONS
+            loss, state.params, key=jax.random.key(0), iterations=_LANCZOS_ITERATIONS
         )
         return {"sharpness": highest, "lowest_curvature": lowest}

@@ -35,7 +35,7 @@ def test_every_crop_is_a_window_of_the_padded_image_and_all_are_drawn():
     crops = np.asarray(crop_and_flip(np.tile(image, (n, 1, 1, 1)), keys, pad=1, flip=True))
     counts = dict.fromkeys(windows.values(), 0)
     for crop in crops:
-        counts[crop.tobytes()] += 1  # a KeyError would be a crop that is no window
+        counts[crop.tobytes()] += 1  # KeyError: the crop isn't a window
     expected = n / len(windows)
     assert all(abs(c - expected) < 6 * np.sqrt(expected) for c in counts.values())
 

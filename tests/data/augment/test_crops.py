@@ -1,4 +1,4 @@
-"""Random-resized crops: the law of the boxes, and the pixels of files of every kind."""
+"""Random-resized crops: distribution of the boxes, and pixels for all kinds of files."""
 
 import io
 import math
@@ -39,7 +39,7 @@ def test_a_box_lies_within_its_image(height, width, index, area):
 
 
 def test_shares_and_ratios_are_uniform():
-    """Of a large square nearly all first attempts fit, and show their distribution."""
+    """In a large square, nearly all first attempts fit and show the distribution."""
     boxes = [crop_box(4000, 4000, crop_draws(0, 0, i), area=(0.1, 0.5)) for i in range(2000)]
     shares = np.array([box.height * box.width / 4000**2 for box in boxes])
     ratios = np.array([math.log(box.width / box.height) for box in boxes])
@@ -107,7 +107,7 @@ def test_pixels_are_those_that_pillow_decodes(data, image):
 
 
 def test_a_turned_jpeg_is_set_upright():
-    """Against the same pixels stored upright; JPEG's blocks make a small difference."""
+    """Compared to the same pixels stored upright; JPEG's blocks differ slightly."""
     draws = crop_draws(0, 0, 3)
     turned = save(np.rot90(PICTURE), "JPEG", quality=95, subsampling=0, exif=_exif(6))
     upright = save(PICTURE, "JPEG", quality=95, subsampling=0)

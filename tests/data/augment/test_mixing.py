@@ -1,4 +1,4 @@
-"""Mixup and CutMix: shares of images and of labels are the same, and as they're distributed."""
+"""Mixup and CutMix: images and labels have the same shares, with the right distribution."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from resnet_jax.data.augment.mixing import mix
 
 
 def _mixed(n=400, *, mixup=0.0, cutmix=0.0, shape=(16, 12), odd=0):
-    """Images of a constant each, their number, so that a pixel tells whose it is."""
+    """Mix images that are constant, equal to their index: a pixel identifies its image."""
     n += odd
     images = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None, None], (n, *shape, 1))
     targets = np.eye(n, dtype=np.float32)
@@ -21,7 +21,7 @@ def _mixed(n=400, *, mixup=0.0, cutmix=0.0, shape=(16, 12), odd=0):
     return mixed[..., 0], labels, share, own, other
 
 
-def test_nothing_is_mixed_where_nothing_is_wanted():
+def test_without_mixup_and_cutmix_nothing_changes():
     images, targets = np.ones((4, 2, 2, 1)), np.eye(4)
     found = mix(images, targets, None, mixup=0.0, cutmix=0.0)
     assert found[0] is images
@@ -29,7 +29,7 @@ def test_nothing_is_mixed_where_nothing_is_wanted():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.3, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_labels_are_as_the_pixels_are(mixup, cutmix):
+def test_labels_have_the_shares_of_the_pixels(mixup, cutmix):
     mixed, labels, share, own, other = _mixed(mixup=mixup, cutmix=cutmix)
     np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(labels[own, other], 1 - share, atol=1e-6)
@@ -53,7 +53,7 @@ def test_cutmix_replaces_a_box():
     np.testing.assert_allclose(replaced.mean(axis=(1, 2)), 1 - share, atol=1e-6)
     for one in replaced:
         np.testing.assert_array_equal(one, one.any(axis=1)[:, None] & one.any(axis=0)[None, :])
-    # A box of the share 1 - λ, λ uniform, a part of which reaches over the edge.
+    # The box covers a share 1 - λ, λ uniform; the part outside of the image is clipped.
     assert 0.25 < 1 - share.mean() < 0.5
 
 

@@ -1,4 +1,4 @@
-"""Operations on images equal Pillow's; policies draw as their references say."""
+"""Image operations equal Pillow's; policies draw as in their references."""
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def test_operations_are_pillows(name):
             expected = np.asarray(PILLOW[name](Image.fromarray(picture), value)).astype(int)
             found = np.asarray(operation(picture, jnp.float32(value))).astype(int)
             assert found.shape == expected.shape
-            if geometric:  # fixed point: pixels on an edge may be their neighbours
+            if geometric:  # Pillow's fixed point: a pixel on an edge may be its neighbour
                 assert (found != expected).any(axis=-1).mean() <= 0.03
             else:
                 assert np.abs(found - expected).max() <= (1 if value != 1 else 0)

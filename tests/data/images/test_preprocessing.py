@@ -1,4 +1,4 @@
-"""Images are prepared as torchvision does it, and how is kept as text beside the weights."""
+"""Preprocessing equals torchvision's, and is stored as text with the weights."""
 
 import decimal
 import json
@@ -27,7 +27,7 @@ def _noise(height, width):
 
 
 def _offset(side, size):
-    """Of a centred crop: the middle, halves to even, in decimal numbers."""
+    """Corner of a centred crop: halves are rounded to even, in decimal arithmetic."""
     half = decimal.Decimal(side - size) / 2
     return int(half.quantize(decimal.Decimal(1), decimal.ROUND_HALF_EVEN))
 
@@ -37,7 +37,7 @@ def _offset(side, size):
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.integers(1, 64), _interpolations
 )
 def test_an_image_of_any_size_is_scaled_and_cropped(height, width, size, resize, interpolation):
-    """Pillow's operations, written out with integers."""
+    """Pillow's operations in integer arithmetic."""
     assume(size <= resize)
     image = _noise(height, width)
     if height < width:
@@ -61,7 +61,7 @@ def test_the_sides_of_what_a_crop_is_taken_from_have_an_order():
 
 @pytest.mark.parametrize(("side", "offset"), [(32, 0), (33, 0), (34, 1), (35, 2), (37, 2), (39, 4)])
 def test_halves_are_rounded_to_even(side, offset):
-    """As Python's round, which torchvision's CenterCrop uses."""
+    """torchvision's CenterCrop uses Python's round."""
     preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 32)
     image = _noise(side, 33)
     np.testing.assert_array_equal(preprocessing.apply(image), image[offset : offset + 32, :32])
@@ -189,7 +189,7 @@ def test_a_damaged_or_hostile_note_is_refused_in_a_line(name):
 
 
 def test_a_note_from_the_hand_of_another_is_read():
-    """Whole numbers where there are fractions."""
+    """Integers in place of fractions."""
     note = _note(mean=[0, 0, 0], std=[1, 1, 1], class_names=None)
     expected = Preprocessing((0.0,) * 3, (1.0,) * 3, 224, 256, "bicubic")
     assert Preprocessing.from_metadata({KEY: note}) == expected

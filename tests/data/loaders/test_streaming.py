@@ -20,7 +20,7 @@ from resnet_jax.data.loaders.streaming import StreamingLoader
 from resnet_jax.errors import ConfigError, DataError, PeerError
 from resnet_jax.parallel.mesh import make_mesh
 from tests.data.photos import AREA, SIZE, photos
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache", "photos"]
 

@@ -1,4 +1,4 @@
-"""CIFAR archives to TFDS folders: the records that TFDS writes, and nothing half done."""
+"""CIFAR archives to TFDS folders: the records of TFDS, and nothing unfinished."""
 
 import dataclasses
 import hashlib
@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.datasets import load_dataset
-from resnet_jax.data.prepare import cifar
+from resnet_jax.data.prepare import cifar, cifar_archive
 from resnet_jax.errors import ConfigError, DataError, WriteError
+from resnet_jax.utils.files import TEMPORARY_SUFFIX
 
 EXAMPLES = {"train": 250, "test": 10}
-OFFICIAL = {name: cifar.official_archive(name) for name in ("cifar10", "cifar100")}
+OFFICIAL = {name: cifar_archive.official_archive(name) for name in ("cifar10", "cifar100")}
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-    """Archives of a few records, a cache of our own, and no network."""
+    """Small archives, a temporary cache, and no network."""
     monkeypatch.setattr(cifar, "EXAMPLES", EXAMPLES)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
@@ -71,7 +72,7 @@ def pack(path, files, links=()):
 
 
 def accept(monkeypatch, path, name="cifar10", **changes):
-    """Take the file at `path` for the official archive of `name`."""
+    """Treat the file at `path` as the official archive of `name`."""
     data = path.read_bytes()
     archive = dataclasses.replace(
         OFFICIAL[name], size=len(data), sha256=hashlib.sha256(data).hexdigest()
@@ -90,7 +91,7 @@ def archive(monkeypatch, tmp_path):
 
 
 def nothing_finished(data_dir):
-    return not list(data_dir.rglob("dataset_info.json")) and not list(data_dir.rglob("*.part"))
+    return not list(data_dir.rglob("dataset_info.json")) and not list(data_dir.rglob(".*"))
 
 
 def records(name, data_dir, split):
@@ -236,13 +237,13 @@ def test_interrupted_preparation_leaves_nothing_behind(archive, monkeypatch, tmp
 
 
 def test_folder_of_a_killed_preparation_is_not_a_data_set(archive, tmp_path):
-    """What a kill leaves: TFDS's temporary folder and part of a download, under other names."""
+    """A killed process leaves TFDS's temporary folder and a partial download."""
     left = tmp_path / "tfds" / "cifar10" / "incomplete.ABC123_3.0.2"
     left.mkdir(parents=True)
     (left / "cifar10-train.array_record-00000-of-00001").write_bytes(b"half")
     manual = tmp_path / "tfds" / "downloads" / "manual"
     manual.mkdir(parents=True)
-    (manual / f"{archive.name}.0a1b2c3d.part").write_bytes(b"half")
+    (manual / f".{archive.name}.0a1b2c3d{TEMPORARY_SUFFIX}").write_bytes(b"half")
     shutil.copy(archive, manual)
     data = load_dataset("cifar10", splits={"test": "test"}, data_dir=str(tmp_path / "tfds"))
     assert len(data.splits["test"]) == 10
@@ -297,7 +298,7 @@ def server(archive, monkeypatch):
             self.wfile.write(data)
 
         def log_message(self, *args):
-            """Be quiet."""
+            """Print nothing."""
 
     monkeypatch.setattr(urllib.request, "urlopen", real_urlopen)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as one:
@@ -329,7 +330,7 @@ def test_failed_downloads_leave_nothing_and_say_why(server, tmp_path, behaviour)
         "cut": "can't be downloaded (",
         "no length": "bytes came where",
         "changed": "gives another file than the official archive (SHA-256",
-        "endless": "more came where",
+        "endless": "more bytes came where",
     }
     assert says[behaviour] in message
     assert nothing_finished(tmp_path / "tfds")
@@ -338,7 +339,7 @@ def test_failed_downloads_leave_nothing_and_say_why(server, tmp_path, behaviour)
 
 def test_a_server_that_never_answers_is_given_up_on(archive, monkeypatch, tmp_path):
     monkeypatch.setattr(urllib.request, "urlopen", real_urlopen)
-    monkeypatch.setattr(cifar, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(cifar_archive, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         accept(monkeypatch, archive, url=f"http://127.0.0.1:{port}/x")

@@ -1,4 +1,4 @@
-"""resnet-jax prepare: images to TFDS folders, whatever happens on the way."""
+"""resnet-jax prepare: images to TFDS folders, with damage and interruptions."""
 
 import fcntl
 import io
@@ -26,7 +26,7 @@ from resnet_jax.data.prepare.shards import Shard, write_shard
 from resnet_jax.errors import ConfigError, DataError, WriteError
 from tests.cli.mistakes import assert_one_line
 from tests.data.hostile_images import pixels, save
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache"]
 
@@ -124,7 +124,7 @@ def test_a_damaged_image_ends_it_or_is_listed(photos, tmp_path):
 
 @pytest.mark.thorough
 def test_killed_at_any_time_it_goes_on_and_writes_the_same(photos, tmp_path):
-    for number in range(20):  # that take their time
+    for number in range(20):  # enough to take a while
         large = save(pixels(1400, 1400, seed=number), "JPEG")
         (photos / "train" / "cat" / f"large{number}.jpg").write_bytes(large)
     _prepare(photos, tmp_path / "whole", shards=6, workers=1)
@@ -190,7 +190,7 @@ def test_after_a_damaged_image_it_goes_on_with_what_is_finished(corrupt, photos,
 def test_ctrl_c_ends_it_in_the_middle_of_a_shard(photos, tmp_path):
     large = save(pixels(2000, 2000, seed=1), "JPEG")
     (photos / "train" / "cat" / "large.jpg").write_bytes(large)
-    for number in range(200):  # that take a processor tens of seconds
+    for number in range(200):  # tens of seconds of work
         os.link(photos / "train/cat/large.jpg", photos / "train/cat" / f"large{number}.jpg")
     program = "import sys; from resnet_jax.cli.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "prepare", str(photos), f"--out={tmp_path / 'data'}"]
@@ -274,7 +274,7 @@ def _tar(path, members):
 
 @pytest.mark.parametrize("kind", ["sparse", "sparse (pax)", "vast", "negative"])
 def test_an_archive_is_not_larger_than_it_is(kind, tmp_path):
-    """Some hundred bytes whose headers promise terabytes."""
+    """A few hundred bytes whose headers promise terabytes."""
     member = tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG")
     member.size = {"vast": 2**42, "negative": -1024}.get(kind, 512)
     header = member.tobuf(tarfile.GNU_FORMAT)
@@ -361,7 +361,7 @@ def test_imagenets_archives_are_read_in_place(tmp_path, monkeypatch):
     [
         (["none", "--out=data", "--name=pets"], 65, "there is no folder 'none'"),
         (["photos", "--out=data", "--name=My Pets"], 78, "can't be the name of a data set"),
-        (["photos", "--out=data", "--name=cifar10"], 78, "is the name of a data set of TFDS"),
+        (["photos", "--out=data", "--name=cifar10"], 78, "is the name of a TFDS data set"),
         (["photos", "--out=data", "--name=pets", "--size=0"], 78, "size is 0"),
         (["photos", "--out=data", "--name=pets", "--quality=101"], 78, "quality is 101"),
         (["photos", "--out=data", "--name=pets", "--shards=0"], 64, "--shards is 0"),

@@ -1,7 +1,6 @@
-"""Folders of one's own images: found, divided, made to fit, and refused in a line."""
+"""Folders of images: located, divided, scaled, and refused in one line."""
 
 import io
-import json
 import logging
 import os
 import shutil
@@ -11,18 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-import resnet_jax
-from resnet_jax.cli.main import main
 from resnet_jax.data import datasets as sources
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.images import fit
 from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop
 from resnet_jax.data.readers import decoding
-from resnet_jax.data.readers.folders import ImageFile, in_fair_order
+from resnet_jax.data.readers.folders import ImageFile, spread_classes
 from resnet_jax.doctor.run import check_data
 from resnet_jax.errors import ConfigError, DataError
 from tests.data.hostile_images import fitted, pixels, save
-from tests.data.test_datasets import own_cache
+from tests.data.tiny_dataset import own_cache
 
 __all__ = ["own_cache"]
 
@@ -30,7 +27,7 @@ COUNTS = {"cat": 12, "dog": 8, "owl": 4}
 
 
 def write(root, counts=COUNTS, *, shape=(6, 5), seed=0):
-    """CLASS/number.png of random smooth pictures, each different."""
+    """Write different smooth random pictures to CLASS/number.png."""
     for label, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -62,13 +59,13 @@ def named(data, role="train"):
 
 
 def on_disk(root):
-    """The same of the files."""
+    """Pairs as in `named`, from the files."""
     return {
         np.asarray(Image.open(path)).tobytes(): path.parent.name for path in root.glob("*/*.png")
     }
 
 
-# --- what is found --------------------------------------------------------------------------------
+# --- located --------------------------------------------------------------------------------------
 
 
 def test_every_image_is_read_once_with_its_folder_as_its_class(animals):
@@ -109,7 +106,7 @@ def test_any_slice_holds_each_class_by_its_share(size):
         for label, count in counts.items()
         for number in range(count)
     ]
-    order = in_fair_order(files)
+    order = spread_classes(files)
     assert sorted(order, key=files.index) == files
     total = len(files)
     for start in range(total - size):
@@ -119,7 +116,7 @@ def test_any_slice_holds_each_class_by_its_share(size):
 
 
 def test_the_order_is_that_of_contents_not_of_names(animals, tmp_path):
-    """Nor that of dates, nor that in which a file system lists files."""
+    """Nor does it depend on dates, or on the order in which a file system lists files."""
     data = load(animals)
     other = tmp_path / "other"
     for number, path in enumerate(sorted(animals.glob("*/*.png"), reverse=True)):
@@ -154,14 +151,14 @@ def test_the_fingerprint_knows_pixels_labels_and_names(animals, change):
     assert load(animals).fingerprint != before
 
 
-# --- made to fit ----------------------------------------------------------------------------------
+# --- scaled and cropped ---------------------------------------------------------------------------
 
 
 def test_images_of_any_size_and_kind_are_made_to_fit(tmp_path):
-    """As `resnet-jax predict` makes them: scaled, cropped at the centre, upright, RGB."""
+    """As in `resnet-jax predict`: scaled, cropped at the centre, upright, RGB."""
     original = Image.fromarray(pixels(40, 60))
     exif = Image.Exif()
-    exif[0x0112] = 6  # it lies on its side
+    exif[0x0112] = 6  # stored on its side
     kinds = {
         "rgb.jpg": save(original, "JPEG", quality=95),
         "grey.png": save(original.convert("L")),
@@ -208,7 +205,7 @@ def test_other_sizes_are_named_unless_there_is_one_to_fit(animals):
 
 
 def test_turned_images_have_one_size(tmp_path):
-    """What counts is how they are to be seen."""
+    """Sizes are compared after turning images upright."""
     exif = Image.Exif()
     exif[0x0112] = 8
     for name, content in {
@@ -235,7 +232,7 @@ def test_nothing_is_decoded_twice_nor_when_it_has_changed_taken_from_the_cache(
         load(animals, image_size=4)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refused --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", save(pixels(6, 5))[:-30]])
@@ -342,7 +339,7 @@ def test_pipes_and_broken_links_are_no_images(animals):
 
 
 def test_a_file_that_is_no_image_by_its_size_isnt_read(animals):
-    """A sparse one has terabytes that take no place on a disk."""
+    """A sparse file of terabytes takes no space on disk."""
     (animals / "cat" / "vast.jpg").touch()
     os.truncate(animals / "cat" / "vast.jpg", 2**42)
     began = time.monotonic()
@@ -376,34 +373,3 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_decoded(animals, mo
 def test_the_doctor_knows_folders(animals):
     (found,) = check_data("folder", data_dir=str(animals), splits={"train": "train[:50%]"})
     assert "train (train[:50%]) 12 images of 6×5×3, 3 classes" in found.message
-
-
-@pytest.mark.thorough
-def test_a_run_on_a_folder_is_scored_and_classifies_its_files(tiny_config, tmp_path, capsys):
-    root = write(tmp_path / "images", {"cat": 40, "dog": 40})
-    config = tiny_config
-    config.data.name, config.data.dir, config.data.image_size = "folder", str(root), 8
-    config.data.train, config.data.validation, config.data.test = (
-        "train[:80%]",
-        "train[80%:90%]",
-        "train[90%:]",
-    )
-    config.duration = 3 * 32.0
-    result = resnet_jax.fit(config, tmp_path / "run")
-    assert result.evaluation["test"].examples == 8
-    network = resnet_jax.restore_run(tmp_path / "run")
-    assert network.class_names == ("cat", "dog")
-    assert network.image_shape == (8, 8, 3)
-    again = network.evaluate("test")  # on more devices
-    assert again.loss == pytest.approx(result.evaluation["test"].loss, rel=1e-4)
-
-    # Its own files, of 6×5 pixels, are prepared as they were in training.
-    files = [str(root / "cat" / "0.png"), str(root / "dog" / "1.png")]
-    capsys.readouterr()
-    assert main(["predict", str(tmp_path / "run"), *files, "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    found = [
-        {top["index"]: top["probability"] for top in one["top"]} for one in document["predictions"]
-    ]
-    expected = network.predict([np.asarray(Image.open(file)) for file in files])
-    np.testing.assert_allclose([[one[0], one[1]] for one in found], expected, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Damaged examples that are left out: which, what stays in its place, and how many are too many."""
+"""Damaged examples that are left out: which, how many, and the positions of the others."""
 
 import json
 import logging
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.config.schema import default_config, from_json, to_json, validate
+from resnet_jax.config.io import from_json, to_json
+from resnet_jax.config.schema import default_config, validate
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.readers import decoding
 from resnet_jax.data.readers.skipped import most_skipped
 from resnet_jax.errors import ConfigError, DataError
-from tests.data.test_datasets import (
+from tests.data.tiny_dataset import (
     encode,
     own_cache,
     pixels_of,
@@ -120,7 +121,7 @@ def test_what_is_skipped_and_where_is_part_of_the_fingerprint(tiny, tmp_path):
 
 
 def test_the_place_alone_tells_skipped_examples_apart(tmp_path):
-    """Of two equal neighbours the first is damaged, or the second."""
+    """The first or the second of two equal neighbours is damaged."""
     prints = []
     for damaged in range(2):
         folder = write_tfds(tmp_path / str(damaged), edit=lambda *_: {"image": SAME, "label": 0})
@@ -193,7 +194,7 @@ def test_a_wrong_label_is_named_by_its_place_before_skipping(tmp_path):
 
 
 def test_a_label_beyond_32_bits_is_not_cut(tiny, monkeypatch):
-    """It would become another class without a word."""
+    """It would silently become another class."""
     import tensorflow_datasets as tfds
 
     real = tfds.features.ClassLabel.decode_example_np
@@ -220,7 +221,7 @@ def test_the_policy_is_a_field_of_the_config():
     assert from_json(json.dumps(old)).data.corrupt == "stop"
 
 
-# --- a whole run: on record, and noticed when data change between runs ---------------------------
+# --- a whole run: on record, and noticed when data change between runs ----------------------------
 
 
 @pytest.fixture
@@ -269,14 +270,14 @@ def _add_one(tiny):
 
 
 def _prepare_with(tiny, count):
-    from tests.data import test_sources
+    from tests.data import tiny_dataset
 
-    before = dict(test_sources.COUNTS)
-    test_sources.COUNTS["train"] = count
+    before = dict(tiny_dataset.COUNTS)
+    tiny_dataset.COUNTS["train"] = count
     try:
         _prepare_again(tiny)
     finally:
-        test_sources.COUNTS.update(before)
+        tiny_dataset.COUNTS.update(before)
 
 
 def _edit_image(tiny):
@@ -342,7 +343,7 @@ def test_a_file_removed_between_runs_is_noticed(tiny, tiny_run, file):
 
 
 def test_prepared_again_from_the_same_images_the_run_goes_on(tiny, tiny_run):
-    """And a file beside the data means nothing."""
+    """Other files beside the data are ignored."""
     config, workdir = tiny_run
     resnet_jax.fit(config, workdir, stop_at_step=1)
     _prepare_again(tiny)

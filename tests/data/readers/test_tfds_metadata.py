@@ -9,7 +9,7 @@ import pytest
 
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.errors import DataError
-from tests.data.test_datasets import write_tfds
+from tests.data.tiny_dataset import write_tfds
 
 IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
 
@@ -21,7 +21,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def prepared(original, tmp_path, monkeypatch):
-    """The folder of a fresh copy, beside which a module `payload` lies that leaves a mark."""
+    """The folder of a copy, beside a module `payload` that writes a file when it is imported."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

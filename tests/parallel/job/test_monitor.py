@@ -1,4 +1,4 @@
-"""The watch over other processes, all of them in this one; then how real ones end."""
+"""Monitors of several processes in one process; then how real processes end."""
 
 import functools
 import os
@@ -12,27 +12,27 @@ from pathlib import Path
 import portpicker
 import pytest
 
-from resnet_jax.parallel.job.monitor import PeerWatch
+from resnet_jax.parallel.job.monitor import PeerMonitor
 
 ROOT = Path(__file__).parents[3]
 
 
 class Job:
-    """Process 0 and two others, each with its watch and what ended it."""
+    """Process 0 and two others, each with its monitor and the message that ended it."""
 
     def __init__(self, *, grace_s=0.2):
         pairs = {number: socket.socketpair() for number in (1, 2)}
-        self.lines = {0: {n: pair[0] for n, pair in pairs.items()}}
-        self.lines |= {n: {0: pair[1]} for n, pair in pairs.items()}
+        self.connections = {0: {n: pair[0] for n, pair in pairs.items()}}
+        self.connections |= {n: {0: pair[1]} for n, pair in pairs.items()}
         self.ended = {number: queue.Queue() for number in range(3)}
-        self.watches = {
-            n: PeerWatch(n, self.lines[n], functools.partial(self._end, n), grace_s=grace_s)
+        self.monitors = {
+            n: PeerMonitor(n, self.connections[n], functools.partial(self._end, n), grace_s=grace_s)
             for n in range(3)
         }
 
     def fail(self, number, reason):
-        """As a process does that can still speak."""
-        self.watches[number].leave(reason)
+        """End as a process that can still send its error."""
+        self.monitors[number].leave(reason)
         self._hang_up(number)
 
     def _end(self, number, message):
@@ -40,13 +40,13 @@ class Job:
         self._hang_up(number)
 
     def kill(self, number):
-        """As the kernel does it."""
-        self.watches[number]._left.set()  # its thread is dead
+        """End as a process that the kernel kills."""
+        self.monitors[number]._left.set()  # its thread is dead
         self._hang_up(number)
 
     def _hang_up(self, number):
-        for line in self.lines[number].values():
-            line.shutdown(socket.SHUT_RDWR)
+        for connection in self.connections[number].values():
+            connection.shutdown(socket.SHUT_RDWR)
 
     def quiet(self, *numbers):
         return all(self.ended[number].empty() for number in numbers)
@@ -54,9 +54,9 @@ class Job:
 
 @pytest.fixture(autouse=True)
 def _tcp_options_of_a_socketpair(monkeypatch):
-    from resnet_jax.parallel.job import monitor as peers
+    from resnet_jax.parallel.job import monitor
 
-    monkeypatch.setattr(peers, "_KEEPALIVE", {})
+    monkeypatch.setattr(monitor, "_KEEPALIVE", {})
 
 
 @pytest.mark.parametrize("victim", [1, 2])
@@ -99,10 +99,10 @@ def test_orderly_ends_in_any_order_are_no_loss():
     for order in ((0, 1, 2), (2, 1, 0)):
         job = Job()
         for number in order:
-            job.watches[number].leave(None)
+            job.monitors[number].leave(None)
             time.sleep(0.1)
-            for line in job.lines[number].values():
-                line.close()
+            for connection in job.connections[number].values():
+                connection.close()
         time.sleep(0.5)
         assert job.quiet(0, 1, 2)
 
@@ -126,10 +126,10 @@ def test_of_a_long_reason_the_first_line_arrives():
     ],
 )
 def test_whatever_a_process_says_the_others_hear_of_it(said):
-    """The thread that listens outlives it."""
+    """The monitor's thread survives it."""
     job = Job(grace_s=0.1)
-    job.lines[2][0].sendall(said)
-    reason = "it said something that can't be understood"
+    job.connections[2][0].sendall(said)
+    reason = "it sent a message that isn't valid"
     for number in (0, 1):
         assert job.ended[number].get(timeout=5) == f"Process 2 has ended: {reason}."
 
@@ -137,7 +137,7 @@ def test_whatever_a_process_says_the_others_hear_of_it(said):
 def test_a_line_may_arrive_in_pieces():
     job = Job(grace_s=0.1)
     for piece in (b'{"process": 2, "fail', b'ure": "no room", "lost": ', b"false}\n"):
-        job.lines[2][0].sendall(piece)
+        job.connections[2][0].sendall(piece)
         time.sleep(0.1)
     for number in (0, 1):
         assert job.ended[number].get(timeout=5) == "Process 2 has ended: no room."
@@ -147,18 +147,19 @@ _MEMBER = """
 import itertools, os, signal, sys
 from resnet_jax.cli.flags import end_with, exit_code_of
 from resnet_jax.errors import WriteError
-from resnet_jax.parallel.job.process import Job, exchange, member_of
+from resnet_jax.parallel.job.cluster import Job, connected
+from resnet_jax.parallel.job.agreement import all_gather_object
 
 number, victim, port = map(int, sys.argv[1:4])
 
 def run():
-    with member_of(Job(f"127.0.0.1:{port}", 3, number), timeout_s=60, end=end_with):
+    with connected(Job(f"127.0.0.1:{port}", 3, number), timeout_s=60, end=end_with):
         for turn in itertools.count():
             if turn == 5 and number == victim:
                 if sys.argv[4] == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise WriteError("The disk is full.")
-            exchange(turn)
+            all_gather_object(turn)
 
 sys.exit(exit_code_of(run))
 """
@@ -167,7 +168,7 @@ sys.exit(exit_code_of(run))
 @pytest.mark.thorough
 @pytest.mark.parametrize(("victim", "how"), [(0, "fails"), (1, "fails"), (1, "dies")])
 def test_each_process_ends_with_its_own_exit_code_and_one_line(victim, how):
-    """In whichever order they end, JAX must not abort one because it misses another."""
+    """In any order of their ends, JAX must not abort a process."""
     port = portpicker.pick_unused_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     job = [

@@ -1,4 +1,4 @@
-"""Any file at all gives one clear refusal or the right image, in little memory and time."""
+"""Every file gives the right image or one clear error, with little memory and time."""
 
 import io
 import json
@@ -15,8 +15,9 @@ from resnet_jax.data.images.image_files import decode_image
 from resnet_jax.errors import DataError
 from tests.data import hostile_images as make
 from tests.data.hostile_images import HOSTILE, RIGHT, fitted, pixels, read_image, save
+from tests.data.tiny_dataset import encode, pixels_of
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _refusal(path, shape=(8, 8, 3), *, resize=True):
@@ -31,7 +32,7 @@ def _refusal(path, shape=(8, 8, 3), *, resize=True):
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.filterwarnings("error")
-def test_what_cannot_be_read_is_refused_in_one_line(name, tmp_path):
+def test_unreadable_files_are_refused_in_one_line(name, tmp_path):
     content, message = HOSTILE[name]
     path = tmp_path / "image.jpg"
     path.write_bytes(content())
@@ -44,8 +45,8 @@ def test_what_cannot_be_read_is_refused_in_one_line(name, tmp_path):
 
 @pytest.mark.parametrize("name", RIGHT)
 @pytest.mark.filterwarnings("error")
-def test_what_is_only_unusual_gives_the_right_image(name, tmp_path):
-    """The same as without what was put into it."""
+def test_unusual_files_give_the_right_image(name, tmp_path):
+    """The result equals that of the file without the unusual part."""
     path = tmp_path / "image.dat"
     path.write_bytes(RIGHT[name]())
     found = read_image(path, (8, 8, 3), resize=True)
@@ -60,15 +61,15 @@ def test_what_is_only_unusual_gives_the_right_image(name, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("door", ["predict", "prepared"])
-def test_all_of_them_take_little_memory_and_time(door, tmp_path):
+@pytest.mark.parametrize("reader", ["predict", "prepared"])
+def test_all_files_take_little_memory_and_time(reader, tmp_path):
     contents = {name: content for name, (content, _) in HOSTILE.items()} | RIGHT
     paths = []
     for number, content in enumerate(contents.values()):
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_bytes(content())
     done = subprocess.run(
-        [sys.executable, "-m", "tests.data.read_hostile", door, *paths],
+        [sys.executable, "-m", "tests.data.read_hostile", reader, *paths],
         capture_output=True,
         text=True,
         timeout=120,
@@ -81,16 +82,16 @@ def test_all_of_them_take_little_memory_and_time(door, tmp_path):
     assert sum(result["mib"] for result in results.values()) < 300  # a progressive JPEG's 25 MP
     assert max(results.values(), key=lambda result: result["cpu_s"])["cpu_s"] < 2
     assert not [result["warnings"] for result in results.values() if result["warnings"]]
-    if door == "predict":
+    if reader == "predict":
         read = {name for name, result in results.items() if result["outcome"] == "(8, 8, 3)"}
         assert read == set(RIGHT)
 
 
-# --- what isn't a file -----------------------------------------------------------------------
+# --- not regular files ----------------------------------------------------------------------------
 
 
 def test_a_folder_a_pipe_and_a_device_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # to open it would be to wait for a writer
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
         assert "it isn't a file" in _refusal(path)
     assert "No such file" in _refusal(tmp_path / "none.png")
@@ -100,18 +101,18 @@ def test_a_file_without_end_is_refused(tmp_path):
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.write(save(pixels()))
-        file.truncate(2**40)  # takes no room on disk
+        file.truncate(2**40)  # a sparse file, which takes no space on disk
     assert "more than 32 MiB" in _refusal(path)
 
 
-# --- modes -----------------------------------------------------------------------------------
+# --- modes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_photo_is_set_upright(kind, order, orientation, tmp_path):
-    """As Pillow does it. Of prepared sets every reader takes the pixels as they lie."""
+    """As Pillow does it. Images of prepared sets are decoded as stored."""
     data = save(pixels(16, 24), kind)
     exif = make.exif(orientation, order)
     part = make.chunk(b"eXIf", exif) if kind == "PNG" else make.segment(0xE1, b"Exif\0\0" + exif)
@@ -164,7 +165,7 @@ def test_an_extension_says_nothing(tmp_path):
 
 
 def _interlaced(color, depth, width, height):
-    """A PNG in seven passes, of noise."""
+    """Rows of a PNG in seven passes, of noise."""
     bits = depth * {0: 1, 2: 3, 4: 2, 6: 4}[color]
     rng, rows = np.random.default_rng(0), b""
     passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
@@ -197,7 +198,7 @@ def test_interlaced_images_are_read_whole_or_not_at_all(color, size, tmp_path):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_no_shorter_file_gives_another_image(kind, tmp_path):
-    """The last bytes of a JPEG say only that it ends."""
+    """Only the end marker of a JPEG may be missing."""
     data = save(pixels(16, 16), kind)
     whole = decode_image(data, (16, 16, 3))
     for length in range(len(data)):
@@ -207,3 +208,65 @@ def test_no_shorter_file_gives_another_image(kind, tmp_path):
             continue
         assert (kind, length >= len(data) - 4) == ("JPEG", True)
         np.testing.assert_array_equal(part, whole)
+
+
+# --- prepared images ------------------------------------------------------------------------------
+
+
+def damaged_image(kind):
+    good = pixels_of("train", 4)
+    grey = good[..., 0]
+    return {
+        "truncated": encode(good)[:-40],
+        "not an image": b"<html>404</html>",
+        "empty": b"",
+        "palette": encode_mode(good, "P"),
+        "alpha": encode_mode(good, "RGBA"),
+        "grey": encode(grey),
+        "16 bits": encode(grey.astype(np.uint16) * 257),
+        "another size": encode(np.zeros((5, 4, 3), np.uint8)),
+        "another format": encode(good, "BMP"),
+    }[kind]
+
+
+def encode_mode(pixels, mode):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("truncated", "not an image", "empty", "palette", "alpha", "grey", "16 bits"),
+        *("another size", "another format"),
+    ],
+)
+def test_prepared_images_of_another_kind_are_refused(kind):
+    with pytest.raises(DataError, match="^it "):
+        decode_image(damaged_image(kind), (4, 5, 3))
+
+
+def test_sixteen_bit_colour_is_not_cut_to_eight():
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + bytes(range(30)) for _ in range(4)))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    assert Image.open(io.BytesIO(png)).mode == "RGB"  # Pillow would silently reduce it to 8 bits
+    with pytest.raises(DataError, match="16 bits"):
+        decode_image(png, (4, 5, 3))
+
+
+def test_jpeg_and_grey_are_decoded_as_pillow_does():
+    jpeg = encode(pixels_of("train", 0), "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)))
+    np.testing.assert_array_equal(decode_image(jpeg, (4, 5, 3)), expected)
+    grey = pixels_of("train", 1)[..., :1]
+    np.testing.assert_array_equal(decode_image(encode(grey[..., 0]), (4, 5, 1)), grey)

@@ -7,10 +7,11 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.config.schema import default_config
+from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import DataError, NumericalError
+from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.inference.predictor import Predictor
-from resnet_jax.inference.restore import TrainedNetwork
 from tests.compilations import compilations
 from tests.data.hostile_images import fitted, pixels
 
@@ -105,7 +106,8 @@ def test_a_program_is_compiled_once_for_each_size_of_a_batch(network):
 
 @pytest.mark.parametrize("wrong", [np.zeros((1, 1, 3), np.uint8), np.zeros((8, 8, 3))])
 def test_a_predictor_takes_images_of_its_shape_and_type_alone(wrong, model, variables):
-    predictor = Predictor(model, variables, lambda images: images / 255.0, (8, 8, 3))
+    normalization = {"mean": np.zeros(3), "std": np.full(3, 255.0)}
+    predictor = Predictor(model, variables, normalization, Fit((8, 8, 3)))
     with pytest.raises(DataError, match="the network takes uint8 of shape"):
         predictor([wrong])
 

@@ -1,0 +1,57 @@
+"""Configs as JSON text, as config.json of a run holds them."""
+
+import json
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config.checks import show_value
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.schema import default_config, flatten, set_field
+from resnet_jax.errors import ConfigError
+
+
+def to_json(config: ConfigDict) -> str:
+    """Return the config as a JSON document, with the fields in their order."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """Rebuild a config that `to_json` wrote, of this version or an older one.
+
+    Fields that the text lacks have their defaults. Modules of `extensions` are imported; see
+    config/extensions.py for what is never imported.
+
+    Raises:
+        ConfigError: the text isn't a config, or has a field that this version doesn't know.
+    """
+    try:
+        stored = flatten(json.loads(text))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"it isn't a config that this package wrote ({error}).") from None
+    extensions = stored.get("extensions", ())
+    if not isinstance(extensions, tuple):
+        raise ConfigError(f"its extensions are {show_value(extensions)}, not a list of modules.")
+    config = default_config(extensions)
+    known = flatten(config)
+    for name, value in stored.items():
+        if name not in known:
+            hint = "; fields of your own need their module in `extensions`"
+            hint = hint if name.startswith("model.") else ""
+            raise ConfigError(f"it has a field {name} that this version doesn't know{hint}.")
+        if value is not None:
+            set_field(config, name, value)
+    return config
+
+
+def describe_differences(old: str, new: str) -> list[str]:
+    """Return lines `name: old → new` for the fields of two JSON configs that differ, but may not.
+
+    Raises:
+        ConfigError: this version can't read the old config.
+    """
+    before, after = flatten(from_json(old)), flatten(from_json(new))
+    return [
+        f"{name}: {before[name]!r} → {after[name]!r}"
+        for name in before
+        if name not in MAY_CHANGE and before[name] != after[name]
+    ]

@@ -1,0 +1,254 @@
+"""The fields that each published training recipe sets, for a ResNet-50 on ImageNet."""
+
+from typing import Any
+
+Fields = dict[str, Any]
+"""Fields of a config and their values, by section as in a config."""
+
+
+def peak(rate: float, *, batch: int, warmup: float = 0.0, reference: int | None = None) -> Fields:
+    """A learning rate for a batch, or for a `reference` batch, after `warmup` epochs."""
+    rates = {"base_lr": rate, "reference_batch": reference or batch, "warmup": warmup}
+    return {"batch_size": batch, "schedule": rates}
+
+
+def _steps(*boundaries: float) -> Fields:
+    """Divide the learning rate by 10 at each boundary, in epochs."""
+    scales = tuple(10.0**-i for i in range(len(boundaries) + 1))
+    return {"schedule": {"name": "step", "boundaries": boundaries, "scales": scales}}
+
+
+def _sizes(train: int, *, crop: int, resize: int) -> Fields:
+    """Pixels per side of training images, of the centre crop, and of the shorter side before it."""
+    return {"data": {"image_size": train, "eval_size": crop, "eval_resize": resize}}
+
+
+_NO_NORM: Fields = {"optimizer": {"decay_exempt": ("norm",)}}
+_ONLY_KERNELS: Fields = {"optimizer": {"decay_exempt": ("norm", "bias")}}
+
+
+def _nvidia(epochs: float) -> tuple[Fields, ...]:
+    """NVIDIA's DeepLearningExamples, PyTorch/Classification/ConvNets/configs.yml.
+
+    Their `last_bn_0_init` is False: the last scale of a branch starts at 1.
+    """
+    own = {
+        "duration": epochs,
+        "optimizer": {"momentum": 0.875, "weight_decay": 1 / 32768},
+        "label_smoothing": 0.1,
+    }
+    return peak(0.256, batch=2048, warmup=8.0, reference=256), _NO_NORM, own
+
+
+def _rsb(rate: float, *, epochs: float, decay: float, magnitude: float) -> tuple[Fields, ...]:
+    """Wightman et al. 2021 (2110.00476), table 2, as timm trains it.
+
+    Section 3.1: a mixed image belongs to both classes, whose targets are 1. timm's train.py and
+    timm/loss/binary_cross_entropy.py (`--bce-loss --bce-target-thresh 0.2`) smooth and mix targets
+    before the threshold: A1's label smoothing only moves the share that counts, to 0.222.
+    """
+    own = {
+        "duration": epochs,
+        "model": {"zero_init_scale": True},
+        "optimizer": {
+            "name": "lamb",
+            "epsilon": 1e-6,
+            "decay": "decoupled",
+            "clip_norm": 1.0,  # the default of timm's and Apex's LAMB
+            "weight_decay": decay,
+        },
+        "loss": "bce",
+        "bce_threshold": 0.2,
+        "data": {
+            **{"policy": "randaugment", "magnitude": magnitude, "magnitude_std": 0.5},
+            "eval_resize": 235,  # a crop of 95 %
+            "interpolation": "bicubic",
+        },
+        "mixup": 0.1,
+        "cutmix": 1.0,
+    }
+    return peak(rate, batch=2048, warmup=5.0), _ONLY_KERNELS, own
+
+
+_RSB_DEPTH: Fields = {
+    "model": {"stochastic_depth": 0.05, "stochastic_depth_mode": "example"},
+    "data": {"repeats": 3},
+}
+
+
+def _mosaic(*, epochs: float, smoothing: float) -> tuple[Fields, ...]:
+    """MosaicML's recipes of 2022, without BlurPool and their initial biases and scales.
+
+    mosaicml/examples, examples/resnet_imagenet: all parameters decay, and binary cross-entropy is
+    summed over classes (composer/loss/loss.py). Image sizes grow in four steps between 40 % and
+    80 % of the run; MosaicML's grow by 4 pixels at a time. Their weight decay is multiplied by the
+    learning rate over its peak.
+    """
+    edges = (0.47 * epochs, 0.6 * epochs, 0.8 * epochs)
+    own = {
+        "duration": epochs,
+        "optimizer": {"momentum": 0.875, "decay": "decoupled", "weight_decay": 5e-4 / 2.048},
+        "loss": "bce_sum",
+        "label_smoothing": smoothing,
+        "data": {"early_sizes": (88, 112, 144), "size_boundaries": edges},
+        "ema_decay": 2 ** (-20 / 100),  # a half-life of 100 steps
+        "ema_every": 20,
+    }
+    return peak(2.048, batch=2048, warmup=8.0), _sizes(176, crop=224, resize=232), own
+
+
+def _ffcv(epochs: float, *, enlarged: float) -> tuple[Fields, ...]:
+    """Leclerc et al. 2022, libffcv/ffcv-imagenet, rn50_configs; without BlurPool.
+
+    `enlarged` is the first epoch of 192 pixels: the middle between their `start_ramp` and
+    `end_ramp`, rounded up (`get_resolution` in train_imagenet.py). They score at 256 pixels, with
+    the mean of the logits of an image and of its mirror image.
+    """
+    own = {
+        "duration": epochs,
+        "schedule": {"name": "linear"},
+        "optimizer": {"weight_decay": 1e-4},
+        "label_smoothing": 0.1,
+        "data": {"early_sizes": (160,), "size_boundaries": (enlarged,)},
+    }
+    # Their crop of 224 in 256.
+    sizes = _sizes(192, crop=256, resize=292)
+    return peak(1.7, batch=4096, warmup=2.0), sizes, _NO_NORM, own
+
+
+def _cifar(*, epochs: float, decay: float) -> Fields:
+    """What recipes that were published for CIFAR-10 have in common."""
+    optimizer = {"nesterov": True, "weight_decay": decay}
+    return peak(0.1, batch=128) | {"duration": epochs, "optimizer": optimizer}
+
+
+RECIPES: dict[str, tuple[Fields, ...]] = {
+    # He et al. 2015 (1512.03385) as fb.resnet.torch and torchvision (V1) train it.
+    # EXPECTED: 76.0 % (fb.resnet.torch), 76.13 % (torchvision) for ResNet-50 v1.5.
+    "he_2015": (
+        peak(0.1, batch=256),
+        _steps(30.0, 60.0),
+        {"duration": 90.0, "optimizer": {"weight_decay": 1e-4}},
+    ),
+    # Goyal et al. 2017 (1706.02677), section 5.1: large batches. Groups of 32 are the paper's
+    # images per GPU, on any number of devices. EXPECTED: 76.26 % for ResNet-50, 5 runs.
+    "goyal_2017": (
+        peak(0.1, batch=8192, warmup=5.0, reference=256),
+        _steps(30.0, 60.0, 80.0),
+        _NO_NORM,
+        {
+            "schedule": {"warmup_from": 256 / 8192},  # at 0.1
+            "eval_batch_size": 8192,
+            "duration": 90.0,
+            "model": {"zero_init_scale": True, "bn_group_size": 32},
+            "optimizer": {"nesterov": True, "weight_decay": 1e-4},
+        },
+    ),
+    # He et al. 2018 (1812.01187), table 6 without distillation; `model` resnet50d.
+    # EXPECTED: 79.29 % for ResNet-50-D with all tricks and distillation (their table 1).
+    "bag_of_tricks": (
+        peak(0.1, batch=1024, warmup=5.0, reference=256),
+        _ONLY_KERNELS,
+        {
+            "duration": 200.0,
+            "model": {"zero_init_scale": True},
+            "optimizer": {"nesterov": True, "weight_decay": 1e-4},
+            "label_smoothing": 0.1,
+            "mixup": 0.2,
+        },
+    ),
+    # EXPECTED: 75.9 %, 77.12 ± 0.11 % and 78.43 ± 0.11 % for ResNet-50.
+    "nvidia_50": _nvidia(50.0),
+    "nvidia_90": _nvidia(90.0),
+    "nvidia_250": (*_nvidia(250.0), {"mixup": 0.2}),
+    # MLPerf Training v4.0, closed division, NVIDIA's config_DGXH100.sh.
+    # EXPECTED: 75.9 % for ResNet-50 after 35 epochs.
+    "mlperf_lars": (
+        peak(11.0, batch=3200, warmup=2.0),
+        _ONLY_KERNELS,
+        {
+            "schedule": {"name": "poly", "power": 2.0, "final": 1e-4 / 11.0},
+            "duration": 37.0,
+            "data": {"random_crop_area": (0.05, 1.0)},
+            "optimizer": {"name": "lars", "trust_coefficient": 0.001, "weight_decay": 5e-5},
+            "label_smoothing": 0.1,
+            "eval_every": 4.0,
+        },
+    ),
+    # ResNet strikes back. EXPECTED: 80.4 %, 79.8 % and 78.1 % for ResNet-50; A3 trains at 160
+    # pixels and scores at 224.
+    "rsb_a1": (
+        *_rsb(5e-3, epochs=600.0, decay=0.01, magnitude=7.0),
+        _RSB_DEPTH,
+        {"mixup": 0.2, "label_smoothing": 0.1},
+    ),
+    "rsb_a2": (*_rsb(5e-3, epochs=300.0, decay=0.02, magnitude=7.0), _RSB_DEPTH),
+    "rsb_a3": (
+        *_rsb(8e-3, epochs=100.0, decay=0.02, magnitude=6.0),
+        _sizes(160, crop=224, resize=235),
+    ),
+    # torchvision's second weights (pytorch/vision #3995). EXPECTED: 80.858 % for ResNet-50.
+    "torchvision_v2": (
+        peak(0.5, batch=1024, warmup=5.0),
+        _sizes(176, crop=224, resize=232),
+        _NO_NORM,
+        {
+            "schedule": {"warmup_from": 0.01},
+            "duration": 600.0,
+            "optimizer": {"weight_decay": 2e-5},
+            "data": {"policy": "trivial", "random_erasing": 0.1, "repeats": 4},
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "label_smoothing": 0.1,
+            # Its 0.99998 is adjusted to the batch, the interval and the epochs.
+            "ema_decay": 1 - 2e-5 * 1024 * 32 / 600,
+            "ema_every": 32,
+        },
+    ),
+    # Bello et al. 2021 (2103.07579); `model` resnetrs50 and up. tensorflow/tpu,
+    # models/official/resnet: resnet_rs/configs, and resnet_main.py for the rest.
+    # EXPECTED: RS-50 at 160: 78.8 %.
+    "resnet_rs": (
+        peak(0.1, batch=4096, warmup=5.0, reference=256),
+        _NO_NORM,
+        {
+            "duration": 350.0,
+            "optimizer": {"nesterov": True, "weight_decay": 4e-5},
+            "data": {"image_size": 160, "eval_resize": 192},
+            "label_smoothing": 0.1,
+            "ema_decay": 0.9999,
+        },
+        {"data": {"policy": "randaugment", "magnitude": 10.0}},
+    ),
+    # EXPECTED: about 76.19 % for ResNet-50 in 36 epochs (mild). Medium: SAM at every tenth step.
+    "mosaic_mild": _mosaic(epochs=36.0, smoothing=0.08),
+    "mosaic_medium": (
+        *_mosaic(epochs=135.0, smoothing=0.1),
+        {"mixup": 0.2, "sam_radius": 0.5, "sam_every": 10},
+    ),
+    # EXPECTED: 73.8 % and 78.4 %.
+    "ffcv_16": _ffcv(16.0, enlarged=12.0),  # between 11 and 13
+    "ffcv_88": _ffcv(88.0, enlarged=71.0),  # between 65 and 76
+    # Zagoruyko & Komodakis 2016 (1605.07146), CIFAR-10; they pad by reflection, not with zeros.
+    # EXPECTED: 96.00 % for wrn28_10, median of 5 runs.
+    "wide_resnet": (
+        _cifar(epochs=200.0, decay=5e-4),
+        _steps(60.0, 120.0, 160.0),
+        {"schedule": {"scales": (1.0, 0.2, 0.04, 0.008)}},
+    ),
+    # Xie et al. 2016 (1611.05431), section 5.3, CIFAR-10.
+    # EXPECTED: 96.35 % for resnext29_8x64d, mean of 10 runs.
+    "resnext_cifar": (_cifar(epochs=300.0, decay=5e-4), _steps(150.0, 225.0)),
+    # Huang et al. 2016 (1603.09382), CIFAR-10, with the best checkpoint on validation.
+    # EXPECTED: 94.77 % for resnet110_sd.
+    "stochastic_depth": (_cifar(epochs=500.0, decay=1e-4), _steps(250.0, 375.0)),
+    # Zhang et al. 2019 (1901.09321), CIFAR-10, with the defaults of their code:
+    # hongyi-zhang/Fixup, cifar/cifar_train.py; there mixup has one share for a whole batch.
+    # EXPECTED: 92.76 % for fixup_resnet110.
+    "fixup": (
+        _cifar(epochs=200.0, decay=1e-4),
+        _steps(100.0, 150.0),
+        {"optimizer": {"nesterov": False, "scalar_rate": 0.1}, "mixup": 1.0},
+    ),
+}
+"""By name, the parts that are set one after the other. The last four are for CIFAR-10."""

@@ -1,0 +1,151 @@
+"""A trained network with all that it needs to classify images."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from resnet_jax.config.schema import streams
+from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.inference.predictor import Predictor
+from resnet_jax.models.presets import Network
+from resnet_jax.train.data_sizes import evaluation_crop
+from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.experiment import load_data
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainedNetwork:
+    """The network of a checkpoint of a run.
+
+    Attributes:
+        config: the run's configuration.
+        step: the step of the checkpoint.
+        model: the linen module.
+        variables: the variables for `model.apply`.
+        normalization: {"mean", "std"} of the training images, in grey levels.
+        class_names: one name per logit.
+        image_shape: (h, w, c) of the images that the network takes.
+        source: the run's directory.
+    """
+
+    config: ConfigDict
+    step: int
+    model: Network
+    variables: dict[str, Any]
+    normalization: dict[str, jax.Array]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    source: str = ""
+
+    def __repr__(self) -> str:
+        """Describe the network in a line, without its arrays."""
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.variables["params"]))
+        height, width, channels = self.image_shape
+        crop = self.image_fit.crop
+        how = (
+            f"scaled to {crop.cover[0]}×{crop.cover[1]} and cropped" if crop and crop.cover else ""
+        )
+        return (
+            f"<TrainedNetwork {self.config.model.name}: {count:,} parameters,"
+            f" {len(self.class_names)} classes, uint8 images"
+            f" {how or 'as they are'} ({height}×{width}×{channels}),"
+            f" step {self.step:,} of {self.source or 'a run'}>"
+        )
+
+    @property
+    def image_fit(self) -> Fit:
+        """How the run gave its evaluation images the shape that the network takes.
+
+        Without a crop, images must have that shape. Colours are converted if images were cropped
+        or come from a folder, and refused otherwise.
+        """
+        crop = evaluation_crop(self.config)
+        convert = crop is not None or self.config.data.name == "folder"
+        return Fit(self.image_shape, crop, convert=convert)
+
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for the network, for a weight file.
+
+        None if a weight file can't say it: with a mean image, grey images, or images that aren't
+        square.
+
+        Raises:
+            ConfigError: the name of a class isn't a line of text.
+        """
+        height, width, channels = self.image_shape
+        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
+        if (height, channels) != (width, 3) or mean.shape != (3,):
+            return None
+        data, crop = self.config.data, self.image_fit.crop
+        return Preprocessing(
+            mean=tuple(map(float, data.mean)) or tuple((mean / 255).tolist()),  # type: ignore[arg-type]
+            std=tuple(map(float, data.std)) or tuple((std / 255).tolist()),  # type: ignore[arg-type]
+            size=height,
+            resize=crop.cover[0] if crop and crop.cover else None,
+            interpolation=crop.interpolation if crop else "bilinear",
+            class_names=self.class_names,
+        )
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The predictor that `predict` and `evaluate` call."""
+        return Predictor(self.model, self.variables, self.normalization, self.image_fit)
+
+    def predict(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "n k"]:
+        """Probabilities of the classes for images as they are in files.
+
+        The images are prepared as the run prepared its evaluation images: scaled and cropped if
+        the run did so (`image_fit`), and normalised. A program is compiled for each power of two
+        up to 32 images, when it is first needed.
+
+        Args:
+            images: uint8 [h, w, c] each, upright, with the channels of `image_shape`. If the run
+                didn't scale its images, all have `image_shape`.
+
+        Raises:
+            DataError: an image has another type, number of channels or size.
+            NumericalError: the probabilities aren't finite.
+        """
+        return self.predictor.predict(images)
+
+    def evaluate(
+        self, split: str, *, data_dir: str | None = None, mirrored: bool = False
+    ) -> Evaluation:
+        """Evaluate on a split of the run's data, on all devices.
+
+        Args:
+            split: "train", "validation" or "test".
+            data_dir: where the data are; None is the `data.dir` of the run.
+            mirrored: use the mean of the logits of each image and of its mirror image.
+
+        Raises:
+            ConfigError: the run's config names no such split.
+            DataError: the data are missing, or have other classes than the network.
+        """
+        config = self.config.copy_and_resolve_references()
+        if data_dir:
+            config.data.dir = data_dir
+        if not config.data[split]:
+            raise ConfigError(f"The run's config names no {split} split.")
+        if split == "train" and streams(config):
+            raise ConfigError("The training images of this run are decoded as needed, not scored.")
+        dataset = load_data(config)
+        if dataset.class_names != self.class_names:
+            raise DataError(
+                f"{config.data.name} has other classes now than when the network was trained."
+            )
+        return self.predictor.evaluate(
+            dataset.splits[split],
+            batch_size=config.eval_batch_size,
+            mirrored=mirrored,
+            metrics=config.metrics,
+        )

@@ -1,0 +1,78 @@
+"""Command, commit, versions and hardware of a measurement."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    versions = {"python": platform.python_version(), "resnet_jax": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def provenance() -> dict[str, Any]:
+    """Return the command, commit, versions and hardware, to repeat a measurement with."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join([Path(sys.executable).name, *map(_without_folder, sys.argv)]),
+        "commit": _commit(),
+        "versions": package_versions(),
+        "hardware": {
+            "platform": device.platform,
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "processes": jax.process_count(),
+            "cpu": _cpu_model(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def _without_folder(argument: str) -> str:
+    """Return an argument without the folder of an absolute path, which is private."""
+    flag, equals, value = argument.rpartition("=")
+    return f"{flag}{equals}{Path(value).name}" if os.path.isabs(value) else argument
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, "+" with uncommitted changes; None outside git."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        # Fails if the repository is another one, in which this package is installed.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

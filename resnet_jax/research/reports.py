@@ -1,0 +1,67 @@
+"""Rows and figures that several reproductions share."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.reproduction import Report, Row, Within
+from resnet_jax.research.runner import TrainedRun
+
+
+def difference(
+    run: TrainedRun | None,
+    baseline: TrainedRun | None,
+    measure: Callable[[TrainedRun], Sequence[float]],
+) -> tuple[float, ...]:
+    """What `measure` gives for each seed of a run, less that for the baseline's; () without both.
+
+    Args:
+        run, baseline: runs of the same seeds.
+        measure: one value per seed, such as `TrainedRun.test_errors`.
+    """
+    if run is None or baseline is None:
+        return ()
+    return tuple(a - b for a, b in zip(measure(run), measure(baseline), strict=True))
+
+
+def error_rows(
+    trained: Mapping[str, TrainedRun],
+    published: Mapping[str, float],
+    *,
+    source: str,
+    accepts: Callable[[float], Within],
+    label: Callable[[str], str] = str,
+) -> tuple[Row, ...]:
+    """A row for the test error on CIFAR-10 of each network.
+
+    Args:
+        trained: the runs by the name of the network; runs beyond the budget are missing.
+        published: the papers' errors in percent by the name of the network.
+        source: where they are published.
+        accepts: the values that count as reproduced, given the published error.
+        label: how a row names a network.
+    """
+    return tuple(
+        Row(
+            what=f"{label(name)}, test error, %",
+            published=error,
+            source=source,
+            data="CIFAR-10",
+            measured=trained[name].test_errors() if name in trained else (),
+            accepts=accepts(error),
+        )
+        for name, error in published.items()
+    )
+
+
+def loss_report(rows: tuple[Row, ...], trained: Mapping[str, TrainedRun]) -> Report:
+    """The rows, with a figure of the training losses by label."""
+    data = {}
+    with journal_style():
+        figure, (axes,) = new_panels(1, width=4.5)
+        for label, run in trained.items():
+            epochs, losses = run.curve("train", "loss")
+            plot_mean(axes, epochs, losses, label=label, log=True)
+            data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors())}
+        axes.set(xlabel="epoch", ylabel="training loss (nats)")
+        add_legend(axes)
+    return Report(rows, figure, data)

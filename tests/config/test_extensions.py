@@ -1,0 +1,140 @@
+"""Modules of the user: found as Python finds modules, and never in the directory of a run."""
+
+import importlib
+import sys
+
+import pytest
+
+from resnet_jax.config.extensions import describe_changes, extension_digests, import_extensions
+from resnet_jax.config.io import from_json
+from resnet_jax.config.schema import default_config, validate
+from resnet_jax.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path, monkeypatch):
+    """A current directory that isn't on the import path; what is imported is forgotten again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = set(sys.modules)
+    importlib.invalidate_caches()
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def _make_run(folder):
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_module_is_found_in_the_current_directory(tmp_path):
+    (tmp_path / "my_losses.py").write_text("import my_helpers\n")
+    (tmp_path / "my_helpers.py").write_text("")
+    import_extensions(("my_losses",))
+    assert {"my_losses", "my_helpers"} <= set(sys.modules)
+
+
+def test_the_import_path_comes_first(tmp_path, monkeypatch):
+    (tmp_path / "my_losses.py").write_text("where = 'here'\n")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "my_losses.py").write_text("where = 'on the path'\n")
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    import_extensions(("my_losses",))
+    assert sys.modules["my_losses"].where == "on the path"
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_module_of_a_package_is_found(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "losses.py").write_text("")
+    import_extensions(["mine.losses"])
+    assert "mine.losses" in sys.modules
+
+
+def test_configs_import_their_extensions_before_all_else(tmp_path):
+    (tmp_path / "my_losses.py").write_text("")
+    config = default_config(("my_losses",))
+    assert config.extensions == ("my_losses",)
+    assert sys.modules.pop("my_losses")
+    from_json('{"extensions": ["my_losses"]}')
+    assert sys.modules.pop("my_losses")
+    validate(config)
+    assert "my_losses" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such", "there is no module no_such; put no_such.py into the current directory"),
+        ("my_losses.focal", "there is no module my_losses.focal"),
+        ("my losses", "it holds import names of modules, such as 'my_losses'"),
+        ("", "it holds import names of modules"),
+        ("../my_losses", "it holds import names of modules"),
+        ("pip.__main__", "it holds import names of modules"),
+        ("antigravity", "names 'antigravity', a module of Python itself"),
+        ("broken", r"broken fails at .*broken.py, line 2: ZeroDivisionError: division by zero"),
+        ("unfinished", r"unfinished fails at .*unfinished.py, line 1: SyntaxError"),
+        ("incomplete", r"incomplete.py, line 1: ModuleNotFoundError: No module named 'not_there'"),
+    ],
+)
+def test_what_cannot_be_imported_is_said_in_a_line(name, message, tmp_path):
+    (tmp_path / "my_losses.py").write_text("")
+    (tmp_path / "broken.py").write_text("one = 1\none / 0\n")
+    (tmp_path / "unfinished.py").write_text("def f(:\n")
+    (tmp_path / "incomplete.py").write_text("import not_there\n")
+    with pytest.raises(ConfigError, match=message) as error:
+        import_extensions((name,))
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_the_directory_of_a_run_is_never_run(tmp_path, monkeypatch):
+    """Neither as the current directory, nor below it, nor on the import path, nor by a link."""
+    run = _make_run(tmp_path / "runs" / "theirs")
+    evil = "raise SystemExit('ran')\n"
+    (run / "evil.py").write_text(evil)
+    (run / "package").mkdir()
+    (run / "package" / "__init__.py").write_text(evil)
+    (tmp_path / "linked.py").symlink_to(run / "evil.py")
+    path = list(sys.path)
+    for folder, name in (
+        (run, "evil"),
+        (run, "package"),
+        (run, "package.losses"),
+        (tmp_path, "linked"),
+        (tmp_path, "runs.theirs.evil"),
+        (tmp_path / "runs", "theirs.evil"),
+    ):
+        monkeypatch.chdir(folder)
+        with pytest.raises(ConfigError, match="in the directory of a run .* no code is run"):
+            from_json(f'{{"extensions": ["{name}"]}}')
+        assert str(run) not in sys.path
+    monkeypatch.setattr(sys, "path", [str(run), *path])
+    with pytest.raises(ConfigError, match="in the directory of a run"):
+        import_extensions(("evil",))
+
+
+def test_nor_in_a_directory_that_is_about_to_be_one(tmp_path):
+    (tmp_path / "my_losses.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(ConfigError, match="in the directory of a run"):
+        import_extensions(("my_losses",), workdir=tmp_path)
+
+
+def test_a_source_that_has_changed_is_said_in_a_line(tmp_path):
+    (tmp_path / "my_losses.py").write_text("scale = 1\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "mine" / "losses.py").write_text("scale = 1\n")
+    names = ("my_losses", "mine")
+    import_extensions(names)
+    recorded = extension_digests(names)
+    assert all(len(digest) == 64 for digest in recorded.values())
+    assert describe_changes(names, recorded) == ""
+    assert describe_changes(names, {}) == ""  # the run recorded none
+    (tmp_path / "mine" / "losses.py").write_text("scale = 2\n")
+    said = describe_changes(names, recorded)
+    assert said.startswith("the source of mine (SHA-256 ")
+    assert "\n" not in said
+    (tmp_path / "my_losses.py").write_text("scale = 2\n")
+    assert "my_losses (SHA-256" in describe_changes(names, recorded)
