@@ -16,12 +16,14 @@ from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.derivatives import differentiable
 from resnet_jax.ops.pooling import max_pool
 from resnet_jax.ops.projection import project_and_normalise
+from resnet_jax.ops.projection_gpu import convolve_normalised
 
 
 class PointwiseProduct(NamedTuple):
     """A 1×1 convolution that is still to be computed.
 
-    TPUs compute it together with its normalisation (projection.py), other platforms before it.
+    TPUs and GPUs compute it together with its normalisation (projection.py, projection_gpu.py),
+    CPUs before it.
     """
 
     x: Float[Array, "n h w a"]
@@ -183,7 +185,7 @@ def _normalise_pooled(
 def _normalise_product(
     x: Array, kernel: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> tuple[Array, Array, Array]:
-    """Normalise groups of x · kernel, on TPUs without writing the product."""
+    """Normalise groups of x · kernel, on TPUs and GPUs without writing the product."""
 
     def plain(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         z = maps_of(PointwiseProduct(x, kernel))
@@ -195,5 +197,12 @@ def _normalise_product(
     def tpu(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         return project_and_normalise(x, kernel, scale, bias, shape[0], epsilon, dtype)
 
+    def gpu(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        return convolve_normalised(x, kernel, scale, bias, epsilon)
+
     shape, images = x.shape[:2], x.reshape(-1, *x.shape[2:])
-    return jax.lax.platform_dependent(images, kernel, scale, bias, tpu=tpu, default=plain)
+    # A GPU would need other weights for each group.
+    cuda = gpu if shape[0] == 1 and x.dtype == dtype else plain
+    return jax.lax.platform_dependent(
+        images, kernel, scale, bias, tpu=tpu, cuda=cuda, default=plain
+    )
