@@ -125,6 +125,6 @@ def test_a_network_trains_alike_on_each_platform(platform, group_size, activatio
 
     monkeypatch.setattr(batch_norm.jax.lax, "platform_dependent", as_there)
     together = train()
-    assert len(calls) == 4  # the last of each branch, and the first unit's shortcut
+    assert len(calls) == 5  # the last of each branch, and both shortcuts
     for actual, expected in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(actual, expected, atol=3e-5 * np.abs(expected).max() + 1e-7)
