@@ -7,14 +7,8 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import (
-    define_config_flag,
-    end_early,
-    end_with,
-    exit_code_of,
-    parse_flags,
-    show_progress,
-)
+from resnet_jax.cli.common.config_flag import define_config_flag, parse_flags
+from resnet_jax.cli.common.exits import end_early, end_with, exit_code_of, show_progress
 from resnet_jax.errors import UsageError
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 from resnet_jax.utils.malloc import configure_malloc

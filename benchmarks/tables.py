@@ -353,12 +353,12 @@ def cost_table() -> str:
 
 
 def papers_section() -> str:
-    """Each artefact: its claim, figure, table, and how to run it again."""
+    """Each reproduction: its claim, figure, table, and command."""
     parts = []
-    for name, artefact in REPRODUCTIONS.items():
+    for name, reproduction in REPRODUCTIONS.items():
         result = json.loads((PAPERS / f"{name}.cpu.json").read_text(encoding="utf-8"))
         command = f"resnet-jax reproduce {name}"
-        full = "" if artefact.runs["full"] is artefact.runs["cpu"] else _full_size(name)
+        full = "" if reproduction.runs["full"] is reproduction.runs["cpu"] else _full_size(name)
         rows = [
             f"| {row['what']} | {row['data']} | {_value(row['published'])} | {row['source']}"
             f" | {_measured(row)} | {row['accepts']} | {row['verdict']} |"
@@ -367,9 +367,9 @@ def papers_section() -> str:
         parts += [
             f"### {name}",
             "",
-            f"**{artefact.claim}** ({artefact.paper})",
+            f"**{reproduction.claim}** ({reproduction.paper})",
             "",
-            f"![{artefact.title}](figures/papers/{name}.png)",
+            f"![{reproduction.title}](figures/papers/{name}.png)",
             "",
             f"`{command}`: {result['verdict']}, in {_minutes(result['wall_s'])}.{full}",
             "",
@@ -403,19 +403,21 @@ def _value(value: float | str | None) -> str:
 
 
 def verdicts_table() -> str:
-    """One line for each artefact."""
+    """One line for each reproduction."""
     lines = ["| | claim | on two cores | on CIFAR-10 |", "|---|---|---|---|"]
-    for name, artefact in REPRODUCTIONS.items():
+    for name, reproduction in REPRODUCTIONS.items():
         verdicts = []
         for size in ("cpu", "full"):
             path = PAPERS / f"{name}.{size}.json"
-            if artefact.runs["full"] is artefact.runs["cpu"] and size == "full":
+            if reproduction.runs["full"] is reproduction.runs["cpu"] and size == "full":
                 verdicts.append("the same")
             elif path.exists():
                 verdicts.append(json.loads(path.read_text(encoding="utf-8"))["verdict"])
             else:
                 verdicts.append("not run: budget")
-        lines.append(f"| [{name}](#{name}) | {artefact.claim} | {verdicts[0]} | {verdicts[1]} |")
+        lines.append(
+            f"| [{name}](#{name}) | {reproduction.claim} | {verdicts[0]} | {verdicts[1]} |"
+        )
     return "\n".join(lines)
 
 

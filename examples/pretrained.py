@@ -26,8 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import resnet_jax
-from resnet_jax.cli.flags import report, show_progress
-from resnet_jax.cli.weights_flags import add_weights_flags
+from resnet_jax.cli.common.exits import report, show_progress
+from resnet_jax.cli.common.weights_flags import add_weights_flags
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.images.normalization import given_normalization, normalize

@@ -1,4 +1,4 @@
-"""resnet-jax bench step|data --config=FILE: how fast a config computes, and reads its images."""
+"""resnet-jax bench step|data --config=FILE: the speed of a config's steps, or of its input."""
 
 import argparse
 import math
@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError
 
 HELP = "Measure the steps of a config, or its input pipeline, on this machine."
@@ -23,15 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config_argument(parser)
     parser.add_argument(
-        "--seconds", type=float, default=5.0, help="for each measurement (default: 5)"
+        "--seconds", type=float, default=5.0, help="duration of each measurement (default: 5)"
     )
     parser.add_argument(
-        "--train", action="store_true", help="data: train too, and tell how long a step waits"
+        "--train", action="store_true", help="with data: also train, and show how long steps wait"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure."""
+    """Measure the steps or the input pipeline."""
     if not 0 < args.seconds < math.inf:
         raise UsageError(f"--seconds is {args.seconds}; it must be a number greater than 0.")
     if args.train and args.what != "data":
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a table, and what came of all of it."""
+    """Print a table and a summary."""
     if "ceilings" in document:
         _show_speed(document, console)
         return

@@ -10,7 +10,7 @@ EXAMPLE = "pip install onednn-devel-cpu-gomp && resnet-jax build"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Define the command line, which has no arguments."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Say what was checked and where the library is."""
+    """Print the path of the library and the result of the check."""
     console.print(f"compiled: {document['library']}, with oneDNN {document['oneDNN']}")
     console.print(
         f"checked: {document['checked']} random convolutions and gradients are right;"

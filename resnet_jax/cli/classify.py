@@ -1,28 +1,24 @@
-"""Any number of image files through a network: read by threads, in batches of one shape."""
+"""Classifying image files: threads read the files, the network takes batches of one shape."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from resnet_jax.cli.common.image_progress import image_progress
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.image_files import read_file
 from resnet_jax.data.readers.folders import SUFFIXES
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
-from resnet_jax.utils.streams import LossyStream
 
 _THREADS = 4
 
@@ -58,10 +54,10 @@ def read_image(path: Path, fit: Fit, *, remedy: str) -> UInt8[np.ndarray, "h w c
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The files that are named, and PNG and JPEG files in folders that are, at any depth.
+    """The given files, and the PNG and JPEG files in the given folders at any depth.
 
     Raises:
-        DataError: there are none in a folder, or it can't be listed.
+        DataError: a folder has no images, or can't be listed.
     """
     found: list[Path] = []
     for path in paths:
@@ -84,25 +80,30 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict[str, Any]:
-    """The likeliest classes of each image, and the images that can't be read, as a document.
+    """Classify image files.
 
-    Memory is that of the network on one batch, of one image per thread as it lies in its file,
-    and of two batches as the network takes them.
+    Memory holds one image per thread in its original size, and two batches of prepared images.
 
     Args:
         classifier: the network.
-        paths: of the images.
-        top: how many classes.
+        paths: the image files.
+        top: the number of classes to return for each image.
+
+    Returns:
+        "predictions", with the most probable classes of each image, and "unreadable", the images
+        that can't be read, with the errors.
 
     Raises:
-        NumericalError: the network gives something else than numbers.
+        NumericalError: the probabilities aren't finite.
     """
     size = classifier.predictor.batch_size(len(paths))
     predictions: list[dict[str, Any]] = []
     unreadable: list[dict[str, str]] = []
     read_one = functools.partial(read_image, fit=classifier.predictor.fit, remedy=classifier.remedy)
     read = _read_ahead(read_one, paths, ahead=2 * size)
-    with _progress(len(paths)) as advance:
+    done = 0
+    with image_progress(transient=True) as update:
+        update(done, len(paths))
         while some := list(itertools.islice(read, size)):
             good = [(path, image) for path, image in some if not isinstance(image, DataError)]
             unreadable += [
@@ -117,7 +118,8 @@ def classify(classifier: Classifier, paths: Sequence[Path], *, top: int) -> dict
                     predictions.append(
                         {"image": str(path), "top": _best(row, classifier.class_names, top)}
                     )
-            advance(len(some))
+            done += len(some)
+            update(done, len(paths))
     return {"predictions": predictions, "unreadable": unreadable}
 
 
@@ -137,7 +139,7 @@ def _best(
 def _read_ahead(
     read: Callable[[Path], np.ndarray], paths: Sequence[Path], *, ahead: int
 ) -> Iterator[tuple[Path, np.ndarray | DataError]]:
-    """What `read` returns or refuses of each path, in order; `ahead` of them wait at most."""
+    """The result or DataError of `read` for each path, in order; reads `ahead` files ahead."""
 
     def attempt(path: Path) -> np.ndarray | DataError:
         try:
@@ -156,15 +158,3 @@ def _read_ahead(
             waiting += ((p, pool.submit(attempt, p)) for p in itertools.islice(rest, 1))
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, if that is a terminal; gives a function that moves it on."""
-    console = Console(file=cast(IO[str], LossyStream(sys.stderr)))
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.advance(task, done)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
 HELP = "Draw the curves of several runs in one figure, and say what differs between them."
@@ -24,13 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("compare.png"), help="default: compare.png; or .pdf, .svg"
     )
     parser.add_argument(
-        "--metric", choices=["top1", "loss"], default="top1", help="of held-out images"
+        "--metric",
+        choices=["top1", "loss"],
+        default="top1",
+        help="metric of the held-out images (default: top1)",
     )
-    parser.add_argument("--labels", metavar="A,B,…", help="of the lines, in the order of the table")
+    parser.add_argument(
+        "--labels", metavar="A,B,…", help="labels of the lines, in the order of the table"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Read the runs, and draw them."""
+    """Read the runs and draw the figure."""
     from etils import epath
 
     from resnet_jax.checkpoint.workdir import write_atomically
@@ -69,7 +74,7 @@ def _relabelled(lines: list[Any], labels: list[str]) -> list[Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a row per line of the figure, and what differs between their configs."""
+    """Print a row per line of the figure, and the fields that differ between the configs."""
     from resnet_jax.research.scores import HEADING, SHOWN, error_percent, loss_nats
 
     lines = document["lines"]

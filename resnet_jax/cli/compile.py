@@ -1,4 +1,4 @@
-"""resnet-jax compile --config=FILE: does it fit these TPUs or GPUs, and how fast can it be?"""
+"""resnet-jax compile --config=FILE: memory and speed on TPUs or GPUs, without having them."""
 
 # ruff: noqa: PLC0415 - the environment must be prepared before JAX is imported
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Compile, and describe what came out."""
+    """Compile for each slice, and describe the programs."""
     from resnet_jax.profiling import slices
 
     if not (args.topology or args.all):
@@ -106,7 +106,7 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print the report of a slice, or a table of several."""
+    """Print the report of a slice, or a table of several slices."""
     if "runs" in document:
         _show_sweep(document, console)
         return

@@ -1,4 +1,4 @@
-"""resnet-jax convert IN.pth OUT.safetensors: PyTorch's pickles to a format that can't run code."""
+"""resnet-jax convert IN.pth OUT.safetensors: PyTorch pickles to a format that can't run code."""
 
 # ruff: noqa: PLC0415 - NumPy takes a while to import, which --help needn't wait for
 
@@ -27,10 +27,10 @@ HELP = "Convert weights that PyTorch saved (.pt, .pth, .bin) to safetensors."
 EXAMPLE = "resnet-jax convert resnet50-11ad3fa6.pth resnet50.safetensors"
 
 OLDEST_TORCH = (2, 10)
-"""Before 2.6, a file could run code in spite of weights_only=True (CVE-2025-32434); before 2.10, it
-could corrupt memory (CVE-2026-24747)."""
+"""Before 2.6, a file can run code despite weights_only=True (CVE-2025-32434); before 2.10, it can
+corrupt memory (CVE-2026-24747)."""
 
-_LEAST_MEMORY = 2**34  # of address space, of which torch takes some GiB before it has read anything
+_LEAST_MEMORY = 2**34  # bytes of address space; torch takes some GiB before it reads anything
 _LEAST_CPU_S = 120
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Load the file in a process with limits, check what comes out, and write it."""
+    """Load the file in a process with limits, check the tensors, and write them."""
     from resnet_jax.errors import DataError, UsageError, WriteError
     from resnet_jax.weights.arrays import printable
     from resnet_jax.weights.files import (
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print what was written, and what wasn't."""
+    """Print what was written and what was left out."""
     types = ", ".join(f"{count} {name}" for name, count in document["dtypes"].items())
     lines = [
         f"{document['output']}: {document['tensors']:,} tensors ({types}),"
@@ -112,7 +112,7 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 
 def _check_torch() -> None:
-    """Refuse a torch that is missing or too old to be safe, without importing it."""
+    """Refuse a missing or unsafe version of torch, without importing torch."""
     from packaging.version import Version
 
     from resnet_jax.errors import ConfigError
@@ -131,7 +131,7 @@ def _check_torch() -> None:
 
 
 def _load(source: Path, target: Path, key: str | None) -> dict[str, Any]:
-    """Let a child process write the tensors of `source` to `target`; returns what it says."""
+    """Let a child process write the tensors of `source` to `target`; return its answer."""
     from resnet_jax.errors import DataError, WriteError
     from resnet_jax.weights.arrays import MAX_FILE_BYTES, printable
 
@@ -142,14 +142,14 @@ def _load(source: Path, target: Path, key: str | None) -> dict[str, Any]:
         key=key,
         oldest=OLDEST_TORCH,
         memory_bytes=max(_LEAST_MEMORY, 8 * size),
-        cpu_s=_LEAST_CPU_S + size // 10**7,  # torch loads and writes more than 100 MB in a second
+        cpu_s=_LEAST_CPU_S + size // 10**7,  # torch loads and writes more than 100 MB per second
         tensor_bytes=MAX_FILE_BYTES,
     )
-    # Variables of Python and torch could change what is imported and how it's loaded.
+    # Variables of Python and torch could change what is imported and how it is loaded.
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "TORCH"))}
     try:
         done = subprocess.run(
-            # -P: without the folder of the script or the current one among those of modules.
+            # -P: neither the script's folder nor the current folder is searched for modules.
             [sys.executable, "-P", convert_child.__file__, json.dumps(dataclasses.asdict(job))],
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -173,7 +173,7 @@ def _load(source: Path, target: Path, key: str | None) -> dict[str, Any]:
 
 
 def _why_it_ended(done: "subprocess.CompletedProcess[bytes]", job: convert_child.Job) -> str:
-    """What to say of a child that gave no answer."""
+    """The reason why a child process gave no answer."""
     from resnet_jax.weights.arrays import printable
 
     if done.returncode == -signal.SIGXCPU:
@@ -189,5 +189,5 @@ def _why_it_ended(done: "subprocess.CompletedProcess[bytes]", job: convert_child
 
 
 def _count_types(arrays: "dict[str, np.ndarray]") -> dict[str, int]:
-    """How many arrays there are of each type, the most frequent first."""
+    """The number of arrays of each type, the most frequent first."""
     return dict(Counter(str(array.dtype) for array in arrays.values()).most_common())

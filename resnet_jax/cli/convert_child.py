@@ -1,11 +1,11 @@
-"""The process of `resnet-jax convert` that reads a pickle: the only place where one is read.
+"""The process of `resnet-jax convert` that reads a pickle; no other code reads pickles.
 
     python convert_child.py JSON
 
-JSON is an object with the fields of `Job`. The tensors go to a safetensors file, and one JSON
-object to standard output: {"error": …}, {"unwritable": …}, or {"torch", "taken", "left_out"}. This
-process has limits of its own, and imports nothing of this package; its parent trusts nothing that
-it writes.
+JSON is an object with the fields of `Job`. The process writes the tensors to a safetensors file,
+and one JSON object to standard output: {"error": …}, {"unwritable": …}, or {"torch", "taken",
+"left_out"}. It has resource limits and imports nothing from this package; its parent trusts nothing
+that it writes.
 """
 
 import dataclasses
@@ -19,28 +19,28 @@ SUPPORTED = (
     *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
 )
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-"""Keys under which training programs keep a network's tensors beside other things."""
+"""Keys under which training programs store a network's tensors beside other objects."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What the parent asks for."""
+    """The parent's request."""
 
     source: str  # the pickle
     target: str  # the safetensors file to write
-    key: str | None  # under which the tensors are; None: under one of WRAPPERS, or at the top
-    oldest: tuple[int, int]  # version of torch that is safe
-    memory_bytes: int  # of address space
+    key: str | None  # the key of the tensors; None: one of WRAPPERS, or the top level
+    oldest: tuple[int, int]  # the oldest safe version of torch
+    memory_bytes: int  # limit of the address space
     cpu_s: int
-    tensor_bytes: int  # all tensors together
+    tensor_bytes: int  # limit for all tensors together
 
 
 class _RefusedError(Exception):
-    """What is wrong with the file: the end of a sentence that begins with its name."""
+    """The file is refused. The message continues a sentence that begins with the file's name."""
 
 
 def main(argument: str) -> None:
-    """Read, check, write; says how it went on standard output."""
+    """Read, check and write; print the answer on standard output."""
     fields = json.loads(argument)
     job = Job(**{**fields, "oldest": tuple(fields["oldest"])})
     _limit(job)
@@ -56,14 +56,14 @@ def main(argument: str) -> None:
 
 
 def _limit(job: Job) -> None:
-    import resource  # noqa: PLC0415 - there is none on Windows
+    import resource  # noqa: PLC0415 - not available on Windows
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(
         resource.RLIMIT_CPU, (job.cpu_s, job.cpu_s + 5)
-    )  # first a signal that tells why
+    )  # SIGXCPU first, SIGKILL 5 s later
     resource.setrlimit(resource.RLIMIT_FSIZE, (job.tensor_bytes, job.tensor_bytes))
-    if sys.platform == "linux":  # elsewhere it isn't to be had
+    if sys.platform == "linux":  # other systems don't enforce it
         resource.setrlimit(resource.RLIMIT_AS, (job.memory_bytes, job.memory_bytes))
 
 
@@ -76,10 +76,10 @@ def _convert(job: Job) -> dict[str, Any]:
         oldest = ".".join(map(str, job.oldest))
         raise _RefusedError(f"needs torch {oldest} to be read; {torch.__version__} isn't safe.")
     try:
-        # As an open file: torch would choose another reader by the name.
+        # An open file: torch would choose another reader by the file's name.
         with open(job.source, "rb") as file:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=False)
-    except Exception as error:  # of many kinds, for the file can be anything
+    except Exception as error:  # of many types, depending on the file
         if _is_about_memory(error):
             raise
         raise _RefusedError(_reason(error)) from None
@@ -88,11 +88,11 @@ def _convert(job: Job) -> dict[str, Any]:
     for name, value in found.items():
         _check(name, value)
         total += value.numel() * value.element_size()
-    if total > job.tensor_bytes:  # a few bytes can be the storage of any number of elements
+    if total > job.tensor_bytes:  # a small storage can have any number of elements
         raise _RefusedError(
             f"holds tensors of {total:,} bytes, more than weights have ({job.tensor_bytes:,})."
         )
-    # Tensors that share memory each get their own, as the format needs.
+    # safetensors requires that tensors don't share memory.
     plain = {
         name: value.detach().clone(memory_format=torch.contiguous_format)
         for name, value in found.items()
@@ -101,7 +101,6 @@ def _convert(job: Job) -> dict[str, Any]:
         save_file(plain, job.target)
     except (OSError, SafetensorError) as error:
         return {"unwritable": str(error)}
-    # What was beside the tensors on the way to them.
     left_out = sorted(str(key) for key in loaded if key != taken) if taken else []
     return {"torch": torch.__version__, "taken": taken, "left_out": left_out}
 
@@ -111,7 +110,7 @@ def _is_about_memory(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch can't load a file, without torch's advice to load it unsafely."""
+    """The reason why torch can't load a file, without torch's advice to load it unsafely."""
     text = str(error)
     if found := re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text):
         return (
@@ -129,11 +128,11 @@ def _reason(error: Exception) -> str:
 
 
 def _find_tensors(loaded: Any, key: str | None) -> tuple[str | None, dict[str, Any]]:
-    """Under which key the tensors are, None for the top, and the tensors."""
+    """(The key of the tensors or None for the top level, the tensors)."""
     if not isinstance(loaded, dict):
         raise _RefusedError(f"holds a {type(loaded).__name__}, not tensors by name.")
     if key is None:
-        # The most usual name first; others, such as of moving averages, must be asked for.
+        # The most common key first. Other keys, such as for moving averages, need --key.
         key = next((name for name in WRAPPERS if isinstance(loaded.get(name), dict)), None)
     elif not isinstance(loaded.get(key), dict):
         have = ", ".join(sorted(str(k) for k, v in loaded.items() if isinstance(v, dict)))
@@ -147,7 +146,7 @@ def _find_tensors(loaded: Any, key: str | None) -> tuple[str | None, dict[str, A
 
 
 def _check(name: Any, value: Any) -> None:
-    """Refuse what isn't a plain tensor under a name."""
+    """Refuse anything but a dense tensor under a string."""
     import torch  # noqa: PLC0415
 
     if not isinstance(name, str):

@@ -1,4 +1,4 @@
-"""resnet-jax doctor: is this machine fit for a run?"""
+"""resnet-jax doctor: check whether this machine is ready for a run."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
 
 HELP = "Check devices, versions, data, directories, memory, ports and the clock of this machine."
 EXAMPLE = "resnet-jax doctor --config=configs/cifar10.py:resnet20 --workdir=runs/cifar10"
@@ -21,14 +21,14 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("--workdir", help="directory of a run, to begin or to go on")
+    parser.add_argument("--workdir", help="directory of a new run, or of a run to resume")
     add_config_argument(parser)
-    parser.add_argument("--data", metavar="NAME", help="data set to look for, without a config")
+    parser.add_argument("--data", metavar="NAME", help="data set to check, without a config")
     parser.add_argument("--data-dir", help="folder of prepared data sets")
     parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="of several processes (default: $JAX_COORDINATOR_ADDRESS, or port 8476 of this host)",
+        help="of a job (default: $JAX_COORDINATOR_ADDRESS, or port 8476 of this host)",
     )
     parser.add_argument(
         "--timeout", type=float, default=60.0, help="seconds for JAX to start (default: 60)"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run all checks; the exit code is that of the first failure."""
-    # Each of these is quick to import: JAX is started in another process.
+    # These modules import quickly: JAX runs in another process.
     from resnet_jax.data.readers.array_cache import cache_folder  # noqa: PLC0415
     from resnet_jax.doctor import (  # noqa: PLC0415
         convolutions,
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     if workdir:
         checks["workdir"] = lambda: run.check_workdir(workdir, several=several)
-    # The last one, so that it sees whether the clock was changed meanwhile.
+    # The last check, so that it notices a change of the clock during the others.
     checks["clock"] = lambda: host.check_clock(started, package=Path(__file__).parents[1])
 
     findings = finding.diagnose(checks)

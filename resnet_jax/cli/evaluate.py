@@ -1,23 +1,23 @@
-"""resnet-jax eval WORKDIR: score a checkpoint of a run, or a weight file, on a split."""
+"""resnet-jax eval WORKDIR: evaluate a checkpoint of a run, or a weight file, on a split."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
-import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.preprocessing_flags import (
+from resnet_jax.cli.common.preprocessing_flags import (
     add_preprocessing_flags,
+    describe_preprocessing,
     preprocessing_of,
     resize_value,
 )
-from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
-from resnet_jax.cli.tables import Table
-from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
+from resnet_jax.cli.common.tables import Table
+from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 _OF_WEIGHTS = ("model", "field", "data", "mean", "std", "size", "resize", "interpolation")
 _ROLES = ("train", "validation", "test")
 _BATCH = 1000  # images
-_BATCH_PIXELS = 2**24  # no more of them than this, if the images are large
+_BATCH_PIXELS = 2**24  # limits the batch of large images
 
 HELP = "Score a checkpoint of a run or a weight file: top-1, top-5, loss, on request each class."
 EXAMPLE = (
@@ -46,22 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         default="test",
-        help="of a run train, validation or test; with --weights as the data set names it, or a"
-        " part such as test[:100] (default: test)",
+        help="of a run train, validation or test; with --weights a split of the data set, or a part"
+        " such as test[:100] (default: test)",
     )
     parser.add_argument(
         "--mirrored", action="store_true", help="average the logits of images and mirror images"
     )
     parser.add_argument("--per-class", action="store_true", help="add a table of the classes")
     parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix")
-    parser.add_argument(
-        "--data-dir", help="where the prepared data lie, or a folder of images by class"
-    )
+    parser.add_argument("--data-dir", help="folder of the prepared data, or of images by class")
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run, default="the mean of all")
     weights = parser.add_argument_group(
         "a network of a weight file",
-        "How images are prepared is said in the file or beside it, or else by flags.",
+        "The preprocessing of images is read from the file or beside it, or given by flags.",
     )
     add_weights_flags(weights)
     weights.add_argument("--data", metavar="NAME", help="a data set of TFDS, or folder")
@@ -75,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Restore or load the network, score it, and draw what was asked for."""
+    """Restore or load the network, evaluate it, and draw the confusion matrix on request."""
     if bool(args.workdir) == bool(args.weights):
         raise UsageError("give either a run's directory or --weights (resnet-jax eval --help).")
     others, why = (RUN_FLAGS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
@@ -91,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             " normalisation of the images may be others than its publisher's."
         )
     document |= {"mirrored": args.mirrored, **scores.scalars()}
-    assert scores.confusion is not None  # they don't come from the record of a run
+    assert scores.confusion is not None
     if args.per_class:
         document["classes"] = _per_class(scores.confusion, class_names)
     if args.confusion:
@@ -103,7 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
-    """What the document says of the network, its scores, and the names of its classes."""
+    """The network of a run: its part of the document, its scores, its class names."""
     from resnet_jax.inference.restore import seeds_of
     from resnet_jax.train.evaluate import mean_over_seeds
 
@@ -127,7 +125,7 @@ def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tup
 
 
 def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
-    """The same of a weight file."""
+    """The network of a weight file; returns as `_of_run`."""
     from resnet_jax.data.datasets import load_dataset
     from resnet_jax.data.images.fit import Fit
     from resnet_jax.inference.predictor import Predictor
@@ -154,20 +152,18 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         batch_size=max(1, min(_BATCH, _BATCH_PIXELS // preprocessing.size**2)),
         mirrored=args.mirrored,
     )
-    fields = dataclasses.asdict(preprocessing)
-    del fields["class_names"]
     document = {
         "weights": str(args.weights),
         "model": network.name,
         "data": args.data,
         "split": args.split,
-        "preprocessing": fields,
+        "preprocessing": describe_preprocessing(preprocessing),
     }
     return document, scores, dataset.class_names
 
 
 def _as_they_come(data: str, preset: str) -> dict[str, Any]:
-    """Fields of `Preprocessing` for a data set whose images have the network's size already."""
+    """Fields of `Preprocessing` for a data set whose images have the network's size."""
     from resnet_jax.data.dataset_info import find_known
     from resnet_jax.models.presets import find_preset
 
@@ -183,13 +179,13 @@ def _check_classes(
     names: tuple[str, ...] | None,
     dataset: "Dataset",
 ) -> None:
-    """Refuse a network whose logits can't be of the classes of the data.
+    """Refuse a network whose classes can't be the classes of the data.
 
-    Names may be written differently in both; but the same names in another order, which others'
-    tables of ImageNet do have, would silently score a good network as bad as chance.
+    The spelling of names may differ. The same names in another order, as in some tables of
+    ImageNet, would give a good network the scores of chance.
 
     Raises:
-        DataError: there are more or fewer of them, or the same in another order.
+        DataError: the numbers of classes differ, or the names are the same in another order.
     """
     if dataset.num_classes != num_classes:
         raise DataError(
@@ -205,7 +201,7 @@ def _check_classes(
 
 
 def _per_class(confusion: "np.ndarray", class_names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Counts, recall and precision of each class; None where there is nothing to divide by."""
+    """Counts, recall and precision of each class; None where the denominator is 0."""
     rows = []
     for i, name in enumerate(class_names):
         examples, predicted, correct = confusion[i].sum(), confusion[:, i].sum(), confusion[i, i]

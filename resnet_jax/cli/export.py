@@ -1,4 +1,4 @@
-"""resnet-jax export WORKDIR OUT: a network as a program that needs JAX only, or as weights."""
+"""resnet-jax export WORKDIR OUT: a network as a program that needs only JAX, or as weights."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
-from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
+from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
 
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
@@ -32,7 +32,7 @@ _OF_OTHERS = {
     **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML"),
     **dict.fromkeys((".engine", ".plan", ".trt"), "TensorRT"),
 }
-"""Suffixes → whose format a reader would take the file for."""
+"""Suffix → the format that a reader would expect."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def _fractions(text: str) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """What is to be exported, and the `notes` that say what it is."""
+    """The network to export, with `notes` for its description."""
 
     model: Any  # a linen module
     variables: dict[str, Any]
@@ -145,7 +145,7 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what doesn't go together, before JAX is asked for anything."""
+    """Refuse inconsistent arguments before JAX is imported."""
     from resnet_jax.errors import UsageError, WriteError
 
     if bool(args.workdir) == bool(args.weights):

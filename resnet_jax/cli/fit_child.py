@@ -1,22 +1,22 @@
-"""The process of one run of `resnet-jax sweep`; reads its job from standard input as JSON."""
+"""The process of a run of `resnet-jax sweep`; it reads its job from standard input as JSON."""
 
 import json
 import os
 import sys
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import end_early, end_with, exit_code_of, show_progress
+from resnet_jax.cli.common.exits import end_early, end_with, exit_code_of, show_progress
 from resnet_jax.errors import STOPPED_EARLY
 from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.subprocess import die_with_parent
 
 
 def main(stop: StopRequest) -> int:
-    """Train, and return the exit code, as train.py does."""
+    """Train, and return the exit code as train.py does."""
     job = json.load(sys.stdin)
-    if os.getppid() != job["parent"]:  # which was killed before `die_with_parent` was called
+    if os.getppid() != job["parent"]:  # the parent was killed before `die_with_parent`
         return STOPPED_EARLY
-    sys.argv = job["argv"]  # what makes the run again, for its summary.json
+    sys.argv = job["argv"]  # the command to record in summary.json
 
     from resnet_jax.config.io import from_json  # noqa: PLC0415 - after signals are listened for
     from resnet_jax.config.schema import streams  # noqa: PLC0415

@@ -1,11 +1,11 @@
-"""resnet-jax list PATTERN: the models that can be made, with their sizes and published errors."""
+"""resnet-jax list PATTERN: the available models, with their sizes and published errors."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.tables import Table
 
 if TYPE_CHECKING:
     from resnet_jax.models.published import Published
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pattern",
         nargs="?",
         default="*",
-        help="of the names, with * and ? as in a shell, in quotes (default: all)",
+        help="pattern of names with * and ? as in a shell, in quotes (default: all)",
     )
 
 

@@ -1,4 +1,4 @@
-"""resnet-jax SUBCOMMAND: what can be done with models and runs beside training them."""
+"""resnet-jax SUBCOMMAND: commands for models, weights, data and runs."""
 
 import argparse
 import json
@@ -26,8 +26,8 @@ from resnet_jax.cli import (
     sweep,
 )
 from resnet_jax.cli import compile as compile_
-from resnet_jax.cli.config_flag import take_overrides
-from resnet_jax.cli.flags import outlive_terminal, report, show_progress, unwritten_output
+from resnet_jax.cli.common.config_flag import take_overrides
+from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 from resnet_jax.utils.malloc import configure_malloc
@@ -53,18 +53,18 @@ _SUBCOMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line like every other mistake, with exit code 64."""
+    """Reports a wrong command line in one line, with exit code 64."""
 
     def error(self, message: str) -> NoReturn:
         sys.exit(report(UsageError(f"{message} ({self.prog} --help explains)")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code.
+    """Run a subcommand; return the exit code.
 
-    A subcommand's module has `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(args)`, which
-    returns one JSON-like document, and `show(document, console)`, which prints it for people. A
-    document that tells of a failure has the "exit_code" that its process ends with.
+    The module of a subcommand has `HELP`, `EXAMPLE`, `add_arguments(parser)`, `run(args)`, which
+    returns one JSON-like document, and `show(document, console)`, which prints the document for
+    people. The document of a failure has the "exit_code" of the process.
     """
     outlive_terminal()
     parser = _Parser(prog="resnet-jax", description=__doc__)

@@ -9,7 +9,7 @@ from resnet_jax.errors import UsageError
 
 HELP = "Print a run's record in the format of MLPerf Training's logs."
 EXAMPLE = "resnet-jax mlperf runs/mlperf > result_0.txt"
-_TARGET = 0.759  # of ImageNet's validation images, by MLPerf's rules for ResNet-50
+_TARGET = 0.759  # ImageNet validation accuracy in MLPerf's rules for ResNet-50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Read the record."""
+    """Read the run's record."""
     from resnet_jax.logging.mlperf import mlperf_log  # noqa: PLC0415 - imports JAX
 
     if not 0 < args.target <= 1:

@@ -3,21 +3,21 @@
 # ruff: noqa: PLC0415 - JAX and Pillow take a second to import, which --help needn't wait for
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from resnet_jax.cli.preprocessing_flags import (
+from resnet_jax.cli.common.preprocessing_flags import (
     ALONE,
     add_preprocessing_flags,
+    describe_preprocessing,
     preprocessing_of,
     resize_value,
 )
-from resnet_jax.cli.run_flags import RUN_FLAGS, add_run_flags, restore_network
-from resnet_jax.cli.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
+from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.utils.streams import LossyStream
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ EXAMPLE = (
 )
 
 _OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
-_LINE = 5000  # characters: a path may have 4,096
+_LINE = 5000  # characters; a path has up to 4,096
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="the run's directory, if it isn't --weights; then PNG or JPEG files, or folders",
+        help="the run's directory, unless --weights is given; then PNG or JPEG files, or folders",
     )
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
     parser.add_argument(
@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(run)
     weights = parser.add_argument_group(
         "a network of a weight file",
-        "How images are prepared is said in the file or beside it, or else by flags.",
+        "The preprocessing of images is read from the file or beside it, or given by flags.",
     )
     add_weights_flags(weights)
     add_preprocessing_flags(weights)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Restore or load a network, and classify; an image that can't be read stops no other."""
+    """Restore or load a network, and classify; unreadable images are skipped and reported."""
     from resnet_jax.cli.classify import classify, find_images
     from resnet_jax.errors import DataError, UsageError
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print one line per image, the likeliest class first; on standard error what can't be read."""
+    """Print one line per image, the most probable class first; unreadable images on stderr."""
     from resnet_jax.weights.arrays import printable
 
     for prediction in document["predictions"]:
@@ -102,7 +102,7 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
-    """The network of a run, and what the document says of it."""
+    """The network of a run, and its part of the document."""
     from resnet_jax.cli.classify import Classifier
     from resnet_jax.data.images.fit import Fit
     from resnet_jax.data.images.preprocessing import ScaleAndCrop
@@ -120,7 +120,7 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 
 
 def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
-    """The network of a weight file, and what the document says of it."""
+    """The network of a weight file, and its part of the document."""
     from resnet_jax.cli.classify import Classifier
     from resnet_jax.data.images.fit import Fit
     from resnet_jax.inference.predictor import Predictor
@@ -128,17 +128,15 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     network = load_network(args)
     preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
     size = preprocessing.size
-    # The middle of a photograph that nothing has scaled is hardly what is meant.
+    # Without scaling, a crop would show only the centre of a photograph.
     fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
     classifier = Classifier(
         Predictor(network.model, network.variables, preprocessing.normalization, fit),
         preprocessing.class_names,
         remedy=f"--resize {size} makes images fit",
     )
-    fields = dataclasses.asdict(preprocessing)
-    del fields["class_names"]
     return classifier, {
         "weights": str(args.weights),
         "model": network.name,
-        "preprocessing": fields,
+        "preprocessing": describe_preprocessing(preprocessing),
     }

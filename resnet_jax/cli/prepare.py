@@ -1,16 +1,12 @@
-"""resnet-jax prepare SOURCE --out=DATA_DIR --name=NAME: images to a TFDS folder."""
+"""resnet-jax prepare SOURCE --out=DATA_DIR --name=NAME: write images as a TFDS folder."""
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from resnet_jax.utils.streams import LossyStream
+from resnet_jax.cli.common.image_progress import image_progress
 
 HELP = "Write a folder of images, or ImageNet's archives, as a TFDS folder; every image is checked."
 EXAMPLE = "resnet-jax prepare downloads/imagenet --out=data --name=imagenet2012 --size=256"
@@ -25,18 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CLASS/name.jpg or SPLIT/CLASS/name.jpg; or ILSVRC2012_img_train.tar and …_val.tar",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of data sets: data.dir")
-    parser.add_argument("--name", required=True, help="of the data set, such as my_photos")
+    parser.add_argument("--name", required=True, help="name of the data set, such as my_photos")
     parser.add_argument(
         "--size", type=int, metavar="N", help="scale the shorter side of larger images to N pixels"
     )
     parser.add_argument(
-        "--quality", type=int, default=90, help="of JPEGs that are scaled (default: 90)"
+        "--quality", type=int, default=90, help="quality of scaled JPEGs (default: 90)"
     )
     parser.add_argument(
         "--corrupt",
         choices=["stop", "skip"],
         default="stop",
-        help="what a damaged image does (default: stop)",
+        help="stop at damaged images, or skip them (default: stop)",
     )
     parser.add_argument("--shards", type=int, help="files per split (default: one per 128 MiB)")
     parser.add_argument("--workers", type=int, default=-1, help="processes (default: one per core)")
@@ -50,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.shards is not None and args.shards < 1:
         raise UsageError(f"--shards is {args.shards}; it must be at least 1.")
     options = Options(args.size, args.quality, args.corrupt)
-    with _progress() as progress:
+    with image_progress(transient=False) as progress:
         return prepare(
             args.source.expanduser(),
             args.out.expanduser(),
@@ -72,12 +68,3 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print(text, markup=False)
     if (more := len(document["bad"]) - _SHOWN) > 0:
         console.print(f"left out: {more:,} more, listed in report.json")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    console = Console(file=cast(IO[str], LossyStream(sys.stderr)))
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""resnet-jax reproduce REPRODUCTION: a table or figure of a paper, run again."""
+"""resnet-jax reproduce NAME: reproduce a table or figure of a paper."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
 
 HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
@@ -18,8 +18,10 @@ _SEEDS = {"cpu": 3, "full": 5}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("artefact", nargs="*", help="names of --list, or all")
-    parser.add_argument("--list", action="store_true", help="list the artefacts and their verdicts")
+    parser.add_argument("artefact", nargs="*", help="names from --list, or all")
+    parser.add_argument(
+        "--list", action="store_true", help="list the reproductions and their verdicts"
+    )
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/papers"), help="default: runs/papers"
     )
@@ -29,14 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="cpu: small data or none, minutes on two cores; full: the paper's, an accelerator",
     )
-    parser.add_argument("--seeds", type=int, help="how many (default: 3, full size 5)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3, full size 5)")
     parser.add_argument(
-        "--budget", type=float, metavar="PFLOP", help="train no more than so many 10¹⁵ operations"
+        "--budget", type=float, metavar="PFLOP", help="limit of the training, in 10¹⁵ operations"
     )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Reproduce, or list."""
+    """Run the reproductions, or list them."""
     from resnet_jax.checkpoint.stop import StopRequest  # noqa: PLC0415
     from resnet_jax.research import results  # noqa: PLC0415 - imports JAX
     from resnet_jax.research.catalogue import REPRODUCTIONS  # noqa: PLC0415
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.size not in REPRODUCTIONS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
-    # Training listens for signals itself, and saves; all else is computed again.
+    # Training handles signals itself and saves; other computations start again.
     with StopRequest() as stop, stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print the table of each artefact, or the list."""
+    """Print the table of each reproduction, or the list."""
     if "artefacts" in document:
         table = Table()
         table.add_column("artefact", no_wrap=True)

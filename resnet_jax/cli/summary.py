@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 
 if TYPE_CHECKING:
     from resnet_jax.models.network import Network
@@ -24,13 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="name of a preset, such as resnet50 or resnet110")
     add_config_argument(parser)
     parser.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
-    parser.add_argument("--channels", type=int, help="of the images (default: the paper's)")
+    parser.add_argument(
+        "--channels", type=int, help="channels of the images (default: the paper's)"
+    )
     parser.add_argument("--num-classes", type=int, help="default: the paper's")
-    parser.add_argument("--dtype", help="of the activations (default: the config's, or float32)")
+    parser.add_argument(
+        "--dtype", help="dtype of the activations (default: the config's, or float32)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Trace the model; nothing is computed."""
+    """Trace the model, without computing anything."""
     # JAX takes a second to import, which --help needn't wait for.
     from resnet_jax.errors import UsageError  # noqa: PLC0415
     from resnet_jax.models.summary import summarize  # noqa: PLC0415
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model(args: argparse.Namespace) -> tuple[str, "Network", tuple[int, int, int]]:
-    """The name of a preset, the model that was made of it, and the shape of its images."""
+    """(Name of the preset, model, shape of its images)."""
     from resnet_jax.config.schema import model_overrides  # noqa: PLC0415
     from resnet_jax.data.dataset_info import find_known  # noqa: PLC0415
     from resnet_jax.errors import UsageError  # noqa: PLC0415

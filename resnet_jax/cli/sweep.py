@@ -1,4 +1,4 @@
-"""resnet-jax sweep: all runs of a config file, several at a time, and one table of their scores."""
+"""resnet-jax sweep: train the runs of a config file, several at a time; tabulate their scores."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config
-from resnet_jax.cli.flags import explain
+from resnet_jax.cli.common.config_errors import explain
+from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.sweep_console import SweepConsole
-from resnet_jax.cli.tables import Table
 from resnet_jax.errors import STOPPED_EARLY, ConfigError, UsageError, WriteError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the runs that aren't finished, and write the table after each."""
+    """Train the runs that aren't finished, and write the table after each run."""
     import jax
 
     from resnet_jax.checkpoint.stop import StopRequest
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.processes < 1:
         raise UsageError(f"--processes is {args.processes}; it must be at least 1.")
-    jax.config.update("jax_platforms", "cpu")  # accelerators are for the processes of the runs
+    jax.config.update("jax_platforms", "cpu")  # the processes of the runs use the accelerators
     runs = plan_runs(load_config(args), _overrides(args))
     _refuse_what_the_sweep_sets(args, runs)
     workdir = as_path(args.workdir)
@@ -106,10 +106,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _overrides(args: argparse.Namespace) -> list[Any]:
-    """What the sweep() of the config file yields, given the file's argument if it takes one.
+    """The overrides from the config file's sweep(), which may take the file's argument.
 
     Raises:
-        ConfigError: there is none, or it has a mistake.
+        ConfigError: the file has no sweep(), or an error.
     """
     file, _, argument = args.config.partition(":")
     try:
@@ -130,7 +130,7 @@ def _overrides(args: argparse.Namespace) -> list[Any]:
 
 
 def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRun, ...]") -> None:
-    """A field given on the command line would be overridden by the sweep, unseen."""
+    """Refuse a field on the command line that the sweep overrides."""
     for override in args.config_overrides:
         field = re.sub(r"^--?(no)?config\.", "", override).partition("=")[0]
         for one in runs:
@@ -139,7 +139,7 @@ def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRu
 
 
 def _document(runs: "tuple[PlannedRun, ...]", workdir: "epath.Path") -> dict[str, Any]:
-    """What is known of the runs that are finished."""
+    """The scores of the finished runs, as a JSON-like document."""
     from resnet_jax.research.scores import group_rows, made_by, sweep_rows
     from resnet_jax.research.sweep import overridden_fields
 
@@ -170,13 +170,13 @@ def _write(document: dict[str, Any], workdir: "epath.Path") -> None:
 
 
 def _reason(ended: "Ended") -> str:
-    """Why a run failed: its line of error or, without one, the last thing it said."""
+    """The reason of a failure: the line with the error, or else the last line of output."""
     lines = [line for line in ended.said.splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else ended.last_line
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a row per group of runs that differ in the seed, and how many are finished."""
+    """Print a row per group of runs that differ in the seed, and the number of finished runs."""
     from resnet_jax.research.scores import HEADING, SHOWN, error_percent
 
     groups = document["groups"]

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: how far each of the runs under way is."""
+"""The progress of a sweep on the console."""
 
 import sys
 import time
@@ -13,23 +13,22 @@ from rich.text import Text
 from resnet_jax.research.progress import Progress
 from resnet_jax.utils.streams import LossyStream, escaped
 
-_SECONDS_BETWEEN_LINES = 30.0  # of one run, in a log
+_SECONDS_BETWEEN_LINES = 30.0  # for each run, in a log
 _SHORTEST_LABEL = 8
 
 
 class SweepConsole:
-    """Prints on standard error; a context manager.
+    """Prints the progress of runs on standard error; a context manager.
 
-    On a terminal that can move its cursor, the last lines are the runs that are under way. In a
-    log, in a pipe and on a dumb terminal each of them gets a line every half minute, if there is
-    anything new.
+    On a terminal with cursor control, the last lines show the running runs. In a log, a pipe or on
+    a dumb terminal, each run gets a line every half minute if it has progressed.
     """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
-        """Show these runs.
+        """Show nothing yet.
 
         Args:
-            labels: name → what to call it on a line of a terminal.
+            labels: run's name → its label on a terminal.
         """
         self._labels = labels
         self._runs: dict[str, Progress] = {}
@@ -55,11 +54,11 @@ class SweepConsole:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(escaped(text), markup=False)
 
     def show(self, name: str, progress: Progress) -> None:
-        """Show how far a run is; the first time it begins."""
+        """Show the progress of a run; the first call announces the run."""
         now = time.monotonic()
         if name not in self._runs:
             self._last_line[name] = now
@@ -70,14 +69,14 @@ class SweepConsole:
             self.say(f"{name}: {progress}")
 
     def end(self, name: str, text: str) -> None:
-        """A run has ended."""
+        """Print how a run ended."""
         del self._runs[name]
         self.say(f"{name}: {text}")
 
     def _lines(self) -> Group:
-        """A line per run, no longer than the terminal is wide: the label gives way."""
+        """A line per run, no wider than the terminal; labels are shortened."""
         lines = []
-        now = list(self._runs.items())  # another thread may change them while this one draws
+        now = list(self._runs.items())  # another thread may change the dict
         runs = [(escaped(self._labels[name]), str(progress)) for name, progress in now]
         room = self._console.width - max((cell_len(told) for _, told in runs), default=0) - 2
         longest = max((cell_len(label) for label, _ in runs), default=0)

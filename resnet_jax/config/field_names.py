@@ -4,8 +4,8 @@ from collections.abc import Collection
 
 from resnet_jax.errors import ConfigError, did_you_mean
 
-# Field → what it is called by torchvision's, timm's, Lightning's and Hugging Face's trainers, and
-# in papers' code.
+# Field → its names in the trainers of torchvision, timm, Lightning and Hugging Face, and in the
+# code of papers.
 _OTHER_NAMES = {
     "schedule.base_lr": "lr learning_rate base_learning_rate init_lr initial_lr max_lr peak_lr",
     "schedule.name": "sched scheduler lr_schedule lr_scheduler lr_scheduler_type lr_policy",
@@ -49,10 +49,10 @@ _FIELD_OF = {name: field for field, names in _OTHER_NAMES.items() for name in na
 
 
 def unknown_field(name: str, known: Collection[str]) -> ConfigError:
-    """The error for a dotted name that isn't one of the `known` fields, with a hint.
+    """Return the error for a dotted name that isn't one of the `known` fields, with a hint.
 
-    The hint is the field that other trainers call so; else, of a name without a section, the fields
-    of this name in all sections; else the field whose name is spelt most similarly, if any is.
+    The hint is the field that has this name in other trainers; else, for a name without a section,
+    the fields of this name in all sections; else the field with the most similar spelling, if any.
     """
     last = name.rpartition(".")[2].lower().replace("-", "_")
     meant = [_FIELD_OF[last]] if last in _FIELD_OF else []

@@ -1,6 +1,6 @@
-"""A network as a program: one file that JAX runs on any platform, without this package.
+"""Export of a network as a program: a file that JAX runs without this package.
 
-The file is StableHLO with the parameters as constants in it, as `jax.export` writes it.
+The file is StableHLO with the parameters as constants, written by `jax.export`.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from resnet_jax.train.evaluate import predict_logits
 from resnet_jax.utils.files import replace_file
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-"""What a program can be lowered for, whatever this host has."""
+"""The platforms for which a program can be lowered on any host."""
 
 _MAX_BYTES = 2**31 - 2**26
-"""Of parameters: a file of `jax.export` has less than 2 GiB, and the program itself takes some."""
+"""Limit of the parameters: a file of `jax.export` has less than 2 GiB, including the program."""
 
 READABLE_LATER, READABLE_EARLIER = "6 months", "3 weeks"
-"""How much newer or older than the jaxlib that exported a program the jaxlib may be that runs it.
+"""How much newer or older the jaxlib that runs a program may be than the jaxlib that exported it.
 
 These are the guarantees of `jax.export` ("Compatibility guarantees" in JAX's page on exporting).
-They count from one release of jaxlib to the other, not from the day of the export.
+They refer to the dates of the jaxlib releases, not to the day of the export.
 """
 
 _PACKAGES = ("flax", "jax", "jaxlib")
@@ -46,27 +46,26 @@ def export_program(
     batch_size: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> jax.export.Exported:
-    """Lower a network's inference to a program of one argument, images, and one result, logits.
+    """Lower the inference of a network to a program from images to logits.
 
-    Batch normalisation uses the running statistics. The program computes what `model.apply` does:
-    in the model's `dtype`, with float32 logits.
+    Batch normalisation uses the running statistics. The program computes what `model.apply`
+    computes: in the model's `dtype`, with float32 logits.
 
     Args:
         model: a linen module.
-        variables: of the network, as `model.init` makes them; they become constants.
+        variables: the network's variables, which become constants.
         image_shape: (h, w, c).
-        normalization: {"mean", "std"} in grey levels, as runs have them: the program then takes
-            uint8 images as they are in files. Without it, it takes float32 ones, normalised as the
-            network was trained.
-        batch_size: the program's; None for one that takes any number of images.
-        platforms: some of `PLATFORMS`; none of them needs to be here.
+        normalization: {"mean", "std"} in grey levels; the program then takes uint8 images as they
+            are in files. None: the program takes normalised float32 images.
+        batch_size: the batch size of the program; None for a program of any batch size.
+        platforms: some of `PLATFORMS`; this host needs none of them.
 
     Returns:
-        The program: `.call(images)` runs it, `write_program` makes a file of it.
+        The program. `.call(images)` runs it; `write_program` writes it to a file.
 
     Raises:
-        ConfigError: unknown platforms, an impossible size, statistics that don't fit the images,
-            or more parameters than a file of this format can hold.
+        ConfigError: a platform is unknown, a size is invalid, the statistics don't fit the images,
+            or the parameters are larger than the file format allows.
     """
     _check_platforms(platforms)
     _check_sizes(image_shape, batch_size)
@@ -87,7 +86,7 @@ def export_program(
 
 
 def describe_program(program: jax.export.Exported) -> dict[str, Any]:
-    """What a caller has to know of it; "n" in a shape is any number of images."""
+    """The interface of a program; "n" in a shape is any number of images."""
     (images,), (logits,) = program.in_avals, program.out_avals
     return {
         "images": {"shape": _shape(images), "dtype": images.dtype.name},
@@ -107,16 +106,16 @@ def write_program(
     """Write a file that `jax.export.deserialize` reads, and its description to `path` + ".json".
 
     Args:
-        path: of a file on this machine; an existing one is replaced at once, when all is written.
-        program: what `export_program` returns.
-        notes: what the description is to say besides, such as "class_names"; JSON-like.
+        path: a file on this machine; an existing file is replaced atomically.
+        program: the program from `export_program`.
+        notes: more entries of the description, such as "class_names"; JSON-like.
 
     Returns:
-        The description, which has the file's SHA-256: a program and a description that don't
-        belong together can be told.
+        The description, which has the file's SHA-256, so that a mismatch of program and
+        description is detectable.
 
     Raises:
-        WriteError: one of the files can't be written; an existing one is intact.
+        WriteError: a file can't be written; an existing file is intact.
     """
     path = Path(path)
     data = program.serialize()
@@ -192,9 +191,9 @@ def _shape(array: jax.core.ShapedArray) -> list[int | str]:
 
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
-    """Keep the paths of this machine's Python files out of what is lowered.
+    """Lower programs without the paths of this machine's Python files.
 
-    A program is given to others, and the same network gives the same bytes wherever it's exported.
+    The same network then gives the same bytes on every machine.
     """
     before = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)

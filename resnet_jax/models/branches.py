@@ -5,15 +5,15 @@ A branch is a frozen dataclass. Its fields, if it has any, become fields of `cre
 """
 
 import dataclasses
-import re
 import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from jaxtyping import Array, Float
 
-from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.fields import check_fields, fields_of, values_of
+from resnet_jax.utils.registry import Registry
 
 StrideOn = Literal["1x1", "3x3"]
 
@@ -131,30 +131,26 @@ class Bottleneck(Branch):
         ]
 
 
-BRANCHES: dict[str, type[Branch]] = {"single": Single, "basic": Basic, "bottleneck": Bottleneck}
+BRANCHES: Registry[type[Branch]] = Registry(
+    "branch", {"single": Single, "basic": Basic, "bottleneck": Bottleneck}
+)
 """Every branch by its name: the values that `model.branch` can have."""
 
-_OWN = tuple(BRANCHES)
 _B = TypeVar("_B", bound=type[Branch])
 
 
 def register_branch(name: str) -> Callable[[_B], _B]:
     """Give a name to a branch, for `model.branch`; a decorator of its class.
 
-    A module that is imported again registers its branches again, in the place of the earlier ones.
-
     Args:
-        name: lower-case letters, digits and underscores.
+        name: an identifier. The same module may register it again, as when it is reloaded.
 
     Raises:
-        ConfigError: the name isn't such a name or is that of a branch of this package; or the class
-            isn't a frozen dataclass derived from `Branch` with a default for each field.
+        ConfigError: the name isn't an identifier, or belongs to resnet_jax or to another module; or
+            the class isn't a frozen dataclass derived from `Branch` with a default for each field.
     """
 
     def register(cls: _B) -> _B:
-        if name in _OWN or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            reason = "a branch of resnet_jax" if name in _OWN else "no lower-case identifier"
-            raise ConfigError(f"A branch can't be registered as {name!r}: this is {reason}.")
         own = "__dataclass_fields__" in vars(cls)
         if not (issubclass(cls, Branch) and own):
             raise ConfigError(
@@ -163,7 +159,7 @@ def register_branch(name: str) -> Callable[[_B], _B]:
         missing = [n for n, f in fields_of(cls).items() if f.default is dataclasses.MISSING]
         if missing:
             raise ConfigError(f"The field {missing[0]} of {cls.__name__} has no default value.")
-        BRANCHES[name] = cls
+        BRANCHES.register(name, cls, module=cls.__module__)
         return cls
 
     return register
@@ -177,11 +173,10 @@ def find_branch(branch: str | Branch) -> Branch:
     """
     if isinstance(branch, Branch):
         return branch
-    if not isinstance(branch, str) or branch not in BRANCHES:
-        hint = did_you_mean(str(branch), BRANCHES)
+    if not isinstance(branch, str):
         shown = reprlib.repr(branch)  # a file from elsewhere may hold anything
-        raise ConfigError(f"model.branch is {shown}; it can be {', '.join(BRANCHES)}.{hint}")
-    return BRANCHES[branch]()
+        raise ConfigError(f"model.branch is {shown}; it can be a name or a Branch.")
+    return BRANCHES.find("model.branch is", branch)()
 
 
 def convolutions(branch: str | Branch) -> int:

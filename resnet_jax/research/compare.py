@@ -131,8 +131,8 @@ def read_run(folder: epath.Path) -> RecordedRun:
     summary = None
     if (folder / SUMMARY).exists():
         with read_summary(folder) as summary:
-            score_rows(summary)  # shows whether it is damaged
-    # The results that are kept of a run may be without its config.json.
+            score_rows(summary)  # raises if it is damaged
+    # Committed results may have no config.json.
     source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
     try:
         in_summary = json.dumps(summary["config"]) if summary else ""

@@ -1,12 +1,13 @@
 """The training loop: next batch, step, log, evaluate, save, stop."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.data.loaders.loader import DeviceBatches, Loader
+from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.job.agreement import ProcessFlags, all_gather_object
 from resnet_jax.train.clock import Clock
+from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.nonfinite import NonfiniteError
 from resnet_jax.train.records import Recorder
@@ -20,22 +21,13 @@ if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Measured
 
 
-class RunSteps(Protocol):
-    """Takes training steps; `CompiledSteps`."""
-
-    def __call__(
-        self, state: TrainState, batches: DeviceBatches, *, first: int, steps: int
-    ) -> TrainState:
-        """Take `steps` steps from step number `first` on; donates `state`."""
-
-
 def train_loop(
     state: TrainState,
     step: int,
     *,
     spec: TrainSpec,
     loader: Loader,
-    run_steps: RunSteps,
+    run_steps: CompiledSteps,
     measure_statistics: Callable[[TrainState, Loader], TrainState] | None,
     validate: Callable[[TrainState, int], dict[str, Evaluation]] | None,
     diagnose: Callable[[TrainState], "Sequence[Measured]"],

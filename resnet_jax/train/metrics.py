@@ -67,7 +67,8 @@ class Metric:
         values: from logits [n, k] (float32) and labels [n] (int32) to one value per example [n]:
             bool, integer or float32. Runs under `jit`.
         in_training: whether training logs the metric too. The labels of training are those of the
-            images before mixup or CutMix.
+            images before mixup or CutMix. Checkpoints hold the sums of these metrics, so that a
+            run resumes only with the metrics with which it began.
     """
 
     values: Values

@@ -190,7 +190,7 @@ def test_a_holder_elsewhere_that_ends_meanwhile_makes_way(tmp_path, monkeypatch)
 def test_who_ends_at_once_gives_up_its_lock_first(tmp_path):
     program = (
         "import sys; from etils import epath; from resnet_jax.checkpoint.lock import locked\n"
-        "from resnet_jax.cli.flags import end_with\n"
+        "from resnet_jax.cli.common.exits import end_with\n"
         "with locked(epath.Path(sys.argv[1])): end_with('Process 1 has ended.')"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
@@ -251,7 +251,7 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
 def test_a_process_ends_that_has_lost_its_lock(tmp_path):
     program = (
         "import sys, time; from etils import epath; from resnet_jax.checkpoint import lock\n"
-        "from resnet_jax.cli.flags import end_with; lock._RENEW_S = 0.1\n"
+        "from resnet_jax.cli.common.exits import end_with; lock._RENEW_S = 0.1\n"
         "with lock.locked(epath.Path(sys.argv[1]), on_lost=end_with):\n"
         "    print('held', flush=True); time.sleep(60)"
     )

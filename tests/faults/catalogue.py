@@ -225,7 +225,7 @@ FAULTS = (
         "one line, exit code 64 or 78",
         (
             "cli/test_train_command.py::test_a_wrong_command_line_is_one_line",
-            "cli/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
+            "cli/common/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
             "cli/test_all_commands.py::test_a_number_that_is_none_is_refused",
             "faults/test_fuzz_config.py",
         ),

@@ -14,7 +14,7 @@ from tests.runs import ROOT, digest, start, train
 _ENDS = """
 import atexit, os, signal, sys, types
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.cli.flags import exit_code_of
+from resnet_jax.cli.common.exits import exit_code_of
 from resnet_jax.errors import WriteError
 
 def storm():

@@ -72,7 +72,7 @@ def test_a_signal_is_heard(how):
 
 _FAILS = """
 import concurrent.futures, sys, time
-from resnet_jax.cli.flags import exit_code_of, show_progress
+from resnet_jax.cli.common.exits import exit_code_of, show_progress
 from resnet_jax.errors import WriteError
 
 show_progress()
@@ -108,7 +108,7 @@ def test_a_failure_with_a_stuck_thread_is_told_before_the_end():
 
 _HANGS = """
 import sys, time
-from resnet_jax.cli.flags import end_with
+from resnet_jax.cli.common.exits import end_with
 from resnet_jax.train.watchdog import Watchdog
 
 with Watchdog(0.2, end_with).watching():
@@ -144,7 +144,7 @@ def test_a_run_that_is_stuck_in_its_output_is_ended():
 
 _OPENS = """
 import sys
-from resnet_jax.cli.flags import outlive_terminal
+from resnet_jax.cli.common.exits import outlive_terminal
 
 outlive_terminal()
 with open(sys.argv[1], "w") as file:

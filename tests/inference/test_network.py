@@ -7,12 +7,9 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax.config.schema import default_config
-from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.errors import DataError, NumericalError
 from resnet_jax.inference.network import TrainedNetwork
-from resnet_jax.inference.predictor import Predictor
-from tests.compilations import compilations
 from tests.data.hostile_images import fitted, pixels
 
 CLASSES = ("cat", "dog", "owl")
@@ -91,25 +88,6 @@ def test_a_run_that_scaled_nothing_refuses_other_sizes(network):
     assert network.predict([pixels(8, 8)]).shape == (1, 3)
     with pytest.raises(DataError, match=r"it is 128×128 \(height×width\), not 8×8, and this run"):
         network.predict([pixels(128, 128)])
-
-
-def test_a_program_is_compiled_once_for_each_size_of_a_batch(network):
-    with compilations() as first:
-        for count in (3, 33):
-            network.predict([pixels(seed=number) for number in range(count)])
-    assert len(first) == 2  # for 4 images at a time, and for 32
-    with compilations() as others:
-        for count in (3, 4, 40, 64):
-            network.predict([pixels(seed=number) for number in range(count)])
-    assert not others
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((1, 1, 3), np.uint8), np.zeros((8, 8, 3))])
-def test_a_predictor_takes_images_of_its_shape_and_type_alone(wrong, model, variables):
-    normalization = {"mean": np.zeros(3), "std": np.full(3, 255.0)}
-    predictor = Predictor(model, variables, normalization, Fit((8, 8, 3)))
-    with pytest.raises(DataError, match="the network takes uint8 of shape"):
-        predictor([wrong])
 
 
 def test_numbers_that_are_not_finite_are_no_probabilities(network):

@@ -4,6 +4,7 @@ The module is made of the examples of docs/extend.md.
 """
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -51,6 +52,7 @@ def here(tmp_path, monkeypatch, forget):
     """The current directory, with the user's module; it isn't on the import path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)  # `main` unsets it
     (tmp_path / f"{MODULE}.py").write_text("\n".join(BLOCKS))
     return tmp_path
 
@@ -102,6 +104,7 @@ def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forg
     assert "source of" not in caplog.text
 
     forget()
+    capsys.readouterr()
     assert main(["eval", str(here / "run"), "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["brier"] == pytest.approx(summary["final"]["test"]["brier"], rel=1e-4)

@@ -185,11 +185,11 @@ def test_a_network_of_ones_own_has_config_fields_and_is_found_by_its_preset():
 @pytest.mark.parametrize(
     ("name", "cls", "message"),
     [
-        ("basic", "EcaBasic", "can't be registered as 'basic': this is a branch of resnet_jax"),
+        ("basic", "EcaBasic", "the branch 'basic'.* belongs to resnet_jax"),
         (
             "Eca Net",
             "EcaBasic",
-            "can't be registered as 'Eca Net': this is no lower-case identifier",
+            "the branch 'Eca Net', whose name isn't an identifier",
         ),
         ("eca", "EfficientChannelAttention", "must be a frozen dataclass that is derived from Br"),
     ],

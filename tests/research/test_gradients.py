@@ -8,18 +8,12 @@ import pytest
 import resnet_jax
 from resnet_jax.research.gradients import gradient_norms
 from resnet_jax.train.losses import cross_entropy
-
-_SHAPE = (8, 8, 3)
-
-
-def _network(sizes=(2, 2), **fields):
-    model = resnet_jax.create_model("resnet20", stage_sizes=sizes, width=4, stem_width=4, **fields)
-    return model, resnet_jax.init_variables(model, jax.random.key(0), _SHAPE)
+from tests.research.tiny import make_tiny_network
 
 
 @pytest.mark.thorough
 def test_gradient_norms_are_those_of_the_loss():
-    model, _ = _network((2, 1), scan=True)
+    model, _ = make_tiny_network((2, 1), scan=True)
     norms = gradient_norms(model, (3,))
     assert norms.shape == (1, 6)
     of_network, of_data = jax.random.split(jax.random.key(3))

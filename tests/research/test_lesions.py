@@ -5,26 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import resnet_jax
 from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
-
-_SHAPE = (8, 8, 3)
-
-
-def _network(sizes=(2, 2), **fields):
-    model = resnet_jax.create_model("resnet20", stage_sizes=sizes, width=4, stem_width=4, **fields)
-    return model, resnet_jax.init_variables(model, jax.random.key(0), _SHAPE)
+from tests.research.tiny import SHAPE, make_tiny_network
 
 
 @pytest.fixture(scope="module")
 def images():
-    return jax.random.normal(jax.random.key(1), (3, *_SHAPE))
+    return jax.random.normal(jax.random.key(1), (3, *SHAPE))
 
 
 @pytest.mark.parametrize("shortcut", ["A", "none"])
 def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
-    model, variables = _network((3, 1), shortcut=shortcut)
-    smaller, _ = _network((2, 1), shortcut=shortcut)
+    model, variables = make_tiny_network((3, 1), shortcut=shortcut)
+    smaller, _ = make_tiny_network((2, 1), shortcut=shortcut)
     kept = jnp.array([True, False, True, True])
     without = {  # the third unit takes the second's name
         collection: {
@@ -42,7 +35,7 @@ def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
 
 
 def test_units_of_one_shape_change_places():
-    model, variables = _network((3, 2))
+    model, variables = make_tiny_network((3, 2))
     assert units_of(model) == ["layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1"]
     groups = interchangeable(model)
     assert groups == [["layer1_1", "layer1_2"], ["layer2_1"]]

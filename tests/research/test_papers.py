@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import resnet_jax
 from resnet_jax.research.papers import srivastava2015_gates
 from resnet_jax.research.papers.balduzzi2017 import autocorrelation, derivative
 from resnet_jax.research.papers.he2015_fig7 import response_stds
@@ -16,22 +15,16 @@ from resnet_jax.research.papers.li2018 import flat_share, low_share, random_dire
 from resnet_jax.research.papers.veit2016_lesion import _tau
 from resnet_jax.research.papers.veit2016_paths import path_gradient
 from resnet_jax.train.losses import cross_entropy
-
-_SHAPE = (8, 8, 3)
-
-
-def _network(sizes=(2, 2), **fields):
-    model = resnet_jax.create_model("resnet20", stage_sizes=sizes, width=4, stem_width=4, **fields)
-    return model, resnet_jax.init_variables(model, jax.random.key(0), _SHAPE)
+from tests.research.tiny import SHAPE, make_tiny_network
 
 
 @pytest.fixture(scope="module")
 def images():
-    return jax.random.normal(jax.random.key(1), (3, *_SHAPE))
+    return jax.random.normal(jax.random.key(1), (3, *SHAPE))
 
 
 def test_paths_have_gradients_of_their_own_and_bound_the_whole(images):
-    model, variables = _network((2, 1), order="preact")
+    model, variables = make_tiny_network((2, 1), order="preact")
     labels = jnp.arange(3)
 
     def loss(inputs):
@@ -67,7 +60,7 @@ def test_gates_that_must_agree_do_and_others_do_not(monkeypatch):
 
 
 def test_responses_are_of_the_normalised_layers(images):
-    model, variables = _network((1, 1))
+    model, variables = make_tiny_network((1, 1))
     found = response_stds(model, variables, images)
     assert sorted(found) == [f"layer{s}_0/bn{i}" for s in (1, 2) for i in (1, 2)]
     _, taps = model.apply(variables, images, capture_intermediates=True)
@@ -76,8 +69,8 @@ def test_responses_are_of_the_normalised_layers(images):
 
 
 def test_units_survive_by_the_papers_rule():
-    model, _ = _network((2, 2), stochastic_depth=0.5)
-    np.testing.assert_allclose(survivals(model, _SHAPE), [0.875, 0.75, 0.625, 0.5])
+    model, _ = make_tiny_network((2, 2), stochastic_depth=0.5)
+    np.testing.assert_allclose(survivals(model, SHAPE), [0.875, 0.75, 0.625, 0.5])
 
 
 def test_autocorrelation_of_a_wave_and_of_noise():
@@ -104,7 +97,7 @@ def test_the_derivative_is_that_of_the_network(kind):
 
 
 def test_directions_have_the_norms_of_the_filters():
-    _, variables = _network((1, 1))
+    _, variables = make_tiny_network((1, 1))
     params = variables["params"]
     direction = random_direction(params, jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -104,7 +104,7 @@ def test_a_run_of_growing_images_goes_on_in_either_size(config, tmp_path):
         ({"data.early_sizes": (8,)}, r"early_sizes is \(8,\) and data.size_boundaries \(\)"),
         (
             {"data.early_sizes": (8, 10), "data.size_boundaries": (5.0, 5.0)},
-            "which rises",
+            "the points must rise",
         ),
         ({"data.random_crop_area": (0.5,)}, r"random_crop_area is \(0.5,\)"),
         ({"data.random_crop_area": (0.5, 0.1)}, "smallest and a largest share"),

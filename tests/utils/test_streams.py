@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from resnet_jax.cli import main as cli
-from resnet_jax.cli.flags import report, show_progress
+from resnet_jax.cli.common.exits import report, show_progress
 from resnet_jax.errors import DataError, UsageError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.utils.streams import escaped

@@ -145,7 +145,7 @@ def test_a_line_may_arrive_in_pieces():
 
 _MEMBER = """
 import itertools, os, signal, sys
-from resnet_jax.cli.flags import end_with, exit_code_of
+from resnet_jax.cli.common.exits import end_with, exit_code_of
 from resnet_jax.errors import WriteError
 from resnet_jax.parallel.job.cluster import Job, connected
 from resnet_jax.parallel.job.agreement import all_gather_object

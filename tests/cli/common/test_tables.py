@@ -11,11 +11,11 @@ from rich.console import Console
 
 from resnet_jax.cli import bench, compare, evaluate, main, reproduce, summary, sweep
 from resnet_jax.cli import compile as compile_
-from resnet_jax.cli.tables import Table
+from resnet_jax.cli.common.tables import Table
 from resnet_jax.research import results
 from resnet_jax.research.catalogue import REPRODUCTIONS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LONG = "model.stage_sizes=3-3-3,model.shortcut=none,optimizer.name=sgd"
 
 

@@ -1,8 +1,9 @@
-"""Flags that say how images are prepared for the network of a weight file that doesn't say it."""
+"""Flags for the preprocessing of images, for weight files without a note of it."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
+import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,29 +16,32 @@ if TYPE_CHECKING:
 
 _NEEDED = ("mean", "std", "size", "resize", "interpolation")
 ALONE = "alone"
-"""What --resize is without a number, which means something to runs only."""
+"""The value of --resize without a number, which is valid for runs only."""
 
-_MAX_BYTES = 2**24  # names of 21,841 classes take 2 MB
+_MAX_BYTES = 2**24  # the names of 21,841 classes take 2 MB
 
 
 def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
-    """Let a subcommand take them; it defines --resize itself, of type `resize_value`."""
+    """Define the flags except --resize, which subcommands define with the type `resize_value`."""
     for name, of in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
         often = ",".join(map(str, of))
         group.add_argument(
-            f"--{name}", type=_numbers, metavar="R,G,B", help=f"in 0…1; of ImageNet's, {often}"
+            f"--{name}", type=_numbers, metavar="R,G,B", help=f"in 0…1; for ImageNet {often}"
         )
-    group.add_argument("--size", type=int, metavar="N", help="pixels of a side of the crop")
+    group.add_argument("--size", type=int, metavar="N", help="side of the crop, in pixels")
     group.add_argument(
-        "--interpolation", choices=("bilinear", "bicubic"), help="by which images are scaled"
+        "--interpolation", choices=("bilinear", "bicubic"), help="interpolation of scaling"
     )
     group.add_argument(
-        "--classes", type=Path, metavar="FILE", help="a text with the classes' names, one per line"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="text file with the names of the classes, one per line",
     )
 
 
 def resize_value(text: str) -> int | str:
-    """A number of pixels, "none" or `ALONE`."""
+    """Parse --resize: a number of pixels, "none" or `ALONE`."""
     if text in ("none", ALONE):
         return text
     try:
@@ -61,18 +65,18 @@ def preprocessing_of(
     *,
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> "Preprocessing":
-    """What the flags say, and what they don't, as a weight file or one beside it says.
+    """The preprocessing that the flags describe, completed by the note in or beside the file.
 
     Args:
-        args: with the flags.
-        path: of the weight file on this machine.
-        num_classes: of its network; names of classes must be as many.
-        defaults: fields that neither the flags nor the file need say.
+        args: the parsed flags.
+        path: the path of the weight file on this machine.
+        num_classes: the number of classes of the network.
+        defaults: fields to use if neither the flags nor the file has them.
 
     Raises:
-        UsageError: something that is needed is unknown, or a value can't be.
-        DataError: what the file says, or the text of --classes, can't be used.
-        ConfigError: the names of classes aren't as many as the network's.
+        UsageError: a needed field is unknown, or a value is invalid.
+        DataError: the note in the file, or the file of --classes, can't be used.
+        ConfigError: the number of class names isn't `num_classes`.
     """
     from resnet_jax.data.images.preprocessing import Preprocessing
     from resnet_jax.errors import ConfigError, DataError, UsageError
@@ -111,6 +115,13 @@ def preprocessing_of(
         source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
         raise ConfigError(f"The model has {num_classes} classes, but {source} are of {len(names)}.")
     return preprocessing
+
+
+def describe_preprocessing(preprocessing: "Preprocessing") -> dict[str, Any]:
+    """The fields of a preprocessing for a JSON document, without the class names."""
+    fields = dataclasses.asdict(preprocessing)
+    del fields["class_names"]
+    return fields
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

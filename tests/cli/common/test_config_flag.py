@@ -8,8 +8,12 @@ import absl.flags
 import pytest
 from ml_collections import config_flags
 
-from resnet_jax.cli.config_flag import add_config_argument, load_config, take_overrides
-from resnet_jax.cli.flags import parse_flags
+from resnet_jax.cli.common.config_flag import (
+    add_config_argument,
+    load_config,
+    parse_flags,
+    take_overrides,
+)
 from resnet_jax.cli.main import main
 
 

@@ -1,4 +1,4 @@
-"""Tables on the command line, of which no cell is ever cut."""
+"""Tables on the command line whose cells are never truncated."""
 
 from typing import Any
 
@@ -9,16 +9,16 @@ from rich.markup import escape
 from rich.text import Text
 
 _SHORTEST = 16
-"""Characters to which a column of text may be narrowed by folds within words."""
+"""The least width in characters to which folds within words narrow a column of text."""
 
 
 class Table(rich.table.Table):
-    """A table that folds text where the terminal is too narrow for it.
+    """A table that folds text if the terminal is too narrow.
 
-    Cells are plain text, not Rich's markup. Columns that are justified to the right hold numbers.
-    They, and columns that are declared with `no_wrap`, such as names to be typed, never fold: a
-    table of many of them is wider than a narrow terminal. Into a pipe or a file a table is written
-    as wide as its cells are. The console must have `soft_wrap`, as `main` has it.
+    Cells are plain text, not Rich markup. Right-justified columns, which hold numbers, and columns
+    with `no_wrap`, such as names to type, never fold; a table with many of them can be wider than
+    the terminal. In a pipe or a file, a table is as wide as its cells. The console must have
+    `soft_wrap`, as in `main`.
     """
 
     def __init__(self, *headers: str, title: str | None = None) -> None:
@@ -29,14 +29,14 @@ class Table(rich.table.Table):
         super().add_row(*map(Text, cells), **options)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        frame = 3 * len(self.columns) + 1  # lines between columns, and a space on either side
+        frame = 3 * len(self.columns) + 1  # lines between columns, and a space on each side
         widths = self._widths(options.max_width - frame if console.is_terminal else None)
         for column, width in zip(self.columns, widths, strict=True):
             column.width, column.overflow = width, "fold"
         yield from super().__rich_console__(console, options.update_width(sum(widths) + frame))
 
     def _widths(self, room: int | None) -> list[int]:
-        """Characters of each column: together at most `room`, as far as folds allow it."""
+        """The width of each column in characters; together at most `room` if folds allow it."""
         widths, between_words, within_words = [], [], []
         for column in self.columns:
             header, *cells = [str(column.header), *map(str, column.cells)]

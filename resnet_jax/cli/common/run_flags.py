@@ -1,4 +1,4 @@
-"""Flags that say which network of a run is meant."""
+"""Flags that select a network of a run."""
 
 # ruff: noqa: PLC0415 - JAX takes a while to import, which --help needn't wait for
 
@@ -12,18 +12,18 @@ RUN_FLAGS = ("checkpoint", "ema", "seed_index")
 
 
 def add_run_flags(group: Any, *, default: str = "0, the first") -> None:
-    """Define --checkpoint, --ema and --seed-index, whose default is to be said."""
+    """Define --checkpoint, --ema and --seed-index; `default` describes the default seed."""
     group.add_argument("--checkpoint", help="last, best (on validation), or a step (default: last)")
-    group.add_argument("--ema", action="store_true", help="take the moving averages")
+    group.add_argument("--ema", action="store_true", help="use the moving averages")
     group.add_argument(
-        "--seed-index", type=int, help=f"which of several seeds, from 0 (default: {default})"
+        "--seed-index", type=int, help=f"index of the seed, from 0 (default: {default})"
     )
 
 
 def restore_network(
     args: argparse.Namespace, workdir: str, *, seed_index: int | None = None
 ) -> "TrainedNetwork":
-    """The network that the flags say, or that of another seed.
+    """Restore the network that the flags select, or the network of `seed_index`.
 
     Raises:
         ResnetJaxError: as `restore_run`.

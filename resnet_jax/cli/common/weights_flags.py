@@ -1,4 +1,4 @@
-"""Flags that name a weight file and the network it's of, for the commands that take one."""
+"""Flags that name a weight file and describe its network."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def add_weights_flags(group: argparse._ArgumentGroup) -> None:
-    """Let a subcommand take --weights, --model and --field."""
+    """Define --weights, --model and --field."""
     group.add_argument(
         "--weights",
         type=Path,
@@ -19,20 +19,20 @@ def add_weights_flags(group: argparse._ArgumentGroup) -> None:
         help="safetensors or npz, or a model of the Hub: OWNER/NAME[@REVISION]",
     )
     group.add_argument(
-        "--model", help="name of its preset, such as resnet50, if the file doesn't say it"
+        "--model", help="preset of the network, such as resnet50, if the file doesn't name it"
     )
     group.add_argument(
         "--field",
         type=_field,
         action="append",
         metavar="NAME=VALUE",
-        help="of the model, where it isn't the preset's or the file's, such as shortcut=B or"
+        help="a field of the model that neither the preset nor the file has, such as shortcut=B or"
         " num_classes=7",
     )
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """Name and value of "shortcut=B" or "stage_sizes=(3,4,6,3)"; what isn't a literal is a text."""
+    """Name and value of "shortcut=B" or "stage_sizes=(3,4,6,3)"; other values are strings."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=VALUE, such as shortcut=B")
@@ -43,10 +43,15 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Refuse flags that mean nothing beside others.
+    """Refuse flags that have no effect together with others.
+
+    Args:
+        args: the parsed command line.
+        names: the flags to refuse.
+        why: the reason, the end of the message.
 
     Raises:
-        UsageError: one of them is given; the message says `why` not.
+        UsageError: one of the flags is given.
     """
     from resnet_jax.errors import UsageError
 
@@ -61,10 +66,10 @@ class LoadedNetwork:
     """The network of a weight file.
 
     Attributes:
-        name: of its preset, or of the nearest one.
+        name: the name of the preset, or of the nearest preset.
         model: the linen module, which has a classifier.
-        variables: of the network.
-        path: of the file on this machine.
+        variables: the network's variables.
+        path: the path of the file on this machine.
     """
 
     name: str
@@ -74,12 +79,12 @@ class LoadedNetwork:
 
 
 def load_network(args: argparse.Namespace) -> LoadedNetwork:
-    """The network that the flags describe, and what they leave open as the file says.
+    """Load the network that the flags describe, completed by the note in the file.
 
     Raises:
-        UsageError: --model is missing, and the file doesn't say which network it's of.
-        ConfigError: it can't be the model.
-        DataError: the file can't be read, or is another network's.
+        UsageError: --model is missing, and the file has no note of its network.
+        ConfigError: the fields are invalid, or the model has no classifier.
+        DataError: the file can't be read, or holds another network.
     """
     from resnet_jax.errors import ConfigError, UsageError
     from resnet_jax.models.presets import create_model, preset_of

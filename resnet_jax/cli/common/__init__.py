@@ -1,0 +1,1 @@
+"""Parts that several subcommands and train.py share."""

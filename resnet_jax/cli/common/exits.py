@@ -1,0 +1,196 @@
+"""How commands end: one line on standard error and an exit code, instead of a traceback."""
+
+import logging
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO, cast
+
+from resnet_jax.errors import (
+    STOPPED_EARLY,
+    ConfigError,
+    PeerError,
+    ResnetJaxError,
+    StoppedEarly,
+    WriteError,
+)
+from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_A_BUG = 1
+_WRITING_S = 1.0
+
+
+def outlive_terminal() -> None:
+    """Ignore errors of writing to standard output and standard error, such as a closed terminal."""
+    # A file takes the lowest free descriptor when it is opened. A run's files must not get 1 or 2,
+    # to which C libraries write their messages.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, LossyStream):
+            setattr(sys, name, cast(TextIO, LossyStream(stream)))
+
+
+def unwritten_output() -> int:
+    """The exit code after an output error, which is reported; 0 without an error.
+
+    A closed pipe isn't an error: its reader, such as `head`, has read enough.
+    """
+    sys.stdout.flush()
+    failure = getattr(sys.stdout, "failure", None)
+    if failure is None or isinstance(failure, BrokenPipeError):
+        return 0
+    error = WriteError(f"Standard output can't be written ({failure.strerror or failure}).")
+    _say(f"error: {error}")
+    return error.exit_code
+
+
+def report(error: BaseException) -> int | None:
+    """Print the reason for the end of a command, and return its exit code; None for a bug."""
+    if isinstance(error, KeyboardInterrupt):
+        _say("interrupted; what was saved before is intact")
+        return _INTERRUPTED
+    if isinstance(error, StoppedEarly):
+        _say(str(error))
+        return error.exit_code
+    if not isinstance(error, ResnetJaxError):
+        explained = _device_error(error)
+        if explained is None:
+            return None
+        error = explained
+    _say(f"error: {error}")
+    return error.exit_code
+
+
+def _device_error(error: BaseException) -> ConfigError | None:
+    """A message for an error that JAX raises if it can't start its devices; None for others."""
+    # JAX raises RuntimeError, and AssertionError for some values of JAX_PLATFORMS.
+    if not isinstance(error, RuntimeError | AssertionError) or "jax" not in sys.modules:
+        return None
+    try:
+        sys.modules["jax"].devices()
+    except (RuntimeError, AssertionError) as found:
+        reason = " ".join(str(found).split()).rstrip(".") or "no device"
+        platforms = os.environ.get("JAX_PLATFORMS")
+        setting = f" with JAX_PLATFORMS={platforms!r}; unset it" if platforms else ""
+        return ConfigError(
+            f"JAX can't start its devices ({reason}){setting}. `resnet-jax doctor` says more."
+        )
+    return None
+
+
+def _say(text: str) -> None:
+    """Print on standard error, ignoring write errors."""
+    print(escaped(text), file=LossyStream(sys.stderr))
+
+
+def end_with(message: str) -> NoReturn:
+    """End the process at once, from any thread, because another process of the job is lost."""
+    error = PeerError(f"{message} What was saved before is intact; start the job again.")
+    try:
+        # If process 0 is lost, JAX aborts this process within milliseconds.
+        if not _write_at_once(escaped(f"error: {error}\n")):
+            run_with_timeout(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
+    finally:
+        _end(error.exit_code, flush=_speaks_for_all())
+
+
+def _write_at_once(text: str) -> bool:
+    """Write to standard error if that doesn't block; return whether all was written."""
+    data = text.encode(errors="replace")
+    try:
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        ready = bool(poll.poll(0)) and len(data) <= select.PIPE_BUF
+        return ready and os.write(2, data) == len(data)
+    except OSError:
+        return False
+
+
+def _speaks_for_all() -> bool:
+    """Whether this process prints for its job, so that its output must be flushed."""
+    distributed = sys.modules.get("jax._src.distributed")
+    return distributed is None or not distributed.global_state.process_id
+
+
+def end_early() -> NoReturn:
+    """End the process at once, from any thread, on a signal before there is state to save."""
+    from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
+
+    try:
+        run_with_timeout(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+    finally:
+        _end(STOPPED_EARLY)
+
+
+def _end(code: int, *, flush: bool = True) -> NoReturn:
+    """End the process within seconds, without waiting for other threads or processes."""
+    try:
+        from resnet_jax.checkpoint.lock import release_all  # noqa: PLC0415 - imports etils
+
+        release_all()
+        if flush:
+            run_with_timeout(_flush, timeout_s=_WRITING_S)
+    finally:
+        os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        LossyStream(stream).flush()
+
+
+def _leave(code: int) -> NoReturn:
+    """End a failed process, after the other processes of the job had time to fail too."""
+    try:
+        from resnet_jax.parallel.job.cluster import disconnect  # noqa: PLC0415 - imports JAX
+
+        disconnect()
+    finally:
+        _end(code)
+
+
+def exit_code_of(run: Callable[[], Any]) -> int:
+    """Run a training function; return 0 if it finished, 75 if it stopped early and saved.
+
+    Afterwards stop signals are ignored, because the process is about to end. If training fails,
+    this function ends the process with the exit code and doesn't return.
+    """
+    from resnet_jax.checkpoint.stop import ignore_stop_signals  # noqa: PLC0415 - imports etils
+
+    try:
+        try:
+            result = run()
+        finally:
+            ignore_stop_signals()
+    except (Exception, KeyboardInterrupt) as error:
+        code = report(error)
+        if code is None:  # a bug: print its traceback
+            _say(traceback.format_exc().rstrip())
+        _leave(_A_BUG if code is None else code)
+    return STOPPED_EARLY if result.stopped_early else 0
+
+
+class _EscapedLines(logging.Formatter):
+    """Escapes control characters in log lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(super().format(record))
+
+
+def show_progress() -> None:
+    """Show this package's log messages, such as downloads, and hide those of other libraries."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EscapedLines())
+    ours = logging.getLogger("resnet_jax")
+    ours.handlers = [handler]  # replaces the handler of an earlier command
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    # JAX and Orbax log at length; what matters to users is raised as an exception.
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

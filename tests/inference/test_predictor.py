@@ -1,0 +1,60 @@
+"""Images become probabilities and scores by one program per batch size."""
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.data.datasets import ImageSet
+from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.preprocessing import ScaleAndCrop
+from resnet_jax.errors import DataError
+from resnet_jax.inference.predictor import Predictor
+from tests.compilations import compilations
+from tests.data.hostile_images import pixels
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1,), width=4, num_classes=3)
+    drawn = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
+    variables = jax.tree.map(lambda leaf: leaf + 0.3, drawn)
+    normalization = {"mean": np.full(3, 120.0), "std": np.full(3, 60.0)}
+    return Predictor(model, variables, normalization, Fit((8, 8, 3)))
+
+
+def test_a_program_is_compiled_once_for_each_size_of_a_batch(predictor):
+    with compilations() as first:
+        for count in (3, 33):
+            predictor.predict([pixels(seed=number) for number in range(count)])
+    assert len(first) == 2  # for 4 images at a time, and for 32
+    with compilations() as others:
+        for count in (3, 4, 40, 64):
+            predictor.predict([pixels(seed=number) for number in range(count)])
+    assert not others
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 1, 3), np.uint8), np.zeros((8, 8, 3))])
+def test_a_predictor_takes_images_of_its_shape_and_type_alone(wrong, predictor):
+    with pytest.raises(DataError, match="the network takes uint8 of shape"):
+        predictor([wrong])
+
+
+def test_another_fit_prepares_other_images(predictor):
+    image = pixels(20, 30, seed=1)
+    scaling = predictor.with_fit(Fit((8, 8, 3), ScaleAndCrop((8, 8), (8, 8))))
+    fitted = scaling.fit.apply(image)
+    np.testing.assert_array_equal(scaling.predict([image]), predictor([fitted]))
+    with pytest.raises(DataError, match=r"it is 20×30 \(height×width\), not 8×8"):
+        predictor.predict([image])
+
+
+def test_evaluation_agrees_with_the_probabilities(predictor):
+    images = np.stack([pixels(8, 8, seed=number) for number in range(11)])
+    labels = np.arange(11, dtype=np.int32) % 3
+    scores = predictor.evaluate(ImageSet(images, labels), batch_size=4)
+    probabilities = predictor.predict(list(images))
+    assert scores.examples == 11
+    assert scores.top1 == (probabilities.argmax(axis=-1) == labels).mean()
+    loss = -np.log(probabilities[np.arange(11), labels]).mean()
+    assert scores.loss == pytest.approx(loss, rel=1e-4)
