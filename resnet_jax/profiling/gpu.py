@@ -197,7 +197,7 @@ def prepare() -> None:
     Raises:
         UsageError: the plugin isn't installed, or is of another release than jaxlib.
     """
-    plugin = _plugin()
+    plugin = installed_plugin()
     if plugin is None:
         raise UsageError(
             "XLA's GPU compiler isn't installed; it is part of JAX's CUDA plugin, two wheels that"
@@ -211,7 +211,7 @@ def prepare() -> None:
         )
 
 
-def _plugin() -> str | None:
+def installed_plugin() -> str | None:
     """The distribution that has the compiler; None if it isn't installed."""
     for plugin in ("jax-cuda12-plugin", "jax-cuda13-plugin"):
         if importlib.util.find_spec(plugin.replace("-", "_")):

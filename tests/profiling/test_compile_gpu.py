@@ -11,12 +11,12 @@ import pytest
 import resnet_jax
 from resnet_jax.config.schema import default_config
 from resnet_jax.profiling import compile as ahead
-from resnet_jax.profiling.gpu import _plugin
+from resnet_jax.profiling.gpu import installed_plugin
 from resnet_jax.profiling.slices import describe_slice
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(_plugin() is None, reason="XLA's GPU compiler isn't installed"),
+    pytest.mark.skipif(installed_plugin() is None, reason="XLA's GPU compiler isn't installed"),
 ]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpu_compile.txt"

@@ -67,7 +67,7 @@ def test_without_the_compiler_one_line_says_how_to_get_it(name, modules, extra, 
 
 
 def test_a_plugin_of_another_release_is_refused(monkeypatch):
-    monkeypatch.setattr("resnet_jax.profiling.gpu._plugin", lambda: "numpy")
+    monkeypatch.setattr("resnet_jax.profiling.gpu.installed_plugin", lambda: "numpy")
     with pytest.raises(UsageError, match=r"numpy is .*, but jaxlib is .*pip install 'numpy=="):
         prepare_environment(["h200:8"])
 
