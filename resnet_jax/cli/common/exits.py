@@ -118,12 +118,10 @@ def _speaks_for_all() -> bool:
     return distributed is None or not distributed.global_state.process_id
 
 
-def end_early() -> NoReturn:
+def end_early(message: str) -> NoReturn:
     """End the process at once, from any thread, on a signal before there is state to save."""
-    from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
-
     try:
-        run_with_timeout(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+        run_with_timeout(lambda: _say(message), timeout_s=_WRITING_S)
     finally:
         _end(STOPPED_EARLY)
 
