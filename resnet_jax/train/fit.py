@@ -31,7 +31,7 @@ from resnet_jax.checkpoint.workdir import (
 )
 from resnet_jax.config.extensions import extension_digests, import_extensions
 from resnet_jax.config.io import describe_differences, to_json
-from resnet_jax.config.schema import validate
+from resnet_jax.config.schema import check_complete, validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
@@ -163,6 +163,7 @@ def _fit(
     """Check everything that can be checked before anything is compiled, lock, and train."""
     fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
+        check_complete(config)
         here = None if is_remote(workdir) else Path(workdir)
         import_extensions(config.extensions, workdir=here)
         common["the sources of extensions"] = extension_digests(config.extensions)
