@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from resnet_jax.cli.common.exits import environment_error
 from resnet_jax.errors import ConfigError, ResnetJaxError, UsageError
 
 
@@ -44,6 +45,8 @@ def explain(error: BaseException, argv: Sequence[str], *, program: str) -> Resne
     """
     if isinstance(error, ResnetJaxError):  # raised by the config file
         return error
+    if explained := environment_error(error):
+        return explained
     unknown = _unknown_field(argv)
     if unknown:
         return unknown
