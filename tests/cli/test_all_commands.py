@@ -86,9 +86,14 @@ def test_a_text_of_help_that_cannot_be_written_is_an_error(arguments, capsys, mo
 
 
 def test_the_help_of_train_py_that_cannot_be_written_is_an_error(monkeypatch, capsys):
+
+    def print_help(*_):
+        sys.stdout.write("help")
+        sys.exit(1)
+
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=values)
-    monkeypatch.setattr(flags.FlagValues, "__call__", lambda *_: sys.stdout.write("help") and sys.exit(1))
+    monkeypatch.setattr(flags.FlagValues, "__call__", print_help)
     for stream, code in ((open("/dev/full", "w"), 73), (None, 0), (_broken_pipe(), 0)):  # noqa: SIM115
         monkeypatch.setattr(sys, "stdout", stream)
         with pytest.raises(SystemExit) as ended:
