@@ -30,7 +30,7 @@ from resnet_jax.checkpoint.workdir import (
     write_atomically,
 )
 from resnet_jax.config.extensions import extension_digests, import_extensions
-from resnet_jax.config.io import describe_differences, to_json
+from resnet_jax.config.io import bound_fields, describe_differences, to_json
 from resnet_jax.config.schema import check_complete, validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
@@ -185,7 +185,9 @@ def _fit(
         remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
-    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+    checkpoints = Checkpointer(
+        workdir / CHECKPOINTS, keep=config.keep_checkpoints, run=bound_fields(config)
+    )
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
     try:
