@@ -138,8 +138,8 @@ def _out_of_memory(error: Exception) -> ConfigError:
     reason = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
     return ConfigError(
         f"This host or its devices have too little memory for this run ({reason}). What was saved"
-        " before is intact. A smaller batch_size or eval_batch_size, a larger accumulate,"
-        " model.remat, mesh.fsdp and data.resident=False each take less."
+        " before is intact. A smaller batch_size, eval_batch_size or steps_per_dispatch, a larger"
+        " accumulate, model.remat, mesh.fsdp and data.resident=False each take less."
     )
 
 

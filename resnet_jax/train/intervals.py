@@ -19,8 +19,8 @@ class Intervals:
         train_examples: examples of the training split.
         total_steps: steps of the run.
         log_every: steps between log points.
-        steps_per_dispatch: largest number of steps per dispatch, at most `log_every` and
-            `total_steps`, because a dispatch ends at each log point. Batches have this many steps.
+        steps_per_dispatch: largest number of steps per dispatch, at most `total_steps`; the
+            batches of a dispatch have this many steps.
         eval_every, checkpoint_every: examples between evaluations and between checkpoints.
         diagnose_every: examples between diagnostics; 0 disables them.
     """
@@ -56,7 +56,7 @@ class Intervals:
             )
         if total_steps >= 2**31:
             raise ConfigError(f"duration is {config.duration}; it must be less than 2**31 steps.")
-        steps_per_dispatch = min(config.steps_per_dispatch, config.log_every, total_steps)
+        steps_per_dispatch = min(config.steps_per_dispatch, total_steps)
         return cls(
             batch_size=config.batch_size,
             train_examples=train_examples,
