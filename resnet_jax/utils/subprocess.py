@@ -1,6 +1,8 @@
 """Child processes."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -13,3 +15,6 @@ def die_with_parent(*_: int) -> None:
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent and not parent.is_alive():  # it ended while this process was starting
+        os.kill(os.getpid(), signal.SIGKILL)
