@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from published_speeds import GPUS, V4_POINTS
+from published_speeds import V4_POINTS
 
 from resnet_jax.profiling.roofline import collective_time
 from resnet_jax.profiling.tpu import CHIPS, Chip
@@ -343,16 +343,6 @@ def published_table() -> str:
         lines.append(
             f"| TPU v4, {point.what} | {batch}{mark} | {point.img_per_s:,.0f}"
             f" | {' | '.join(cells)} | {point.source} |"
-        )
-    program = load("before_resnet50_v5p-4_256")
-    for gpu in GPUS if program else []:
-        assert program
-        memory = gpu.hbm_gb_per_s * 1e3 / program["mb_per_image"]
-        compute = gpu.tflop_per_s * 1e3 / program["gflop_per_image"]
-        cells = _compared(min(memory, compute), gpu.img_per_s)
-        lines.append(
-            f"| {gpu.name} | 256 (assumed) | {gpu.img_per_s:,.0f} |  |  | {' | '.join(cells)}"
-            f" | {gpu.source} |"
         )
     return "\n".join(lines)
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # this file isn't always run as 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import config_tables
 import scaling
+import scaling_gpu
 
 from tests.faults.catalogue import FAULTS
 
@@ -483,11 +484,13 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "changes": ("docs/performance.md", changes_table),
     "tpu-peers": ("docs/performance.md", tpu_peers_table),
     "tpu-variants": ("docs/performance.md", tpu_variants_table),
+    "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
     "cost": ("docs/performance.md", cost_table),
     "verdicts": ("docs/papers.md", verdicts_table),
     "papers": ("docs/papers.md", papers_section),
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
+    **{name: ("docs/scaling.md", table) for name, table in scaling_gpu.TABLES.items()},
     **{name: ("docs/config.md", table) for name, table in config_tables.TABLES.items()},
 }
 

@@ -95,7 +95,7 @@ def _flax(name: str, network: str, batch: int, mode: str, checkout: str) -> Step
 
         model = models.ResNet50(num_classes=classes, dtype=jnp.float32)
     else:
-        model = _plain_linen(network, classes)
+        model = plain_linen(network, classes, jnp.float32)
     images = jnp.ones((batch, size, size, 3))
     labels = jnp.arange(batch) % classes
     variables = jax.jit(lambda key: model.init(key, images[:1], train=False))(jax.random.key(0))
@@ -136,7 +136,7 @@ def _flax(name: str, network: str, batch: int, mode: str, checkout: str) -> Step
     return train
 
 
-def _plain_linen(network: str, classes: int) -> Any:
+def plain_linen(network: str, classes: int, dtype: Any) -> Any:
     """Residual networks of nn.Conv and nn.BatchNorm; basic blocks for CIFAR, else bottlenecks."""
     from flax import linen as nn  # noqa: PLC0415
 
@@ -146,8 +146,10 @@ def _plain_linen(network: str, classes: int) -> Any:
     class Plain(nn.Module):
         @nn.compact
         def __call__(self, x: Any, train: bool) -> Any:
-            conv = functools.partial(nn.Conv, use_bias=False)
-            norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+            conv = functools.partial(nn.Conv, use_bias=False, dtype=dtype)
+            norm = functools.partial(
+                nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=dtype
+            )
             if cifar:
                 x = nn.relu(norm()(conv(width, (3, 3))(x)))
             else:

@@ -1,4 +1,4 @@
-"""resnet-jax compile --config=FILE: memory and speed of a config on a TPU slice, ahead of time."""
+"""resnet-jax compile --config=FILE: memory and speed on TPUs or GPUs, without having them."""
 
 # ruff: noqa: PLC0415 - the environment must be prepared before JAX is imported
 
@@ -15,7 +15,7 @@ from resnet_jax.errors import UsageError, WriteError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-HELP = "Compile a run's steps for a TPU slice that needn't be there: memory, bytes, collectives."
+HELP = "Compile a run's steps for TPUs or GPUs that needn't be there: memory, bytes, collectives."
 EXAMPLE = "resnet-jax compile --config=configs/imagenet.py:resnet50 --topology=v5e:16x16"
 
 
@@ -23,10 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     add_config_argument(parser)
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--topology", metavar="CHIP:SHAPE", help="such as v5e:16x16 or v5p:4x4x4")
-    target.add_argument("--all", action="store_true", help="a small slice of each kind of chip")
+    target.add_argument(
+        "--topology",
+        metavar="CHIP:SHAPE",
+        help="a TPU slice such as v5e:16x16 or v5p:4x4x4, GPUs of a node such as h200:8, or nodes"
+        " and GPUs of each such as h100:4x8",
+    )
+    target.add_argument(
+        "--all", action="store_true", help="a small slice of each kind of TPU, a node of each GPU"
+    )
     parser.add_argument(
-        "--batch-per-chip", type=int, metavar="N", help="default: the config's batch, shared out"
+        "--batch-per-chip",
+        type=int,
+        metavar="N",
+        help="per TPU chip or GPU; default: the config's batch, shared out",
     )
     parser.add_argument(
         "--train-only", action="store_true", help="leave out the compilation of the evaluation"
@@ -39,28 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compile for each slice, and describe the programs."""
-    from resnet_jax.profiling.tpu import CHIPS, parse_slice, prepare_environment
+    from resnet_jax.profiling import slices
 
     if not (args.topology or args.all):
-        shapes = ", ".join(chip.smallest for chip in CHIPS.values())
-        raise UsageError(f"--topology is missing; it can be {shapes}, or any larger slice.")
-    # v3 is retired; it remains for comparison with published numbers.
-    names = [c.smallest for c in CHIPS.values() if c.name != "v3"] if args.all else [args.topology]
-    for name in names:
-        parse_slice(name)
+        raise UsageError(
+            f"--topology is missing; it can be {', '.join(slices.smallest_slices())}, or any other"
+            " number of these."
+        )
+    names = [args.topology]
+    missing: list[str] = []
+    if args.all:
+        names, missing = slices.compilable_slices()
+    slices.prepare_environment(names)
     if args.hlo and (args.all or not args.hlo.parent.is_dir()):
         raise WriteError(
             f"--hlo {args.hlo}: it takes a file in a folder that exists, and no --all."
         )
-    prepare_environment()
     config = load_config(args)
     runs = [_compile(config, name, args) for name in names]
-    return {"runs": runs} if args.all else runs[0]
+    return {"runs": runs, "missing": missing} if args.all else runs[0]
 
 
 def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[str, Any]:
     from resnet_jax.profiling import compile as ahead
-    from resnet_jax.profiling.tpu import describe_slice
+    from resnet_jax.profiling.slices import describe_slice
 
     slice_ = describe_slice(name)
     spec = ahead.make_spec(config, slice_, batch_per_chip=args.batch_per_chip)
@@ -96,14 +108,13 @@ def _compile(config: "ConfigDict", name: str, args: argparse.Namespace) -> dict[
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the report of a slice, or a table of several slices."""
     if "runs" in document:
-        _show_sweep(document["runs"], console)
+        _show_sweep(document, console)
         return
     _show_memory(document, console)
-    if "roofline" not in document:
-        if document["memory"]["fits"]:
-            console.print("No estimate of the time: blocks are looped over, and counted only once.")
+    if "roofline" not in document:  # the compiler refused the program
         return
     _show_work(document, console)
+    _show_kernels(document, console)
     _show_collectives(document, console)
     _show_time(document, console)
 
@@ -115,17 +126,24 @@ def _size(number: float | None) -> str:
     return f"{number / 2**20:.2f} MiB" if small else f"{number / 2**30:.2f} GiB"
 
 
+def _unit(document: dict[str, Any]) -> str:
+    """ "chip" or "GPU"; documents of earlier versions are of TPUs."""
+    return str(document.get("unit", "chip"))
+
+
 def _title(document: dict[str, Any]) -> str:
     return (
         f"{document['model']} in {document['dtype']} on {document['topology']}:"
-        f" {document['chips']} chips ({document['chip']}), {document['batch_per_chip']:,} images"
-        f" per chip, batch {document['batch_size']:,}"
+        f" {document['chips']} {_unit(document)}s ({document['chip']}),"
+        f" {document['batch_per_chip']:,} images per {_unit(document)},"
+        f" batch {document['batch_size']:,}"
     )
 
 
 def _show_memory(document: dict[str, Any], console: Console) -> None:
     memory = document["memory"]
-    per = "chip" if document["devices"] == document["chips"] else "core (a chip has two)"
+    unit = _unit(document)
+    per = unit if document["devices"] == document["chips"] else "core (a chip has two)"
     console.print(_title(document))
     table = Table(f"memory per {per}")
     table.add_column("", justify="right")
@@ -145,7 +163,7 @@ def _show_memory(document: dict[str, Any], console: Console) -> None:
     console.print(table)
     verdict = "It fits." if memory["fits"] else "It doesn't fit."
     if document.get("largest_batch_per_chip") is not None:
-        verdict += f" About {document['largest_batch_per_chip']:,} images per chip would"
+        verdict += f" About {document['largest_batch_per_chip']:,} images per {unit} would"
         if "largest_batch_verified" in document:
             fits = "verified" if document["largest_batch_verified"] else "but compiled they do not"
             verdict += f" ({fits}: {_size(document['largest_batch_peak_bytes'])})"
@@ -160,11 +178,34 @@ def _show_memory(document: dict[str, Any], console: Console) -> None:
 
 
 def _show_work(document: dict[str, Any], console: Console) -> None:
+    accessed = document.get("accessed_mb_per_image")
+    more = f" ({accessed:.1f} MB accessed, on-chip memory included)" if accessed else ""
     console.print(
         f"Per image {document['gflop_per_image']:.2f} GFLOP (a multiply-add is two) and"
-        f" {document['mb_per_image']:.1f} MB of main memory's traffic"
-        f" ({document['accessed_mb_per_image']:.1f} MB accessed, on-chip memory included)."
+        f" {document['mb_per_image']:.1f} MB of main memory's traffic{more}."
     )
+
+
+def _show_kernels(document: dict[str, Any], console: Console) -> None:
+    kernels = document.get("kernels")  # which documents of earlier versions lack
+    if not kernels:
+        return
+    table = Table("kernels")
+    for heading in ("count", "MB per image", "of the traffic"):
+        table.add_column(heading, justify="right")
+    total = sum(row["bytes"] for row in kernels)
+    shown = [row for row in kernels if row["bytes"] >= total / 1000]
+    for row in shown:
+        share = row["bytes"] / total
+        table.add_row(
+            row["kind"],
+            f"{row['count']:,}",
+            f"{share * document['mb_per_image']:.1f}",
+            f"{share:.1%}",
+        )
+    if rest := [row for row in kernels if row not in shown]:
+        table.add_row("other", f"{sum(row['count'] for row in rest):,}", "0.0", "")
+    console.print(table)
 
 
 def _show_collectives(document: dict[str, Any], console: Console) -> None:
@@ -190,28 +231,31 @@ def _show_collectives(document: dict[str, Any], console: Console) -> None:
 
 
 def _show_time(document: dict[str, Any], console: Console) -> None:
-    time = document["roofline"]
+    time, unit = document["roofline"], _unit(document)
     console.print(
         f"By data sheets a step takes {1e3 * time['step_s']:.2f} ms:"
         f" arithmetic {1e3 * time['compute_s']:.2f} ms or memory {1e3 * time['memory_s']:.2f} ms"
         f" (it's bound by {time['bound_by']}), then {1e3 * time['exposed_s']:.2f} ms of collectives"
-        " that the compiler has made synchronous."
+        " that nothing overlaps."
     )
+    nodes = f" {time['img_per_s_per_node']:,.0f} per node," if "img_per_s_per_node" in time else ""
     console.print(
-        f"That is {time['img_per_s_per_chip']:,.0f} img/s per chip, {time['img_per_s']:,.0f} img/s"
-        f" for the slice ({time['img_per_s_if_hidden']:,.0f} with all communication hidden);"
-        f" {time['mfu']:.1%} of the peak."
+        f"That is {time['img_per_s_per_chip']:,.0f} img/s per {unit},{nodes}"
+        f" {time['img_per_s']:,.0f} in all ({time['img_per_s_if_hidden']:,.0f} with all"
+        f" communication hidden); {time['mfu']:.1%} of the peak."
     )
+    latency = "NCCL's latencies" if unit == "GPU" else "1 µs per hop of the interconnect"
     console.print(
-        "Assumed: data sheets' peak and bandwidths, arrays without padding, 1 µs per hop of the"
-        " interconnect, no time for input or host. Real programs are slower (docs/scaling.md)."
+        f"Assumed: data sheets' peak and bandwidths, arrays without padding, {latency}, no time for"
+        " input or host. Real programs are slower (docs/scaling.md)."
     )
 
 
-def _show_sweep(runs: list[dict[str, Any]], console: Console) -> None:
+def _show_sweep(sweep: dict[str, Any], console: Console) -> None:
+    runs = sweep["runs"]
     console.print(f"{runs[0]['model']} in {runs[0]['dtype']}")
     table = Table()
-    table.add_column("slice", no_wrap=True)
+    table.add_column("topology", no_wrap=True)
     for heading in ("images", "peak GiB", "of", "GFLOP", "MB", "img/s", "largest"):
         table.add_column(heading, justify="right")
     for document in runs:
@@ -230,5 +274,7 @@ def _show_sweep(runs: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
     console.print(
         "Memory is per device; ! doesn't fit. GFLOP and MB of main memory's traffic are per image;"
-        " images, the most of them that should fit, and img/s by data sheets are per chip."
+        " images, the most of them that should fit, and img/s by data sheets are per chip or GPU."
     )
+    for line in sweep["missing"]:
+        console.print(line)

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     checks: dict[str, finding.Check] = {
         "versions": lambda: versions.check_versions(present=present()),
+        "compilers": versions.check_compilers,
         "devices": lambda: devices.check_devices(
             timeout_s=args.timeout, present=present(), environment=environment
         ),

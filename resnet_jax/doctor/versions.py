@@ -61,6 +61,18 @@ def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
         yield ok("versions", ", ".join(f"{name} {found}" for name, found in shown.items()))
 
 
+def check_compilers() -> Iterator[Finding]:
+    """Which accelerators `resnet-jax compile` can compile for without having them."""
+    plugins = [name for name in _BACKENDS if name.endswith("-plugin")]
+    found = {"TPUs": _version("libtpu"), "GPUs": next(filter(None, map(_version, plugins)), None)}
+    extras = {"TPUs": "tpu", "GPUs": "gpu-compile"}
+    parts = [
+        f"{kind} yes" if found[kind] else f"{kind} no (pip install -e '.[{extras[kind]}]')"
+        for kind in found
+    ]
+    yield ok("compilers", f"resnet-jax compile can compile for: {', '.join(parts)}")
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float
 from resnet_jax.models.block_config import BlockConfig
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.norms import BatchNorm, GroupNorm, ScaleBias
+from resnet_jax.ops.activation import relu
 from resnet_jax.ops.batch_norm import Maps
 
-_ACTIVATIONS: dict[str, Any] = {"relu": nn.relu, "silu": nn.silu, "gelu": nn.gelu}
+_ACTIVATIONS: dict[str, Any] = {"relu": relu, "silu": nn.silu, "gelu": nn.gelu}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,19 +55,18 @@ class Conv(nn.Module):
     def before_norm(self, x: Float[Array, "n h w c"]) -> Maps:
         """Return the convolution of `x` as batch normalisation in training takes it.
 
-        A 1×1 convolution to at least four times the channels is left to the normalisation, which
-        can do without the product in memory (`resnet_jax.ops.projection`).
+        A 1×1 convolution to at least twice the channels is left to the normalisation, which can do
+        without the product in memory (`resnet_jax.ops.batch_norm`).
         """
         pointwise = self.kernel_size == self.groups == 1 and not self.use_bias
-        is_expansion = pointwise and self.features >= 4 * x.shape[-1]
+        is_expansion = pointwise and self.features >= 2 * x.shape[-1]
         return self.as_product(x) if is_expansion else self(x)
 
     @nn.compact
     def as_product(self, x: Float[Array, "n h w c"]) -> PointwiseProduct:
         """Return the operands of a 1×1 convolution without a bias, of type `dtype`."""
         kernel = self.kernel(x.shape[-1])[0, 0]
-        x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-        return PointwiseProduct(x, kernel.astype(self.dtype))
+        return PointwiseProduct(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
     def kernel(self, channels: int) -> Float[Array, "k k c f"]:
         """The kernel for images of so many channels as it is used, float32 or wider."""

@@ -16,21 +16,30 @@ from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.derivatives import differentiable
 from resnet_jax.ops.pooling import max_pool
 from resnet_jax.ops.projection import project_and_normalise
+from resnet_jax.ops.projection_gpu import convolve_normalised
 
 
 class PointwiseProduct(NamedTuple):
     """A 1×1 convolution that is still to be computed.
 
-    TPUs compute it together with its normalisation (projection.py), other platforms before it.
+    TPUs and GPUs compute it together with its normalisation (projection.py, projection_gpu.py),
+    CPUs before it.
     """
 
     x: Float[Array, "n h w a"]
     kernel: Float[Array, "a b"]  # of the dtype of `x`
+    stride: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the product."""
-        return (*self.x.shape[:-1], self.kernel.shape[-1])
+        n, h, w, _ = self.x.shape
+        return (n, -(-h // self.stride), -(-w // self.stride), self.kernel.shape[-1])
+
+    @property
+    def pixels(self) -> Float[Array, "n h2 w2 a"]:
+        """The pixels of `x` that the kernel sees."""
+        return self.x[:, :: self.stride, :: self.stride]
 
 
 class MaxPooled(NamedTuple):
@@ -55,7 +64,8 @@ Maps = Array | PointwiseProduct | MaxPooled
 def maps_of(x: Maps) -> Float[Array, "n h w c"]:
     """The maps whose statistics normalise `x`."""
     if isinstance(x, PointwiseProduct):
-        return conv2d(x.x, x.kernel[None, None], padding=((0, 0), (0, 0)))
+        strides = (x.stride, x.stride)
+        return conv2d(x.x, x.kernel[None, None], strides=strides, padding=((0, 0), (0, 0)))
     return x.x if isinstance(x, MaxPooled) else x
 
 
@@ -95,7 +105,7 @@ def batch_normalise(
     inputs = x.x if isinstance(x, PointwiseProduct | MaxPooled) else x
     grouped = inputs.reshape(groups, inputs.shape[0] // groups, *inputs.shape[1:])
     if isinstance(x, PointwiseProduct):
-        y, mean, var = _normalise_product(grouped, x.kernel, scale, bias, epsilon, dtype)
+        y, mean, var = _normalise_product(x, scale, bias, groups, epsilon, dtype)
     elif isinstance(x, MaxPooled):
         y, mean, var = _normalise_pooled(grouped, scale, bias, epsilon, dtype)
     else:
@@ -181,19 +191,40 @@ def _normalise_pooled(
 
 
 def _normalise_product(
-    x: Array, kernel: Array, scale: Array, bias: Array, epsilon: float, dtype: Any
+    product: PointwiseProduct,
+    scale: Array,
+    bias: Array,
+    groups: int,
+    epsilon: float,
+    dtype: Any,
 ) -> tuple[Array, Array, Array]:
-    """Normalise groups of x · kernel, on TPUs without writing the product."""
+    """Normalise groups of a product, on TPUs and GPUs without writing the product."""
+    stride = product.stride
+    channels, features = product.kernel.shape
 
     def plain(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-        z = maps_of(PointwiseProduct(x, kernel))
-        groups = z.reshape(*shape, *z.shape[1:])
-        y, mean, var = _normalise_groups(groups, None, scale, bias, epsilon, dtype)
+        z = maps_of(PointwiseProduct(x, kernel, stride))
+        grouped = z.reshape(groups, -1, *z.shape[1:])
+        y, mean, var = _normalise_groups(grouped, None, scale, bias, epsilon, dtype)
         return y.reshape(z.shape), mean, var
 
-    # On CPU, XLA would write the product to memory all the same.
     def tpu(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
-        return project_and_normalise(x, kernel, scale, bias, shape[0], epsilon, dtype)
+        x = PointwiseProduct(x, kernel, stride).pixels
+        return project_and_normalise(x, kernel, scale, bias, groups, epsilon, dtype)
 
-    shape, images = x.shape[:2], x.reshape(-1, *x.shape[2:])
-    return jax.lax.platform_dependent(images, kernel, scale, bias, tpu=tpu, default=plain)
+    def cuda(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
+        x = PointwiseProduct(x, kernel, stride).pixels
+        return convolve_normalised(x, kernel, scale, bias, epsilon)
+
+    return jax.lax.platform_dependent(
+        product.x,
+        product.kernel,
+        scale,
+        bias,
+        # To twice the channels, a TPU's form moves more bytes than it saves.
+        tpu=tpu if features >= 4 * channels else plain,
+        # A GPU would need other weights for each group.
+        cuda=cuda if groups == 1 and product.x.dtype == dtype else plain,
+        # On CPU, XLA would write the product to memory all the same.
+        default=plain,
+    )

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from resnet_jax.profiling.hlo import Array, Instruction, Module
+from resnet_jax.profiling.traffic import moved_bytes
 
 KINDS = (
     "all-gather",
@@ -36,6 +37,7 @@ class Collective:
         group_size: devices that take part in it together.
         asynchronous: other instructions can run between its start and its end.
         times: how often it is executed per iteration of the loops whose length isn't known.
+        overlapped_bytes: of main memory, moved by other instructions between its start and its end.
         source: path of the operation in the Python program, as JAX notes it.
     """
 
@@ -44,6 +46,7 @@ class Collective:
     group_size: int
     asynchronous: bool
     times: int
+    overlapped_bytes: int
     source: str
 
     @property
@@ -59,13 +62,17 @@ def find_collectives(module: Module, *, devices: int) -> list[Collective]:
         ValueError: one has a form that isn't known.
     """
     times = module.executions(into_fusions=True)
+    results = module.results()
     wrapped = {
-        callee
+        callee: instruction.name
         for instructions in module.computations.values()
         for instruction in instructions
         if instruction.opcode == "async-start"
         for callee in instruction.callees
     }
+    overlapped: dict[str, int] = {}
+    for instructions in module.computations.values():
+        overlapped |= _overlapped(instructions, results, module)
     found = []
     for computation, instructions in module.computations.items():
         for instruction in instructions if times[computation] else []:
@@ -83,10 +90,33 @@ def find_collectives(module: Module, *, devices: int) -> list[Collective]:
                     group_size=group,
                     asynchronous=computation in wrapped or instruction.opcode.endswith("-start"),
                     times=times[computation],
+                    overlapped_bytes=overlapped.get(wrapped.get(computation, instruction.name), 0),
                     source=instruction.quoted("op_name"),
                 )
             )
     return found
+
+
+def _overlapped(
+    instructions: Iterable[Instruction], results: dict[str, tuple[Array, ...]], module: Module
+) -> dict[str, int]:
+    """Bytes that are moved between the start and the end of each asynchronous instruction."""
+    total = 0
+    starts: dict[str, str] = {}  # an async-update is another name of its start
+    before: dict[str, int] = {}
+    overlapped: dict[str, int] = {}
+    for instruction in instructions:
+        if instruction.opcode.endswith("-start"):
+            starts[instruction.name] = instruction.name
+            before[instruction.name] = total
+        elif instruction.opcode.endswith("-update"):
+            starts[instruction.name] = starts[instruction.operands[0]]
+        elif instruction.opcode.endswith("-done"):
+            start = starts[instruction.operands[0]]
+            overlapped[start] = total - before[start]
+        else:
+            total += moved_bytes(instruction, results, module)
+    return overlapped
 
 
 def summarize(collectives: Iterable[Collective]) -> list[dict[str, Any]]:

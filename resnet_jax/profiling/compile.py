@@ -1,4 +1,4 @@
-"""The real training and evaluation step of a config, compiled for a TPU slice that isn't there.
+"""The real training and evaluation step of a config, compiled for TPUs or GPUs that aren't there.
 
 Nothing is read but the config, nothing computed: the programs are compiled for shapes, and their
 memory, operations and communication read off.
@@ -19,10 +19,12 @@ from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.parallel.mesh import make_mesh, replicated
 from resnet_jax.profiling.collectives import Collective, find_collectives, summarize
+from resnet_jax.profiling.flops import count_flops
 from resnet_jax.profiling.hlo import Module
 from resnet_jax.profiling.roofline import StepTime, step_time
-from resnet_jax.profiling.tpu import GIB, Slice, out_of_memory
-from resnet_jax.profiling.traffic import main_memory_bytes
+from resnet_jax.profiling.slices import GIB, Slice
+from resnet_jax.profiling.tpu import out_of_memory
+from resnet_jax.profiling.traffic import Kernels, kernels_by_kind
 from resnet_jax.train.data_sizes import known_length
 from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.evaluate import abstract_batches, chunks_of, make_score
@@ -35,27 +37,30 @@ class Program:
 
     Attributes:
         compile_s: wall time of lowering and compiling.
-        flops, accessed_bytes: by XLA's cost analysis, in which each loop's body counts once. The
-            bytes include those that stay in on-chip memory.
-        memory_bytes: to and from main memory, by `main_memory_bytes`.
+        flops: by XLA's cost analysis, or of a GPU by `count_flops`.
+        accessed_bytes: by XLA's cost analysis, on-chip memory included; None of a GPU.
+        kernels: to and from main memory, by `kernels_by_kind`.
         argument_bytes, temp_bytes, code_bytes: in the device's memory.
         peak_bytes: of all memory.
         collectives: what it communicates.
-        loops: iterations of the loops whose number the compiler knows.
         text: HLO.
     """
 
     compile_s: float
     flops: float
-    accessed_bytes: float
-    memory_bytes: int
+    accessed_bytes: float | None
+    kernels: list[Kernels]
     argument_bytes: int
     temp_bytes: int
     code_bytes: int
     peak_bytes: int
     collectives: list[Collective]
-    loops: list[int]
     text: str = dataclasses.field(repr=False)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes to and from main memory."""
+        return sum(kernels.bytes for kernels in self.kernels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +163,17 @@ def compile_program(function: jax.stages.Wrapped, *shapes: Any, devices: int) ->
         return TooLarge(needed)
     seconds = time.perf_counter() - began
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
-    if memory is None or cost is None or text is None:
-        raise RuntimeError("this version of libtpu tells nothing about a compiled program")
+    if memory is None or text is None:
+        raise RuntimeError("this version of the compiler tells nothing about a compiled program")
     module = Module.parse(text)
+    flops = count_flops(module)
+    # XLA counts each loop's body once.
+    repeats = flops / max(count_flops(module, repeat_loops=False), 1) if flops else 1.0
     return Program(
         compile_s=seconds,
-        flops=cost["flops"],
-        accessed_bytes=cost["bytes accessed"],
-        memory_bytes=main_memory_bytes(module),
+        flops=cost["flops"] * repeats if cost else flops,
+        accessed_bytes=cost["bytes accessed"] * repeats if cost else None,
+        kernels=kernels_by_kind(module),
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
@@ -175,7 +183,6 @@ def compile_program(function: jax.stages.Wrapped, *shapes: Any, devices: int) ->
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes,
         collectives=find_collectives(module, devices=devices),
-        loops=module.loops(),
         text=text,
     )
 
@@ -238,19 +245,12 @@ def gradient_reduction(spec: TrainSpec, program: Program) -> dict[str, Any]:
     }
 
 
-def roofline(spec: TrainSpec, program: Program, slice_: Slice) -> StepTime | None:
-    """The time of one step at best.
-
-    None if there are loops, other than over micro-batches, such as over a stage's blocks: of those
-    the cost analysis tells one iteration.
-    """
-    repeats = spec.config.accumulate
-    if any(length != repeats for length in program.loops):
-        return None
+def roofline(program: Program, slice_: Slice) -> StepTime:
+    """The time of one step at best."""
     return step_time(
         slice_.chip,
         slice_.shape,
-        flops=program.flops * repeats,
+        flops=program.flops,
         memory_bytes=program.memory_bytes,
         collectives=program.collectives,
         devices=len(slice_.devices),
@@ -273,6 +273,7 @@ def describe(spec: TrainSpec, program: Program | TooLarge, slice_: Slice) -> dic
         "image_shape": list(spec.image_shape),
         "topology": slice_.name,
         "chip": chip.kind,
+        "unit": chip.unit,
         "chips": slice_.chips,
         "devices": len(slice_.devices),
         "mesh": dict(spec.mesh.shape),
@@ -301,26 +302,29 @@ def describe(spec: TrainSpec, program: Program | TooLarge, slice_: Slice) -> dic
         "peak_bytes": program.peak_bytes,
         "fits": program.peak_bytes <= limit,
     }
-    seconds = roofline(spec, program, slice_)
+    seconds = roofline(program, slice_)
     examples = config.batch_size / len(slice_.devices)
-    counted = examples / config.accumulate  # a loop over micro-batches counts as one iteration
     document |= {
         "memory": memory,
         "largest_batch_per_chip": largest_batch(spec, program, slice_),
-        "gflop_per_image": program.flops / counted / 1e9,
+        "gflop_per_image": program.flops / examples / 1e9,
         "mb_per_image": program.memory_bytes / examples / 1e6,
-        "accessed_mb_per_image": program.accessed_bytes / counted / 1e6,
+        "kernels": [dataclasses.asdict(kernels) for kernels in program.kernels],
         "collectives": summarize(program.collectives),
         "gradient_reduction": gradient_reduction(spec, program),
         "compile_s": round(program.compile_s, 1),
     }
-    if seconds:
-        document["roofline"] = dataclasses.asdict(seconds) | {
-            "bound_by": "arithmetic" if seconds.compute_s > seconds.memory_s else "memory",
-            "step_s": seconds.exposed_total_s,
-            "img_per_s_per_chip": per_chip / seconds.exposed_total_s,
-            "img_per_s": config.batch_size / seconds.exposed_total_s,
-            "img_per_s_if_hidden": config.batch_size / seconds.hidden_total_s,
-            "mfu": seconds.compute_s / seconds.exposed_total_s,
-        }
+    if program.accessed_bytes is not None:
+        document["accessed_mb_per_image"] = program.accessed_bytes / examples / 1e6
+    document["roofline"] = dataclasses.asdict(seconds) | {
+        "bound_by": "arithmetic" if seconds.compute_s > seconds.memory_s else "memory",
+        "step_s": seconds.exposed_total_s,
+        "img_per_s_per_chip": per_chip / seconds.exposed_total_s,
+        "img_per_s": config.batch_size / seconds.exposed_total_s,
+        "img_per_s_if_hidden": config.batch_size / seconds.hidden_total_s,
+        "mfu": seconds.compute_s / seconds.exposed_total_s,
+    }
+    if chip.unit == "GPU" and len(slice_.shape) > 1:
+        per_node = per_chip * slice_.shape[-1]
+        document["roofline"]["img_per_s_per_node"] = per_node / seconds.exposed_total_s
     return document

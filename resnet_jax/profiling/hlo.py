@@ -16,6 +16,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+NO_WORK = {
+    "after-all",
+    "bitcast",
+    "constant",
+    "get-tuple-element",
+    "optimization-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+}
+"""Operations that only give names to memory that others write."""
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 
@@ -122,7 +135,15 @@ class Module:
             raise ValueError("this isn't the text of a compiled program: it has no ENTRY")
         return cls(computations, entry)
 
-    def executions(self, *, into_fusions: bool) -> Counter[str]:
+    def results(self) -> dict[str, tuple[Array, ...]]:
+        """The result of each instruction by its name, which occurs only once in a program."""
+        return {
+            instruction.name: instruction.result
+            for instructions in self.computations.values()
+            for instruction in instructions
+        }
+
+    def executions(self, *, into_fusions: bool, repeat_loops: bool = True) -> Counter[str]:
         """How often each computation is executed.
 
         A loop whose number of iterations the compiler doesn't know, such as that over training
@@ -130,6 +151,7 @@ class Module:
 
         Args:
             into_fusions: count what fusions consist of, too.
+            repeat_loops: count iterations that the compiler knows; otherwise a body counts once.
         """
         times: Counter[str] = Counter()
 
@@ -141,7 +163,7 @@ class Module:
                 if instruction.opcode == "fusion" and not into_fusions:
                     continue
                 inner = factor
-                if instruction.opcode == "while":
+                if instruction.opcode == "while" and repeat_loops:
                     inner *= instruction.trip_count
                 for callee in instruction.callees:
                     if callee in self.computations:
@@ -149,16 +171,6 @@ class Module:
 
         visit(self.entry, 1)
         return times
-
-    def loops(self) -> list[int]:
-        """Iterations of the loops of which the compiler knows that there are several."""
-        counts = (
-            instruction.trip_count
-            for instructions in self.computations.values()
-            for instruction in instructions
-            if instruction.opcode == "while"
-        )
-        return [count for count in counts if count > 1]
 
 
 def _instruction(name: str, text: str, *, is_root: bool) -> Instruction:

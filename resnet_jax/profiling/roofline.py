@@ -1,18 +1,15 @@
-"""How long a step takes at best on a slice: a model of arithmetic, memory and interconnect.
+"""How long a step takes at best: a model of arithmetic, memory and interconnect.
 
-A chip can't be faster than its arithmetic or its memory allows, whichever is slower (Williams et
-al. 2009, "Roofline"). Communication is modelled as in "How to Scale Your Model" (Austin et al.
-2025, jax-ml.github.io/scaling-book/sharding): a time for the bytes, and a latency per hop.
+A chip (a TPU's or a GPU) can't be faster than its arithmetic or its memory allows, whichever is
+slower (Williams et al. 2009, "Roofline"). Communication is modelled as in "How to Scale Your Model"
+(Austin et al. 2025, jax-ml.github.io/scaling-book/sharding): a time for the bytes, and a latency.
 """
 
 import dataclasses
 from collections.abc import Iterable, Sequence
 
 from resnet_jax.profiling.collectives import Collective
-from resnet_jax.profiling.tpu import Chip, rings
-
-HOP_S = 1e-6
-"""Time for one hop between neighbouring chips; "1us per hop" in the book's section on sharding."""
+from resnet_jax.profiling.slices import Accelerator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +21,8 @@ class StepTime:
         memory_s: bytes of main memory at its bandwidth.
         latency_s: hops of all collectives.
         transfer_s: bytes of all collectives.
-        exposed_s: of these two, the part that nothing else can hide: that of the collectives that
-            the compiler has made synchronous.
+        exposed_s: of these two, the part that isn't hidden by memory traffic that the compiler has
+            placed between the start and the end of a collective.
     """
 
     compute_s: float
@@ -41,7 +38,7 @@ class StepTime:
 
     @property
     def exposed_total_s(self) -> float:
-        """With nothing but asynchronous communication hidden, as compiled."""
+        """With as much communication hidden as the compiled schedule hides."""
         return self.on_chip_s + self.exposed_s
 
     @property
@@ -51,7 +48,7 @@ class StepTime:
 
 
 def step_time(
-    chip: Chip,
+    chip: Accelerator,
     shape: Sequence[int],
     *,
     flops: float,
@@ -68,18 +65,19 @@ def step_time(
         collectives: of a step.
         devices: of the slice.
     """
+    bandwidth = chip.hbm_gb_per_s * 1e9 / chip.devices  # of one device
     latency = transfer = exposed = 0.0
     for one in collectives:
         hops, seconds = collective_time(
             chip, shape, one.kind, one.bytes, group_size=one.group_size, devices=devices
         )
+        hidden = one.overlapped_bytes / bandwidth
         latency += one.times * hops
         transfer += one.times * seconds
-        if not one.asynchronous:
-            exposed += one.times * (hops + seconds)
+        exposed += one.times * max(0.0, hops + seconds - hidden)
     return StepTime(
         compute_s=flops * chip.devices / (chip.bf16_tflop_per_s * 1e12),
-        memory_s=memory_bytes * chip.devices / (chip.hbm_gb_per_s * 1e9),
+        memory_s=memory_bytes / bandwidth,
         latency_s=latency,
         transfer_s=transfer,
         exposed_s=exposed,
@@ -87,12 +85,17 @@ def step_time(
 
 
 def collective_time(
-    chip: Chip, shape: Sequence[int], kind: str, size: float, *, group_size: int, devices: int
+    chip: Accelerator,
+    shape: Sequence[int],
+    kind: str,
+    size: float,
+    *,
+    group_size: int,
+    devices: int,
 ) -> tuple[float, float]:
     """Seconds of latency, and of transfer, of one collective.
 
-    Over all devices of a slice, each axis of the torus carries its share of the bytes. A group of
-    fewer is taken as one ring along one axis. An all-reduce is a reduce-scatter and an all-gather.
+    An all-reduce is a reduce-scatter and an all-gather.
 
     Args:
         chip, shape: of the slice.
@@ -104,15 +107,9 @@ def collective_time(
     chips = group_size / chip.devices  # those on one chip needn't send
     if chips <= 1:
         return 0.0, 0.0
+    path = chip.path(shape, group_size, devices)
     if kind in ("collective-permute", "collective-broadcast"):
-        return HOP_S, size / (chip.axis_gb_per_s * 1e9 / 2)
+        return path.start_s + path.pass_s, size / path.neighbour_bytes_per_s
     passes = 2 if kind == "all-reduce" else 1
-    if group_size == devices:
-        axes = list(zip(shape, rings(chip, shape), strict=True))
-    else:
-        axes = [(round(chips), True)]
-    axes = [(length, ring) for length, ring in axes if length > 1]
-    # Data go both ways round a ring; on a line, those for one end have to come from the other.
-    hops = sum(length // 2 if ring else length - 1 for length, ring in axes)
-    bandwidth = sum(chip.axis_gb_per_s * 1e9 / (1 if ring else 2) for _, ring in axes)
-    return passes * hops * HOP_S, passes * size * (chips - 1) / chips / bandwidth
+    latency = path.start_s + passes * path.pass_s
+    return latency, passes * size * (chips - 1) / chips / path.bytes_per_s

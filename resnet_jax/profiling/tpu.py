@@ -1,12 +1,4 @@
-"""TPU chips and slices that needn't be there: XLA's TPU compiler runs on any host with libtpu.
-
-    slice_ = describe_slice("v5e:16x16")
-    mesh = make_mesh(devices=slice_.devices)
-    compiled = jitted.lower(shapes).compile()
-
-The shapes carry shardings of that mesh. Nothing can be run, but memory, operations and
-communication of the compiled program can be read (`resnet_jax.profiling.hlo`).
-"""
+"""TPU slices as targets of XLA's TPU compiler, which runs on any host with libtpu."""
 
 import dataclasses
 import importlib.util
@@ -14,12 +6,16 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from resnet_jax.errors import UsageError, did_you_mean
+from resnet_jax.errors import UsageError
+from resnet_jax.profiling.interconnect import Path
 from resnet_jax.utils.distribution import install_hint
 
-GIB = 2**30
+EXTRA = "tpu"
+
+HOP_S = 1e-6
+"""Time for one hop between neighbouring chips; "1us per hop" in the book's section on sharding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +48,29 @@ class Chip:
     slices: tuple[str, ...]
     config: str = "default"
 
+    unit: ClassVar[str] = "chip"
+
     @property
     def smallest(self) -> str:
         """The smallest of the usual slices, such as "v5e:2x2"."""
         return f"{self.name}:{self.slices[0]}"
+
+    def path(self, shape: Sequence[int], group_size: int, devices: int) -> Path:
+        """What a collective of `group_size` of the `devices` of a slice of that shape takes.
+
+        Over all devices, each axis of the torus carries its share of the bytes. A group of fewer is
+        taken as one ring along one axis.
+        """
+        if group_size == devices:
+            axes = list(zip(shape, rings(self, shape), strict=True))
+        else:
+            axes = [(round(group_size / self.devices), True)]
+        axes = [(length, ring) for length, ring in axes if length > 1]
+        # Data go both ways round a ring; on a line, those for one end have to come from the other.
+        hops = sum(length // 2 if ring else length - 1 for length, ring in axes)
+        axis = self.axis_gb_per_s * 1e9
+        bandwidth = sum(axis / (1 if ring else 2) for _, ring in axes)
+        return Path(0.0, hops * HOP_S, bandwidth, axis / 2)
 
 
 # Memory and peak: cloud.google.com/tpu/docs, pages v3, v4, v5e, v5p, v6e and tpu7x. Interconnect
@@ -77,33 +92,6 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """Chips that are joined by their own interconnect, as a compiler target.
-
-    Attributes:
-        name: such as "v5e:16x16".
-        chip: of which it consists.
-        shape: chips along each axis of the interconnect.
-        devices: descriptions of the devices, which stand for them in a mesh.
-    """
-
-    name: str
-    chip: Chip
-    shape: tuple[int, ...]
-    devices: Sequence[Any]
-
-    @property
-    def chips(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape)
-
-    @property
-    def rings(self) -> tuple[bool, ...]:
-        """Whether each axis closes to a ring, rather than being a line."""
-        return rings(self.chip, self.shape)
-
-
 def rings(chip: Chip, shape: Sequence[int]) -> tuple[bool, ...]:
     """Which axes of a slice of that shape close to rings.
 
@@ -114,43 +102,32 @@ def rings(chip: Chip, shape: Sequence[int]) -> tuple[bool, ...]:
     return closed if len(shape) == 2 else (all(closed),) * len(shape)
 
 
-def parse_slice(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the shape in a name such as "v5e:16x16".
+def parse_shape(chip: Chip, layout: str) -> tuple[int, ...]:
+    """The shape in a layout such as "16x16".
 
     Raises:
-        UsageError: it isn't such a name.
+        UsageError: it isn't such a layout.
     """
-    generation, _, layout = name.partition(":")
-    if generation not in CHIPS:
-        raise UsageError(
-            f"--topology {name!r} isn't of a known chip: {', '.join(CHIPS)}."
-            f"{did_you_mean(generation, CHIPS)}"
-        )
-    chip = CHIPS[generation]
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", layout) or (
         layout.count("x") != chip.slices[0].count("x")
     ):
-        known = ", ".join(f"{generation}:{shape}" for shape in chip.slices)
-        raise UsageError(f"--topology {name!r} isn't a shape of {generation}; usual are {known}.")
-    return chip, tuple(map(int, layout.split("x")))
+        known = ", ".join(f"{chip.name}:{shape}" for shape in chip.slices)
+        raise UsageError(
+            f"--topology '{chip.name}:{layout}' isn't a shape of {chip.name}; usual are {known}."
+        )
+    return tuple(map(int, layout.split("x")))
 
 
-def prepare_environment() -> None:
-    """Make this a process that uses no accelerator; must come before JAX is imported.
+def prepare() -> None:
+    """Keep libtpu from looking for a TPU, and quiet; it reads this when it is loaded.
 
     Raises:
         UsageError: libtpu isn't installed.
     """
-    _prepare_libtpu()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-
-
-def _prepare_libtpu() -> None:
-    """Keep libtpu from looking for a TPU, and quiet; it reads this when it is loaded."""
     if importlib.util.find_spec("libtpu") is None:
         raise UsageError(
             "XLA's TPU compiler isn't installed; it is part of libtpu, which any Linux host can"
-            f" have: {install_hint('tpu')}."
+            f" have: {install_hint(EXTRA)}."
         )
     defaults = {
         "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server that knows a TPU
@@ -163,18 +140,15 @@ def _prepare_libtpu() -> None:
         os.environ.setdefault(name, value)
 
 
-def describe_slice(name: str) -> Slice:
-    """The slice with that name, as a target of the compiler.
+def describe_devices(chip: Chip, name: str, shape: Sequence[int]) -> Sequence[Any]:
+    """Descriptions of the devices of a slice, which stand for them in a mesh.
 
     Raises:
-        UsageError: libtpu isn't installed, or knows no such slice.
+        UsageError: libtpu knows no such slice.
     """
-    _prepare_libtpu()
-    # Importing this module mustn't import JAX, so that the environment can come first.
-    from jax.errors import JaxRuntimeError  # noqa: PLC0415
+    from jax.errors import JaxRuntimeError  # noqa: PLC0415 - the environment must come before JAX
     from jax.experimental import topologies  # noqa: PLC0415
 
-    chip, shape = parse_slice(name)
     host = [min(length, most) for length, most in zip((*shape, 1)[:3], (2, 2, 1), strict=True)]
     options: dict[str, Any] = {"chips_per_host_bounds": host}
     if chip.config != "default":
@@ -184,7 +158,7 @@ def describe_slice(name: str) -> Slice:
     except JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--topology {name!r}: libtpu refuses it ({reason}).") from None
-    return Slice(name, chip, shape, topology.devices)
+    return topology.devices
 
 
 _NEEDED = re.compile(r"(?:Used|temporaries \()\s*\(?([\d.]+)([KMGT])", re.ASCII)

@@ -5,44 +5,75 @@ and both ends of each copy between the two. Here every instruction counts the ar
 and writes in main memory, without padding, so that the sum is what must be moved at least.
 """
 
-from resnet_jax.profiling.hlo import Array, Instruction, Module
+import dataclasses
+import re
 
-# These give names to memory that others write.
-_FREE = {
-    "after-all",
-    "bitcast",
-    "call",
-    "conditional",
-    "constant",
-    "get-tuple-element",
-    "optimization-barrier",
-    "parameter",
-    "partition-id",
-    "replica-id",
-    "tuple",
-    "while",
-}
+from resnet_jax.profiling.hlo import NO_WORK, Array, Instruction, Module
+
+_FREE = NO_WORK | {"call", "conditional", "while"}  # whose bodies count where they stand
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
+_LIBRARIES = {"__cudnn$": "cuDNN", "__cublas$": "cuBLAS", "__triton": "Triton"}
 _PARTS = {"dynamic-slice", "gather", "slice"}  # read as much of their operand as they return
 
 
-def main_memory_bytes(module: Module) -> int:
-    """Bytes read and written, per iteration of the loops whose length isn't known."""
+@dataclasses.dataclass
+class Kernels:
+    """The instructions of one kind.
+
+    Attributes:
+        kind: what computes them: "cuDNN", "cuBLAS", "Triton", "custom call", a kind of XLA's
+            fusions such as "loop fusion", or the name of a single operation.
+        count: executions, per iteration of the loops whose length isn't known.
+        bytes: read from main memory and written there by all of them.
+    """
+
+    kind: str
+    count: int = 0
+    bytes: int = 0
+
+
+def kernels_by_kind(module: Module) -> list[Kernels]:
+    """Instructions that move something, by kind; the kind that moves most comes first."""
     times = module.executions(into_fusions=False)
-    results = {
-        instruction.name: instruction.result
-        for instructions in module.computations.values()
-        for instruction in instructions
-    }
-    total = 0
+    results = module.results()
+    found: dict[str, Kernels] = {}
     for computation, instructions in module.computations.items():
-        if times[computation]:
-            moved = (_moved(instruction, results, module) for instruction in instructions)
-            total += times[computation] * sum(moved)
-    return total
+        for instruction in instructions if times[computation] else []:
+            if moved := moved_bytes(instruction, results, module):
+                kind = _kind(instruction)
+                kernels = found.setdefault(kind, Kernels(kind))
+                kernels.count += times[computation]
+                kernels.bytes += times[computation] * moved
+    return sorted(found.values(), key=lambda kernels: -kernels.bytes)
 
 
-def _moved(instruction: Instruction, results: dict[str, tuple[Array, ...]], module: Module) -> int:
+def _kind(instruction: Instruction) -> str:
+    """What computes an instruction (`Kernels.kind`)."""
+    target = instruction.quoted("custom_call_target")
+    if instruction.opcode == "fusion":
+        custom = re.search(r'"fusion_backend_config":\{"kind":"([^"]*)"', instruction.rest)
+        target = custom[1] if custom else ""
+    for prefix, kind in _LIBRARIES.items():
+        if target.startswith(prefix):
+            return kind
+    if instruction.opcode == "custom-call":
+        return "custom call"
+    if instruction.opcode == "fusion":
+        found = re.search(r"\bkind=k(\w+)", instruction.rest)
+        return f"{found[1].lower() if found else 'other'} fusion"
+    return instruction.opcode.removesuffix("-start")
+
+
+def moved_bytes(
+    instruction: Instruction, results: dict[str, tuple[Array, ...]], module: Module
+) -> int:
+    """Bytes that one execution of an instruction reads from main memory and writes there.
+
+    Args:
+        instruction: of `module`.
+        results: of all instructions, by name.
+        module: the program.
+    """
     opcode, result = instruction.opcode, instruction.result
     operands = [results.get(name, ()) for name in instruction.operands]
     if opcode in _FREE or opcode.endswith(("-done", "-update")) or opcode == "async-start":

@@ -79,3 +79,14 @@ def test_a_version_mismatch_ends_with_78(capsys, quick, installed):
     assert found["versions"][0]["message"].startswith(
         "flax is 0.1, but resnet-linen 0.1.0 needs >="
     )
+
+
+def test_it_is_said_what_can_be_compiled_for(monkeypatch):
+    found = {"jax-cuda12-plugin": "0.10.2"}
+    monkeypatch.setattr(versions, "_version", found.get)
+    (finding,) = versions.check_compilers()
+    assert finding.status == "ok"
+    assert "TPUs no (pip install -e '.[tpu]'), GPUs yes" in finding.message
+    found.clear()
+    (finding,) = versions.check_compilers()
+    assert "GPUs no (pip install -e '.[gpu-compile]')" in finding.message

@@ -93,9 +93,12 @@ def test_the_backward_pass_keeps_nothing_of_the_products_size():
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("group_size", [None, 4])
-def test_a_network_trains_alike_in_either_way(group_size, monkeypatch):
-    fields = {"width": 4, "stage_sizes": (1, 2), "activation": "silu", "num_classes": 3}
+@pytest.mark.parametrize(
+    ("platform", "group_size", "activation"),
+    [("tpu", None, "silu"), ("tpu", 4, "silu"), ("cuda", None, "silu"), ("cuda", None, "relu")],
+)
+def test_a_network_trains_alike_on_each_platform(platform, group_size, activation, monkeypatch):
+    fields = {"width": 4, "stage_sizes": (1, 2), "activation": activation, "num_classes": 3}
     model = resnet_jax.create_model("resnet50", bn_group_size=group_size, **fields)
     variables = resnet_jax.init_variables(model, jax.random.key(0), (32, 32, 3))
     images = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
@@ -113,14 +116,15 @@ def test_a_network_trains_alike_in_either_way(group_size, monkeypatch):
     choose = jax.lax.platform_dependent
     calls = []
 
-    def as_on_tpu(*operands, tpu=None, **others):
-        if tpu is None:
-            return choose(*operands, **others)
-        calls.append(tpu)
-        return tpu(*operands)
+    def as_there(*operands, **functions):
+        if platform not in functions:
+            return choose(*operands, **functions)
+        if "tpu" in functions:
+            calls.append(functions[platform])
+        return functions[platform](*operands)
 
-    monkeypatch.setattr(batch_norm.jax.lax, "platform_dependent", as_on_tpu)
+    monkeypatch.setattr(batch_norm.jax.lax, "platform_dependent", as_there)
     together = train()
-    assert len(calls) == 4  # the last of each branch, and the first unit's shortcut
+    assert len(calls) == 5  # the last of each branch, and both shortcuts
     for actual, expected in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(actual, expected, atol=3e-5 * np.abs(expected).max() + 1e-7)

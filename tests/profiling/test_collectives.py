@@ -78,6 +78,18 @@ def test_a_start_and_its_end_are_one_asynchronous_collective():
         "%d = f32[64]{0} all-reduce-done(%s)",
     )
     assert (found.kind, found.asynchronous, found.bytes) == ("all-reduce", True, 256)
+    assert found.overlapped_bytes == 0
+
+
+def test_what_is_moved_between_the_start_and_the_end():
+    found = _only(
+        "%c = f32[64]{0} copy(%p)",
+        "%s = f32[64]{0} all-reduce-start(%p), replica_groups={}, to_apply=%add",
+        "%n = f32[64]{0} negate(%p)",
+        "%d = f32[64]{0} all-reduce-done(%s)",
+        "%e = f32[64]{0} copy(%d)",
+    )
+    assert found.overlapped_bytes == 512
 
 
 def test_of_operands_and_results_only_the_results_count():
@@ -127,11 +139,13 @@ def test_a_wrapped_asynchronous_collective_counts_once():
 """
     found = _only(
         "%s = ((f32[64]), f32[64], u32[]) async-start(%p), calls=%wrapped",
+        "%n = f32[64]{0} negate(%p)",
         "%u = ((f32[64]), f32[64], u32[]) async-update(%s), calls=%wrapped",
         "%d = f32[64] async-done(%u), calls=%wrapped",
         more=more,
     )
     assert (found.kind, found.asynchronous, found.times) == ("all-to-all", True, 1)
+    assert found.overlapped_bytes == 512
 
 
 LOOPS = """
@@ -157,7 +171,6 @@ backend_config={"known_trip_count":{"n":"3"},"other":1}
 def test_loops_multiply_where_their_length_is_known():
     line = "%w = (s32[], f32[64]) while(%p), condition=%less, body=%outer"
     assert _only(line, more=LOOPS).times == 3
-    assert Module.parse(_program(line, more=LOOPS)).loops() == [3]
     twice = line + ', backend_config={"known_trip_count":{"n":"2"}}'
     found = _only(twice, more=LOOPS)
     assert found.times == 6

@@ -12,7 +12,7 @@ import pytest
 from resnet_jax.config.schema import default_config, set_field
 from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.profiling import compile as ahead
-from resnet_jax.profiling.tpu import describe_slice
+from resnet_jax.profiling.slices import describe_slice
 
 pytestmark = pytest.mark.tpu
 pytest.importorskip("libtpu")

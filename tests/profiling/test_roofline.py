@@ -3,15 +3,17 @@
 import pytest
 
 from resnet_jax.profiling.collectives import Collective
+from resnet_jax.profiling.gpu import GPUS
 from resnet_jax.profiling.hlo import Array
-from resnet_jax.profiling.roofline import HOP_S, collective_time, step_time
-from resnet_jax.profiling.tpu import CHIPS, rings
+from resnet_jax.profiling.roofline import collective_time, step_time
+from resnet_jax.profiling.tpu import CHIPS, HOP_S, rings
 
 V5E, V5P = CHIPS["v5e"], CHIPS["v5p"]
 
 
-def _all_reduce(elements: int, *, group: int, asynchronous: bool = False, times: int = 1):
-    return Collective("all-reduce", (Array("f32", (elements,)),), group, asynchronous, times, "")
+def _all_reduce(elements: int, *, group: int, overlapped: int = 0, times: int = 1):
+    arrays = (Array("f32", (elements,)),)
+    return Collective("all-reduce", arrays, group, overlapped > 0, times, overlapped, "")
 
 
 def test_which_axes_close_to_rings():
@@ -47,7 +49,7 @@ def test_a_step_waits_for_memory_then_for_synchronous_collectives():
     sums = [
         _all_reduce(25_000_000, group=256),
         _all_reduce(64, group=256, times=100),
-        _all_reduce(64, group=256, asynchronous=True),
+        _all_reduce(64, group=256, overlapped=10**9),
     ]
     time = step_time(
         V5E, (16, 16), flops=197e12 * 0.01, memory_bytes=819e9 * 0.1, collectives=sums,
@@ -67,3 +69,27 @@ def test_several_devices_of_a_chip_share_it():
     half = chip.bf16_tflop_per_s * 1e12 / 2
     time = step_time(chip, (2, 2, 1), flops=half, memory_bytes=0, collectives=[], devices=8)
     assert time.compute_s == pytest.approx(1)
+
+
+def test_a_collective_is_hidden_by_as_much_as_is_moved_meanwhile():
+    half = round(16e-6 * 819e9)  # of the 32 hops
+    one = _all_reduce(64, group=256, overlapped=half)
+    time = step_time(V5E, (16, 16), flops=0, memory_bytes=0, collectives=[one], devices=256)
+    assert time.latency_s == pytest.approx(32e-6)
+    assert time.exposed_s == pytest.approx(16e-6, rel=1e-3)
+
+
+def test_an_all_reduce_of_gpus():
+    """In a node by NVLink; over nodes by the network, which eight adapters of a node share."""
+    h200, h100, a100 = (GPUS[name] for name in ("h200", "h100", "a100"))
+    latency, transfer = collective_time(h200, (8,), "all-reduce", 1e9, group_size=8, devices=8)
+    assert latency == pytest.approx(4.4e-6 + 2 * 7 * 0.52e-6)
+    assert transfer == pytest.approx(2 * 1e9 * 7 / 8 / 450e9)
+    latency, transfer = collective_time(h100, (4, 8), "all-reduce", 1e9, group_size=32, devices=32)
+    assert latency == pytest.approx(4.4e-6 + 2 * (7 * 0.52e-6 + 2 * 5e-6))
+    assert transfer == pytest.approx(2 * 1e9 * 31 / 32 / 400e9)
+    _, transfer = collective_time(a100, (2, 8), "all-gather", 1e9, group_size=16, devices=16)
+    assert transfer == pytest.approx(1e9 * 15 / 16 / 200e9)
+    one = collective_time(a100, (2, 8), "collective-permute", 1e9, group_size=2, devices=16)
+    assert one[1] == pytest.approx(1e9 / 300e9)
+    assert collective_time(h200, (1,), "all-reduce", 1e9, group_size=1, devices=1) == (0, 0)

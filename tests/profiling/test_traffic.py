@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.profiling.hlo import Module
-from resnet_jax.profiling.traffic import main_memory_bytes
+from resnet_jax.profiling.traffic import kernels_by_kind
 
 KIB = 1024
 
@@ -24,7 +24,7 @@ ENTRY %main (far: f32[256], near: f32[256], i: s32[]) -> f32[256] {{
   ROOT %same = f32[256]{{0:T(256)}} bitcast(%far)
 }}
 """
-    return main_memory_bytes(Module.parse(text))
+    return sum(kernels.bytes for kernels in kernels_by_kind(Module.parse(text)))
 
 
 @pytest.mark.parametrize(
@@ -99,5 +99,43 @@ def test_a_program_that_xla_really_compiled():
         return jax.lax.fori_loop(0, 10, lambda _, y: jnp.sin(y) * y, x)
 
     text = jax.jit(ten_steps).lower(x).compile().as_text()
-    moved = main_memory_bytes(Module.parse(text))
+    moved = sum(kernels.bytes for kernels in kernels_by_kind(Module.parse(text)))
     assert moved == pytest.approx(10 * 8_000_000, rel=0.25)
+
+
+GPU_KERNELS = """HloModule m
+
+%loop (p: f32[256]) -> f32[256] {
+  %p = f32[256]{0} parameter(0)
+  ROOT %n = f32[256]{0} negate(%p)
+}
+
+%product (q: f32[256]) -> f32[256] {
+  %q = f32[256]{0} parameter(0)
+  ROOT %m = f32[256]{0} negate(%q)
+}
+
+ENTRY %main (x: f32[256]) -> f32[256] {
+  %x = f32[256]{0} parameter(0)
+  %a = f32[256]{0} fusion(%x), kind=kLoop, calls=%loop
+  %b = f32[256]{0} fusion(%a), kind=kCustom, calls=%product, \
+backend_config={"a":"0","fusion_backend_config":{"kind":"__triton_nested_gemm_fusion","c":1}}
+  %c = (f32[256]{0}, u8[0]{0}) custom-call(%b, %x), custom_call_target="__cudnn$convForward"
+  %d = f32[256]{0} get-tuple-element(%c), index=0
+  %e = f32[256]{0} all-reduce-start(%d), replica_groups={}, to_apply=%add
+  %f = f32[256]{0} all-reduce-done(%e)
+  ROOT %g = f32[256]{0} copy(%f)
+}
+"""
+
+
+def test_kernels_of_a_gpu_by_what_computes_them():
+    kernels = kernels_by_kind(Module.parse(GPU_KERNELS))
+    assert {one.kind: (one.count, one.bytes) for one in kernels} == {
+        "cuDNN": (1, 3 * KIB),
+        "loop fusion": (1, 2 * KIB),
+        "Triton": (1, 2 * KIB),
+        "all-reduce": (1, 2 * KIB),
+        "copy": (1, 2 * KIB),
+    }
+    assert kernels[0].kind == "cuDNN"

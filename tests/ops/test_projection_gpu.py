@@ -1,0 +1,54 @@
+"""A GPU's normalised convolution: values and gradients of one after the other."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.ops.projection_gpu import convolve_normalised
+from tests.ops.test_projection import _arguments, _both_steps, _exact
+
+EPSILON = 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-6), (jnp.bfloat16, 2.0**-6)])
+def test_results_and_gradients_are_those_of_the_formula(dtype, tolerance):
+    arguments, cotangents = _arguments(1, dtype)
+
+    @jax.jit
+    def run(*arguments):
+        results, pull = jax.vjp(partial(convolve_normalised, epsilon=EPSILON), *arguments)
+        given = [jnp.asarray(c, r.dtype) for c, r in zip(cotangents, results, strict=True)]
+        return (*results, *pull(tuple(given)))
+
+    for actual, expected in zip(run(*arguments), _exact(arguments, cotangents, 1), strict=True):
+        assert actual.shape == expected.shape
+        worst = np.abs(np.asarray(actual, np.float64) - expected).max()
+        assert worst <= tolerance * np.abs(expected).max()
+
+
+def test_in_float64_they_are_the_same():
+    arguments, cotangents = _arguments(1, jnp.float32)
+    exact = _exact(arguments, cotangents, 1)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in arguments]
+        together = partial(convolve_normalised, epsilon=EPSILON)
+        results, pull = jax.vjp(together, *wide)
+        computed = (
+            *results,
+            *pull(tuple(jnp.asarray(c, r.dtype) for c, r in zip(cotangents, results, strict=True))),
+        )
+        assert all(a.dtype == jnp.float64 for a in computed)
+        for actual, expected in zip(computed, exact, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_forward_mode_is_the_formulas():
+    arguments, _ = _arguments(1, jnp.float32)
+    directions = tuple(jnp.cos(a) for a in arguments)
+    found = jax.jvp(partial(convolve_normalised, epsilon=EPSILON), arguments, directions)[1]
+    expected = jax.jvp(partial(_both_steps, groups=1), arguments, directions)[1]
+    for actual, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, other, rtol=1e-3, atol=1e-4)
