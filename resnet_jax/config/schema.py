@@ -54,7 +54,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
         ConfigError: naming the field, its value and the accepted values.
     """
-    import_extensions(config.extensions)
+    import_extensions(config.extensions or ())
     values = flatten(config)
     for name, value in values.items():
         check_finite(name, value)

@@ -5,6 +5,7 @@ The module is made of the examples of docs/extend.md.
 
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -130,6 +131,7 @@ def test_another_source_is_said_in_a_line_and_the_run_goes_on(config, here, forg
     assert caplog.text.count(f"the source of {MODULE} (SHA-256") == 1
 
 
+@pytest.mark.thorough
 def test_augmentations_change_training_and_only_where_they_are_named(config, here):
     config.loss, config.optimizer.name, config.model.branch = "softmax", "sgd", None
     with_noise = resnet_jax.fit(config, here / "noise", stop_at_step=5).history
@@ -142,6 +144,7 @@ def test_augmentations_change_training_and_only_where_they_are_named(config, her
     assert "brier" not in str(without)
 
 
+@pytest.mark.thorough
 def test_several_seeds_have_means_and_deviations(config, here):
     config.seeds = (0, 1)
     result = resnet_jax.fit(config, here / "run")
@@ -215,6 +218,7 @@ def test_the_command_line_of_the_page(here):
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     done = subprocess.run(
@@ -222,6 +226,7 @@ def test_the_command_line_of_the_page(here):
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert 0 < json.loads(done.stdout)["brier"] < 2

@@ -227,7 +227,7 @@ def test_only_the_first_measurement_compiles(seeds):
     state, probe = experiment.initial_state(), experiment.probe
 
     def measure():
-        return [probe(one) for one in experiment.single_states(state)]
+        return [probe(one) for one in experiment.spec.seeds.each(state)]
 
     with compilations() as first:
         measure()
