@@ -32,6 +32,12 @@ _STOP = StopRequest(end_early)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+def parse(argv: list[str]) -> list[str]:
+    """Parse the command line and run the config file, which a signal may interrupt."""
+    with _STOP.interrupt_immediately():
+        return parse_flags(argv)
+
+
 def main(argv: list[str]) -> int:
     """Train, and return the exit code."""
     data = _CONFIG.value.get("data")
@@ -67,4 +73,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     with _STOP:  # from the start: Ctrl-C is no crash while libraries are imported either
-        app.run(main, flags_parser=parse_flags)
+        app.run(main, flags_parser=parse)

@@ -34,18 +34,21 @@ _NO_SPACE = ("No space left", "Disk quota exceeded")
 class Checkpointer:
     """The checkpoints of a run: the newest few, the best, and the newest verified checkpoint."""
 
-    def __init__(self, directory: epath.Path, *, keep: int) -> None:
+    def __init__(
+        self, directory: epath.Path, *, keep: int, run: Mapping[str, Any] | None = None
+    ) -> None:
         """Open the checkpoints in `directory`; create the directory if it doesn't exist.
 
         Args:
             directory: of this run's checkpoints.
             keep: how many of the newest checkpoints to keep. The best one is kept too, and older
                 ones until the newest has been verified.
+            run: values that identify the run, by name, to detect copies from other runs; JSON.
         """
-        self._keep = keep
+        self._keep, self._run = keep, run or {}
         self._verified: set[int] = set()
         options = manager_options(keep, self._verified, create=True)
-        self._reader = CheckpointReader(directory, options=options)
+        self._reader = CheckpointReader(directory, run=run, options=options)
         self._directory = self._reader.directory
         self._must_reopen = False  # a save has failed, and its files weren't removed yet
         self._saving: int | None = None  # step of the save that `settle` hasn't waited for
@@ -80,7 +83,7 @@ class Checkpointer:
         if step in self.steps():
             return  # the same run has saved this step before, with the same bits
         sums = checksums(named_leaves(state))
-        document = sealed({"step": step, "progress": progress, "checksums": sums})
+        document = sealed({"step": step, "run": self._run, "progress": progress, "checksums": sums})
         with self._write_errors():
             if self._must_reopen:
                 self._reopen()

@@ -150,6 +150,23 @@ def check_step(step: int, saved: int | None) -> None:
         raise CorruptionError(f"it is a copy of the checkpoint of step {saved}")
 
 
+def check_run(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Check that a checkpoint wasn't copied from another run.
+
+    Args:
+        own: values that identify the run, by name.
+        saved: those that the checkpoint was saved with. Names of only one of the two don't count:
+            another version may have other fields.
+
+    Raises:
+        CorruptionError: it was.
+    """
+    for name in own:
+        if name in saved and saved[name] != own[name]:
+            values = f"{name} is {saved[name]!r} there, {own[name]!r} here"
+            raise CorruptionError(f"it is a checkpoint of another run: {values}")
+
+
 def sealed(document: dict[str, Any]) -> dict[str, Any]:
     """The document with its own digest as the field "seal"."""
     return document | {"seal": _digest(document)}

@@ -65,20 +65,21 @@ def locked(
         WriteError: another run holds the lock, or its file can't be read or written.
     """
     held = _Held(workdir / LOCK, this_process())
+    _all_held.add(held)  # before, because another thread may end the process at any moment
     try:
         holder = acquire(held.path, held.own, stale_s=_STALE_S)
     except OSError as error:
-        remove(held.path, held.own)  # the failed operation may have taken effect
+        _release(held)  # the failed operation may have taken effect
         raise WriteError(
             f"{held.path} can't be read or written ({error.strerror or error}); another run may be"
             " there. Nothing was touched; try again, or choose another --workdir."
         ) from None
     if holder is not None:
+        _all_held.discard(held)
         raise WriteError(
             f"{workdir} is in use by {holder}. Nothing was touched; wait for it, end it, or choose"
             " another --workdir."
         )
-    _all_held.add(held)
     renewing = threading.Thread(
         target=_keep_renewing, args=(held, on_lost or _log.error), daemon=True
     )

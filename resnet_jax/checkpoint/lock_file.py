@@ -19,7 +19,7 @@ from etils import epath
 from resnet_jax.checkpoint.lock_holder import Holder, parse_holder
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import WriteError
-from resnet_jax.utils.files import TEMPORARY_SUFFIX
+from resnet_jax.utils.files import TEMPORARY_SUFFIX, open_regular_file
 from resnet_jax.utils.paths import bucket_errors, is_remote
 
 _log = logging.getLogger(__name__)
@@ -38,10 +38,11 @@ def read_lock(path: epath.Path) -> Holder | None:
         OSError: the file can't be read.
     """
     try:
-        with bucket_errors(path), path.open("rb") as file:
+        if is_remote(path):
+            with bucket_errors(path):
+                return parse_holder(path.read_bytes())
+        with open_regular_file(Path(path)) as file:
             holder = parse_holder(file.read())
-            if is_remote(path):
-                return holder
             return dataclasses.replace(holder, renewed=os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -11,6 +11,7 @@ from etils import epath
 
 from resnet_jax.checkpoint.corruption import CorruptionError, describe, fail_together, first_line
 from resnet_jax.checkpoint.integrity import (
+    check_run,
     check_step,
     checksums,
     different,
@@ -36,17 +37,23 @@ class CheckpointReader:
     """
 
     def __init__(
-        self, directory: epath.Path, *, options: ocp.CheckpointManagerOptions | None = None
+        self,
+        directory: epath.Path,
+        *,
+        run: Mapping[str, Any] | None = None,
+        options: ocp.CheckpointManagerOptions | None = None,
     ) -> None:
         """Open the checkpoints in `directory`.
 
         Args:
             directory: of a run's checkpoints.
+            run: values that identify the run, by name, to detect copies from other runs; JSON.
             options: of Orbax's manager; None only reads.
         """
         logging.getLogger("absl").addFilter(_is_relevant)
         # Orbax requires an absolute path; the path of a bucket is absolute.
         self.directory = directory if is_remote(directory) else directory.absolute()
+        self._run = run or {}
         self._states = ocp.StandardCheckpointHandler()
         self._progress = ocp.JsonCheckpointHandler()
         self.manager = self._open(options or manager_options())
@@ -152,6 +159,7 @@ class CheckpointReader:
         folder = self.directory / str(step) / "progress"
         saved = unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
         check_step(step, saved.get("step"))
+        check_run(self._run, saved.get("run", {}))  # older versions didn't record "run"
         return saved
 
     @contextlib.contextmanager
@@ -163,10 +171,21 @@ class CheckpointReader:
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             folder = self.directory / str(step)
             others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
+            if _is_missing(folder):
+                raise DataError(f"There is no checkpoint {folder}; there are: {others}.") from error
             raise DataError(
                 f"The checkpoint of step {step} can't be restored ({first_line(error)}). Move"
                 f" {folder} away to use another one; there are: {others}."
             ) from error
+
+
+def _is_missing(folder: epath.Path) -> bool:
+    """Whether it is known that there is no such folder."""
+    try:
+        with bucket_errors(folder):
+            return not folder.exists()
+    except OSError:
+        return False
 
 
 def _is_relevant(record: logging.LogRecord) -> bool:

@@ -7,12 +7,10 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn
 
 from resnet_jax.errors import StoppedEarly
 
 _NOTICE = b"stopping at the next safe point, where all is saved; Ctrl-C again gives up\n"
-_REACTION_S = 2.0
 
 NOTHING_LOST = (
     "stopped before the first step; nothing was lost, and the same command starts the run again"
@@ -40,13 +38,13 @@ class StopRequest:
     the process already ignores, such as SIGHUP with nohup, stays ignored.
     """
 
-    def __init__(self, end: Callable[[], None] | None = None) -> None:
+    def __init__(self, end: Callable[[str], object] | None = None) -> None:
         """Make a request that isn't set.
 
         Args:
-            end: ends the process; called in another thread if `interrupt_immediately` applies but
-                the main thread doesn't react, because it compiles. With None, the signal takes
-                effect after the compilation.
+            end: prints a message and ends the process, from any thread; called on a signal while
+                `interrupt_immediately` applies. With None, StoppedEarly is raised, after a
+                compilation that is in progress.
         """
         self.requested = False
         self._end = end
@@ -70,35 +68,38 @@ class StopRequest:
     def interrupt_immediately(self, message: str = NOTHING_LOST) -> Iterator[None]:
         """Inside this context a signal ends the run at once, because there is nothing to save.
 
+        With `end`, another thread ends the process: Python handles no signal during a compilation,
+        which may take minutes, and an exception that a handler raises is lost if the handler
+        interrupts a callback of the garbage collector or a library that catches all exceptions.
+
         Raises:
-            StoppedEarly: with `message`, on a signal inside the context or before it.
+            StoppedEarly: without `end`, with `message`, on a signal inside the context or before
+                it; if the exception of the handler was lost, at the end of the context.
         """
-        with self._react_while_compiling():
+        with self._ending_the_process(message):
             self._immediate_message = message
             try:
                 if self.requested:
                     self._stop_here(message)
                 yield
+                if self.requested:
+                    self._stop_here(message)
             finally:
                 self._immediate_message = None
 
     @contextlib.contextmanager
-    def _react_while_compiling(self) -> Iterator[None]:
-        """React to signals in another thread, if the main thread doesn't within seconds.
-
-        Python handles signals between bytecode instructions, and a compilation, which may take
-        minutes, is one instruction.
-        """
+    def _ending_the_process(self, message: str) -> Iterator[None]:
+        """Inside this context another thread calls `end` on a signal."""
         if self._end is None:
             yield
             return
-        left = threading.Event()
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
 
-        def listen(end: Callable[[], None]) -> None:
-            if receiver.recv(1) and not left.wait(_REACTION_S):
-                end()
+        def listen(end: Callable[[str], object]) -> None:
+            while number := receiver.recv(1):
+                if number[0] in self._previous:  # else it is a signal with another handler
+                    end(message)
 
         thread = threading.Thread(target=listen, args=(self._end,), daemon=True)
         thread.start()
@@ -106,13 +107,15 @@ class StopRequest:
         try:
             yield
         finally:
-            left.set()
             signal.set_wakeup_fd(before)
-            sender.close()  # ends `recv` in the thread
+            sender.close()  # ends `recv` in the thread, after the signals so far
             thread.join()
             receiver.close()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._immediate_message and self._end:  # the other thread ends the process
+            self.requested = True
+            return
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         first, self.requested = not self.requested, True
@@ -124,6 +127,8 @@ class StopRequest:
             with contextlib.suppress(OSError):
                 os.write(2, _NOTICE)
 
-    def _stop_here(self, message: str) -> NoReturn:
+    def _stop_here(self, message: str) -> None:
         self._immediate_message = None  # raise only once
+        if self._end:
+            self._end(message)
         raise StoppedEarly(message)

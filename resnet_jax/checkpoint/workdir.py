@@ -14,7 +14,7 @@ from etils import epath
 from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.utils.distribution import install_hint
 from resnet_jax.utils.files import TEMPORARY_SUFFIX, replace_file
-from resnet_jax.utils.paths import bucket_errors, is_remote
+from resnet_jax.utils.paths import bucket_errors, is_remote, read_document
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
@@ -118,9 +118,7 @@ def read_config(workdir: epath.Path) -> str:
     """
     path = workdir / CONFIG
     try:
-        with bucket_errors(path):
-            content = path.read_bytes()
-        return content.decode()
+        return read_document(path).decode()
     except ImportError:
         raise ConfigError(_no_client(workdir)) from None
     except (FileNotFoundError, NotADirectoryError) as error:

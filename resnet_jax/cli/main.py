@@ -76,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         module.add_arguments(subparser)
         subparser.add_argument("--json", action="store_true", help="print one JSON document")
-    args, unknown = parser.parse_known_args(argv)
+    try:
+        args, unknown = parser.parse_known_args(argv)
+    except SystemExit as end:  # after --help, --version or an error
+        sys.exit(end.code or unwritten_output())
     if unknown := take_overrides(args, unknown):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     show_progress()

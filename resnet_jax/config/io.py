@@ -1,6 +1,7 @@
 """Configs as JSON text, as config.json of a run holds them."""
 
 import json
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -41,6 +42,16 @@ def from_json(text: str) -> ConfigDict:
         if value is not None:
             set_field(config, name, value)
     return config
+
+
+def bound_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields to which a run is bound, as in JSON, by dotted name."""
+    fields = flatten(json.loads(to_json(config)))
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+        if name not in MAY_CHANGE
+    }
 
 
 def describe_differences(old: str, new: str) -> list[str]:

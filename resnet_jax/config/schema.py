@@ -48,12 +48,28 @@ def model_overrides(config: ConfigDict) -> dict[str, Any]:
     return {k: v for k, v in config.model.items() if k != "name" and v is not None}
 
 
+def check_complete(config: ConfigDict) -> None:
+    """Check that no field was deleted.
+
+    Raises:
+        ConfigError: naming the field.
+    """
+    values = flatten(config)
+    for field in FIELDS:
+        if field.name not in values:
+            raise ConfigError(
+                f"The config has no field {field.name}; start from default_config() or a file in"
+                " configs/, and delete no field."
+            )
+
+
 def validate(config: ConfigDict) -> None:
     """Import the config's extensions, and check what can be checked without data or devices.
 
     Raises:
         ConfigError: naming the field, its value and the accepted values.
     """
+    check_complete(config)
     import_extensions(config.extensions or ())
     values = flatten(config)
     for name, value in values.items():

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
 from resnet_jax.config.extensions import describe_changes
-from resnet_jax.config.io import from_json
+from resnet_jax.config.io import bound_fields, from_json
 from resnet_jax.config.schema import model_overrides
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.network import TrainedNetwork
@@ -59,7 +59,7 @@ def restore_run(
     if not 0 <= seed_index < len(seeds):
         listed = ", ".join(map(str, seeds))
         raise UsageError(f"seed_index is {seed_index}; {workdir} has the seeds {listed}.")
-    checkpoints = CheckpointReader(workdir / CHECKPOINTS)
+    checkpoints = CheckpointReader(workdir / CHECKPOINTS, run=bound_fields(config))
     step = _find_step(checkpoints, checkpoint, workdir)
     state, progress = checkpoints.restore_on_one_device(step)
     checkpoints.close()

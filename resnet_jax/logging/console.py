@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from resnet_jax.checkpoint.stop import NOTHING_LOST
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
@@ -98,12 +99,10 @@ class TrainingConsole:
             self.say(notice)
 
     def stopped(self, step: int, workdir: epath.Path) -> None:
-        """Print that the run stopped early and lost nothing."""
+        """Print that the run stopped early; after step 0 there is no checkpoint."""
         self._bar.stop()
-        self.say(
-            f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
-            " the same command goes on from here"
-        )
+        saved = f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
+        self.say(f"{saved} the same command goes on from here" if step else NOTHING_LOST)
 
     def closing(self, summary: dict[str, Any], workdir: epath.Path) -> None:
         """Print the scores, the paths of the results, and commands to continue with."""

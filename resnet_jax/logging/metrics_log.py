@@ -14,7 +14,7 @@ from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.tensorboard import TensorBoard
 from resnet_jax.parallel.job.agreement import is_main
-from resnet_jax.utils.paths import bucket_errors, is_remote
+from resnet_jax.utils.paths import is_remote, read_document
 
 _log = logging.getLogger(__name__)
 
@@ -155,10 +155,9 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(path)
     try:
-        with bucket_errors(path):
-            if not path.is_file():
-                return []
-            text = path.read_bytes().decode(errors="replace")
+        text = read_document(path).decode(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
     lines = text.splitlines(keepends=True)

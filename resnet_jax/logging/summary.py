@@ -9,7 +9,7 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import SUMMARY, write_atomically
 from resnet_jax.errors import DataError
-from resnet_jax.utils.paths import bucket_errors
+from resnet_jax.utils.paths import read_document
 
 
 def write_summary(workdir: epath.Path, summary: dict[str, Any]) -> None:
@@ -30,8 +30,7 @@ def read_summary(workdir: epath.Path) -> Iterator[dict[str, Any]]:
     """
     path = workdir / SUMMARY
     try:
-        with bucket_errors(path):
-            content = path.read_bytes()
+        content = read_document(path)
         yield json.loads(content)
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror or error}).") from None

@@ -30,8 +30,8 @@ from resnet_jax.checkpoint.workdir import (
     write_atomically,
 )
 from resnet_jax.config.extensions import extension_digests, import_extensions
-from resnet_jax.config.io import describe_differences, to_json
-from resnet_jax.config.schema import validate
+from resnet_jax.config.io import bound_fields, describe_differences, to_json
+from resnet_jax.config.schema import check_complete, validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
@@ -138,8 +138,8 @@ def _out_of_memory(error: Exception) -> ConfigError:
     reason = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").rstrip(".")
     return ConfigError(
         f"This host or its devices have too little memory for this run ({reason}). What was saved"
-        " before is intact. A smaller batch_size or eval_batch_size, a larger accumulate,"
-        " model.remat, mesh.fsdp and data.resident=False each take less."
+        " before is intact. A smaller batch_size, eval_batch_size or steps_per_dispatch, a larger"
+        " accumulate, model.remat, mesh.fsdp and data.resident=False each take less."
     )
 
 
@@ -163,6 +163,7 @@ def _fit(
     """Check everything that can be checked before anything is compiled, lock, and train."""
     fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
+        check_complete(config)
         here = None if is_remote(workdir) else Path(workdir)
         import_extensions(config.extensions or (), workdir=here)
         validate(config)
@@ -184,7 +185,9 @@ def _fit(
         remove_temporary_files(workdir)
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
-    checkpoints = Checkpointer(workdir / CHECKPOINTS, keep=config.keep_checkpoints)
+    checkpoints = Checkpointer(
+        workdir / CHECKPOINTS, keep=config.keep_checkpoints, run=bound_fields(config)
+    )
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
     try:

@@ -19,7 +19,8 @@ class Intervals:
         train_examples: examples of the training split.
         total_steps: steps of the run.
         log_every: steps between log points.
-        steps_per_dispatch: largest number of steps per dispatch.
+        steps_per_dispatch: largest number of steps per dispatch, at most `total_steps`; the
+            batches of a dispatch have this many steps.
         eval_every, checkpoint_every: examples between evaluations and between checkpoints.
         diagnose_every: examples between diagnostics; 0 disables them.
     """
@@ -55,13 +56,14 @@ class Intervals:
             )
         if total_steps >= 2**31:
             raise ConfigError(f"duration is {config.duration}; it must be less than 2**31 steps.")
+        steps_per_dispatch = min(config.steps_per_dispatch, total_steps)
         return cls(
             batch_size=config.batch_size,
             train_examples=train_examples,
             total_steps=total_steps,
             log_every=config.log_every,
             # Images that are decoded as they're needed come a step at a time.
-            steps_per_dispatch=1 if streams(config) else config.steps_per_dispatch,
+            steps_per_dispatch=1 if streams(config) else steps_per_dispatch,
             eval_every=max(1, round(config.eval_every * unit)),
             checkpoint_every=max(1, round(config.checkpoint_every * unit)),
             diagnose_every=math.ceil(config.diagnostics.every * unit),

@@ -1,5 +1,6 @@
 """Steps that weren't finite: the error, and nonfinite.jsonl, the record of their examples."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from resnet_jax.checkpoint.workdir import NONFINITE, write_atomically
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import NumericalError
 from resnet_jax.parallel.job.agreement import is_main
-from resnet_jax.utils.paths import bucket_errors
+from resnet_jax.utils.paths import read_document
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +67,10 @@ class NonfiniteRecord:
             self._write_pending(warn=False)
 
     def _write_pending(self, *, warn: bool) -> None:
+        before = b""
         try:
-            with bucket_errors(self._path):
-                before = self._path.read_bytes() if self._path.exists() else b""
+            with contextlib.suppress(FileNotFoundError):
+                before = read_document(self._path)
             known = before.splitlines()  # a run that was resumed may come here again
             new = [line for line in map(str.encode, self._unwritten) if line not in known]
             write_atomically(self._path, before + b"".join(line + b"\n" for line in new))

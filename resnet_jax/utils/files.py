@@ -1,12 +1,16 @@
-"""Files of this host: atomic replacement, the cache folder, and the limit of open files."""
+"""Files of this host: reading, atomic replacement, the cache folder, the limit of open files."""
 
+import contextlib
+import errno
 import functools
 import os
 import resource
 import secrets
+import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from resnet_jax.errors import ConfigError
 
@@ -41,8 +45,11 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         pieces: the content, in order.
 
     Raises:
-        OSError: the file can't be written; the old file is intact.
+        OSError: the file can't be written, or `path` is a link, a pipe, a device or a folder; what
+            was there is intact.
     """
+    if os.path.lexists(path):
+        _check_regular(path, path.lstat().st_mode)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:
@@ -59,6 +66,36 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         os.fsync(folder)  # makes the rename durable
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def open_regular_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read it, without waiting for the writer of a pipe.
+
+    Raises:
+        OSError: the file can't be opened, or `path` is a pipe, a device or a folder.
+    """
+    with open(path, "rb", opener=_open_nonblocking) as file:
+        _check_regular(path, os.fstat(file.fileno()).st_mode)
+        yield file
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    """Check that a mode of `stat` is a regular file's.
+
+    Raises:
+        OSError: it isn't.
+    """
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe or a device"
+        reason = f"{path.name} is {kind}, not a regular file"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
 def ensure_open_files(count: int, *, what: str) -> None:

@@ -4,10 +4,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
 from resnet_jax.errors import UsageError
+from resnet_jax.utils.files import open_regular_file
 
 _SCHEMES = ("gs", "s3")
 
@@ -68,3 +70,17 @@ def bucket_errors(path: epath.PathLike) -> Iterator[None]:
                 reason = f"{os.strerror(number)}: {text}" if text else os.strerror(number)
                 raise OSError(number, reason, os.fspath(path)) from error
         raise OSError(errno.EIO, text or type(error).__name__, os.fspath(path)) from error
+
+
+def read_document(path: epath.PathLike) -> bytes:
+    """Read a file on this host or in a bucket; a pipe or a device is an error.
+
+    Raises:
+        OSError: the file can't be read, or isn't a regular file.
+        ImportError: the client of this kind of bucket isn't installed.
+    """
+    if not is_remote(path):
+        with open_regular_file(Path(path)) as file:
+            return file.read()
+    with bucket_errors(path):
+        return epath.Path(path).read_bytes()

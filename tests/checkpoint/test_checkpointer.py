@@ -148,6 +148,41 @@ def test_a_checkpoint_under_the_name_of_another_step_isnt_believed(
     assert "step 8 is damaged (it is a copy of the checkpoint of step 5)" in caplog.text
 
 
+def test_a_checkpoint_of_another_run_isnt_believed(tmp_path, caplog):
+    """Copied in under the name of the same step. Older versions recorded no run."""
+    runs = {"own": {"seed": 0, "model.stage_sizes": [1, 1]}, "other": {"seed": 1}, "older": None}
+    for name, run in runs.items():
+        checkpoints = Checkpointer(tmp_path / name, keep=3, run=run)
+        for step in (2, 4, 6):
+            state = _state(float(step)) | {"step": jnp.int32(step)}
+            checkpoints.save(step, state, progress={"of": name}, metrics=None)
+        checkpoints.close()
+    for step, name in ((6, "other"), (4, "older")):
+        shutil.rmtree(tmp_path / "own" / str(step))
+        shutil.copytree(tmp_path / name / str(step), tmp_path / "own" / str(step))
+
+    said = "it is a checkpoint of another run: seed is 1 there, 0 here"
+    reader = CheckpointReader(tmp_path / "own", run=runs["own"])
+    for read in (reader.progress, reader.restore_on_one_device):
+        with pytest.raises(DataError, match=f"step 6 can't be restored .{said}"):
+            read(6)
+    again = Checkpointer(tmp_path / "own", keep=3, run=runs["own"])
+    step, _, progress = again.restore_newest(_state(0.0))
+    assert (step, progress) == (4, {"of": "older"})
+    assert f"step 6 is damaged ({said})" in caplog.text
+    assert (tmp_path / "own" / "6.corrupt").is_dir()
+
+
+def test_a_checkpoint_that_isnt_there_is_named_as_missing(tmp_path):
+    _save_three(tmp_path)
+    reader = CheckpointReader(tmp_path)
+    shutil.rmtree(tmp_path / str(reader.steps()[-1]))
+    for step in (reader.steps()[-1], 99):
+        for read in (reader.progress, reader.restore_on_one_device):
+            with pytest.raises(DataError, match=f"^There is no checkpoint {tmp_path}/{step}; "):
+                read(step)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",

@@ -9,7 +9,9 @@ import sys
 
 import jax
 import pytest
+from absl import flags
 
+from resnet_jax.cli.common.config_flag import parse_flags
 from resnet_jax.cli.main import _SUBCOMMANDS, main
 from resnet_jax.errors import StoppedEarly
 from tests.runs import ROOT
@@ -73,6 +75,33 @@ def test_output_that_cannot_be_written_is_an_error_unless_nobody_reads_it(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "--help"]])
+def test_a_text_of_help_that_cannot_be_written_is_an_error(arguments, capsys, monkeypatch):
+    for stream, code in ((open("/dev/full", "w"), 73), (None, 0), (_broken_pipe(), 0)):  # noqa: SIM115
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == code
+    assert capsys.readouterr().err.count("error: Standard output can't be written") == 1
+
+
+def test_the_help_of_train_py_that_cannot_be_written_is_an_error(monkeypatch, capsys):
+
+    def print_help(*_):
+        sys.stdout.write("help")
+        sys.exit(1)
+
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", None, "", flag_values=values)
+    monkeypatch.setattr(flags.FlagValues, "__call__", print_help)
+    for stream, code in ((open("/dev/full", "w"), 73), (None, 0), (_broken_pipe(), 0)):  # noqa: SIM115
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as ended:
+            parse_flags(["train.py", "--help"], values)
+        assert ended.value.code == code
+    assert capsys.readouterr().err.count("error: Standard output can't be written") == 1
+
+
 def test_a_stream_of_ascii_gets_escapes(command, monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
@@ -114,6 +143,29 @@ def test_what_ends_a_command_is_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "resnet_jax", "summary", "resnet18"],
+        ["train.py", "--config=configs/digits.py", "--workdir=none"],
+    ],
+    ids=["resnet-jax", "train.py"],
+)
+@pytest.mark.parametrize("variable", ["JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64"])
+def test_a_variable_that_jax_cannot_read_is_named(variable, command):
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {variable: "abc"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith(f"error: The environment variable {variable} is 'abc', which")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         *(["bench", "step", f"--seconds={value}"] for value in ("nan", "inf", "-1")),
@@ -150,6 +202,7 @@ def test_a_number_that_is_none_is_refused(arguments, capsys, tmp_path, monkeypat
 _PROGRAM = """
 import sys
 from resnet_jax.cli import build
+from resnet_jax.cli.common.config_flag import parse_flags
 from resnet_jax.cli.main import main
 if sys.argv[1] == "build":
     build.run = lambda args: {"text": "x" * 200_000}

@@ -30,6 +30,16 @@ def test_defaults_are_those_of_the_table_and_of_the_networks():
     validate(config)
 
 
+@pytest.mark.parametrize("field", ["seed", "extensions", "data.train"])
+def test_a_config_without_a_field_is_refused_with_its_name(field, tmp_path):
+    config = default_config().unlock()
+    *path, key = field.split(".")
+    del (config[path[0]] if path else config)[key]
+    for use in (validate, lambda config: resnet_jax.fit(config, tmp_path / "run")):
+        with pytest.raises(ConfigError, match=f"^The config has no field {field};"):
+            use(config)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -111,6 +111,17 @@ FAULTS = (
         ("faults/test_signals.py::test_a_signal_while_compiling_ends_the_run_within_seconds",),
     ),
     Fault(
+        "a signal before the first step, at any place",
+        "in the garbage collector, a library, a config file without end",
+        "ends at once, exit code 75, claims no checkpoint",
+        (
+            "faults/test_signals.py::test_before_the_first_step_nothing_swallows_a_signal",
+            "faults/test_signals.py::test_a_config_file_that_never_returns_is_interrupted",
+            "faults/test_signals.py::"
+            "test_a_run_that_stops_before_the_first_step_claims_no_checkpoint",
+        ),
+    ),
+    Fault(
         "terminal, reader or log is gone",
         "closed, full, halted",
         "trains on, exit code stays right",

@@ -65,6 +65,25 @@ HOSTILE = (
         ),
     ),
     Fault(
+        "a checkpoint of another run, copied in",
+        "under the same step, of the same shapes",
+        "set aside, the one before is used",
+        (
+            "checkpoint/test_checkpointer.py::test_a_checkpoint_of_another_run_isnt_believed",
+            "train/test_resume.py::test_a_checkpoint_of_another_run_is_stepped_over",
+        ),
+    ),
+    Fault(
+        "pipes, devices or links in the place of files",
+        "files of a run, and files to be written",
+        "one line, nothing is replaced",
+        (
+            "utils/test_files.py::test_only_regular_files_are_replaced",
+            "utils/test_files.py::test_reading_a_pipe_is_an_error_and_waits_for_no_writer",
+            "faults/test_storage.py::test_a_pipe_among_the_files_of_a_run_is_an_error",
+        ),
+    ),
+    Fault(
         "names in which Orbax can't save",
         "brackets, other bytes than UTF-8",
         "exit code 73 at the start",

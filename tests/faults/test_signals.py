@@ -2,14 +2,19 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from etils import epath
 
-from tests.runs import ROOT, digest, start, train
+from resnet_jax.checkpoint.stop import NOTHING_LOST, StopRequest
+from resnet_jax.errors import StoppedEarly
+from resnet_jax.logging.console import TrainingConsole
+from tests.runs import ROOT, Running, digest, start, train
 
 _ENDS = """
 import atexit, os, signal, sys, types
@@ -46,6 +51,79 @@ def test_signals_after_the_end_of_a_run_do_not_change_its_exit_code(how, code):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+_BEFORE_THE_FIRST_STEP = """
+import contextlib, gc, os, signal, sys, time
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.cli.common.exits import end_early
+
+def interrupted(*_):
+    os.kill(os.getpid(), int(sys.argv[2]))
+    time.sleep(60)
+
+with StopRequest(end_early) as stop:
+    if sys.argv[1] == "before":
+        stop.requested = True
+    with stop.interrupt_immediately():
+        if sys.argv[1] == "garbage collector":
+            gc.callbacks.append(interrupted)
+            gc.collect()
+        with contextlib.suppress(BaseException):
+            interrupted()
+"""
+
+
+@pytest.mark.parametrize("where", ["garbage collector", "library", "before"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_before_the_first_step_nothing_swallows_a_signal(where, number):
+    command = [sys.executable, "-c", _BEFORE_THE_FIRST_STEP, where, str(int(number))]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (75, "", f"{NOTHING_LOST}\n")
+
+
+def test_a_signal_that_a_library_swallows_is_raised_again_before_the_first_step():
+    """In a program that calls `fit`, whose process isn't ended."""
+
+    def swallow():
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with StopRequest() as stop, pytest.raises(StoppedEarly), stop.interrupt_immediately():
+        swallow()
+
+
+def test_other_signals_dont_end_the_process():
+    heard, before = [], signal.signal(signal.SIGUSR1, lambda *_: heard.append("signal"))
+    try:
+        with StopRequest(heard.append) as stop, stop.interrupt_immediately():
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == ["signal"]
+
+
+def test_a_run_that_stops_before_the_first_step_claims_no_checkpoint(capsys):
+    for step, said in ((0, NOTHING_LOST), (2, "stopped at step 2 of 9, saved in run;")):
+        TrainingConsole(total_steps=9, start_step=0).stopped(step, epath.Path("run"))
+        assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_config_file_that_never_returns_is_interrupted(number, tmp_path):
+    config, began = tmp_path / "config.py", tmp_path / "began"
+    config.write_text(
+        f"import pathlib\n\ndef get_config():\n    pathlib.Path({str(began)!r}).touch()\n"
+        "    while True:\n        pass\n"
+    )
+    running = Running(f"--config={config}", f"--workdir={tmp_path / 'run'}", workdir=tmp_path)
+    while not began.exists():
+        assert running.alive(), running.said()
+        time.sleep(0.01)
+    ended = running.signal(number).end(timeout_s=20)
+    assert (ended.code, ended.said) == (75, f"{NOTHING_LOST}\n")
 
 
 @pytest.mark.thorough

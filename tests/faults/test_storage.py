@@ -11,12 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.lock_file import read_lock
 from resnet_jax.checkpoint.reader import CheckpointReader
+from resnet_jax.checkpoint.workdir import read_config
 from resnet_jax.config.io import from_json
-from resnet_jax.errors import DataError
+from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.summary import read_summary
 from tests.runs import digest, start, steps_on_record, train
 
 pytestmark = pytest.mark.filterwarnings(  # TensorStore's
@@ -39,6 +44,22 @@ def saved(tmp_path_factory):
         checkpoints.save(step, _state(step), progress={"at": step}, metrics=_SCORES)
     checkpoints.close()
     return directory
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", lambda path: read_config(path.parent)),
+        ("metrics.jsonl", read_metrics),
+        ("summary.json", lambda path: read_summary(path.parent).__enter__()),
+        (".lock", read_lock),
+    ],
+)
+def test_a_pipe_among_the_files_of_a_run_is_an_error(name, read, tmp_path):
+    """Opening the pipe would wait for a writer, for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((ConfigError, DataError, OSError), match=f"{name} is a pipe or a device"):
+        read(epath.Path(tmp_path / name))
 
 
 def _remove(path: Path) -> None:

@@ -249,3 +249,8 @@ def test_a_workdir_that_is_gone_ends_the_run_before_anything_is_written():
     with contextlib.suppress(OSError):
         run.train(check_workdir=gone)
     assert run.done == ["steps 1-2"]
+
+
+def test_a_dispatch_has_no_more_steps_than_the_run():
+    spec = Run(duration=100.0 * BATCH, steps_per_dispatch=10**9).spec
+    assert spec.batch_shape == (100, 1, BATCH)

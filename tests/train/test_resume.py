@@ -17,7 +17,7 @@ from etils import epath
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.reader import CheckpointReader
-from resnet_jax.errors import WriteError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.scoring import Scorer
@@ -78,6 +78,26 @@ def test_resuming_after_a_kill_equals_the_uninterrupted_run(
     assert _untimed(read_metrics(workdir / "metrics.jsonl")) == _untimed(
         read_metrics(whole / "metrics.jsonl")
     )
+
+
+@pytest.mark.thorough
+def test_a_checkpoint_of_another_run_is_stepped_over(tiny_config, tmp_path, caplog):
+    """It was copied in under the same number, and its arrays have the same shapes."""
+    resnet_jax.fit(tiny_config, tmp_path / "own", stop_at_step=2)
+    other = tiny_config.copy_and_resolve_references()
+    other.seed, other.log_every = 1, 1
+    resnet_jax.fit(other, tmp_path / "other", stop_at_step=2)
+    checkpoints = tmp_path / "own" / "checkpoints"
+    shutil.rmtree(checkpoints / "2")
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "2", checkpoints / "2")
+
+    with pytest.raises(DataError, match="of another run: seed is 1 there, 0 here"):
+        resnet_jax.restore_run(tmp_path / "own")
+    tiny_config.log_every = 1
+    resnet_jax.fit(tiny_config, tmp_path / "own", stop_at_step=3)
+    assert "using the checkpoint of step 1" in caplog.text
+    assert (checkpoints / "2.corrupt").is_dir()
+    assert resnet_jax.restore_run(tmp_path / "own").step == 3
 
 
 @pytest.mark.thorough

@@ -1,5 +1,6 @@
-"""Atomic replacement of files, and the limit of open files."""
+"""Reading and atomic replacement of files, and the limit of open files."""
 
+import errno
 import os
 import resource
 import stat
@@ -7,7 +8,7 @@ import stat
 import pytest
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.utils.files import ensure_open_files, replace_file
+from resnet_jax.utils.files import ensure_open_files, open_regular_file, replace_file
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
@@ -21,6 +22,43 @@ def test_the_users_umask_says_who_may_read_a_file(umask, mode, tmp_path):
     assert (tmp_path / "file").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link", "link to a pipe", "folder"])
+def test_only_regular_files_are_replaced(kind, tmp_path):
+    path, other = tmp_path / "path", tmp_path / "other"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        if kind == "link":
+            other.write_bytes(b"old")
+        elif kind == "link to a pipe":
+            os.mkfifo(other)
+        path.symlink_to(other)
+    before, names = path.lstat(), sorted(os.listdir(tmp_path))
+    with pytest.raises(OSError, match="not a regular file|Is a directory") as found:
+        replace_file(path, [b"new"])
+    assert found.value.errno in (errno.EINVAL, errno.EISDIR)
+    assert (path.lstat(), sorted(os.listdir(tmp_path))) == (before, names)
+    if kind == "link":
+        assert other.read_bytes() == b"old"
+
+
+def test_reading_a_pipe_is_an_error_and_waits_for_no_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with open_regular_file(tmp_path / "link") as file:
+        assert file.read() == b"content"
+    with (
+        pytest.raises(OSError, match="a pipe or a device, not a regular file"),
+        open_regular_file(tmp_path / "pipe"),
+    ):
+        pass
+    with pytest.raises(IsADirectoryError), open_regular_file(tmp_path):
+        pass
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(monkeypatch):

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from resnet_jax.cli.common.exits import environment_error
 from resnet_jax.errors import ConfigError, ResnetJaxError, UsageError
 
 
@@ -15,7 +16,7 @@ def check_is_config(config: Any, argv: Sequence[str]) -> None:
     """Check the object that the config file returned.
 
     Raises:
-        ConfigError: it isn't a ConfigDict.
+        ConfigError: it isn't a ConfigDict, or lacks a field.
         OSError: there is no such file; ml_collections raises it when the config is first used.
     """
     from ml_collections import ConfigDict  # noqa: PLC0415 - --help needn't wait for it
@@ -26,6 +27,9 @@ def check_is_config(config: Any, argv: Sequence[str]) -> None:
             f"{_config_file(argv)}: get_config() returns a {type(config).__name__}, not a"
             " ConfigDict."
         )
+    from resnet_jax.config.schema import check_complete  # noqa: PLC0415 - needs JAX
+
+    check_complete(config)
 
 
 def explain(error: BaseException, argv: Sequence[str], *, program: str) -> ResnetJaxError | None:
@@ -41,6 +45,8 @@ def explain(error: BaseException, argv: Sequence[str], *, program: str) -> Resne
     """
     if isinstance(error, ResnetJaxError):  # raised by the config file
         return error
+    if explained := environment_error(error):
+        return explained
     unknown = _unknown_field(argv)
     if unknown:
         return unknown

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from resnet_jax.cli.common.config_errors import check_is_config, explain
-from resnet_jax.cli.common.exits import outlive_terminal, report
+from resnet_jax.cli.common.exits import outlive_terminal, report, unwritten_output
 from resnet_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-_OVERRIDE = r"--?(no)?config\.[^=]+(=.*)?"
+_OVERRIDE = r"--?(?:no)?config\.([^=]+)(=.*)?"  # the field, and the value unless it follows
 
 
 def define_config_flag(help_text: str) -> flags.FlagHolder[Any]:
@@ -38,16 +38,32 @@ def parse_flags(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> 
     outlive_terminal()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # ml_collections warns, and then raises
     try:
-        rest = values(argv)
+        rest = values(_last_overrides(values.read_flags_from_files(argv, force_gnu=False)))
         check_is_config(values.config, argv)
     except (Exception, SystemExit) as error:
         explained = explain(error, argv, program=f"python {argv[0]}")
         if explained is not None:
             sys.exit(report(explained))
         if isinstance(error, SystemExit):  # absl has printed --help, and would exit with 1
-            sys.exit(0)
+            sys.exit(unwritten_output())
         raise
     return rest
+
+
+def _last_overrides(argv: Sequence[str]) -> list[str]:
+    """The command line with the last override of each field; absl would join tuples' values."""
+    parts: list[tuple[str, list[str]]] = []  # (field, or "" for other arguments; words)
+    follows = False  # the value of the last field
+    for word in argv:
+        found = re.fullmatch(_OVERRIDE, word, re.DOTALL)
+        if follows and not re.match("--|-[a-z]", word):
+            parts[-1][1].append(word)
+        else:
+            parts.append((found[1] if found else "", [word]))
+        follows = found is not None and found[2] is None
+    last = {field: number for number, (field, _) in enumerate(parts)}
+    kept = [words for n, (field, words) in enumerate(parts) if not field or last[field] == n]
+    return [word for words in kept for word in words]
 
 
 def add_config_argument(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +105,7 @@ def load_config(args: argparse.Namespace) -> "ConfigDict":
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     try:
-        values(argv)
+        values(_last_overrides(argv))
         config = values.config
         check_is_config(config, argv)
     except (Exception, SystemExit) as error:

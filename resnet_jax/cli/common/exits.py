@@ -59,12 +59,30 @@ def report(error: BaseException) -> int | None:
         _say(str(error))
         return error.exit_code
     if not isinstance(error, ResnetJaxError):
-        explained = _device_error(error)
+        explained = environment_error(error) or _device_error(error)
         if explained is None:
             return None
         error = explained
     _say(f"error: {error}")
     return error.exit_code
+
+
+def environment_error(error: BaseException | None) -> ConfigError | None:
+    """A message for the error of importing JAX with a variable that it can't read; None for others.
+
+    The error may be the cause of `error`, or the one that was handled when `error` was raised.
+    """
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if frames and frames[-1].f_globals.get("__name__") == "jax._src.config":
+            for name, value in os.environ.items():
+                if name.startswith("JAX_") and name.lower() in str(error).lower():
+                    return ConfigError(
+                        f"The environment variable {name} is {value!r}, which JAX doesn't accept;"
+                        " correct or unset it."
+                    )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _device_error(error: BaseException) -> ConfigError | None:
@@ -118,12 +136,10 @@ def _speaks_for_all() -> bool:
     return distributed is None or not distributed.global_state.process_id
 
 
-def end_early() -> NoReturn:
+def end_early(message: str) -> NoReturn:
     """End the process at once, from any thread, on a signal before there is state to save."""
-    from resnet_jax.checkpoint.stop import NOTHING_LOST  # noqa: PLC0415
-
     try:
-        run_with_timeout(lambda: _say(NOTHING_LOST), timeout_s=_WRITING_S)
+        run_with_timeout(lambda: _say(message), timeout_s=_WRITING_S)
     finally:
         _end(STOPPED_EARLY)
 

@@ -43,6 +43,41 @@ def test_overrides_of_each_type():
     assert _load("--config", "configs/cifar10.py:resnet56").data.flip is True
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_last_override_of_a_field_counts(separate, monkeypatch):
+    """absl would join the values of a tuple."""
+    values = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    fields = ("model.stage_sizes", "(1,1)"), ("seed", "-1"), ("model.stage_sizes", "(0,1)")
+    overrides = [f"--config.{name}={value}" for name, value in (*fields, ("seed", "3"))]
+    if not separate:
+        config = _load("--config=configs/digits.py", *overrides)
+        assert (tuple(config.model.stage_sizes), config.seed) == ((0, 1), 3)
+    else:
+        overrides = [word for override in overrides for word in override.split("=")]
+    argv = ["train.py", "--config=configs/digits.py", "--noconfig.data.flip", *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
+    parse_flags(argv, values)
+    assert tuple(values.config.model.stage_sizes) == (0, 1)
+    assert (values.config.seed, values.config.data.flip) == (3, False)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "data.train", "data", "extensions"])
+def test_a_config_that_lacks_a_field_is_one_line(field, tmp_path, capsys):
+    section, _, key = field.rpartition(".")
+    file = tmp_path / "config.py"
+    file.write_text(
+        "from resnet_jax.config.schema import default_config\n\ndef get_config():\n"
+        f"    config = default_config().unlock()\n    del config{section and '.' + section}.{key}\n"
+        "    return config.lock()\n"
+    )
+    named = "data.name" if field == "data" else field
+    assert main(["summary", f"--config={file}"]) == 78
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: The config has no field {named}; ")
+    assert said.count("\n") == 1
+
+
 def test_arguments_that_are_no_overrides_are_left():
     args = argparse.Namespace(config_overrides=[])
     left = take_overrides(args, ["--config.seed=1", "--confg.seed=1", "7", "--noconfig.data.flip"])
