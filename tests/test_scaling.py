@@ -115,10 +115,10 @@ def test_what_is_compiled_for_a_gpu_does_not_depend_on_their_number(gpu_programs
 
 
 def test_a_step_moves_less_on_gpus_than_google_flaxs(gpu_programs):
-    """By a fifth at least where statistics are of the whole batch, and in less memory."""
+    """By a quarter where statistics are of the whole batch, and in two thirds of the memory."""
     for gpu in ("h200", "a100"):
         theirs = gpu_programs[f"flax_resnet50_{gpu}-1_256"]
         ours = gpu_programs[f"resnet50_{gpu}-1_256"]
         assert ours["versions"] == theirs["versions"]
-        assert ours["mb_per_image"] <= 0.8 * theirs["mb_per_image"]
-        assert ours["memory"]["peak_bytes"] <= 0.8 * theirs["memory"]["peak_bytes"]
+        assert ours["mb_per_image"] <= 0.75 * theirs["mb_per_image"]
+        assert ours["memory"]["peak_bytes"] <= 0.67 * theirs["memory"]["peak_bytes"]

@@ -70,7 +70,7 @@ def validate(config: ConfigDict) -> None:
         ConfigError: naming the field, its value and the accepted values.
     """
     check_complete(config)
-    import_extensions(config.extensions)
+    import_extensions(config.extensions or ())
     values = flatten(config)
     for name, value in values.items():
         check_finite(name, value)

@@ -165,9 +165,9 @@ def _fit(
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
         check_complete(config)
         here = None if is_remote(workdir) else Path(workdir)
-        import_extensions(config.extensions, workdir=here)
-        common["the sources of extensions"] = extension_digests(config.extensions)
+        import_extensions(config.extensions or (), workdir=here)
         validate(config)
+        common["the sources of extensions"] = extension_digests(config.extensions)
         prepare_workdir(workdir)
         check_workdir: Callable[[], None] = _no_check
         if is_main():

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.models.block_config import BlockConfig
 from resnet_jax.models.branches import BRANCHES, Branch, Geometry, find_branch, with_branch
 from resnet_jax.models.fields import changes
 from resnet_jax.models.network import Network
@@ -125,7 +126,8 @@ def model_in(
             f"{file} is of a model of the class {_shown(note['class'])}; weights of a"
             f" {ResNet.__name__} can be loaded."
         )
-    build, branch = known[note["class"]], fields.get("branch")
+    fields = {"branch": BlockConfig.branch} | fields
+    build, branch = known[note["class"]], fields["branch"]
     if not isinstance(branch, str) or branch not in BRANCHES:
         raise DataError(
             f"{file} is of a network with the branch {_shown(branch)}, which isn't known; import"

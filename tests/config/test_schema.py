@@ -19,7 +19,7 @@ def test_the_table_has_each_field_once_with_a_line_of_documentation():
         assert field.default is not None or field.kind
 
 
-def test_the_default_config_has_the_fields_of_the_table_and_of_the_networks():
+def test_defaults_are_those_of_the_table_and_of_the_networks():
     config = resnet_jax.default_config()
     flat = flatten(config)
     assert {field.name: field.default for field in FIELDS}.items() <= flat.items()

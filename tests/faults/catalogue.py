@@ -225,7 +225,7 @@ FAULTS = (
         "refused with a diff, exit code 78",
         (
             "train/test_refusals.py::test_the_workdir_of_another_config_is_refused_with_a_diff",
-            "train/test_refusals.py::test_every_field_may_change_or_may_not_and_all_names_exist",
+            "config/test_schema.py::test_defaults_are_those_of_the_table_and_of_the_networks",
             "checkpoint/test_checkpointer.py::test_another_shape_is_refused",
         ),
         plain="other shapes are asked for",

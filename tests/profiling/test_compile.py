@@ -125,7 +125,13 @@ def test_bytes_per_image_have_not_grown(whole_batch, groups, bottlenecks):
 @pytest.mark.parametrize(
     ("field", "value", "batch_per_chip", "error", "message"),
     [
-        ("batch_size", 100, None, ConfigError, "batch_size is 100, which 16 devices can't share"),
+        (
+            "batch_size",
+            100,
+            None,
+            ConfigError,
+            "batch_size is 100, which isn't divisible by 16 devices",
+        ),
         ("seed", 0, 0, UsageError, "--batch-per-chip is 0"),
         ("mesh.data", 3, 8, ConfigError, "mesh.data 3 × mesh.fsdp 1 is 3 devices, but v5e:4x4 has"),
         ("mesh.fsdp", 3, 8, ConfigError, "mesh.fsdp is 3, but the number of devices is 16"),
