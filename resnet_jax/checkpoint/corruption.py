@@ -35,6 +35,10 @@ class CorruptionError(ValueError):
     """The content of a checkpoint differs from what was saved."""
 
 
+class ForeignCheckpointError(Exception):
+    """A checkpoint is whole, but of another run. It isn't set aside: only the user knows why."""
+
+
 class _UnreachableError(Exception):
     """Another process couldn't reach its part of the checkpoint."""
 
@@ -43,7 +47,7 @@ def is_corruption(error: BaseException) -> bool:
     """Whether an error means that the checkpoint is corrupt, not that it can't be reached."""
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return True
-    if isinstance(error, OSError | MemoryError | _UnreachableError):
+    if isinstance(error, OSError | MemoryError | ForeignCheckpointError | _UnreachableError):
         return False
     if type(error) is Exception and error.__cause__:  # Orbax wraps errors
         return is_corruption(error.__cause__)

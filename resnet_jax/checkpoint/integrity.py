@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import CorruptionError
+from resnet_jax.checkpoint.corruption import CorruptionError, ForeignCheckpointError
 from resnet_jax.errors import DataError
 
 _LANES = ((0x9E3779B1, 0x00000000), (0x85EBCA77, 0x27D4EB2F))
@@ -159,12 +159,12 @@ def check_run(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
             another version may have other fields.
 
     Raises:
-        CorruptionError: it was.
+        ForeignCheckpointError: it was, or the fields of the run were changed since.
     """
     for name in own:
         if name in saved and saved[name] != own[name]:
             values = f"{name} is {saved[name]!r} there, {own[name]!r} here"
-            raise CorruptionError(f"it is a checkpoint of another run: {values}")
+            raise ForeignCheckpointError(f"it is a checkpoint of another run: {values}")
 
 
 def sealed(document: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from resnet_jax.train.checks import (
     check_batch,
     check_fine_tuning,
     check_images,
+    check_names,
     check_precise_statistics,
 )
 from resnet_jax.train.data_sizes import duration_unit, evaluation_crop, known_length, known_set
@@ -129,6 +130,7 @@ class TrainSpec:
         Raises:
             ConfigError: the sizes aren't known, or an impossible config.
         """
+        check_names(config)
         single_configs(config)
         check_batch(config, SeedAxis.make(config, mesh).step_mesh)
         known = known_set(config)

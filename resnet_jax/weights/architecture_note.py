@@ -70,6 +70,11 @@ def check_architecture(
     """
     of_file = model_in(metadata, arrays, file)
     if of_file is not None:
+        if type(of_file) is not type(model):
+            raise DataError(
+                f"{file} is of a {type(of_file).__name__}, and the model is a"
+                f" {type(model).__name__}, which may compute other results."
+            )
         theirs, ours = inference_fields(of_file), inference_fields(model)
     elif _OLDER_KEY in metadata:
         theirs = _parse(metadata[_OLDER_KEY], file)
@@ -85,8 +90,8 @@ def check_architecture(
         mode = " (mode 'batch')" if name == "stochastic_depth" else ""
         raise DataError(
             f"{file} is of a network with {name} {_shown(theirs[name])}, and the model has"
-            f" {_shown(ours[name])}{mode}, which gives other results. Set model.{name}; to change"
-            f" it on purpose, load into the file's model and apply model.copy({name}=…)."
+            f" {_shown(ours.get(name))}{mode}, which gives other results. Set model.{name}; to"
+            f" change it on purpose, load into the file's model and apply model.copy({name}=…)."
         )
 
 
@@ -121,7 +126,7 @@ def model_in(
     if set(note) != {"class", "fields"} or not isinstance(fields, dict):
         raise _damaged(file)
     known = {p.build.__name__: p.build for p in PRESETS.values() if issubclass(p.build, ResNet)}
-    if note["class"] not in known:
+    if not isinstance(note["class"], str) or note["class"] not in known:
         raise DataError(
             f"{file} is of a model of the class {_shown(note['class'])}; weights of a"
             f" {ResNet.__name__} can be loaded."

@@ -37,6 +37,7 @@ def _note(**changes):
         ('{"class": "ResNet", "fields": []}', "is damaged"),
         ('{"class": "ResNet", "class": "ResNet", "fields": {}}', "is damaged"),
         (json.dumps({"class": "os.system", "fields": {}}), "the class 'os.system'"),
+        (json.dumps({"class": ["ResNet"], "fields": FIELDS}), "the class ['ResNet']"),
         (json.dumps({"class": "\x1b[31m" * 99, "fields": {}}), "of a model of the class"),
         (_note(new_field=1), "a field 'new_field', which this version of resnet_jax doesn't know"),
         (_note(dtype="float16"), "a field 'dtype'"),

@@ -5,7 +5,7 @@ per image: on an accelerator this takes less time than to copy an image to it.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from resnet_jax.data.augment import image_ops as ops
 
 PolicyName = Literal["", "trivial", "randaugment"]
-POLICIES = get_args(PolicyName)
 
 LARGEST_MAGNITUDE = 10.0
 _BINS = 31
