@@ -46,7 +46,7 @@ def _max_and_place(x: Array) -> tuple[Array, Int8[Array, "n h2 w2 c"]]:
         is_a = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1])) | (a[0] != a[0])
         return lax.select(is_a, a[0], b[0]), lax.select(is_a, a[1], b[1])
 
-    lowest = jnp.array(-jnp.inf, x.dtype), jnp.array(jnp.iinfo(jnp.int32).max)
+    lowest = jnp.array(-jnp.inf, x.dtype), jnp.array(jnp.iinfo(jnp.int32).max, jnp.int32)
     padding = ((0, 0), (_BEFORE, 1), (_BEFORE, 1), (0, 0))
     window, strides = (1, _WINDOW, _WINDOW, 1), (1, _STRIDE, _STRIDE, 1)
     y, pixel = lax.reduce_window((x, pixels), lowest, larger, window, strides, padding)

@@ -33,3 +33,15 @@ def test_by_places_it_is_the_same_maximum_with_the_same_gradient(shape, dtype):
     along = jnp.ones_like(x) * jnp.arange(shape[3], dtype=dtype)
     tangents = (jax.jvp(pool, (x,), (along,))[1] for pool in (max_pool_by_places, max_pool))
     np.testing.assert_array_equal(*tangents)
+
+
+
+@pytest.mark.parametrize("pool", [max_pool, max_pool_by_places])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_with_64_bits_it_has_the_same_gradient(pool, dtype):
+    x = np.random.default_rng(0).normal(size=(2, 7, 8, 3)).astype(np.float32)
+    wanted = jax.grad(lambda x: jnp.square(max_pool_by_places(x)).sum())(x)
+    with jax.enable_x64(True):
+        found = jax.jit(jax.grad(lambda x: jnp.square(pool(x)).sum()))(jnp.asarray(x, dtype))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
