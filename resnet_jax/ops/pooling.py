@@ -1,5 +1,6 @@
 """Pooling of maps, padded as PyTorch pads."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -55,6 +56,27 @@ def _max_and_place(x: Array) -> tuple[Array, Int8[Array, "n h2 w2 c"]]:
     return y, (_WINDOW * row + column).astype(jnp.int8)
 
 
+@jax.custom_jvp
+def _maxima_of(x: Array, y: Array) -> Array:
+    """The maxima `y` of `x`, already computed, with the derivatives of `_plain`."""
+    del x
+    return y
+
+
+@_maxima_of.defjvp
+def _maxima_of_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    x, y = primals
+    return _maxima_of(x, y), jax.jvp(_plain, (x,), tangents[:1])[1]
+
+
+def _forward_and_kept(x: Array, _: tuple[int, int]) -> tuple[Array, Array]:
+    # JAX can't derive a reduction of pairs of which one is an integer.
+    y, place = _max_and_place(lax.stop_gradient(x))
+    return _maxima_of(x, y), place
+
+
 def _backward(image: tuple[int, int], place: Array, dy: Array) -> tuple[Array]:
     """Put each gradient at the place of its window that had the maximum."""
     zero = jnp.zeros((), dy.dtype)
@@ -71,9 +93,7 @@ def _backward(image: tuple[int, int], place: Array, dy: Array) -> tuple[Array]:
     return (dx,)
 
 
-_by_places = differentiable(
-    lambda x, _: _plain(x), lambda x, _: _max_and_place(x), _backward, static=1
-)
+_by_places = differentiable(lambda x, _: _plain(x), _forward_and_kept, _backward, static=1)
 
 
 def average_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 c"]:
