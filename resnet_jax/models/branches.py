@@ -200,17 +200,17 @@ def with_branch_name(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_branch(values: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `with_branch_name`; fields of the branch that are missing have their defaults.
+    """The inverse of `with_branch_name`; fields that are missing stay those of the branch.
 
     Raises:
         ConfigError: there is no such branch, or it can't have such a value.
     """
-    cls = type(find_branch(values["branch"]))
-    own = {name: values[name] for name in fields_of(cls) if name in values}
+    branch = find_branch(values["branch"])
+    own = {name: values[name] for name in fields_of(branch) if name in values}
     if not own:
         return values
     rest = {name: value for name, value in values.items() if name not in own}
-    return rest | {"branch": cls(**own)}
+    return rest | {"branch": dataclasses.replace(branch, **own)}
 
 
 def shortest(branch: str | Branch) -> str | Branch:

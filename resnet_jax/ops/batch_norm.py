@@ -214,7 +214,9 @@ def _normalise_product(
 
     def cuda(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         x = PointwiseProduct(x, kernel, stride).pixels
-        return convolve_normalised(x, kernel, scale, bias, epsilon)
+        y, mean, var = convolve_normalised(x, kernel, scale, bias, epsilon)
+        # Those of float64 are wider, and every platform's form must have results of one type.
+        return y, mean.astype(jnp.float32), var.astype(jnp.float32)
 
     return jax.lax.platform_dependent(
         product.x,

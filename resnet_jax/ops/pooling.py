@@ -1,5 +1,6 @@
 """Pooling of maps, padded as PyTorch pads."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -46,13 +47,34 @@ def _max_and_place(x: Array) -> tuple[Array, Int8[Array, "n h2 w2 c"]]:
         is_a = (a[0] > b[0]) | ((a[0] == b[0]) & (a[1] < b[1])) | (a[0] != a[0])
         return lax.select(is_a, a[0], b[0]), lax.select(is_a, a[1], b[1])
 
-    lowest = jnp.array(-jnp.inf, x.dtype), jnp.array(jnp.iinfo(jnp.int32).max)
+    lowest = jnp.array(-jnp.inf, x.dtype), jnp.array(jnp.iinfo(jnp.int32).max, jnp.int32)
     padding = ((0, 0), (_BEFORE, 1), (_BEFORE, 1), (0, 0))
     window, strides = (1, _WINDOW, _WINDOW, 1), (1, _STRIDE, _STRIDE, 1)
     y, pixel = lax.reduce_window((x, pixels), lowest, larger, window, strides, padding)
     row = pixel // width - _STRIDE * lax.broadcasted_iota(jnp.int32, y.shape, 1) + _BEFORE
     column = pixel % width - _STRIDE * lax.broadcasted_iota(jnp.int32, y.shape, 2) + _BEFORE
     return y, (_WINDOW * row + column).astype(jnp.int8)
+
+
+@jax.custom_jvp
+def _maxima_of(x: Array, y: Array) -> Array:
+    """The maxima `y` of `x`, already computed, with the derivatives of `_plain`."""
+    del x
+    return y
+
+
+@_maxima_of.defjvp
+def _maxima_of_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    x, y = primals
+    return _maxima_of(x, y), jax.jvp(_plain, (x,), tangents[:1])[1]
+
+
+def _forward_and_kept(x: Array, _: tuple[int, int]) -> tuple[Array, Array]:
+    # JAX can't derive a reduction of pairs of which one is an integer.
+    y, place = _max_and_place(lax.stop_gradient(x))
+    return _maxima_of(x, y), place
 
 
 def _backward(image: tuple[int, int], place: Array, dy: Array) -> tuple[Array]:
@@ -71,9 +93,7 @@ def _backward(image: tuple[int, int], place: Array, dy: Array) -> tuple[Array]:
     return (dx,)
 
 
-_by_places = differentiable(
-    lambda x, _: _plain(x), lambda x, _: _max_and_place(x), _backward, static=1
-)
+_by_places = differentiable(lambda x, _: _plain(x), _forward_and_kept, _backward, static=1)
 
 
 def average_pool(x: Float[Array, "n h w c"], stride: int) -> Float[Array, "n h2 w2 c"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.derivatives import differentiable
 
-# Of the small products that statistics come from; by default, GPUs round their operands to TF32.
+# Of the products that statistics come from; by default, GPUs round their operands to TF32.
 _EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -36,7 +36,8 @@ def convolve_normalised(
         epsilon: added to variances.
 
     Returns:
-        The result, of the type of `x`; means and biased variances of the product, float32.
+        The result, of the type of `x`; means and biased variances of the product, float32 or
+        wider.
     """
     return _differentiable(x, kernel, scale, bias, epsilon)
 
@@ -45,10 +46,10 @@ def _pointwise(x: Array, kernel: Array) -> Array:
     return conv2d(x, kernel.astype(x.dtype)[None, None], padding=((0, 0), (0, 0)))
 
 
-def _sums(x: Array, y: Array) -> Array:
+def _sums(x: Array, y: Array, precision: Any = None) -> Array:
     """Σ x·y over all pixels, [channels of x, channels of y], of sums in float32 or wider."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum("nhwa,nhwb->ab", x, y, preferred_element_type=wide)
+    return jnp.einsum("nhwa,nhwb->ab", x, y, precision=precision, preferred_element_type=wide)
 
 
 def _forward_and_kept(
@@ -57,7 +58,9 @@ def _forward_and_kept(
     wide = jnp.promote_types(x.dtype, jnp.float32)
     w, size = kernel.astype(wide), x.size // x.shape[-1]
     center = x.astype(wide).mean(axis=(0, 1, 2))
-    covariance = _sums(x, x) / size - center[:, None] * center
+    # Products of bfloat16 are exact in float32 anyway.
+    precision = None if x.dtype == jnp.bfloat16 else _EXACT
+    covariance = _sums(x, x, precision) / size - center[:, None] * center
     mean = jnp.matmul(center, w, precision=_EXACT)
     var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=0)
     var = jnp.maximum(var, 0.0)

@@ -66,6 +66,21 @@ def test_a_registered_branch_is_a_field_value_and_has_fields_of_its_own(user):
     assert preset_of(resnet_jax.create_model("eca20", width=8)) == ("eca20", {"width": 8})
 
 
+def test_fields_given_beside_a_branch_replace_those_fields_of_it():
+    @register_branch("two_fields")
+    @dataclasses.dataclass(frozen=True)
+    class TwoFields(Branch):
+        first: int = 1
+        second: int = 2
+
+    given = TwoFields(first=5, second=7)
+    model = resnet_jax.create_model("resnet18", branch=given, second=9)
+    assert model.branch == TwoFields(first=5, second=9)
+    assert resnet_jax.create_model("resnet18", branch=given).branch == given
+    named = resnet_jax.create_model("resnet18", branch="two_fields", second=9)
+    assert named.branch == TwoFields(first=1, second=9)
+
+
 def test_its_fields_are_config_fields_and_checked():
     config = default_config()
     config.model.eca_kernel_size = 7

@@ -45,6 +45,17 @@ def test_in_float64_they_are_the_same():
             np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "exact"), [(jnp.float32, 3), (jnp.bfloat16, 2)])
+def test_products_that_give_statistics_are_exact(dtype, exact):
+    """On a GPU: by default, it rounds float32 to TF32. Products of bfloat16 are exact anyway."""
+    arguments, _ = _arguments(1, dtype)
+    together = jax.jit(partial(convolve_normalised, epsilon=EPSILON))
+    program = together.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) == 3  # the moments of x, and of them those of z
+    assert sum("precision = [HIGHEST, HIGHEST]" in line for line in products) == exact
+
+
 def test_forward_mode_is_the_formulas():
     arguments, _ = _arguments(1, jnp.float32)
     directions = tuple(jnp.cos(a) for a in arguments)
