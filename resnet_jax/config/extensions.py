@@ -1,12 +1,14 @@
 """Modules of the user that register names for a config: `config.extensions`.
 
 A module is imported as any Python module is, and last from the current directory. It is never
-imported from the directory of a run: reading the run of someone else doesn't run their code.
+imported from the directory of a run: reading the run of someone else doesn't run their code. A folder counts as a run's if a document in it can name the
+modules to import: whatever can be read as a run counts, and an unrelated config.json doesn't.
 """
 
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -15,8 +17,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from resnet_jax.errors import ConfigError, ResnetJaxError
+from resnet_jax.utils.files import open_regular_file
 
-_RUN = ("config.json", "checkpoints")  # what the directory of a run holds
+_LARGEST = 16 * 2**20  # bytes of a document that is parsed
 _SHOWN = 16  # digits of a digest, in a message
 
 
@@ -127,9 +130,32 @@ def _is_of_run(place: Path, workdir: Path | None) -> bool:
         for folder in (path, *path.parents):
             if workdir and folder == workdir.resolve():
                 return True
-            if all((folder / entry).exists() for entry in _RUN):
+            if _names_extensions(folder / "config.json") or _names_extensions(
+                folder / "summary.json", "config"
+            ):
                 return True
     return False
+
+
+def _names_extensions(path: Path, *keys: str) -> bool:
+    """Whether the config in a JSON document, below these keys, has the field `extensions`.
+
+    What can't be read here can't be read as a run either. A document that is too large or too deep
+    to be parsed counts as one that has the field.
+    """
+    try:
+        with open_regular_file(path) as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            return True
+        node = json.loads(content)
+    except RecursionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return isinstance(node, dict) and "extensions" in node
 
 
 def _import(name: str) -> None:

@@ -1,14 +1,18 @@
 """Modules of the user: found as Python finds modules, and never in the directory of a run."""
 
 import importlib
+import json
 import sys
 
 import pytest
+from etils import epath
 
+import resnet_jax
 from resnet_jax.config.extensions import describe_changes, extension_digests, import_extensions
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import default_config, validate
 from resnet_jax.errors import ConfigError
+from resnet_jax.research.compare import read_run
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +29,7 @@ def own_modules(tmp_path, monkeypatch):
 
 def _make_run(folder):
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"extensions": []}')
     return folder
 
 
@@ -113,6 +117,70 @@ def test_code_in_the_directory_of_a_run_is_never_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(run), *path])
     with pytest.raises(ConfigError, match="in the directory of a run"):
         import_extensions(("evil",))
+
+
+def _make_bait(folder, name, document="config.json"):
+    """A folder that can be read as a run, with a module that leaves a trace if it is run."""
+    folder.mkdir()
+    config = {"extensions": [name]}
+    scores = {"seed": 0, "steps": 1, "final": {}, "best": None}
+    content = config if document == "config.json" else scores | {"config": config}
+    (folder / document).write_text(json.dumps(content))
+    (folder / "evil_x.py").write_text(f"open({str(folder.parent / 'ran')!r}, 'w')\n")
+    return folder
+
+
+@pytest.mark.parametrize(("inside", "name"), [(True, "evil_x"), (False, "bait.evil_x")])
+@pytest.mark.parametrize("document", ["config.json", "summary.json"])
+@pytest.mark.parametrize("checkpoints", ["none", "a dangling link"])
+def test_what_can_be_read_as_a_run_is_one(
+    inside, name, document, checkpoints, tmp_path, monkeypatch
+):
+    """Whatever else the folder holds or lacks."""
+    bait = _make_bait(tmp_path / "bait", name, document)
+    if checkpoints == "a dangling link":
+        (bait / "checkpoints").symlink_to("nowhere")
+    monkeypatch.chdir(bait if inside else tmp_path)
+    path = "." if inside else "bait"
+    with pytest.raises(ConfigError, match="in the directory of a run .* no code is run"):
+        read_run(epath.Path(path))
+    if document == "config.json":
+        with pytest.raises(ConfigError, match="in the directory of a run .* no code is run"):
+            resnet_jax.restore_run(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "content"),
+    [
+        ("config.json", b"\xef\xbb\xbf" + b'{"extensions": ["evil_x"]}'),
+        ("config.json", b'{"extensions": ["evil_x"], "x": "' + b" " * 2**24 + b'"}'),
+        ("config.json", b'{"extensions": ["evil_x"], "x": ' + b"[" * 10**6),
+        ("summary.json", '{"config": {"extensions": ["evil_x"]}}'.encode("utf-16")),
+    ],
+    ids=["with a mark of UTF-8", "large", "deep", "UTF-16"],
+)
+def test_so_are_documents_that_are_hard_to_parse(document, content, tmp_path):
+    (tmp_path / document).write_bytes(content)
+    (tmp_path / "evil_x.py").write_text("raise SystemExit('ran')\n")
+    with pytest.raises(ConfigError, match="in the directory of a run"):
+        import_extensions(("evil_x",))
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"model": "x"}', '["extensions"]', '"extensions"', "not JSON", None]
+)
+def test_a_project_with_documents_of_its_own_is_not_a_run(content, tmp_path):
+    """Its modules are the user's, though it holds config.json, summary.json and checkpoints."""
+    (tmp_path / "checkpoints").mkdir()
+    for document in ("config.json", "summary.json"):
+        if content is None:
+            (tmp_path / document).mkdir()
+        else:
+            (tmp_path / document).write_text(content)
+    (tmp_path / "my_losses.py").write_text("")
+    import_extensions(("my_losses",))
+    assert "my_losses" in sys.modules
 
 
 def test_nor_in_a_directory_that_is_about_to_be_one(tmp_path):
