@@ -12,11 +12,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from resnet_jax.errors import ConfigError, ResnetJaxError
+from resnet_jax.errors import ConfigError, ResnetJaxError, StoppedEarly
 from resnet_jax.utils.files import open_regular_file
 
 _LARGEST = 16 * 2**20  # bytes of a document that is parsed
@@ -47,9 +47,12 @@ def import_extensions(names: Sequence[str], *, workdir: Path | None = None) -> N
 def extension_digests(names: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of the source of each imported module, in hexadecimal.
 
-    The source of a package is all of its Python files.
+    The source of a package is all of its Python files; of a package in an archive, the archive.
+
+    Raises:
+        ConfigError: the source can't be read.
     """
-    return {name: _digest(sys.modules[name].__spec__) for name in names}
+    return {name: _digest(name) for name in names}
 
 
 def describe_changes(names: Sequence[str], recorded: Mapping[str, str]) -> str:
@@ -161,9 +164,9 @@ def _names_extensions(path: Path, *keys: str) -> bool:
 def _import(name: str) -> None:
     try:
         importlib.import_module(name)
-    except ResnetJaxError:
+    except (ResnetJaxError, StoppedEarly):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = error.lineno if isinstance(error, SyntaxError) else where.lineno
         file = error.filename if isinstance(error, SyntaxError) else where.filename
@@ -172,10 +175,28 @@ def _import(name: str) -> None:
         raise ConfigError(f"extensions: {name} fails at {file}, line {line}: {what}") from error
 
 
-def _digest(spec: ModuleSpec | None) -> str:
+def _digest(name: str) -> str:
     digest = hashlib.sha256()
-    for place in _places(spec) if spec else []:
-        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-        for file in files:
-            digest.update(file.read_bytes())
+    spec = sys.modules[name].__spec__
+    try:
+        for source in _sources(spec) if spec else ():
+            digest.update(source)
+    except (OSError, ImportError) as error:  # the latter is zipimport's
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"extensions names {name!r}, whose source can't be read ({reason})."
+        ) from None
     return digest.hexdigest()
+
+
+def _sources(spec: ModuleSpec) -> Iterator[bytes]:
+    get_data = getattr(spec.loader, "get_data", None)
+    archive = getattr(spec.loader, "archive", None)
+    for place in _places(spec):
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*.py") if file.is_file())
+            yield from (file.read_bytes() for file in files)
+        elif get_data and spec.origin and place == Path(spec.origin):
+            yield get_data(spec.origin)
+        else:
+            yield Path(archive or place).read_bytes()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import zipfile
 
 import pytest
 from etils import epath
@@ -11,7 +12,7 @@ import resnet_jax
 from resnet_jax.config.extensions import describe_changes, extension_digests, import_extensions
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import default_config, validate
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, StoppedEarly
 from resnet_jax.research.compare import read_run
 
 
@@ -80,6 +81,7 @@ def test_configs_import_their_extensions_before_all_else(tmp_path):
         ("antigravity", "names 'antigravity', a module of Python itself"),
         ("broken", r"broken fails at .*broken.py, line 2: ZeroDivisionError: division by zero"),
         ("unfinished", r"unfinished fails at .*unfinished.py, line 1: SyntaxError"),
+        ("script", r"script fails at .*script.py, line 2: SystemExit: 0"),
         ("incomplete", r"incomplete.py, line 1: ModuleNotFoundError: No module named 'not_there'"),
     ],
 )
@@ -87,10 +89,18 @@ def test_what_cannot_be_imported_is_said_in_a_line(name, message, tmp_path):
     (tmp_path / "my_losses.py").write_text("")
     (tmp_path / "broken.py").write_text("one = 1\none / 0\n")
     (tmp_path / "unfinished.py").write_text("def f(:\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "incomplete.py").write_text("import not_there\n")
     with pytest.raises(ConfigError, match=message) as error:
         import_extensions((name,))
     assert "\n" not in str(error.value)
+
+
+def test_a_signal_while_a_module_is_imported_is_not_its_error(tmp_path):
+    text = "from resnet_jax.errors import StoppedEarly\nraise StoppedEarly('by a signal')\n"
+    (tmp_path / "slow.py").write_text(text)
+    with pytest.raises(StoppedEarly):
+        import_extensions(("slow",))
 
 
 def test_code_in_the_directory_of_a_run_is_never_run(tmp_path, monkeypatch):
@@ -206,3 +216,26 @@ def test_a_source_that_has_changed_is_said_in_a_line(tmp_path):
     assert "\n" not in said
     (tmp_path / "my_losses.py").write_text("scale = 2\n")
     assert "my_losses (SHA-256" in describe_changes(names, recorded)
+
+
+def test_modules_of_an_archive_have_a_digest(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "lib.zip", "w") as archive:
+        for name in ("zipped.py", "zipped_package/__init__.py", "zipped_package/losses.py"):
+            archive.writestr(name, "scale = 1\n")
+    monkeypatch.syspath_prepend(tmp_path / "lib.zip")
+    (tmp_path / "plain.py").write_text("scale = 1\n")
+    names = ("zipped", "zipped_package", "zipped_package.losses", "plain")
+    import_extensions(names)
+    digests = extension_digests(names)
+    assert digests["zipped"] == digests["zipped_package.losses"] == digests["plain"]
+    assert digests["zipped_package"] != digests["zipped"]
+
+
+def test_a_source_that_is_gone_is_said_in_a_line(tmp_path):
+    (tmp_path / "my_losses.py").write_text("")
+    import_extensions(("my_losses",))
+    (tmp_path / "my_losses.py").unlink()
+    with pytest.raises(
+        ConfigError, match="names 'my_losses', whose source can't be read .*No such"
+    ):
+        extension_digests(("my_losses",))
