@@ -1,7 +1,8 @@
 """Modules of the user that register names for a config: `config.extensions`.
 
-A module is imported as any Python module is, and last from the current directory. It is never
-imported from the directory of a run: reading the run of someone else doesn't run their code. A folder counts as a run's if a document in it can name the
+A module is imported as any Python module is, and last from the current directory, which is on the
+import path only meanwhile. It is never imported from the directory of a run: reading the run of
+someone else doesn't run their code. A folder counts as a run's if a document in it can name the
 modules to import: whatever can be read as a run counts, and an unrelated config.json doesn't.
 """
 
@@ -35,13 +36,17 @@ def import_extensions(names: Sequence[str], *, workdir: Path | None = None) -> N
     Raises:
         ConfigError: a module can't be found, lies in the directory of a run or fails.
     """
-    if isinstance(names, str):  # a string is a sequence, too
-        names = [names]
-    for name in names:
-        _check_name(name)
-        if name not in sys.modules:
-            _check_origin(name, workdir)
-            _import(name)
+    added: list[str] = []
+    try:
+        for name in names:
+            _check_name(name)
+            if name not in sys.modules:
+                _check_origin(name, workdir, added)
+                _import(name)
+    finally:
+        for folder in added:
+            if folder in sys.path:  # the last one; a module may have added the same folder itself
+                del sys.path[-1 - sys.path[::-1].index(folder)]
 
 
 def extension_digests(names: Sequence[str]) -> dict[str, str]:
@@ -81,8 +86,11 @@ def _check_name(name: object) -> None:
         raise ConfigError(f"extensions names {name!r}, a module of Python itself.")
 
 
-def _check_origin(name: str, workdir: Path | None) -> None:
-    """Find the module and its packages, importing a package only after it has been checked."""
+def _check_origin(name: str, workdir: Path | None, added: list[str]) -> None:
+    """Find the module and its packages, importing a package only after it has been checked.
+
+    A folder that is added to the import path is added to `added`.
+    """
     parts = name.split(".")
     for number in range(1, len(parts) + 1):
         found = ".".join(parts[:number])
@@ -100,8 +108,9 @@ def _check_origin(name: str, workdir: Path | None) -> None:
                     f"extensions names {name!r}, which lies in the directory of a run ({place}),"
                     " from which no code is run; move it to a directory of yours."
                 )
-        if folder:
+        if folder and folder not in sys.path:
             sys.path.append(folder)
+            added.append(folder)
         if number < len(parts):
             _import(found)
 

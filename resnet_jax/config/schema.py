@@ -22,12 +22,14 @@ def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
     `duration_unit`: another batch size doesn't change their meaning.
 
     Args:
-        extensions: the value of `config.extensions`. The modules are imported first, because
-            branches that they register bring fields of `config.model`.
+        extensions: the value of `config.extensions`; a string is a single module. The modules are
+            imported first, because branches that they register bring fields of `config.model`.
 
     Raises:
         ConfigError: a module can't be imported.
     """
+    if isinstance(extensions, str):  # a string is a sequence, too
+        extensions = (extensions,)
     import_extensions(extensions)
     config = ConfigDict()
     for field in FIELDS:

@@ -58,6 +58,35 @@ def test_a_module_of_a_package_is_found(tmp_path):
     assert "mine.losses" in sys.modules
 
 
+def test_the_import_path_is_as_before(tmp_path, monkeypatch):
+    """Packages find their other modules all the same, when these are needed."""
+    before = list(sys.path)
+    for folder in ("mine", "mine_bare"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "losses.py").write_text("def late():\n    from . import other\n")
+        (tmp_path / folder / "other.py").write_text("")
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    import_extensions(("mine.losses", "mine_bare.losses"))
+    assert sys.path == before
+    for folder in ("mine", "mine_bare"):
+        sys.modules[f"{folder}.losses"].late()
+        assert f"{folder}.other" in sys.modules
+    with pytest.raises(ConfigError, match="broken fails"):
+        import_extensions(("broken",))
+    assert sys.path == before
+    monkeypatch.setattr(sys, "path", [*before, str(tmp_path)])
+    (tmp_path / "my_losses.py").write_text("")
+    importlib.invalidate_caches()
+    import_extensions(("my_losses",))
+    assert sys.path == [*before, str(tmp_path)]
+
+
+def test_a_single_name_is_a_sequence_of_one(tmp_path):
+    (tmp_path / "my_r.py").write_text("")
+    assert default_config("my_r").extensions == ("my_r",)
+
+
 def test_configs_import_their_extensions_before_all_else(tmp_path):
     (tmp_path / "my_losses.py").write_text("")
     config = default_config(("my_losses",))
