@@ -1,22 +1,26 @@
 """Modules of the user that register names for a config: `config.extensions`.
 
-A module is imported as any Python module is, and last from the current directory. It is never
-imported from the directory of a run: reading the run of someone else doesn't run their code.
+A module is imported as any Python module is, and last from the current directory, which is on the
+import path only meanwhile. It is never imported from the directory of a run: reading the run of
+someone else doesn't run their code. A folder counts as a run's if a document in it can name the
+modules to import: whatever can be read as a run counts, and an unrelated config.json doesn't.
 """
 
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from resnet_jax.errors import ConfigError, ResnetJaxError
+from resnet_jax.errors import ConfigError, ResnetJaxError, StoppedEarly
+from resnet_jax.utils.files import open_regular_file
 
-_RUN = ("config.json", "checkpoints")  # what the directory of a run holds
+_LARGEST = 16 * 2**20  # bytes of a document that is parsed
 _SHOWN = 16  # digits of a digest, in a message
 
 
@@ -32,21 +36,28 @@ def import_extensions(names: Sequence[str], *, workdir: Path | None = None) -> N
     Raises:
         ConfigError: a module can't be found, lies in the directory of a run or fails.
     """
-    if isinstance(names, str):  # a string is a sequence, too
-        names = [names]
-    for name in names:
-        _check_name(name)
-        if name not in sys.modules:
-            _check_origin(name, workdir)
-            _import(name)
+    added: list[str] = []
+    try:
+        for name in names:
+            _check_name(name)
+            if name not in sys.modules:
+                _check_origin(name, workdir, added)
+                _import(name)
+    finally:
+        for folder in added:
+            if folder in sys.path:  # the last one; a module may have added the same folder itself
+                del sys.path[-1 - sys.path[::-1].index(folder)]
 
 
 def extension_digests(names: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of the source of each imported module, in hexadecimal.
 
-    The source of a package is all of its Python files.
+    The source of a package is all of its Python files; of a package in an archive, the archive.
+
+    Raises:
+        ConfigError: the source can't be read.
     """
-    return {name: _digest(sys.modules[name].__spec__) for name in names}
+    return {name: _digest(name) for name in names}
 
 
 def describe_changes(names: Sequence[str], recorded: Mapping[str, str]) -> str:
@@ -75,8 +86,11 @@ def _check_name(name: object) -> None:
         raise ConfigError(f"extensions names {name!r}, a module of Python itself.")
 
 
-def _check_origin(name: str, workdir: Path | None) -> None:
-    """Find the module and its packages, importing a package only after it has been checked."""
+def _check_origin(name: str, workdir: Path | None, added: list[str]) -> None:
+    """Find the module and its packages, importing a package only after it has been checked.
+
+    A folder that is added to the import path is added to `added`.
+    """
     parts = name.split(".")
     for number in range(1, len(parts) + 1):
         found = ".".join(parts[:number])
@@ -94,8 +108,9 @@ def _check_origin(name: str, workdir: Path | None) -> None:
                     f"extensions names {name!r}, which lies in the directory of a run ({place}),"
                     " from which no code is run; move it to a directory of yours."
                 )
-        if folder:
+        if folder and folder not in sys.path:
             sys.path.append(folder)
+            added.append(folder)
         if number < len(parts):
             _import(found)
 
@@ -127,17 +142,40 @@ def _is_of_run(place: Path, workdir: Path | None) -> bool:
         for folder in (path, *path.parents):
             if workdir and folder == workdir.resolve():
                 return True
-            if all((folder / entry).exists() for entry in _RUN):
+            if _names_extensions(folder / "config.json") or _names_extensions(
+                folder / "summary.json", "config"
+            ):
                 return True
     return False
+
+
+def _names_extensions(path: Path, *keys: str) -> bool:
+    """Whether the config in a JSON document, below these keys, has the field `extensions`.
+
+    What can't be read here can't be read as a run either. A document that is too large or too deep
+    to be parsed counts as one that has the field.
+    """
+    try:
+        with open_regular_file(path) as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            return True
+        node = json.loads(content)
+    except RecursionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return isinstance(node, dict) and "extensions" in node
 
 
 def _import(name: str) -> None:
     try:
         importlib.import_module(name)
-    except ResnetJaxError:
+    except (ResnetJaxError, StoppedEarly):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end itself
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = error.lineno if isinstance(error, SyntaxError) else where.lineno
         file = error.filename if isinstance(error, SyntaxError) else where.filename
@@ -146,10 +184,28 @@ def _import(name: str) -> None:
         raise ConfigError(f"extensions: {name} fails at {file}, line {line}: {what}") from error
 
 
-def _digest(spec: ModuleSpec | None) -> str:
+def _digest(name: str) -> str:
     digest = hashlib.sha256()
-    for place in _places(spec) if spec else []:
-        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
-        for file in files:
-            digest.update(file.read_bytes())
+    spec = sys.modules[name].__spec__
+    try:
+        for source in _sources(spec) if spec else ():
+            digest.update(source)
+    except (OSError, ImportError) as error:  # the latter is zipimport's
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"extensions names {name!r}, whose source can't be read ({reason})."
+        ) from None
     return digest.hexdigest()
+
+
+def _sources(spec: ModuleSpec) -> Iterator[bytes]:
+    get_data = getattr(spec.loader, "get_data", None)
+    archive = getattr(spec.loader, "archive", None)
+    for place in _places(spec):
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*.py") if file.is_file())
+            yield from (file.read_bytes() for file in files)
+        elif get_data and spec.origin and place == Path(spec.origin):
+            yield get_data(spec.origin)
+        else:
+            yield Path(archive or place).read_bytes()

@@ -7,13 +7,21 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import show_value
 from resnet_jax.config.fields import MAY_CHANGE
-from resnet_jax.config.schema import default_config, flatten, set_field
+from resnet_jax.config.schema import builtin_model_fields, default_config, flatten, set_field
 from resnet_jax.errors import ConfigError
 
 
 def to_json(config: ConfigDict) -> str:
-    """Return the config as a JSON document, with the fields in their order."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    """Return the config as a JSON document, with the fields in their order.
+
+    Fields of registered networks and branches are left out if they aren't set: the document doesn't
+    depend on what else this process has registered.
+    """
+    fields = config.to_dict()
+    builtin = builtin_model_fields()
+    model = fields.get("model", {}).items()
+    fields["model"] = {k: v for k, v in model if v is not None or k in builtin}
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def from_json(text: str) -> ConfigDict:
@@ -36,6 +44,8 @@ def from_json(text: str) -> ConfigDict:
     known = flatten(config)
     for name, value in stored.items():
         if name not in known:
+            if name.startswith("model.") and value is None:
+                continue  # of a branch that another run of the writing process had registered
             hint = "; fields of your own need their module in `extensions`"
             hint = hint if name.startswith("model.") else ""
             raise ConfigError(f"it has a field {name} that this version doesn't know{hint}.")

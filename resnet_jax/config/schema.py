@@ -11,6 +11,9 @@ from resnet_jax.config.extensions import import_extensions
 from resnet_jax.config.field_names import unknown_field
 from resnet_jax.config.fields import FIELDS
 from resnet_jax.errors import ConfigError
+from resnet_jax.models.branches import BRANCHES
+from resnet_jax.models.families import PRESETS
+from resnet_jax.models.fields import fields_of
 from resnet_jax.models.presets import config_types
 
 
@@ -22,12 +25,14 @@ def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
     `duration_unit`: another batch size doesn't change their meaning.
 
     Args:
-        extensions: the value of `config.extensions`. The modules are imported first, because
-            branches that they register bring fields of `config.model`.
+        extensions: the value of `config.extensions`; a string is a single module. The modules are
+            imported first, because branches that they register bring fields of `config.model`.
 
     Raises:
         ConfigError: a module can't be imported.
     """
+    if isinstance(extensions, str):  # a string is a sequence, too
+        extensions = (extensions,)
     import_extensions(extensions)
     config = ConfigDict()
     for field in FIELDS:
@@ -41,6 +46,14 @@ def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
             config.model[name] = config_dict.placeholder(kind)
     config.extensions = tuple(extensions)
     return config.lock()
+
+
+def builtin_model_fields() -> set[str]:
+    """Names of the fields of `config.model` that every process has, whatever was registered."""
+    owners = [*(preset.build for preset in PRESETS.values()), *BRANCHES.values()]
+    own = [owner for owner in owners if owner.__module__.startswith("resnet_jax.")]
+    names = {field.name.removeprefix("model.") for field in FIELDS}
+    return names.union(*(fields_of(owner) for owner in own))
 
 
 def model_overrides(config: ConfigDict) -> dict[str, Any]:
