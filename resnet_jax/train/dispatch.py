@@ -83,7 +83,7 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
     mesh = seeds.step_mesh
     shardings = state_shardings(spec.abstract_single_state, mesh) if mesh else None
 
-    def run(
+    def run_single(
         state: TrainState,
         images: jax.Array,
         labels: jax.Array,
@@ -107,16 +107,16 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
 
     teachers = 1 if spec.teacher_model else 0
     per_seed = (True, not resident, not resident, True, True, False, True, *[False] * teachers)
-    mapped = seeds.map(run, per_seed)
+    mapped = seeds.map(run_single, per_seed)
 
-    def run_varied(state, images, labels, ids, epochs, steps, *teacher):  # type: ignore[no-untyped-def]
+    def run(state, images, labels, ids, epochs, steps, *teacher):  # type: ignore[no-untyped-def]
         return mapped(state, images, labels, ids, epochs, steps, dict(seeds.varied), *teacher)
 
     layout, by_step = seeds.state_sharding(spec.abstract_single_state), seeds.batch_sharding
     whole = replicated(spec.mesh)
     data = whole if resident else by_step
     return jax.jit(
-        run_varied,
+        run,
         in_shardings=(layout, data, data, by_step, by_step, whole, *[whole] * teachers),
         out_shardings=layout,
         donate_argnums=0,
