@@ -134,7 +134,7 @@ def test_a_signal_while_a_module_is_imported_is_not_its_error(tmp_path):
 
 def test_code_in_the_directory_of_a_run_is_never_run(tmp_path, monkeypatch):
     """Neither as the current directory, nor below it, nor on the import path, nor by a link."""
-    run = _make_run(tmp_path / "runs" / "theirs")
+    run = _make_run(tmp_path / "of_others" / "theirs")
     evil = "raise SystemExit('ran')\n"
     (run / "evil.py").write_text(evil)
     (run / "package").mkdir()
@@ -146,8 +146,8 @@ def test_code_in_the_directory_of_a_run_is_never_run(tmp_path, monkeypatch):
         (run, "package"),
         (run, "package.losses"),
         (tmp_path, "linked"),
-        (tmp_path, "runs.theirs.evil"),
-        (tmp_path / "runs", "theirs.evil"),
+        (tmp_path, "of_others.theirs.evil"),
+        (tmp_path / "of_others", "theirs.evil"),
     ):
         monkeypatch.chdir(folder)
         with pytest.raises(ConfigError, match="in the directory of a run .* no code is run"):
