@@ -58,6 +58,20 @@ struct Problem {
   }
 };
 
+// Whether some tap of the kernel meets padding only, along height (axis 0) or width (1).
+bool HasIdleTap(const Problem& p, int axis) {
+  int64_t size = p.x[1 + axis], outputs = p.y[1 + axis];
+  for (int64_t tap = 0; tap < p.kernel[axis]; ++tap) {
+    bool meets = false;
+    for (int64_t output = 0; output < outputs && !meets; ++output) {
+      int64_t at = tap * p.dilation[axis] + output * p.strides[axis] - p.padding[2 * axis];
+      meets = 0 <= at && at < size;
+    }
+    if (!meets) return true;
+  }
+  return false;
+}
+
 // Whether a kernel of some oneDNN is wrong for such a problem (see check.py).
 bool IsKnownToBeWrong(const Problem& p) {
   bool pointwise = p.kernel[0] == 1 && p.kernel[1] == 1;
@@ -68,7 +82,12 @@ bool IsKnownToBeWrong(const Problem& p) {
   if (p.kind == kKernelGradient && pointwise && strided && p.kernel[2] < 16) return true;
   // bfloat16 kernels take channels in pairs; oneDNN 2.6's 1x1 ones read past an odd number of them.
   bool odd = p.kernel[2] % 2 || p.kernel[3] % 2;
-  if (p.type == memory::data_type::bf16 && pointwise && odd) return true;
+  bool bfloat16 = p.type == memory::data_type::bf16;
+  if (bfloat16 && pointwise && odd) return true;
+  // The gradient of a tap that meets padding only is zero; oneDNN 3.2 on AVX-512 leaves some of them
+  // unwritten, or computes them from memory that it never wrote.
+  bool idle = HasIdleTap(p, 0) || HasIdleTap(p, 1);
+  if (bfloat16 && p.kind == kKernelGradient && idle) return true;
   // oneDNN 3.1's forward pass on AVX2 reads memory that it never wrote.
   return strided && dilated;
 }

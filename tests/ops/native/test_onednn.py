@@ -215,6 +215,16 @@ def test_kernels_known_to_be_wrong_are_refused(onednn_library):
     assert library.supports(pointwise._replace(kind="forward"))
     wider = ((8, 8, 8, 64), (1, 1, 64, 8), (8, 4, 4, 8))
     assert library.supports(pointwise._replace(shapes=wider))
+    strided = Problem(
+        "kernel_gradient",
+        True,
+        ((4, 1, 1, 64), (3, 3, 64, 64), (4, 1, 1, 64)),  # only the central tap meets the image
+        (2, 2),
+        ((1, 1), (1, 1)),
+        (1, 1),
+    )
+    assert not library.supports(strided)
+    assert library.supports(strided._replace(bfloat16=False))
 
 
 def _child(program, library, **environment):
