@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resnet_jax.inference.network import TrainedNetwork
     from resnet_jax.inference.restore import restore_run
     from resnet_jax.models.branches import register_branch
+    from resnet_jax.models.folding import fold_batch_norm
     from resnet_jax.models.presets import (
         create_model,
         init_variables,
@@ -39,6 +40,7 @@ _HOME = {
     "init_variables": "models.presets",
     "list_models": "models.presets",
     "ResNet": "models.resnet",
+    "fold_batch_norm": "models.folding",
     "adapt_input_channels": "models.surgery",
     "stack_units": "models.surgery",
     "unstack_units": "models.surgery",
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "list_models",
     "summarize",
     "ResNet",
+    "fold_batch_norm",
     "adapt_input_channels",
     "stack_units",
     "unstack_units",

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from resnet_jax.errors import ConfigError, WriteError, did_you_mean
+from resnet_jax.models.folding import fold_batch_norm
+from resnet_jax.models.network import Network
 from resnet_jax.train.evaluate import predict_logits
 from resnet_jax.utils.files import replace_file
 
@@ -38,7 +39,7 @@ _PACKAGES = ("flax", "jax", "jaxlib")
 
 
 def export_program(
-    model: nn.Module,
+    model: Network,
     variables: Mapping[str, Any],
     image_shape: tuple[int, int, int],
     *,
@@ -48,11 +49,12 @@ def export_program(
 ) -> jax.export.Exported:
     """Lower the inference of a network to a program from images to logits.
 
-    Batch normalisation uses the running statistics. The program computes what `model.apply`
-    computes: in the model's `dtype`, with float32 logits.
+    Batch normalisation uses the running statistics, and is folded into convolutions
+    (`fold_batch_norm`). The program computes what `model.apply` computes up to rounding: in the
+    model's `dtype`, with float32 logits.
 
     Args:
-        model: a linen module.
+        model: a network.
         variables: the network's variables, which become constants.
         image_shape: (h, w, c).
         normalization: {"mean", "std"} in grey levels; the program then takes uint8 images as they
@@ -70,10 +72,10 @@ def export_program(
     _check_platforms(platforms)
     _check_sizes(image_shape, batch_size)
     _check_bytes(variables)
-    variables = jax.device_get(variables)
     statistics = None if normalization is None else jax.device_get(normalization)
     if statistics is not None:
         _check_statistics(statistics, image_shape)
+    variables = jax.device_get(fold_batch_norm(model, variables, image_shape))
 
     def logits(images: jax.Array) -> Any:
         return predict_logits(model.apply, variables, images, statistics)

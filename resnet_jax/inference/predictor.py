@@ -10,7 +10,9 @@ from jaxtyping import Float, UInt8
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.errors import ConfigError, DataError, NumericalError
+from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.presets import Network
+from resnet_jax.ops.fusion import fuse
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.evaluate import Evaluation, Evaluator, predict_logits
 
@@ -23,6 +25,9 @@ _MAX_BATCH_PIXELS = 2**22
 
 class Predictor:
     """Inference with a trained network: resize, normalise, apply, softmax.
+
+    Batch normalisation is folded into the convolutions, whose sums and ReLU are fused
+    (`fold_batch_norm`, `fuse`). Logits are those of `model.apply` up to rounding.
 
     Attributes:
         fit: gives images the shape that the network takes.
@@ -41,11 +46,13 @@ class Predictor:
         """
         self.fit = fit
         self._model = model
-        self._arrays = jax.device_put((variables, dict(normalization)))
+        folded = fold_batch_norm(model, variables, fit.shape)
+        self._arrays = jax.device_put((folded, dict(normalization)))
+        self._apply = fuse(model.apply)
 
         @jax.jit
         def probabilities(variables: Any, normalization: Any, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(predict_logits(model.apply, variables, images, normalization))
+            return jax.nn.softmax(predict_logits(self._apply, variables, images, normalization))
 
         self._probabilities = probabilities
 
@@ -136,7 +143,5 @@ class Predictor:
             metrics: names of registered metrics to score, too.
         """
         mesh = make_mesh()
-        evaluator = Evaluator(
-            self._model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
-        )
+        evaluator = Evaluator(self._apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics)
         return evaluator(*put_global(self._arrays, replicated(mesh)), mirrored=mirrored)

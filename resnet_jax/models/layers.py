@@ -50,6 +50,9 @@ class Conv(nn.Module):
             init = nn.initializers.constant(self.initial_bias)
             bias = self.param("bias", init, (self.features,), self.param_dtype)
             y += bias.astype(y.dtype)
+        elif self.has_variable("params", "bias"):  # that of a folded normalisation (folding.py)
+            bias = self.get_variable("params", "bias")
+            y = (y.astype(bias.dtype) + bias).astype(y.dtype)
         return y
 
     def before_norm(self, x: Float[Array, "n h w c"]) -> Maps:

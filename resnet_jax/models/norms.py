@@ -47,10 +47,22 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Maps) -> Float[Array, "n h w c"]:
         """Return the normalised maps `x` [n, h, w, c], of type `dtype`.
 
+        Without variables, `fold_batch_norm` has folded the normalisation into the convolution
+        before it: maps are returned as they are.
+
         Raises:
+            ConfigError: with `train`, the normalisation was folded.
             ValueError: the batch doesn't split into groups of `group_size`.
         """
         n, c = x.shape[0], x.shape[-1]
+        known = self.has_variable("params", "scale") or self.has_variable("batch_stats", "mean")
+        if not known and not self.is_initializing():
+            if self.train:
+                raise ConfigError(
+                    f"{'/'.join(self.path)} has no variables: fold_batch_norm folded it. Train the"
+                    " variables from before the folding."
+                )
+            return maps_of(x).astype(self.dtype)
         scale_init = nn.initializers.zeros if self.zero_init_scale else nn.initializers.ones
         scale = self.param("scale", scale_init, (c,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), self.param_dtype)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Primitive
+from jax.extend.core import JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from resnet_jax.ops import conv_cpu
@@ -69,6 +69,12 @@ def _conv(x: Array, kernel: Array, rest: tuple[Any, ...]) -> Array:
 _conv_p = Primitive("resnet_jax_conv")
 
 
+def is_forward(eqn: JaxprEqn) -> bool:
+    """Whether an equation is the convolution of `conv2d`, not a gradient or a batch of them."""
+    params = eqn.params
+    return eqn.primitive is _conv_p and params["missing"] == _Y and not params["levels"]
+
+
 def _formula(
     missing: int, levels: Levels, window: Window, functions: tuple[Callable[..., Array], ...]
 ) -> Callable[[Array, Array], Array]:
@@ -98,14 +104,15 @@ def _by_xla(a: Array, b: Array, *, missing: int, window: Window, levels: Levels)
 
 def _lower_on_cpu(ctx: Any, *operands: Any, missing: int, window: Window, levels: Levels) -> Any:
     """The lowering rule for CPUs: oneDNN only for one device, and not in exported programs."""
-    module = ctx.module_context
-    context = module.axis_context  # has a mesh within `jax.shard_map`
-    devices = context.mesh.size if hasattr(context, "mesh") else context.num_devices
-    exported = module.lowering_parameters.for_export
+    devices = native.devices_of(ctx.module_context)
     formulas = (conv_cpu.input_gradient, conv_cpu.kernel_gradient, conv_cpu.forward)
     functions = [partial(f, whole_batch=devices > 1) for f in formulas]
-    if devices == 1 and not exported:
-        alternatives = (native.input_gradient, native.kernel_gradient, native.forward)
+    if native.is_allowed(ctx.module_context):
+        alternatives: tuple[Callable[..., Array | None], ...] = (
+            native.input_gradient,
+            native.kernel_gradient,
+            native.forward,
+        )
         functions = [
             partial(_preferring, alternative, function)
             for alternative, function in zip(alternatives, functions, strict=True)

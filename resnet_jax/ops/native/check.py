@@ -63,7 +63,7 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
         if not library.supports(problem):
             refused += 1
             continue
-        error = _error(library, problem, arrays, through_xla=checked < len(KINDS))
+        error = _error(library, problem, arrays, through_xla=checked < 2 * len(KINDS))
         checked += 1
         if not error <= 1:
             wrong.append(f"{problem}: {error:.3g} times the error that rounding allows")
@@ -71,7 +71,7 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
 
 
 def _problems(rng: np.random.Generator) -> Iterator[tuple[Problem, list[np.ndarray]]]:
-    """Endless problems of all kinds, with the float64 values of their three arrays."""
+    """Endless problems of all kinds, with the float64 values of their arrays and of a bias."""
     suspects = iter(itertools.product(_SUSPECTS, (False, True)))
     while True:
         bfloat16 = bool(rng.random() < 0.3)
@@ -90,8 +90,13 @@ def _problems(rng: np.random.Generator) -> Iterator[tuple[Problem, list[np.ndarr
         dtype = ml_dtypes.bfloat16 if bfloat16 else np.float32
         shapes = (shape, (*kernel_size, shape[3], co), (shape[0], sizes[0] + 1, sizes[1] + 1, co))
         arrays = [rng.normal(size=s).astype(dtype).astype(np.float64) for s in shapes]
+        arrays.append(rng.normal(size=shapes[1][3]).astype(np.float32).astype(np.float64))
         for kind in KINDS:
-            yield Problem(kind, bfloat16, shapes, strides, padding, dilation), arrays
+            problem = Problem(kind, bfloat16, shapes, strides, padding, dilation)
+            yield problem, arrays
+            if kind == "forward":
+                bias, summand, relu = (rng.random(3) < 0.5).tolist()
+                yield problem._replace(has_bias=bias, has_sum=summand, relu=relu), arrays
 
 
 def _draw(rng: np.random.Generator) -> tuple[Any, ...]:
@@ -121,8 +126,10 @@ def _error(
 ) -> float:
     """The largest error of any call on any thread, as a multiple of the rounding error."""
     dtype = ml_dtypes.bfloat16 if problem.bfloat16 else np.float32
-    expected = _exact(problem, arrays)
-    allowed = _SUM_ROUNDING * _exact(problem, [np.abs(a) for a in arrays]) + 1e-30
+    *arrays, bias = arrays
+    expected = _exact(problem, arrays, bias)
+    magnitudes = _exact(problem, [np.abs(a) for a in arrays], np.abs(bias))
+    allowed = _SUM_ROUNDING * magnitudes + 1e-30
     if problem.bfloat16:
         allowed += _BFLOAT16_ROUNDING * np.abs(expected)
     errors: list[float] = []
@@ -131,15 +138,19 @@ def _error(
         errors.append(float((np.abs(np.asarray(result, float) - expected) / allowed).max()))
 
     def attempt() -> None:
-        given = [np.ascontiguousarray(a.astype(dtype)) for a in arrays]
+        bias32 = bias.astype(np.float32)
         for _ in range(_CALLS):
-            if not library.attempt(problem, *given):
+            given = [np.ascontiguousarray(a.astype(dtype)) for a in arrays]
+            x, kernel, y = given
+            if not library.attempt(problem, x, kernel, y, bias32):
                 return
             note(given[problem.place])
 
     if through_xla:
         operands = [a.astype(dtype) for i, a in enumerate(arrays) if i != problem.place]
-        note(jax.jit(partial(call, library, problem))(*operands))
+        ends = {"bias": bias.astype(np.float32)} if problem.has_bias else {}
+        ends |= {"summand": arrays[problem.place].astype(dtype)} if problem.has_sum else {}
+        note(jax.jit(partial(call, library, problem))(*operands, **ends))
     attempted = len(errors) + _THREADS * _CALLS
     threads = [threading.Thread(target=attempt) for _ in range(_THREADS)]
     for thread in threads:
@@ -151,8 +162,17 @@ def _error(
     return float(np.max(errors))  # NaN if one of them is
 
 
-def _exact(problem: Problem, arrays: list[np.ndarray]) -> np.ndarray:
+def _exact(problem: Problem, arrays: list[np.ndarray], bias: np.ndarray) -> np.ndarray:
     """The array to be computed, summed tap by tap in float64."""
+    result = _linear(problem, arrays)
+    if problem.has_bias:
+        result += bias
+    if problem.has_sum:
+        result += arrays[2]
+    return np.maximum(result, 0) if problem.relu else result
+
+
+def _linear(problem: Problem, arrays: list[np.ndarray]) -> np.ndarray:
     x, kernel, y = arrays
     padded = np.pad(x, ((0, 0), *problem.padding, (0, 0)))
     result = {

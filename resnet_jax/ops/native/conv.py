@@ -11,18 +11,41 @@ from jax import Array
 from resnet_jax.ops.native.library import KINDS, Kind, Library, Problem, Shape, state
 
 
-def forward(x: Array, kernel: Array, window: Any) -> Array | None:
+def devices_of(module: Any) -> int:
+    """The number of devices of a program that is being lowered, given as its module context."""
+    context = module.axis_context  # has a mesh within `jax.shard_map`
+    return context.mesh.size if hasattr(context, "mesh") else context.num_devices
+
+
+def is_allowed(module: Any) -> bool:
+    """Whether a program for CPUs may call oneDNN: it is for one device, and not exported."""
+    return devices_of(module) == 1 and not module.lowering_parameters.for_export
+
+
+def forward(
+    x: Array,
+    kernel: Array,
+    window: Any,
+    *,
+    bias: Array | None = None,
+    summand: Array | None = None,
+    relu: bool = False,
+) -> Array | None:
     """Features [n, ho, wo, co] of images [n, h, w, ci] and a kernel [kh, kw, ci, co].
 
     Args:
         x, kernel: float32 or bfloat16.
         window: `resnet_jax.ops.conv_cpu.Window`.
+        bias: [co], added to the features.
+        summand: of the shape and type of the features, added to them.
+        relu: end with ReLU.
 
     Returns:
         None if XLA has to compute the features: the library isn't used, or oneDNN has no kernel.
     """
     y = (x.shape[0], *window.features(), kernel.shape[3])
-    return _call("forward", (x, kernel), (x.shape, kernel.shape, y), window)
+    more = bias, summand, relu
+    return _call("forward", (x, kernel), (x.shape, kernel.shape, y), window, *more)
 
 
 def input_gradient(kernel: Array, grad: Array, window: Any) -> Array | None:
@@ -38,7 +61,13 @@ def kernel_gradient(x: Array, grad: Array, window: Any) -> Array | None:
 
 
 def _call(
-    kind: Kind, operands: tuple[Array, Array], shapes: tuple[Shape, Shape, Shape], window: Any
+    kind: Kind,
+    operands: tuple[Array, Array],
+    shapes: tuple[Shape, Shape, Shape],
+    window: Any,
+    bias: Array | None = None,
+    summand: Array | None = None,
+    relu: bool = False,
 ) -> Array | None:
     first, second = operands
     known = first.dtype == second.dtype and first.dtype in (jnp.float32, jnp.bfloat16)
@@ -46,21 +75,46 @@ def _call(
     if library is None or window.groups > 1 or not known:
         return None
     rest = (window.strides, window.padding, window.dilation)
-    problem = Problem(kind, first.dtype == jnp.bfloat16, shapes, *rest)
-    return call(library, problem, first, second) if library.supports(problem) else None
+    more = (bias is not None, summand is not None, relu)
+    problem = Problem(kind, first.dtype == jnp.bfloat16, shapes, *rest, *more)
+    if not library.supports(problem):
+        return None
+    return call(library, problem, first, second, bias=bias, summand=summand)
 
 
-def call(library: Library, problem: Problem, first: Array, second: Array) -> Array:
+def call(
+    library: Library,
+    problem: Problem,
+    first: Array,
+    second: Array,
+    *,
+    bias: Array | None = None,
+    summand: Array | None = None,
+) -> Array:
     """Call the library from XLA; the library must support the problem with these shapes."""
     _register(library)
-    static = {
+    static: dict[str, Any] = {
         name: np.array(getattr(problem, name)).reshape(-1)
         for name in ("strides", "padding", "dilation")
     }
+    if problem.kind == "forward":
+        static |= {"has_bias": problem.has_bias, "relu": problem.relu}
+    operands = [first, second]
+    if bias is not None:
+        operands.append(bias.astype(jnp.float32))
+    aliases = {}
+    if summand is not None:  # oneDNN adds to what is in the result's memory
+        aliases = {len(operands): 0}
+        operands.append(summand)
     varying = jax.typeof(first).mat
     result = jax.ShapeDtypeStruct(problem.result, first.dtype, manual_axis_type=varying)
-    target = jax.ffi.ffi_call(_target(problem.kind), result, vmap_method="sequential")
-    return target(first, second, **static)
+    target = jax.ffi.ffi_call(
+        _target(problem.kind),
+        result,
+        vmap_method="sequential",
+        input_output_aliases=aliases,
+    )
+    return target(*operands, **static)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 // Convolutions by oneDNN, for XLA on CPU: images NHWC, kernels HWIO, float32 or bfloat16.
 //
+// A convolution may end with a bias, the sum with an array of the result's shape, and ReLU.
+//
 // Images and gradients keep their layout. Kernels, which are small, are reordered into the blocked
 // layout that oneDNN chooses.
 
@@ -30,24 +32,29 @@ const dnnl::engine& Engine() {
 
 enum Kind { kForward, kInputGradient, kKernelGradient };
 
-// All that is static of a call, as 22 numbers: kind, whether bfloat16, the shapes of images (NHWC),
-// kernel (HWIO) and features (NHWC), strides, padding (above, below, left, right), dilation.
-using Key = std::array<int64_t, 22>;
+// All that is static of a call, as 25 numbers: kind, whether bfloat16, whether the features get a
+// bias, a sum and ReLU, the shapes of images (NHWC), kernel (HWIO) and features (NHWC), strides,
+// padding (above, below, left, right), dilation.
+using Key = std::array<int64_t, 25>;
 
 struct Problem {
   Kind kind;
   memory::data_type type;
+  bool bias, sum, relu;
   memory::dims x, kernel, y, strides, padding, dilation;
 
   explicit Problem(const Key& key)
       : kind(static_cast<Kind>(key[0])),
         type(key[1] ? memory::data_type::bf16 : memory::data_type::f32),
-        x(&key[2], &key[6]),
-        kernel(&key[6], &key[10]),
-        y(&key[10], &key[14]),
-        strides(&key[14], &key[16]),
-        padding(&key[16], &key[20]),
-        dilation(&key[20], &key[20] + 2) {}
+        bias(key[2]),
+        sum(key[3]),
+        relu(key[4]),
+        x(&key[5], &key[9]),
+        kernel(&key[9], &key[13]),
+        y(&key[13], &key[17]),
+        strides(&key[17], &key[19]),
+        padding(&key[19], &key[23]),
+        dilation(&key[23], &key[23] + 2) {}
 
   // oneDNN names dimensions in the order of NCHW and OIHW, whatever the layout in memory.
   memory::desc Image(const memory::dims& d) const {
@@ -55,6 +62,10 @@ struct Problem {
   }
   memory::desc Kernel(Tag layout) const {
     return {{kernel[3], kernel[2], kernel[0], kernel[1]}, type, layout};
+  }
+  memory::desc Bias() const {  // float32 for every type
+    if (!bias) return {};
+    return {{kernel[3]}, memory::data_type::f32, Tag::a};
   }
 };
 
@@ -97,7 +108,7 @@ bool IsKnownToBeWrong(const Problem& p) {
 // Its scratchpad is given to it at each call. By default oneDNN keeps one for each thread that makes
 // a primitive, and XLA runs the primitive on other threads.
 struct Plan {
-  memory::desc image, kernel, blocked_kernel, features, scratchpad, reorder_scratchpad;
+  memory::desc image, kernel, blocked_kernel, bias, features, scratchpad, reorder_scratchpad;
   dnnl::primitive primitive;
   dnnl::primitive reorder;  // of the kernel into the blocked layout, or of its gradient out of it
   bool reorders;
@@ -110,9 +121,11 @@ constexpr auto kTraining = dnnl::prop_kind::forward_training;
 #if DNNL_VERSION_MAJOR >= 3
 #define DESCRIBE_FORWARD(engine, attributes, ...) {engine, __VA_ARGS__, attributes}
 #define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {engine, __VA_ARGS__, hint, attributes}
+#define RELU dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #else
 #define DESCRIBE_FORWARD(engine, attributes, ...) {{__VA_ARGS__}, attributes, engine}
 #define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {{__VA_ARGS__}, attributes, engine, hint}
+#define RELU 1.f, dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #endif
 
 template <class Descriptor>
@@ -134,15 +147,21 @@ Plan MakePlan(const Problem& p) {
   auto kernel = p.Kernel(Tag::any);
   memory::dims dilation{p.dilation[0] - 1, p.dilation[1] - 1};  // oneDNN counts from 0
   memory::dims low{p.padding[0], p.padding[2]}, high{p.padding[1], p.padding[3]};
-  dnnl::primitive_attr attributes;
+  dnnl::primitive_attr attributes, forward_attributes;  // copies would share their contents
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  forward_attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  dnnl::post_ops after;
+  if (p.sum) after.append_sum(1.f);
+  if (p.relu) after.append_eltwise(RELU);
+  forward_attributes.set_post_ops(after);
+  plan.bias = p.Bias();
 
   using Forward = dnnl::convolution_forward;
   using BackwardData = dnnl::convolution_backward_data;
   using BackwardWeights = dnnl::convolution_backward_weights;
-  Forward::primitive_desc forward DESCRIBE_FORWARD(Engine(), attributes, kTraining, kAlgorithm,
-                                                   image, kernel, features, p.strides, dilation,
-                                                   low, high);
+  Forward::primitive_desc forward DESCRIBE_FORWARD(Engine(), forward_attributes, kTraining,
+                                                   kAlgorithm, image, kernel, plan.bias, features,
+                                                   p.strides, dilation, low, high);
   if (p.kind == kForward) {
     SetPrimitive(plan, forward, forward.weights_desc());
   } else if (p.kind == kInputGradient) {
@@ -182,8 +201,9 @@ void FillWithNaN(void* data, size_t bytes) {
 }
 
 // Compute one of the three arrays from the others. With `poison`, memory that a kernel must write
-// before it reads it, or must write at all, is filled with NaN first, so that mistakes show.
-void Execute(const Key& key, void* x, void* k, void* y, bool poison) {
+// before it reads it, or must write at all, is filled with NaN first, so that mistakes show. For a
+// sum, `y` holds the other summand before.
+void Execute(const Key& key, void* x, void* k, void* y, void* b, bool poison) {
   const Plan& plan = FindPlan(key);
   auto kind = static_cast<Kind>(key[0]);
   auto allocate = [&](const memory::desc& description) {
@@ -195,7 +215,9 @@ void Execute(const Key& key, void* x, void* k, void* y, bool poison) {
   memory image(plan.image, Engine(), x);
   memory kernel(plan.kernel, Engine(), k);
   memory features(plan.features, Engine(), y);
-  if (poison) {
+  memory bias(plan.bias, Engine(), b);
+  bool sum = key[3];
+  if (poison && !sum) {
     auto& result = kind == kForward ? features : kind == kInputGradient ? image : kernel;
     FillWithNaN(result.get_data_handle(), result.get_desc().get_size());
   }
@@ -220,44 +242,67 @@ void Execute(const Key& key, void* x, void* k, void* y, bool poison) {
     reorder(kernel, blocked);
     plan.primitive.execute(stream, {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
                                     {DNNL_ARG_WEIGHTS, blocked},
+                                    {DNNL_ARG_BIAS, bias},
                                     {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features},
                                     {DNNL_ARG_SCRATCHPAD, scratchpad}});
   }
   stream.wait();
 }
 
-ffi::Error Run(Kind kind, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
-               Span strides, Span padding, Span dilation) {
-  Key key{kind, x.element_type() == ffi::DataType::BF16};
-  auto* end = &key[2];
+ffi::Error Run(Key key, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
+               void* bias, Span strides, Span padding, Span dilation) {
+  key[1] = x.element_type() == ffi::DataType::BF16;
+  auto* end = &key[5];
   for (auto span : {x.dimensions(), k.dimensions(), y.dimensions(), strides, padding, dilation})
     end = std::copy(span.begin(), span.end(), end);
   try {
-    Execute(key, x.untyped_data(), k.untyped_data(), y.untyped_data(), false);
+    Execute(key, x.untyped_data(), k.untyped_data(), y.untyped_data(), bias, false);
     return ffi::Error::Success();
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   }
 }
 
-ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> y,
-                   Span strides, Span padding, Span dilation) {
-  return Run(kForward, x, kernel, *y, strides, padding, dilation);
+// `rest` is the bias, if there is one, and the summand, if there is one.
+ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
+                   ffi::Result<ffi::AnyBuffer> y, Span strides, Span padding, Span dilation,
+                   bool has_bias, bool relu) {
+  bool sum = rest.size() > (has_bias ? 1 : 0);
+  void* bias = has_bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
+  if (sum) {
+    auto summand = rest.get<ffi::AnyBuffer>(has_bias);
+    if (summand->untyped_data() != y->untyped_data())
+      std::memcpy(y->untyped_data(), summand->untyped_data(), summand->size_bytes());
+  }
+  return Run({kForward, 0, has_bias, sum, relu}, x, kernel, *y, bias, strides, padding, dilation);
 }
 
 ffi::Error InputGradient(ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
                          ffi::Result<ffi::AnyBuffer> x, Span strides, Span padding,
                          Span dilation) {
-  return Run(kInputGradient, *x, kernel, gradient, strides, padding, dilation);
+  return Run({kInputGradient}, *x, kernel, gradient, nullptr, strides, padding, dilation);
 }
 
 ffi::Error KernelGradient(ffi::AnyBuffer x, ffi::AnyBuffer gradient,
                           ffi::Result<ffi::AnyBuffer> kernel, Span strides, Span padding,
                           Span dilation) {
-  return Run(kKernelGradient, x, *kernel, gradient, strides, padding, dilation);
+  return Run({kKernelGradient}, x, *kernel, gradient, nullptr, strides, padding, dilation);
 }
 
-auto Binding() {
+auto ForwardBinding() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .RemainingArgs()
+      .Ret<ffi::AnyBuffer>()
+      .Attr<Span>("strides")
+      .Attr<Span>("padding")
+      .Attr<Span>("dilation")
+      .Attr<bool>("has_bias")
+      .Attr<bool>("relu");
+}
+
+auto GradientBinding() {
   return ffi::Ffi::Bind()
       .Arg<ffi::AnyBuffer>()
       .Arg<ffi::AnyBuffer>()
@@ -289,9 +334,9 @@ Key ToKey(const int64_t* numbers) {
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward, Forward, Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_input_gradient, InputGradient, Binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, Binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward, Forward, ForwardBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_input_gradient, InputGradient, GradientBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, GradientBinding());
 
 // Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
 extern "C" int resnet_jax_supports(const int64_t* problem) {
@@ -304,9 +349,9 @@ extern "C" int resnet_jax_supports(const int64_t* problem) {
 }
 
 // For checks, without XLA: as Execute with `poison`; returns 1, or 0 where oneDNN fails.
-extern "C" int resnet_jax_try(const int64_t* problem, void* x, void* kernel, void* y) {
+extern "C" int resnet_jax_try(const int64_t* problem, void* x, void* kernel, void* y, void* bias) {
   try {
-    Execute(ToKey(problem), x, kernel, y, true);
+    Execute(ToKey(problem), x, kernel, y, bias, true);
     return 1;
   } catch (const std::exception&) {
     return 0;

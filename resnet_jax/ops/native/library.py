@@ -22,7 +22,7 @@ Kind = Literal["forward", "input_gradient", "kernel_gradient"]
 KINDS: tuple[Kind, ...] = ("forward", "input_gradient", "kernel_gradient")
 Shape = tuple[int, ...]
 
-_NUMBERS = 22  # integers that describe a problem
+_NUMBERS = 25  # integers that describe a problem
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Problem(NamedTuple):
         shapes: of images [n, h, w, ci], kernel [kh, kw, ci, co] and features [n, ho, wo, co].
         strides, dilation: along h and w.
         padding: zeros added ((above, below), (left, right)).
+        has_bias, has_sum, relu: whether the features get a float32 bias [co], the sum with an
+            array of their shape and type, and ReLU, in this order.
     """
 
     kind: Kind
@@ -44,6 +46,9 @@ class Problem(NamedTuple):
     strides: Sequence[int]
     padding: Sequence[Sequence[int]]
     dilation: Sequence[int]
+    has_bias: bool = False
+    has_sum: bool = False
+    relu: bool = False
 
     @property
     def place(self) -> int:
@@ -59,8 +64,9 @@ class Problem(NamedTuple):
         """The problem as convolution.cc takes it."""
         (above, below), (left, right) = self.padding
         parts = (*self.shapes, self.strides, (above, below, left, right))
-        flat = [KINDS.index(self.kind), self.bfloat16, *(n for part in parts for n in part)]
-        return (ctypes.c_int64 * _NUMBERS)(*flat, *self.dilation)
+        first = KINDS.index(self.kind), self.bfloat16, self.has_bias, self.has_sum, self.relu
+        flat = (n for part in parts for n in part)
+        return (ctypes.c_int64 * _NUMBERS)(*first, *flat, *self.dilation)
 
 
 class Library:
@@ -84,12 +90,12 @@ class Library:
         """Whether oneDNN has a kernel for the problem that isn't known to be wrong."""
         return bool(self._functions.resnet_jax_supports(problem.numbers()))
 
-    def attempt(self, problem: Problem, x: Any, kernel: Any, y: Any) -> bool:
-        """Compute one of the three contiguous NumPy arrays in place; False if oneDNN fails.
+    def attempt(self, problem: Problem, x: Any, kernel: Any, y: Any, bias: Any) -> bool:
+        """Compute one of the first three contiguous NumPy arrays in place; False if oneDNN fails.
 
-        All memory that oneDNN has to write is filled with NaN first.
+        All memory that oneDNN has to write is filled with NaN first. For a sum, `y` is a summand.
         """
-        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, kernel, y))
+        pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, kernel, y, bias))
         return bool(self._functions.resnet_jax_try(problem.numbers(), *pointers))
 
     def handler(self, kind: Kind) -> Any:
@@ -168,6 +174,11 @@ def circumstances(path: Path, onednn: str) -> dict[str, str]:
         "processor": digest(processor().encode()),
         "jaxlib": metadata.version("jaxlib"),
     }
+
+
+def log_of(path: Path) -> Path:
+    """Path of the file with the output of the library's build in the background."""
+    return path.with_suffix(".log")
 
 
 def record_of(path: Path) -> Path:

@@ -16,7 +16,9 @@ from jax import lax
 import resnet_jax
 from resnet_jax.inference.export import export_program
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.ops.activation import relu
 from resnet_jax.ops.conv import conv2d
+from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.native.check import check
 from resnet_jax.ops.native.library import Library, Problem, State
 from tests.runs import ROOT, train
@@ -99,6 +101,40 @@ def test_derivatives_of_every_order_are_xlas(case, onednn):
 
     found = jax.jit(partial(everything, ours))(x, kernel)
     _close(found, jax.jit(partial(everything, xla))(x, kernel), 1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_what_follows_a_convolution_is_part_of_its_call(case, dtype, onednn):
+    ours, xla, x, kernel, summand = _convolutions(case, dtype)
+    bias = jax.random.normal(jax.random.key(3), kernel.shape[3:])
+
+    def ended(conv, x, kernel, bias, summand):
+        y = conv(x, kernel)
+        y = (y.astype(jnp.float32) + bias).astype(x.dtype)
+        return relu(summand + y), 2 * summand  # the summand is needed afterwards, too
+
+    run = jax.jit(fuse(partial(ended, ours)))
+    text = run.lower(x, kernel, bias, summand).as_text()
+    assert "has_bias = true" in text
+    assert "relu = true" in text
+    assert "output_operand_alias" in text
+    wide = [a.astype(jnp.float32) for a in (x, kernel, bias, summand)]
+    found, wanted = run(x, kernel, bias, summand), jax.jit(partial(ended, xla))(*wide)
+    _close(found, wanted, 1e-5 if dtype == jnp.float32 else 2e-2)
+    _close(summand, wide[3], 0.0)
+
+
+def test_inference_of_a_network_is_one_call_for_each_convolution(onednn):
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=16, num_classes=5)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (16, 16, 3))
+    folded = resnet_jax.fold_batch_norm(model, variables, (16, 16, 3))
+    images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    fused = jax.jit(fuse(model.apply)).lower(folded, images)
+    assert fused.as_text().count("@resnet_jax_forward") == 5
+    assert fused.as_text().count("relu = true") == 5
+    found, wanted = fused.compile()(folded, images), jax.jit(model.apply)(variables, images)
+    _close(found, wanted, 1e-5)
 
 
 def test_a_program_for_several_devices_runs_xlas(onednn):
@@ -244,7 +280,9 @@ _WITHOUT_BFLOAT16 = """
 import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
+from resnet_jax.ops.activation import relu
 from resnet_jax.ops.conv import conv2d
+from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.native.build import certify
 
 checked = certify(Path(sys.argv[1]), check_s=2.0)
