@@ -220,23 +220,42 @@ def startup_table() -> str:
 
 
 def peers_table() -> str:
-    """Speed beside others', by network and mode."""
+    """Speed beside others', by kind of processor, network and mode."""
+    results = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("vs_peers_resnet*.json"))
+    ]
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        kinds.setdefault(_processor(result), []).append(result)
+    sections = (f"#### {kind}\n\n{_peers_of_kind(kinds[kind])}" for kind in sorted(kinds))
+    return "\n\n".join(sections)
+
+
+def _processor(result: dict[str, Any]) -> str:
+    told = result.get("processor")
+    name = f"{result['cpu']}, {result['cores']} cores"
+    if not told:
+        return f"Instruction sets not recorded ({name})"
+    return f"{told['kind']} ({name}; {', '.join(told['flags'])})"
+
+
+def _peers_of_kind(results: list[dict[str, Any]]) -> str:
     lines = [
         "| | img/s | ours / it | with oneDNN | with oneDNN, bfloat16 |",
         "|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("vs_peers_*_cpu.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        network = result["network"]
-        for mode in ("train", "inference"):
-            of = result[mode]
-            lines.append(f"| **{network}, {mode}, {result['batch_size']} images** | | | | |")
+    for result in results:
+        for mode in (mode for mode in ("train", "inference", "latency") if mode in result):
+            of, network = result[mode], result["network"]
+            images = of.get("images", result["batch_size"])
+            what = f"{network}, {'inference' if mode == 'latency' else mode}"
+            lines.append(f"| **{what}, {images} image{'s' * (images > 1)}** | | | | |")
+            ours = ("resnet_jax", "resnet_jax onednn", "resnet_jax onednn bfloat16")
             for name, speed in of["img_per_s"].items():
-                ratios = [
-                    f"{r[name]['median']:.2f}" if name in r else ""
-                    for r in of["ours_divided_by"].values()
-                ]
-                lines.append(f"| {name} | {speed:,.1f} | {' | '.join(ratios)} |")
+                ratios = [of["ours_divided_by"].get(one, {}).get(name) for one in ours]
+                cells = [f"{ratio['median']:.2f}" if ratio else "" for ratio in ratios]
+                lines.append(f"| {name} | {speed:,.1f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,11 +1,15 @@
 """Training steps and inference of this package beside those of others, on one machine in one run.
 
 Each contender is a process of its own; they take turns, and ratios are of neighbours. The others
-are PyTorch (eager and compiled, channels last, float32 and bfloat16), Flax as most write it, and
-the ImageNet example of a checkout of google/flax. All train on images that lie on the device
-already, with SGD and momentum, without augmentation.
+are PyTorch (eager and compiled, channels last, float32 and bfloat16), ONNX Runtime and OpenVINO
+for inference where that Python has them, Flax as most write it, and the ImageNet example of a
+checkout of google/flax. All train on images that lie on the device already, with SGD and momentum,
+without augmentation. Our inference is a `Predictor`'s: batch normalisation is folded, and what
+follows a convolution is fused with it.
 
     python benchmarks/vs_peers.py --network resnet20 --torch-python PYTHON --flax CHECKOUT
+
+Results are kept by kind of processor: figures of different ones aren't comparable.
 """
 
 import argparse
@@ -20,18 +24,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peers_torch import runtime_contender, torch_contender
+
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {"resnet20": (32, 10), "resnet50": (224, 1000)}
-MODES = ("train", "inference")
+MODES = ("train", "inference", "latency")  # the last is inference of single images
 OURS = ("resnet_jax", "resnet_jax onednn", "resnet_jax onednn bfloat16")
 TORCH = ("torch", "torch.compile", "torch bfloat16", "torch.compile bfloat16")
+RUNTIMES = ("onnxruntime", "openvino")
+KINDS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2", "asimd": "NEON"}
+"""Kinds of processor by a flag of the kernel's, the widest first."""
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile")
 Steps = Callable[[int], None]
 
 
 def contender(name: str, network: str, batch: int, mode: str, flax: str) -> Steps:
     """A function that takes so many steps, or classifies so many batches, and waits for the end."""
     if name.startswith("torch"):
-        return _torch(name, network, batch, mode)
+        return torch_contender(name, network, *SHAPES[network], batch, mode)
+    if name in RUNTIMES:
+        return runtime_contender(name, network, *SHAPES[network], batch)
     if name in OURS:
         return _ours(network, batch, mode, "bfloat16" if "bfloat16" in name else "float32")
     return _flax(name, network, batch, mode, flax)
@@ -43,16 +55,18 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
     import numpy as np  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
+    from resnet_jax.ops.fusion import fuse  # noqa: PLC0415
     from resnet_jax.parallel.mesh import make_mesh  # noqa: PLC0415
     from resnet_jax.profiling import bench  # noqa: PLC0415
     from resnet_jax.train.dispatch import make_train_steps  # noqa: PLC0415
     from resnet_jax.train.spec import TrainSpec  # noqa: PLC0415
 
     size, classes = SHAPES[network]
-    if mode == "inference":
+    if mode != "train":
         model: Any = resnet_jax.create_model(network, num_classes=classes, dtype=dtype)
         variables = resnet_jax.init_variables(model, jax.random.key(0), (size, size, 3))
-        images, apply = jnp.ones((batch, size, size, 3)), jax.jit(model.apply)
+        variables = resnet_jax.fold_batch_norm(model, variables, (size, size, 3))
+        images, apply = jnp.ones((batch, size, size, 3)), jax.jit(fuse(model.apply))
 
         def classify(count: int) -> None:
             for _ in range(count):
@@ -100,7 +114,7 @@ def _flax(name: str, network: str, batch: int, mode: str, checkout: str) -> Step
     labels = jnp.arange(batch) % classes
     variables = jax.jit(lambda key: model.init(key, images[:1], train=False))(jax.random.key(0))
     optimizer = optax.sgd(0.01, momentum=0.9)
-    if mode == "inference":
+    if mode != "train":
         apply = jax.jit(lambda v, x: model.apply(v, x, train=False))
 
         def classify(count: int) -> None:
@@ -174,83 +188,12 @@ def plain_linen(network: str, classes: int, dtype: Any) -> Any:
     return Plain()
 
 
-def _torch(name: str, network: str, batch: int, mode: str) -> Steps:
-    import torch  # noqa: PLC0415
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size, classes = SHAPES[network]
-    model = _torch_network(network, classes).to(device, memory_format=torch.channels_last)
-    images = torch.ones(batch, 3, size, size, device=device)
-    images = images.to(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) % classes
-    half = "bfloat16" in name
-    call = torch.compile(model) if "compile" in name else model
-
-    def forward() -> Any:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-            return call(images)
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    if mode == "inference":
-        model.eval()
-
-        def classify(count: int) -> None:
-            with torch.inference_mode():
-                for _ in range(count):
-                    forward()
-            wait()
-
-        return classify
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    loss = torch.nn.CrossEntropyLoss()
-
-    def train(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad(set_to_none=True)
-            loss(forward().float(), labels).backward()
-            optimizer.step()
-        wait()
-
-    return train
-
-
-def _torch_network(network: str, classes: int) -> Any:
-    from torch import nn  # noqa: PLC0415
-    from torch.nn import functional as F  # noqa: N812, PLC0415
-
-    if network != "resnet20":
-        import torchvision  # noqa: PLC0415
-
-        return getattr(torchvision.models, network)(num_classes=classes)
-
-    class Unit(nn.Module):
-        def __init__(self, before: int, width: int, stride: int) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-            self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-            self.stride, self.added = stride, width - before
-
-        def forward(self, x: Any) -> Any:
-            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-            x = x[:, :, :: self.stride, :: self.stride]
-            return F.relu(y + F.pad(x, (0, 0, 0, 0, 0, self.added)))
-
-    widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
-    widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
-    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
-    return nn.Sequential(*stem, *(Unit(*shape) for shape in widths), *head)
-
-
 class Process:
     """A contender in a process of its own, which waits for its turn."""
 
     def __init__(self, python: str, name: str, args: argparse.Namespace, mode: str) -> None:
-        command = [python, __file__, "--network", args.network, "--batch", str(args.batch)]
+        batch = 1 if mode == "latency" else args.batch
+        command = [python, __file__, "--network", args.network, "--batch", str(batch)]
         command += ["--contender", name, "--mode", mode, "--flax", args.flax or ""]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
         if "onednn" not in name:
@@ -309,6 +252,53 @@ def serve(args: argparse.Namespace) -> None:
         print("seconds", seconds, flush=True)
 
 
+def instruction_sets() -> dict[str, Any]:
+    """The kind of this processor, and the flags of it that matter here."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    told = (line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features")))
+    known = next(told, [])
+    kind = next((kind for flag, kind in KINDS.items() if flag in known), "other")
+    return {"kind": kind, "flags": [flag for flag in FLAGS if flag in known]}
+
+
+def _names(args: argparse.Namespace, mode: str, library: bool) -> dict[str, str]:
+    """The contenders of a mode, each with the Python that runs it."""
+    ours = OURS if library else OURS[:1]  # see `resnet-jax build`
+    names = dict.fromkeys((*ours, "flax"), sys.executable)
+    if args.flax and args.network == "resnet50":
+        names["google/flax"] = sys.executable
+    if args.torch_python:
+        names |= dict.fromkeys(TORCH, args.torch_python)
+        found = [r for r in RUNTIMES if mode != "train" and _has_module(args.torch_python, r)]
+        names |= dict.fromkeys(found, args.torch_python)
+    wanted = args.contenders.split(",") if args.contenders else names
+    return {name: python for name, python in names.items() if name in wanted}
+
+
+def _has_module(python: str, module: str) -> bool:
+    return subprocess.run([python, "-c", f"import {module}"], check=False).returncode == 0
+
+
+def compare(args: argparse.Namespace, mode: str, library: bool) -> dict[str, Any]:
+    """Let the contenders of a mode take turns."""
+    names, batch = _names(args, mode, library), 1 if mode == "latency" else args.batch
+    processes = {name: Process(python, name, args, mode) for name, python in names.items()}
+    rounds = []
+    for number in range(args.rounds):
+        order = list(names) if number % 2 else list(reversed(names))
+        rounds.append({name: processes[name].img_per_s(batch) for name in order})
+    for process in processes.values():
+        process.close()
+    others = [name for name in names if name not in OURS]
+    ratios = {
+        ours: {name: _spread([one[ours] / one[name] for one in rounds]) for name in others}
+        for ours in OURS
+        if ours in names
+    }
+    speeds = {name: statistics.median(one[name] for one in rounds) for name in names}
+    return {"images": batch, "img_per_s": speeds, "ours_divided_by": ratios}
+
+
 def main() -> None:
     """Let all take turns, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -316,6 +306,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
+    parser.add_argument("--modes", default=",".join(MODES))
+    parser.add_argument("--contenders", help="some of them, with commas between; default: all")
     parser.add_argument("--torch-python", help="a Python that has PyTorch and torchvision")
     parser.add_argument("--flax", help="a checkout of google/flax")
     parser.add_argument("--out", type=Path)
@@ -328,36 +320,22 @@ def main() -> None:
         return
     from resnet_jax.ops.native.library import state  # noqa: PLC0415
 
-    ours = OURS if state().library else OURS[:1]  # see `resnet-jax build`
-    names = dict.fromkeys((*ours, "flax"), sys.executable)
-    if args.flax and args.network == "resnet50":
-        names["google/flax"] = sys.executable
-    if args.torch_python:
-        names |= dict.fromkeys(TORCH, args.torch_python)
-    results: dict[str, Any] = {"network": args.network, "batch_size": args.batch}
-    for mode in MODES:
-        processes = {n: Process(python, n, args, mode) for n, python in names.items()}
-        rounds = []
-        for number in range(args.rounds):
-            order = list(names) if number % 2 else list(reversed(names))
-            rounds.append({name: processes[name].img_per_s(args.batch) for name in order})
-        for process in processes.values():
-            process.close()
-        ratios = {
-            ours: {
-                name: _spread([one[ours] / one[name] for one in rounds])
-                for name in names
-                if name not in OURS
-            }
-            for ours in OURS
-            if ours in names
-        }
-        speeds = {name: statistics.median(one[name] for one in rounds) for name in names}
-        results[mode] = {"img_per_s": speeds, "ours_divided_by": ratios}
+    processor, used = instruction_sets(), state()
+    results: dict[str, Any] = {
+        "network": args.network,
+        "batch_size": args.batch,
+        "processor": processor,
+        "oneDNN": used.onednn,
+    }
+    print(processor["kind"], *processor["flags"], used.onednn, flush=True)
+    for mode in args.modes.split(","):
+        results[mode] = compare(args, mode, used.library is not None)
         print(mode, json.dumps(results[mode], indent=1), flush=True)
     from report import write_report  # noqa: PLC0415 - imports JAX, which contenders do themselves
 
-    write_report(args.out or ROOT / f"benchmarks/results/vs_peers_{args.network}.json", results)
+    kind = processor["kind"].lower().replace("-", "")
+    default = ROOT / f"benchmarks/results/vs_peers_{args.network}_{kind}.json"
+    write_report(args.out or default, results)
 
 
 if __name__ == "__main__":
