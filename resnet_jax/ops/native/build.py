@@ -1,4 +1,4 @@
-"""Compiles convolution.cc with the machine's C++ compiler, and checks the library."""
+"""Compiles the sources with the machine's C++ compiler, and checks the library."""
 
 import json
 import os
@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError, WriteError
-from resnet_jax.ops.native.library import LIBRARY, SOURCE, circumstances, record_of
+from resnet_jax.ops.native.library import (
+    CHOICE,
+    LIBRARY,
+    SOURCES,
+    circumstances,
+    log_of,
+    record_of,
+)
 
 _CHECK_S, _LONGEST_CHECK_S = 15.0, 300
 
@@ -20,7 +27,7 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
     """Compile the library and check it; only a library that passes is kept.
 
     Needs a C++ compiler ($CXX, g++ or clang++) and oneDNN with its headers: PyPI's
-    onednn-devel-cpu-gomp in this environment (the extra "onednn"), or Debian's libdnnl-dev.
+    onednn-devel-cpu-gomp in this environment (the extra "cpu"), or Debian's libdnnl-dev.
 
     Args:
         library: path of the library.
@@ -43,7 +50,7 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
     try:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", str(SOURCE)]
+            command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", *map(str, SOURCES)]
             command += ["-isystem", str(headers), f"-I{prefix}/include", f"-L{prefix}/lib"]
             command += [f"-Wl,-rpath,{prefix}/lib", "-ldnnl", "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -62,6 +69,38 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
         reason = error.strerror or error
         raise WriteError(f"{library.parent} can't be written ({reason}).") from None
     return result
+
+
+def build_in_background(library: Path = LIBRARY) -> bool:
+    """Start `build` in a process of its own, at the lowest priority, once for an installation.
+
+    The process writes what it says to `log_of(library)`; `resnet-jax doctor` shows the last line.
+
+    Returns:
+        Whether a process was started: there is neither a library nor such a file, and the
+        environment variable RESNET_JAX_NATIVE isn't set.
+
+    Raises:
+        WriteError: the library's folder can't be written.
+    """
+    if library.exists() or CHOICE in os.environ:
+        return False
+    command = [sys.executable, "-m", "resnet_jax", "build"]
+    try:
+        with log_of(library).open("x", encoding="utf-8") as log:
+            subprocess.Popen(
+                ["nice", "-n", "19", *command] if _has("nice") else command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    except FileExistsError:
+        return False
+    except OSError as error:
+        reason = error.strerror or error
+        raise WriteError(f"{library.parent} can't be written ({reason}).") from None
+    return True
 
 
 def _has(program: str) -> bool:
@@ -111,7 +150,7 @@ def _checked(library: Path, check_s: float) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if result["wrong"]:
         raise _unusable(
-            f"of {result['checked']} convolutions {len(result['wrong'])} were wrong with oneDNN"
+            f"of {result['checked']} problems {len(result['wrong'])} were wrong with oneDNN"
             f" {result['oneDNN']}, among them {result['wrong'][0]}"
         )
     if not result["checked"]:
@@ -121,6 +160,6 @@ def _checked(library: Path, check_s: float) -> dict[str, Any]:
 
 def _unusable(reason: str) -> ConfigError:
     return ConfigError(
-        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used."
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's operations are used."
         " Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
     )

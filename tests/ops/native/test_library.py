@@ -8,9 +8,9 @@ import subprocess
 import pytest
 
 from resnet_jax.doctor.convolutions import check_convolutions
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.ops.native import check, library
-from resnet_jax.ops.native.build import build, certify
+from resnet_jax.ops.native.build import build, build_in_background, certify
 from tests.cli.mistakes import assert_one_line
 from tests.doctor.helpers import only
 
@@ -95,12 +95,43 @@ def test_nothing_is_said_where_nothing_was_built(monkeypatch, tmp_path, caplog):
     library.state.cache_clear()
 
 
+def test_the_background_build_is_started_once(monkeypatch, tmp_path):
+    started, path = [], tmp_path / "convolution.so"
+    monkeypatch.setattr(
+        "resnet_jax.ops.native.build.subprocess.Popen",
+        lambda command, **options: started.append((command, options)),
+    )
+    monkeypatch.setattr("resnet_jax.doctor.convolutions.LIBRARY", path)
+    monkeypatch.setattr(library, "LIBRARY", path)
+    assert not build_in_background(path)  # RESNET_JAX_NATIVE is 0
+    monkeypatch.delenv(library.CHOICE)
+    assert build_in_background(path)
+    assert not build_in_background(path)
+    ((command, options),) = started
+    assert command[-3:] == ["-m", "resnet_jax", "build"]
+    assert options["start_new_session"]  # the terminal's Ctrl-C doesn't reach it
+    assert "said: nothing so far" in only(check_convolutions()).message
+    library.log_of(path).write_text("a line\nerror: There is no C++ compiler.\n")
+    finding = only(check_convolutions())
+    assert finding.status == "ok"
+    assert "its build in the background said: error: There is no C++ compiler." in finding.message
+
+
+def test_the_background_build_replaces_nothing(monkeypatch, tmp_path):
+    monkeypatch.delenv(library.CHOICE)
+    path = tmp_path / "convolution.so"
+    path.touch()
+    assert not build_in_background(path)
+    with pytest.raises(WriteError, match="can't be written"):
+        build_in_background(tmp_path / "missing" / "convolution.so")
+
+
 @pytest.mark.thorough
 def test_wrong_results_are_found(onednn_library, monkeypatch):
     right = library.Library.attempt
 
-    def wrong(self, problem, x, kernel, y):
-        done = right(self, problem, x, kernel, y)
+    def wrong(self, problem, x, kernel, y, bias):
+        done = right(self, problem, x, kernel, y, bias)
         if problem.kind == "kernel_gradient":
             kernel.flat[0] += 1
         return done
