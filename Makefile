@@ -20,6 +20,7 @@ help:  ## list the commands
 
 train: $(VENV)/.installed  ## train a ResNet on real images in about a minute, or go on with WORKDIR
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
+	-@$(BIN)/python -m resnet_jax build --background
 
 test: $(VENV)/.installed-dev  ## run the everyday tests, in less than five minutes on two cores
 	$(PYTEST) $(FLAGS)
@@ -55,7 +56,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (once, a minute or two)"
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e '.[cpu]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

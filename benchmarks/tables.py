@@ -308,6 +308,55 @@ def changes_table() -> str:
     return "\n".join(lines)
 
 
+def _cpu_changes() -> list[dict[str, Any]]:
+    paths = sorted(RESULTS.glob("cpu_changes_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def cpu_changes_table() -> str:
+    """What folding, fusing and oneDNN's batch normalisation gave, by network and processor."""
+    rows = {
+        "training step: oneDNN's batch normalisation": ("train_with_onednn", 1),
+        "inference with oneDNN: folded": ("inference_with_onednn", 1),
+        "inference with oneDNN: folded and fused": ("inference_with_onednn", 2),
+        "the same for one image": ("latency_with_onednn", 2),
+        "inference without oneDNN: folded": ("inference_pure", 1),
+    }
+    results = _cpu_changes()
+    titles = [
+        f"{r['network']}, {r['batch_size']} images, {r['processor']['kind']}" for r in results
+    ]
+    lines = [
+        f"| time without it, divided by time with it | {' | '.join(titles)} |",
+        "|---|" + "---|" * len(results),
+    ]
+    for row, (measurement, place) in rows.items():
+        cells = [
+            f"{list(result[measurement].values())[place]['first_divided_by_it']:.2f}"
+            for result in results
+        ]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def cpu_profile_table() -> str:
+    """Where the time of a training step goes, on one core."""
+    kinds = ("convolution", "normalisation", "elementwise", "other")
+    names = {
+        "profile_pure": "XLA",
+        "profile_with_onednns_convolutions": "oneDNN's convolutions",
+        "profile_with_onednn": "and its batch normalisation",
+    }
+    lines = [f"| a step on one core | ms | {' | '.join(kinds)} |", "|---|---|---|---|---|---|"]
+    for result in _cpu_changes():
+        title = f"{result['network']}, {result['batch_size']} images"
+        for measurement, name in names.items():
+            of = result[measurement]
+            cells = [f"{100 * of['shares'].get(kind, 0):.0f} %" for kind in kinds]
+            lines.append(f"| {title}: {name} | {of['ms']:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def tpu_peers_table() -> str:
     """Memory traffic of a ResNet-50's step beside that of google/flax's example."""
     folder = RESULTS / "tpu_compile"
@@ -501,6 +550,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "fast": ("README.md", fast_table),
     "peers": ("docs/performance.md", peers_table),
     "changes": ("docs/performance.md", changes_table),
+    "cpu-changes": ("docs/performance.md", cpu_changes_table),
+    "cpu-profile": ("docs/performance.md", cpu_profile_table),
     "tpu-peers": ("docs/performance.md", tpu_peers_table),
     "tpu-variants": ("docs/performance.md", tpu_variants_table),
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from resnet_jax.doctor.finding import Finding, ok, warn
-from resnet_jax.ops.native.library import find
+from resnet_jax.ops.native.library import LIBRARY, find, log_of
 
 
 def check_convolutions() -> Iterator[Finding]:
@@ -21,4 +21,14 @@ def check_convolutions() -> Iterator[Finding]:
             "RESNET_JAX_NATIVE=0 leaves oneDNN alone without this warning",
         )
     else:
-        yield ok("convolutions", f"XLA's; of oneDNN's, {state.reason}")
+        yield ok("convolutions", f"XLA's; of oneDNN's, {state.reason}{_background_build()}")
+
+
+def _background_build() -> str:
+    """What a build in the background (`make train` starts one) said last."""
+    try:
+        said = log_of(LIBRARY).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    last = said[-1] if said else "nothing so far"
+    return f" (its build in the background said: {last})"

@@ -1,0 +1,228 @@
+"""What each change for CPUs gave a step and inference, and where the time of a step goes.
+
+Variants are compiled in one process and take turns; ratios are of neighbouring calls. Shares are
+of the time on one core, where nothing overlaps: the processes of the profiles run on one core.
+
+    python benchmarks/cpu_changes.py --network resnet20
+"""
+
+import argparse
+import collections
+import contextlib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = {"resnet20": 128, "resnet50": 8}
+Call = Callable[[int], None]
+
+
+@contextlib.contextmanager
+def without_batch_norm() -> Iterator[None]:
+    """Let XLA compute batch normalisation, in what is compiled meanwhile."""
+    from resnet_jax.ops.native import batch_norm  # noqa: PLC0415
+
+    before = batch_norm.forward, batch_norm.backward
+    batch_norm.forward = batch_norm.backward = lambda *args, **kwargs: None
+    yield
+    batch_norm.forward, batch_norm.backward = before
+
+
+def training(network: str, *, batch_norm: bool = True) -> Call:
+    """Training steps, compiled; without `batch_norm`, oneDNN computes convolutions only."""
+    import jax  # noqa: PLC0415
+    import vs_peers  # noqa: PLC0415
+
+    jax.clear_caches()
+    with contextlib.nullcontext() if batch_norm else without_batch_norm():
+        steps = vs_peers._ours(network, BATCH[network], "train", "float32")
+        steps(1)
+    return steps
+
+
+def inference(network: str, batch: int) -> dict[str, Call]:
+    """Inference as `model.apply`, with folded normalisation, and also with fused chains."""
+    import jax  # noqa: PLC0415
+    import jax.numpy as jnp  # noqa: PLC0415
+    import vs_peers  # noqa: PLC0415
+
+    import resnet_jax  # noqa: PLC0415
+    from resnet_jax.ops.fusion import fuse  # noqa: PLC0415
+
+    size, classes = vs_peers.SHAPES[network]
+    model: Any = resnet_jax.create_model(network, num_classes=classes)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (size, size, 3))
+    folded = resnet_jax.fold_batch_norm(model, variables, (size, size, 3))
+    images = jnp.ones((batch, size, size, 3))
+
+    def calls(function: Any, variables: Any) -> Call:
+        run = jax.jit(function)
+
+        def call(count: int) -> None:
+            for _ in range(count):
+                run(variables, images).block_until_ready()
+
+        call(1)
+        return call
+
+    plain, fused = jax.jit(model.apply), fuse(model.apply)
+    return {"plain": calls(plain, variables), "folded": calls(model.apply, folded)} | (
+        {"folded and fused": calls(fused, folded)}
+    )
+
+
+def compare(variants: dict[str, Call], seconds: float) -> dict[str, Any]:
+    """Milliseconds of each variant, and the first one's divided by them."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends or len(times[next(iter(times))]) < 3:
+        for name, call in variants.items():
+            began = time.perf_counter()
+            call(1)
+            times[name].append(time.perf_counter() - began)
+    first = next(iter(times.values()))
+    return {
+        name: {
+            "ms": 1000 * statistics.median(taken),
+            "ms_min": 1000 * min(taken),
+            "first_divided_by_it": statistics.median(
+                a / b for a, b in zip(first, taken, strict=True)
+            ),
+        }
+        for name, taken in times.items()
+    }
+
+
+def profile(network: str, *, batch_norm: bool) -> dict[str, Any]:
+    """Milliseconds of a training step, and the shares of it by what is computed."""
+    import jax  # noqa: PLC0415
+
+    programs: list[str] = []
+    compile_ = jax.stages.Lowered.compile
+
+    def compile_and_keep(self: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled = compile_(self, *args, **kwargs)
+        programs.append(compiled.as_text())
+        return compiled
+
+    jax.stages.Lowered.compile = compile_and_keep
+    steps = training(network, batch_norm=batch_norm)
+    steps(1)
+    kinds = _kinds(programs[-1])
+    count = 2
+    with tempfile.TemporaryDirectory() as folder:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with jax.profiler.trace(folder, profiler_options=options):
+            steps(count)
+        (file,) = Path(folder).glob("**/*.xplane.pb")
+        data = jax.profiler.ProfileData.from_file(str(file))
+    taken: collections.Counter[str] = collections.Counter()
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                if event.name in kinds:
+                    taken[kinds[event.name]] += event.duration_ns
+    total = sum(taken.values())
+    return {"ms": total / count / 1e6, "shares": {k: n / total for k, n in taken.most_common()}}
+
+
+def _kinds(program: str) -> dict[str, str]:
+    """What each instruction of a compiled program that isn't part of a fusion is for."""
+    kinds = {}
+    for found in re.finditer(r"^  (?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\((.*)$", program, re.M):
+        name, operation, rest = found.groups()
+        source = re.search(r'op_name="([^"]*)"', rest)
+        target = re.search(r'custom_call_target="([^"]*)"', rest)
+        if operation in ("while", "conditional", "call", "parameter", "constant"):
+            continue
+        where = f"{target[1] if target else operation} {source[1] if source else ''}"
+        if re.search(r"batch_norm|/\w*bn\w*/", where):
+            kinds[name] = "normalisation"
+        elif re.search(r"resnet_jax_|/\w*conv\w*/", where):
+            kinds[name] = "convolution"
+        else:  # ReLU, sums and pooling; the classifier, the loss and the optimiser
+            kinds[name] = "elementwise" if "ResNet" in where else "other"
+    return kinds
+
+
+def _child(args: argparse.Namespace, what: str, **environment: str) -> Any:
+    """The JSON that this script prints, as a process that measures one thing."""
+    command = [sys.executable, __file__, "--network", args.network, "--only", what]
+    command += ["--seconds", str(args.seconds)]
+    if what.startswith("profile"):
+        command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *command]
+        environment["OMP_NUM_THREADS"] = "1"
+    done = subprocess.run(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(args: argparse.Namespace) -> Any:
+    """One of the measurements, in this process."""
+    from resnet_jax.utils.malloc import configure_malloc, release_freed_memory  # noqa: PLC0415
+
+    configure_malloc()
+    network = args.network
+    if args.only.startswith("profile"):
+        return profile(network, batch_norm=args.only == "profile")
+    if args.only == "train":
+        variants = {
+            "convolutions": training(network, batch_norm=False),
+            "and batch normalisation": training(network),
+        }
+    else:
+        variants = inference(network, 1 if args.only == "latency" else BATCH[network])
+    release_freed_memory()
+    return compare(variants, args.seconds)
+
+
+def main() -> None:
+    """Measure everything, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=BATCH, default="resnet20")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a comparison")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(measure(args)))
+        return
+    from report import write_report  # noqa: PLC0415
+    from vs_peers import instruction_sets  # noqa: PLC0415
+
+    from resnet_jax.ops.native.library import state  # noqa: PLC0415
+
+    off = {"RESNET_JAX_NATIVE": "0"}
+    processor = instruction_sets()
+    results = {
+        "network": args.network,
+        "batch_size": BATCH[args.network],
+        "processor": processor,
+        "oneDNN": state().onednn,
+        "train_with_onednn": _child(args, "train"),
+        "inference_with_onednn": _child(args, "inference"),
+        "latency_with_onednn": _child(args, "latency"),
+        "inference_pure": _child(args, "inference", **off),
+        "profile_pure": _child(args, "profile", **off),
+        "profile_with_onednns_convolutions": _child(args, "profile_without_batch_norm"),
+        "profile_with_onednn": _child(args, "profile"),
+    }
+    print(json.dumps(results, indent=1))
+    kind = processor["kind"].lower().replace("-", "")
+    default = ROOT / f"benchmarks/results/cpu_changes_{args.network}_{kind}.json"
+    write_report(args.out or default, results)
+
+
+if __name__ == "__main__":
+    main()
