@@ -89,6 +89,7 @@ def test_the_examples_compute_what_they_say(here):
     assert (config.extensions, config.model.layer_scale) == ((MODULE,), 0.01)
 
 
+@pytest.mark.thorough
 def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forget, caplog, capsys):
     whole = resnet_jax.fit(config, here / "whole")
     forget()
@@ -115,6 +116,7 @@ def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forg
     assert "source of" not in caplog.text
 
 
+@pytest.mark.thorough
 def test_another_source_is_said_in_a_line_and_the_run_goes_on(config, here, forget, caplog, capsys):
     resnet_jax.fit(config, here / "run", stop_at_step=6)
     with (here / f"{MODULE}.py").open("a") as file:
