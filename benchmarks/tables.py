@@ -321,7 +321,7 @@ def tpu_variants_table() -> str:
     names = {
         "before_": "before both changes",
         "": "as it is",
-        "remat_": "units recomputed (`model.remat`)",
+        "remat_": "blocks recomputed (`model.remat`)",
         "space_to_depth_": "stem on blocks of 2×2 pixels (`model.stem=space_to_depth`)",
     }
     lines = [
