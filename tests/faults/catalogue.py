@@ -97,7 +97,8 @@ FAULTS = (
         "exit code 75, no stopped run counts as trained",
         (
             "research/test_runner.py::test_a_run_that_is_stopped_is_not_counted_as_trained",
-            "research/test_reproduction.py::test_a_signal_between_runs_stops_the_command",
+            "faults/test_signals.py::test_a_reproduction_that_computes_ends_within_seconds",
+            "faults/test_signals.py::test_a_reproduction_that_trains_saves_first",
             "research/test_sweep.py::test_a_stop_is_passed_on_and_nothing_begins_after_it",
             "research/test_sweep.py::test_a_run_that_a_terminal_interrupts_as_well_has_not_failed",
             "research/test_sweep.py::"
