@@ -18,6 +18,8 @@ from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
 from resnet_jax.data.datasets import open_source
+from resnet_jax.data.readers.tfds import find_prepared
+from resnet_jax.data.readers.tfds_files import data_folder
 from resnet_jax.data.splits import parse_split
 from resnet_jax.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.doctor.host import nearest_existing
@@ -100,9 +102,11 @@ def check_data(
             )
         )
         return
-    if name in ("cifar10", "cifar100") and not _is_prepared(name, data_dir):
-        yield _cifar_to_come(name, data_dir)
-        return
+    if name in ("cifar10", "cifar100"):
+        folder = data_folder(data_dir)
+        if not find_prepared(name, Path(folder)):
+            yield _cifar_to_come(name, Path(folder))
+            return
     source = open_source(name, data_dir, crop=crop)
     if splits is None:
         sizes = dict(source.lengths)
@@ -123,33 +127,14 @@ def check_data(
 
 def _bucket(name: str, data_dir: str | None) -> epath.Path | None:
     """The folder of the data set if that is in a bucket."""
-    from resnet_jax.data.readers.tfds_files import data_folder
-
     folder = data_folder(data_dir)
     return folder / name.partition(":")[0].partition("/")[0] if is_remote(folder) else None
 
 
-def _is_prepared(name: str, data_dir: str | None) -> bool:
-    """Whether `open_prepared` would find the set; otherwise it would begin to download it."""
-    from tensorflow_datasets.core import read_only_builder, registered
-
-    from resnet_jax.data.readers.tfds_files import data_folder
-
-    try:
-        read_only_builder.builder_from_files(name, data_dir=str(data_folder(data_dir)))
-    except registered.DatasetNotFoundError:
-        return False
-    except Exception:  # it is there but damaged, which `open_prepared` explains
-        return True
-    return True
-
-
-def _cifar_to_come(name: str, data_dir: str | None) -> Finding:
+def _cifar_to_come(name: str, folder: Path) -> Finding:
     from resnet_jax.data.prepare.cifar_archive import official_archive
-    from resnet_jax.data.readers.tfds_files import data_folder
 
     archive = official_archive(name)
-    folder = data_folder(data_dir)
     path = folder / "downloads" / "manual" / archive.file_name
     if path.exists():
         return ok("data", f"{name} will be prepared in {folder} by the first run, from {path}")
