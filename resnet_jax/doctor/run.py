@@ -18,8 +18,6 @@ from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
 from resnet_jax.data.datasets import open_source
-from resnet_jax.data.readers.tfds import find_prepared
-from resnet_jax.data.readers.tfds_files import data_folder
 from resnet_jax.data.splits import parse_split
 from resnet_jax.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.doctor.host import nearest_existing
@@ -92,21 +90,10 @@ def check_data(
         ConfigError: an unknown data set or split.
         DataError: data that are missing or damaged.
     """
-    folder = None if name in ("digits", "folder") else _bucket(name, data_dir)
-    if folder:
-        yield (
-            ok("data", f"{folder} is there; the first run copies it to this host")
-            if folder.is_dir()
-            else fail(
-                "data", f"there is no {folder}", "prepare it and copy it there", error=DataError
-            )
-        )
+    to_come = None if name in ("digits", "folder") else _to_come(name, data_dir)
+    if to_come:
+        yield to_come
         return
-    if name in ("cifar10", "cifar100"):
-        folder = data_folder(data_dir)
-        if not find_prepared(name, Path(folder)):
-            yield _cifar_to_come(name, Path(folder))
-            return
     source = open_source(name, data_dir, crop=crop)
     if splits is None:
         sizes = dict(source.lengths)
@@ -125,15 +112,22 @@ def check_data(
     )
 
 
-def _bucket(name: str, data_dir: str | None) -> epath.Path | None:
-    """The folder of the data set if that is in a bucket."""
-    folder = data_folder(data_dir)
-    return folder / name.partition(":")[0].partition("/")[0] if is_remote(folder) else None
-
-
-def _cifar_to_come(name: str, folder: Path) -> Finding:
+def _to_come(name: str, data_dir: str | None) -> Finding | None:
+    """The finding about a set of TFDS that the first run copies or prepares; None for others."""
     from resnet_jax.data.prepare.cifar_archive import official_archive
+    from resnet_jax.data.readers.tfds import find_prepared
+    from resnet_jax.data.readers.tfds_files import data_folder
 
+    folder = data_folder(data_dir)
+    if is_remote(folder):
+        folder /= name.partition(":")[0].partition("/")[0]
+        if folder.is_dir():
+            return ok("data", f"{folder} is there; the first run copies it to this host")
+        return fail(
+            "data", f"there is no {folder}", "prepare it and copy it there", error=DataError
+        )
+    if name not in ("cifar10", "cifar100") or find_prepared(name, Path(folder)):
+        return None
     archive = official_archive(name)
     path = folder / "downloads" / "manual" / archive.file_name
     if path.exists():
