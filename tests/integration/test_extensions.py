@@ -21,7 +21,8 @@ import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.config.io import from_json, to_json
 from resnet_jax.data.augment.config import AUGMENTATIONS
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, NumericalError
+from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.models.branches import BRANCHES
 from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import REGISTERED
@@ -114,6 +115,22 @@ def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forg
     network = resnet_jax.restore_run(here / "run")
     assert network.predict([np.zeros((8, 8, 1), np.uint8)]).shape == (1, 10)
     assert "source of" not in caplog.text
+
+
+def test_a_metric_that_is_not_a_number_is_a_numerical_failure(config, here, capsys):
+    """Of the run that scores it, and of `eval` on the run's checkpoint, but not of training."""
+    (here / f"{MODULE}.py").write_text(
+        "\n".join(BLOCKS) + "\nresnet_jax.register_metric('undefined', lambda logits, labels:"
+        " jax.numpy.where(labels == 3, jax.numpy.nan, 0.0), in_training=True)\n"
+    )
+    config.metrics = ("undefined",)
+    with pytest.raises(NumericalError, match="The undefined on .* stopped being finite"):
+        resnet_jax.fit(config, here / "run")
+    records = read_metrics(here / "run" / "metrics.jsonl")
+    assert all(record["undefined"] > 1e38 for record in records if record["split"] == "train")
+    capsys.readouterr()
+    assert main(["eval", str(here / "run"), "--json"]) == 70
+    assert capsys.readouterr().err == "error: The metric undefined isn't finite on test.\n"
 
 
 @pytest.mark.thorough
