@@ -1,0 +1,87 @@
+"""The tables of speed on CPUs, from results/: by kind of processor."""
+
+from typing import Any
+
+from table_text import RESULTS, markdown, read
+
+_OURS = ("resnet_jax", "resnet_jax onednn", "resnet_jax onednn bfloat16")
+
+
+def _results(pattern: str) -> list[dict[str, Any]]:
+    return [read(path.stem) for path in sorted(RESULTS.glob(pattern))]
+
+
+def peers_table() -> str:
+    """Speed beside others', by kind of processor, network and mode."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for result in _results("vs_peers_resnet*.json"):
+        kinds.setdefault(_processor(result), []).append(result)
+    return "\n\n".join(f"#### {kind}\n\n{_peers_of(kinds[kind])}" for kind in sorted(kinds))
+
+
+def _processor(result: dict[str, Any]) -> str:
+    name = f"{result['cpu']}, {result['cores']} cores"
+    if "processor" not in result:
+        return f"Instruction sets not recorded ({name})"
+    told = result["processor"]
+    return f"{told['kind']} ({name}: {', '.join(told['flags'])})"
+
+
+def _peers_of(results: list[dict[str, Any]]) -> str:
+    rows = []
+    for result in results:
+        for mode in (mode for mode in ("train", "inference", "latency") if mode in result):
+            of = result[mode]
+            images = of.get("images", result["batch_size"])
+            what = f"{result['network']}, {'inference' if mode == 'latency' else mode}"
+            rows.append((f"**{what}, {images} image{'s' * (images > 1)}**", "", "", "", ""))
+            for name, speed in of["img_per_s"].items():
+                ratios = [of["ours_divided_by"].get(ours, {}).get(name) for ours in _OURS]
+                cells = [f"{ratio['median']:.2f}" if ratio else "" for ratio in ratios]
+                rows.append((name, f"{speed:,.1f}", *cells))
+    return markdown(("", "img/s", "ours / it", "with oneDNN", "with oneDNN, bfloat16"), rows)
+
+
+def changes_table() -> str:
+    """What folding, fusing and oneDNN's batch normalisation gave, by network and processor."""
+    measured = {
+        "training step: oneDNN's batch normalisation": ("train_with_onednn", 1),
+        "inference with oneDNN: folded": ("inference_with_onednn", 1),
+        "inference with oneDNN: folded and fused": ("inference_with_onednn", 2),
+        "the same for one image": ("latency_with_onednn", 2),
+        "inference without oneDNN: folded": ("inference_pure", 1),
+    }
+    results = _results("cpu_changes_*.json")
+    titles = [
+        f"{r['network']}, {r['batch_size']} images, {r['processor']['kind']}" for r in results
+    ]
+    rows = []
+    for what, (name, place) in measured.items():
+        ratios = [list(r[name].values())[place]["first_divided_by_it"] for r in results]
+        rows.append((what, *(f"{ratio:.2f}" for ratio in ratios)))
+    return markdown(("time without it, divided by time with it", *titles), rows)
+
+
+def profile_table() -> str:
+    """Where the time of a training step goes, on one core."""
+    kinds = ("convolution", "normalisation", "elementwise", "other")
+    names = {
+        "profile_pure": "XLA",
+        "profile_with_onednns_convolutions": "oneDNN's convolutions",
+        "profile_with_onednn": "and its batch normalisation",
+    }
+    rows = []
+    for result in _results("cpu_changes_*.json"):
+        for measurement, name in names.items():
+            of = result[measurement]
+            shares = (f"{100 * of['shares'].get(kind, 0):.0f} %" for kind in kinds)
+            what = f"{result['network']}, {result['batch_size']} images: {name}"
+            rows.append((what, f"{of['ms']:,.0f}", *shares))
+    return markdown(("a step on one core", "ms", *kinds), rows)
+
+
+TABLES = {
+    "peers": ("docs/performance.md", peers_table),
+    "cpu-changes": ("docs/performance.md", changes_table),
+    "cpu-profile": ("docs/performance.md", profile_table),
+}
