@@ -1,7 +1,7 @@
 """What each change for CPUs gave a step and inference, and where the time of a step goes.
 
-Variants are compiled in one process and take turns; ratios are of neighbouring calls. Shares are
-of the time on one core, where nothing overlaps: the processes of the profiles run on one core.
+Variants are compiled in one process and take turns; ratios are of neighbouring calls. Times are
+the process's time on one core, so that other work on the machine counts as little as possible.
 
     python benchmarks/cpu_changes.py --network resnet20
 """
@@ -81,14 +81,14 @@ def inference(network: str, batch: int) -> dict[str, Call]:
 
 
 def compare(variants: dict[str, Call], seconds: float) -> dict[str, Any]:
-    """Milliseconds of each variant, and the first one's divided by them."""
+    """Milliseconds of each variant on one core, and the first one's divided by them."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     ends = time.monotonic() + seconds
     while time.monotonic() < ends or len(times[next(iter(times))]) < 3:
         for name, call in variants.items():
-            began = time.perf_counter()
+            began = time.process_time()
             call(1)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(time.process_time() - began)
     first = next(iter(times.values()))
     return {
         name: {
@@ -157,11 +157,10 @@ def _kinds(program: str) -> dict[str, str]:
 
 def _child(args: argparse.Namespace, what: str, **environment: str) -> Any:
     """The JSON that this script prints, as a process that measures one thing."""
-    command = [sys.executable, __file__, "--network", args.network, "--only", what]
+    command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
+    command += [sys.executable, __file__, "--network", args.network, "--only", what]
     command += ["--seconds", str(args.seconds)]
-    if what.startswith("profile"):
-        command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), *command]
-        environment["OMP_NUM_THREADS"] = "1"
+    environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
         command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )

@@ -59,7 +59,7 @@ def changes_table() -> str:
     for what, (name, place) in measured.items():
         ratios = [list(r[name].values())[place]["first_divided_by_it"] for r in results]
         rows.append((what, *(f"{ratio:.2f}" for ratio in ratios)))
-    return markdown(("time without it, divided by time with it", *titles), rows)
+    return markdown(("time on one core without it, divided by time with it", *titles), rows)
 
 
 def profile_table() -> str:
