@@ -76,8 +76,8 @@ def profile_table() -> str:
             of = result[measurement]
             shares = (f"{100 * of['shares'].get(kind, 0):.0f} %" for kind in kinds)
             what = f"{result['network']}, {result['batch_size']} images: {name}"
-            rows.append((what, f"{of['ms']:,.0f}", *shares))
-    return markdown(("a step on one core", "ms", *kinds), rows)
+            rows.append((what, *shares))
+    return markdown(("shares of a training step on one core", *kinds), rows)
 
 
 TABLES = {
