@@ -246,7 +246,9 @@ def _without_norm_of_stem(
     norms = [path for path, _ in named if path.startswith("bn")]
     convs = [path for path, _ in named if path.startswith("conv")]
     if len(norms) < len(convs):  # the file has the stem's normalisation outside the block too
-        return [(_later(path), module) for path, module in named], []
+        return [
+            (f"bn{int(path[2:]) + 1}" if path in norms else path, module) for path, module in named
+        ], []
     if "layer1_0/downsample_conv" not in expected:
         name = next(module.name for path, module in named if path == "bn1")
         raise FormatError(
@@ -254,10 +256,6 @@ def _without_norm_of_stem(
             " (the model normalises before the block). Set model.stem_norm=False."
         )
     return [pair for pair in named if pair[0] != "bn1"], [m for path, m in named if path == "bn1"]
-
-
-def _later(path: str) -> str:
-    return f"bn{int(path[2:]) + 1}" if path.startswith("bn") else path
 
 
 def _name_outside(
