@@ -90,6 +90,7 @@ def test_the_examples_compute_what_they_say(here):
     assert (config.extensions, config.model.layer_scale) == ((MODULE,), 0.01)
 
 
+@pytest.mark.thorough
 def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forget, caplog, capsys):
     whole = resnet_jax.fit(config, here / "whole")
     forget()
@@ -132,6 +133,7 @@ def test_a_metric_that_is_not_a_number_is_a_numerical_failure(config, here, caps
     assert capsys.readouterr().err == "error: The metric undefined isn't finite on test.\n"
 
 
+@pytest.mark.thorough
 def test_another_source_is_said_in_a_line_and_the_run_goes_on(config, here, forget, caplog, capsys):
     resnet_jax.fit(config, here / "run", stop_at_step=6)
     with (here / f"{MODULE}.py").open("a") as file:
