@@ -91,11 +91,7 @@ def create_model(name: str, **fields: Any) -> Network:
 def _check_known(
     what: str, names: Iterable[str], build: type[Network], branch: str | Branch | None
 ) -> None:
-    """Check that the network has these fields.
-
-    Raises:
-        ConfigError: it hasn't, with the nearest known name; or there is no such branch.
-    """
+    """Check that the network has these fields."""
     known = model_fields(build, "basic" if branch is None else branch)
     for name in names:
         if name not in known:

@@ -199,11 +199,7 @@ def _shortcut_by_shape(
 
 
 def _check_order(modules: list[tuple[str, Module]]) -> None:
-    """Check that the names of modules of the same shape tell their order of computation.
-
-    Raises:
-        FormatError: they don't.
-    """
+    """Check that the names of modules of the same shape tell their order of computation."""
     alike: dict[tuple[int, ...], tuple[str, Module]] = {}
     for name, module in modules:
         if module.shape in alike:
@@ -236,10 +232,6 @@ def _without_norm_of_stem(
 
     Other packages put this normalisation into the first block. The result is the same if the
     shortcut has a projection, which takes the normalised input.
-
-    Raises:
-        FormatError: the shortcut has no projection, so it takes the input before the normalisation
-            in the file, and after it in the model.
     """
     if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
         return named, []
@@ -301,11 +293,7 @@ def _name_outside(
 
 
 def _last_norm(norms: list[Module], width: int) -> Module:
-    """Find the normalisation after the last block by its width, its name or its number.
-
-    Raises:
-        FormatError: it is ambiguous.
-    """
+    """Find the normalisation after the last block by its width, its name or its number."""
     wide = [norm for norm in norms if norm.width == width] or norms
     final = [norm for norm in wide if _FINAL.search(norm.name)]
     if len(final) == 1:
