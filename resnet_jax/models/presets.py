@@ -35,7 +35,7 @@ def register_preset(name: str, preset: Preset) -> None:
     """
     _check_known(f"Preset {name!r}", preset.fields, preset.build, preset.fields.get("branch"))
     model_values(_build(preset, preset.fields))
-    PRESETS.register(name, preset, module=sys._getframe(1).f_globals["__name__"])
+    PRESETS.register(name, preset, module=sys._getframe(1).f_globals.get("__name__", "__main__"))
 
 
 def find_preset(name: str) -> Preset:
