@@ -125,6 +125,27 @@ def peers_table() -> str:
     return "\n".join(lines)
 
 
+def variants_table() -> str:
+    """What each form for GPUs saves, and what other forms would cost."""
+    lines = [
+        "| resnet50, 256 images on an h200 | MB per image | peak memory | kernels"
+        " | GFLOP per image |",
+        "|---|---|---|---|---|",
+    ]
+    base = "resnet50_h200-1_256"
+    names = ("without_convolution", "wide_convolutions", "without_relu", "without_barrier")
+    names += ("without_places", "no_forms", "as_on_tpus", "rounded_sums")
+    for name in ("", *names):
+        program = _load(f"{name}_{base}" if name else base)
+        lines.append(
+            f"| {program.get('differs', 'as it is')} | {program['mb_per_image']:.1f}"
+            f" | {program['memory']['peak_bytes'] / 2**30:.1f} GiB"
+            f" | {sum(row['count'] for row in program['kernels']):,}"
+            f" | {program['gflop_per_image']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gpu-programs": programs_table,
     "gpu-nodes": nodes_table,

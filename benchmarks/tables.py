@@ -485,6 +485,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "tpu-peers": ("docs/performance.md", tpu_peers_table),
     "tpu-variants": ("docs/performance.md", tpu_variants_table),
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
+    "gpu-variants": ("docs/performance.md", scaling_gpu.variants_table),
     "cost": ("docs/performance.md", cost_table),
     "verdicts": ("docs/papers.md", verdicts_table),
     "papers": ("docs/papers.md", papers_section),
