@@ -150,7 +150,7 @@ def compile_variant(name: str) -> dict[str, Any]:
     return differs | ahead.describe(spec, program, slice_)
 
 
-def compile_example(name: str, checkout: Path) -> dict[str, Any]:
+def compile_example(name: str, checkout: Path | None) -> dict[str, Any]:
     """Compile a step of others, and describe the program."""
     from resnet_jax.profiling import compile as ahead  # noqa: PLC0415
     from resnet_jax.profiling.slices import describe_slice  # noqa: PLC0415
@@ -158,6 +158,8 @@ def compile_example(name: str, checkout: Path) -> dict[str, Any]:
     topology, batch = EXAMPLES[name]
     devices = list(describe_slice(topology).devices)
     if name.startswith("flax"):
+        if checkout is None:
+            raise SystemExit(f"{name} needs --flax CHECKOUT")
         step, shapes, sources = _google_flax(devices, batch, checkout)
     else:
         step, shapes, sources = _plain_linen(devices, batch)
@@ -263,6 +265,17 @@ def _google_flax(
     return step, (state, examples), sources
 
 
+def compile_named(
+    name: str, *, checkout: Path | None = None, hlo: Path | None = None
+) -> dict[str, Any]:
+    """Compile a case, a variant or an example; `checkout` is of google/flax."""
+    if name in EXAMPLES:
+        return compile_example(name, checkout)
+    if name in VARIANT_CASES:
+        return compile_variant(name)
+    return compile_case(name, hlo=hlo)
+
+
 def main() -> None:
     """Compile the named cases, or those without a result."""
     names_of_all = (*CASES, *VARIANT_CASES, *EXAMPLES)
@@ -283,12 +296,7 @@ def main() -> None:
 
     for name in names:
         print(name, flush=True)
-        if name in EXAMPLES:
-            results = compile_example(name, args.flax)
-        elif name in VARIANT_CASES:
-            results = compile_variant(name)
-        else:
-            results = compile_case(name, hlo=args.hlo)
+        results = compile_named(name, checkout=args.flax, hlo=args.hlo)
         write_report(_result(name), results)
         print(f"  {results['compile_s']} s", flush=True)
 
