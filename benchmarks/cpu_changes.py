@@ -1,7 +1,8 @@
 """What each change for CPUs gave a step and inference, and where the time of a step goes.
 
 Variants are compiled in one process and take turns; ratios are of neighbouring calls. Times are
-the process's time on one core, so that other work on the machine counts as little as possible.
+the process's time on one core, so that other work on the machine counts as little as possible; with
+--all-cores, wall-clock time on all of them, which takes a quiet machine.
 
     python benchmarks/cpu_changes.py --network resnet20
 """
@@ -24,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = {"resnet20": 128, "resnet50": 8}
 Call = Callable[[int], None]
+Clock = Callable[[], float]
 _PROFILED = 8  # steps
 
 
@@ -81,15 +83,15 @@ def inference(network: str, batch: int) -> dict[str, Call]:
     )
 
 
-def compare(variants: dict[str, Call], seconds: float) -> dict[str, Any]:
-    """Milliseconds of each variant on one core, and the first one's divided by them."""
+def compare(variants: dict[str, Call], seconds: float, clock: Clock) -> dict[str, Any]:
+    """Milliseconds of each variant, and the first one's divided by them."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     ends = time.monotonic() + seconds
     while time.monotonic() < ends or len(times[next(iter(times))]) < 3:
         for name, call in variants.items():
-            began = time.process_time()
+            began = clock()
             call(1)
-            times[name].append(time.process_time() - began)
+            times[name].append(clock() - began)
     first = next(iter(times.values()))
     return {
         name: {
@@ -159,10 +161,14 @@ def _kinds(program: str) -> dict[str, str]:
 
 def _child(args: argparse.Namespace, what: str, **environment: str) -> Any:
     """The JSON that this script prints, as a process that measures one thing."""
-    command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
+    all_cores = args.all_cores and not what.startswith("profile")
+    command = [] if all_cores else ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
     command += [sys.executable, __file__, "--network", args.network, "--only", what]
     command += ["--seconds", str(args.seconds)]
-    environment["OMP_NUM_THREADS"] = "1"
+    if all_cores:
+        command += ["--all-cores"]
+    else:
+        environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(
         command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -185,7 +191,8 @@ def measure(args: argparse.Namespace) -> Any:
     else:
         variants = inference(network, 1 if args.only == "latency" else BATCH[network])
     release_freed_memory()
-    return compare(variants, args.seconds)
+    clock = time.perf_counter if args.all_cores else time.process_time
+    return compare(variants, args.seconds, clock)
 
 
 def main() -> None:
@@ -193,6 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=BATCH, default="resnet20")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a comparison")
+    parser.add_argument("--all-cores", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -210,6 +218,7 @@ def main() -> None:
         "network": args.network,
         "batch_size": BATCH[args.network],
         "processor": processor,
+        "time": "wall clock, all cores" if args.all_cores else "of the process, on one core",
         "oneDNN": state().onednn,
         "train_with_onednn": _child(args, "train"),
         "inference_with_onednn": _child(args, "inference"),
