@@ -137,6 +137,9 @@ FIELDS: tuple[Field, ...] = (
     Field("save_attempts", 10, POSITIVE, may_change=True,
           doc="Saves that may fail in a row before the run ends."),
     Field("log_every", 20, POSITIVE, "Steps between log points.", may_change=True),
+    Field("prometheus_dir", "", None, may_change=True,
+          doc="Folder in which the run writes [a file for Prometheus](watching.md#prometheus);"
+              " empty for none."),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
           doc="Steps that the devices take without the host."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,
