@@ -76,7 +76,10 @@ def test_the_sweep_on_digits_came_to_what_its_config_says():
         assert ", ".join(shown) in said
 
 
-_PAGES = ("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained")
+_PAGES = (
+    *("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained"),
+    "watching",
+)
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in _PAGES)])

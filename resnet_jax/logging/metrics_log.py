@@ -2,8 +2,8 @@
 
 import json
 import logging
-import math
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -233,7 +233,8 @@ def _check_spread(name: str, values: Any, needed: list[str]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # isfinite() fails for long integers
         raise ValueError(f'"{name}" is no finite number')
 
 

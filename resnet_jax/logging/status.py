@@ -176,7 +176,7 @@ def _read_object(path: epath.Path, problems: list[str]) -> dict[str, Any]:
     except OSError as error:
         problems.append(f"{path.name} can't be read ({error.strerror or error}).")
     except (ValueError, RecursionError):
-        problems.append(f"{path.name} is damaged: it isn't the JSON of this package.")
+        problems.append(f"{path.name} is damaged: it isn't JSON of this package.")
     else:
         return document
     return {}
