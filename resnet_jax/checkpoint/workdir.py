@@ -19,12 +19,13 @@ from resnet_jax.utils.paths import bucket_errors, is_remote, read_document
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
-PROCESS = "process.json"
 NONFINITE = "nonfinite.jsonl"
+GOODPUT = "goodput.json"
 CURVES = "curves.png"
 DIAGNOSTICS = "diagnostics.png"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+PROCESS = "process.json"
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:

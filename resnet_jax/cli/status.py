@@ -132,4 +132,7 @@ def _saved(status: dict[str, Any]) -> str:
         lock += f" by {status['holder']}" if status["state"] not in ("starting", "running") else ""
         age_s = status["lock_age_s"]
         lock += "" if age_s is None else f", renewed {age_text(age_s)}"
-    return f"checkpoint: {saved}\nlast log line: {log}  lock: {lock}"
+    text = f"checkpoint: {saved}\nlast log line: {log}  lock: {lock}"
+    if goodput := status["goodput"]:
+        text += f"  goodput: {goodput['share']:.0%}, {goodput['restarts']} restarts"
+    return text

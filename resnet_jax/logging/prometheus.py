@@ -12,6 +12,8 @@ from etils import epath
 
 from resnet_jax.checkpoint.newest import newest_checkpoint
 from resnet_jax.checkpoint.workdir import write_atomically
+from resnet_jax.errors import DataError
+from resnet_jax.logging.recorded_goodput import read_goodput
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -106,6 +108,7 @@ class PrometheusFile:
             for name, (field, text) in _SCORES.items():
                 gauges.add(name, record[field], text, split=split, weights=weights)
         self._add_checkpoint(gauges)
+        self._add_goodput(gauges)
         return list(gauges.families.values())
 
     def _add_checkpoint(self, gauges: "_Gauges") -> None:
@@ -122,6 +125,19 @@ class PrometheusFile:
                 time.time() - checkpoint.age_s,
                 "When the newest checkpoint was written, Unix time.",
             )
+
+    def _add_goodput(self, gauges: "_Gauges") -> None:
+        try:
+            goodput = read_goodput(self._workdir)
+        except DataError:  # the run writes it again
+            return
+        if goodput is None:
+            return
+        text = "Share of the wall time that went into training steps that count."
+        gauges.add("goodput_ratio", goodput.share, text)
+        gauges.add("restarts", goodput.restarts, "Starts of the run after the first.")
+        for phase, seconds in goodput.seconds.items():
+            gauges.add("phase_seconds", seconds, "Wall time of a phase, all starts.", phase=phase)
 
 
 class _Gauges:

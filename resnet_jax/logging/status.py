@@ -21,6 +21,7 @@ from resnet_jax.checkpoint.workdir import (
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.display import seconds_left
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.recorded_goodput import RecordedGoodput, read_goodput
 from resnet_jax.utils.paths import bucket_errors, read_document
 
 State = Literal["starting", "running", "finished", "stopped", "failed", "lost", "unknown"]
@@ -52,6 +53,7 @@ class RunStatus:
         scores: the last record of each scored split, by split and weights.
         best: the best record on the validation split.
         checkpoint: the newest checkpoint.
+        goodput: where the wall time of all starts went.
         log_age_s: seconds since metrics.jsonl was written. In a bucket it is written with each
             checkpoint.
         started: when the last process began to train, in seconds since 1970.
@@ -77,6 +79,7 @@ class RunStatus:
     scores: dict[str, dict[str, Any]]
     best: dict[str, Any] | None
     checkpoint: NewestCheckpoint | None
+    goodput: RecordedGoodput | None
     log_age_s: float | None
     started: float | None
     ended: float | None
@@ -131,6 +134,7 @@ def read_status(workdir: epath.Path) -> RunStatus:
         scores=scores,
         best=max(validated, key=best_fn) if validated else None,
         checkpoint=_read_checkpoints(workdir, problems),
+        goodput=_read_goodput(workdir, problems),
         log_age_s=age_s(workdir / METRICS),
         started=_number(process, "started"),
         ended=_number(process, "ended"),
@@ -192,6 +196,14 @@ def _read_records(workdir: epath.Path, problems: list[str]) -> list[dict[str, An
     except DataError as error:
         problems.append(str(error))
         return []
+
+
+def _read_goodput(workdir: epath.Path, problems: list[str]) -> RecordedGoodput | None:
+    try:
+        return read_goodput(workdir)
+    except DataError as error:
+        problems.append(str(error))
+        return None
 
 
 def _read_checkpoints(workdir: epath.Path, problems: list[str]) -> NewestCheckpoint | None:

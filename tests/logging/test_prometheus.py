@@ -1,5 +1,6 @@
 """The file for Prometheus, read by the parser of Prometheus's own library."""
 
+import json
 import os
 import time
 
@@ -11,7 +12,7 @@ import resnet_jax
 from resnet_jax.logging import prometheus
 from resnet_jax.logging.prometheus import PrometheusFile
 from tests.conftest import make_tiny_config
-from tests.logging.test_status import SCORED, TRAIN
+from tests.logging.test_status import GOODPUT, SCORED, TRAIN
 
 
 def _samples(path):
@@ -37,6 +38,7 @@ def file(tmp_path):
 def test_the_file_has_the_last_numbers(file, tmp_path):
     (tmp_path / "run" / "checkpoints" / "16").mkdir(parents=True)
     os.utime(tmp_path / "run" / "checkpoints" / "16", (1e9, 1e9))
+    (tmp_path / "run" / "goodput.json").write_text(json.dumps(GOODPUT))
     averages = SCORED | {"weights": "ema", "top1": 0.75}
     before = time.time()
     file.write([TRAIN | {"step": 5, "loss": 9.0}, SCORED, averages, TRAIN])
@@ -57,6 +59,10 @@ def test_the_file_has_the_last_numbers(file, tmp_path):
         ("score_top1", "validation", "raw"): 0.5,
         ("score_top1", "validation", "ema"): 0.75,
         ("checkpoint_step",): 16,
+        ("goodput_ratio",): 0.75,
+        ("restarts",): 2,
+        ("phase_seconds", "step"): 3.0,
+        ("phase_seconds", "lost"): 1.0,
     }
     assert [path.suffix for path in file.path.parent.iterdir()] == [".prom"]  # no draft is left
 

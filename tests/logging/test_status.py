@@ -13,6 +13,7 @@ from etils import epath
 from resnet_jax.checkpoint.lock import LOCK
 from resnet_jax.checkpoint.lock_holder import Holder, this_process
 from resnet_jax.errors import ConfigError
+from resnet_jax.logging.recorded_goodput import RecordedGoodput
 from resnet_jax.logging.status import read_status
 
 TRAIN = {"step": 20, "epoch": 0.5, "examples": 640, "split": "train", "loss": 2.0, "top1": 0.25}
@@ -20,6 +21,8 @@ TRAIN |= {"lr": 0.1, "img_per_s": 64.0, "wall_s": 10.0}
 SCORED = {"step": 10, "epoch": 0.25, "split": "validation", "weights": "raw", "wall_s": 5.0}
 SCORED |= {"examples": 100, "loss": 1.5, "top1": 0.5, "top5": 1.0}
 CONFIG = {"model": {"name": "resnet20"}, "data": {"name": "digits"}, "batch_size": 32}
+
+GOODPUT = {"goodput": 0.75, "wall_s": 4.0, "seconds": {"step": 3.0, "lost": 1.0}, "restarts": 2}
 
 
 def _process(**fields):
@@ -35,6 +38,7 @@ def _write(folder, *, records=(SCORED, TRAIN), process=None, summary=None, holde
     for name, document in (("process.json", process), ("summary.json", summary)):
         if document is not None:
             (folder / name).write_text(json.dumps(document))
+    (folder / "goodput.json").write_text(json.dumps(GOODPUT))
     if holder:
         (folder / LOCK).write_text(holder.to_json())
     return epath.Path(folder)
@@ -62,6 +66,7 @@ def test_a_run_that_is_under_way(tmp_path):
     assert 0 <= status.checkpoint.age_s < 60
     assert 0 <= status.log_age_s < 60
     assert 0 <= status.lock_age_s < 60
+    assert status.goodput == RecordedGoodput(0.75, {"step": 3.0, "lost": 1.0}, 2)
     assert status.problems == ()
 
 
@@ -121,7 +126,7 @@ def test_several_seeds_share_the_speed(tmp_path):
     assert read_status(folder).eta_s == pytest.approx(80 * 2 * 32 / 64)
 
 
-FILES = ("config.json", "metrics.jsonl", "process.json", "summary.json", LOCK)
+FILES = ("config.json", "metrics.jsonl", "process.json", "summary.json", "goodput.json", LOCK)
 _JUNK = [
     b"",
     b"{",
@@ -135,6 +140,8 @@ _JUNK = [
     b'{"steps": ' + b"9" * 4000 + b"}",
     b'{"steps": ' + b"9" * 5000 + b"}",
     b'{"steps": NaN}',
+    b'{"goodput": NaN, "seconds": {"step": 1e999}, "restarts": 1}',
+    b'{"goodput": 1, "seconds": {"step": []}, "restarts": 1}',
     b'{"model": 3, "data": {"name": []}}',
     json.dumps(TRAIN | {"step": 10**400}).encode() + b"\n",
     json.dumps(TRAIN | {"examples": 10**300, "img_per_s": 1e-300}).encode() + b"\n",

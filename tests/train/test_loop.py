@@ -206,6 +206,18 @@ def test_a_dispatch_ends_where_a_trace_begins_and_ends():
     assert dispatches == ["steps 1-1", "steps 2-5", "steps 6-6"]
 
 
+def test_a_signal_during_the_diagnostics_of_step_0_ends_the_run_there():
+    run = Run()
+    run.spec.intervals.__dict__["diagnose_every"] = 4 * BATCH
+
+    def diagnose(state):
+        run.stop.requested = True
+        return "measured 0"
+
+    assert run.train(diagnose=diagnose)[1] == 0
+    assert run.done == ["diagnose 0"]
+
+
 def test_a_run_goes_on_from_its_step():
     run = Run()
     run.train(step=4)
