@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
@@ -195,3 +199,17 @@ def test_a_task_that_fails_ends_with_the_code_of_its_run(file, fake, tmp_path, c
 def test_what_cannot_be_collected_is_one_line(file, tmp_path, capsys):
     arguments = ["sweep", f"--config={file}:1", f"--workdir={tmp_path}/none", "--collect"]
     assert_one_line(arguments, 73, "none can't be written: No such file or directory", capsys)
+
+
+def test_a_task_that_is_told_to_stop_ends_with_75(file, fake, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    pid_file = workdir / "seed=75" / "pid"
+
+    def stop():
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(["sweep", f"--config={file}:75,1", f"--workdir={workdir}", "--task=0"]) == 75
+    assert "run 0 of 0 to 1, seed=75, isn't finished" in capsys.readouterr().out
