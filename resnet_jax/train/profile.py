@@ -17,7 +17,7 @@ from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
-from resnet_jax.utils.paths import is_remote
+from resnet_jax.utils.paths import bucket_errors, is_remote
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class ProfiledSteps:
         self._target = workdir / TENSORBOARD
         self._tracing = contextlib.ExitStack()
         self._is_tracing = False
+        self._newest: TrainState | None = None  # after a traced dispatch
 
     def __call__(
         self, state: TrainState, batches: DeviceBatches, *, first: int, steps: int
@@ -101,9 +102,11 @@ class ProfiledSteps:
             self._begin()
         with jax.profiler.StepTraceAnnotation("train", step_num=first + 1):
             state = self._run_steps(state, batches, first=first, steps=steps)
-        if self._is_tracing and first + steps >= last:
-            jax.block_until_ready(state)
-            self._end()
+        if self._is_tracing:
+            self._newest = state
+            if first + steps >= last:
+                jax.block_until_ready(state)
+                self._end()
         return state
 
     def __enter__(self) -> "ProfiledSteps":
@@ -112,6 +115,8 @@ class ProfiledSteps:
     def __exit__(self, *_: object) -> None:
         """Write the trace of a run that ends before the last of the steps."""
         if self._is_tracing:
+            whole = [leaf for leaf in jax.tree.leaves(self._newest) if not leaf.is_deleted()]
+            jax.block_until_ready(whole)  # a dispatch returns before its steps are done
             self._end()
 
     def _begin(self) -> None:
@@ -127,7 +132,7 @@ class ProfiledSteps:
 
     def _end(self) -> None:
         self._watchdog.now("writing the trace of training steps")
-        self._steps, self._is_tracing = None, False
+        self._steps, self._newest, self._is_tracing = None, None, False
         with self._tracing, self._warning():
             jax.profiler.stop_trace()
             if is_remote(self._target):
@@ -148,5 +153,6 @@ def _copy(source: Path, target: epath.Path) -> None:
     for path in sorted(source.rglob("*")):
         if path.is_file():
             copy = target / path.relative_to(source).as_posix()
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            with bucket_errors(copy):
+                copy.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(copy, path.read_bytes())
