@@ -45,7 +45,8 @@ def table6(task: Task) -> Iterator[tuple[str, Any]]:
 def _command(name: str, workdir: Path, task: Task) -> list[str]:
     command = [sys.executable, "train.py", f"--workdir={workdir}"]
     if not task.data:  # digits, at toy size
-        return [*command, "--config=configs/digits.py", "--config.duration=2.0"]
+        command += ["--config=configs/digits.py", "--config.duration=2.0"]
+        return [*command, "--config.schedule.warmup=0.5"]
     command += [f"--config=configs/cifar10.py:{name}", f"--config.data.dir={task.data}"]
     if task.toy:
         command += ["--config.model.stage_sizes=(1,1,1)", "--config.duration=2560.0"]
