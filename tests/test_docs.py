@@ -116,3 +116,12 @@ def test_help_shows_an_example(command, capsys):
         main([command, "--help"])
     assert done.value.code == 0
     assert f"example: resnet-jax {command}" in capsys.readouterr().out
+
+
+def test_the_status_in_the_docs_is_that_of_the_command(capsys, monkeypatch):
+    text = (ROOT / "docs" / "watching.md").read_text()
+    shown = re.search(r"\$ resnet-jax status (\S+)\n(.*?)\nlast log line", text, re.DOTALL)
+    workdir, lines = shown.groups()
+    monkeypatch.chdir(ROOT)
+    assert main(["status", workdir]) == 0
+    assert capsys.readouterr().out.startswith(lines)

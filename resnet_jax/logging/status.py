@@ -106,6 +106,8 @@ def read_status(workdir: epath.Path) -> RunStatus:
             f"{workdir} isn't the directory of a run: it has no {CONFIG}, {SUMMARY} or {LOCK}."
         )
     config, summary, process = documents.values()
+    if not config and isinstance(summary.get("config"), dict):
+        config = summary["config"]
     records = _read_records(workdir, problems)
     train = next((r for r in reversed(records) if r["split"] == "train"), None)
     scores = {
@@ -113,7 +115,7 @@ def read_status(workdir: epath.Path) -> RunStatus:
     }
     validated = [r for r in records if (r["split"], r.get("weights")) == ("validation", "raw")]
     total = _number(summary, "steps") or _number(process, "steps")
-    state = _state(lock, summary, process)
+    state = _state(lock, summary, process, has_records=bool(records))
     left_s = seconds_left(train, round(total)) if train and total else None
     last = max(records, key=lambda r: r["step"], default=None)  # scores of the best come last
     return RunStatus(
@@ -143,10 +145,18 @@ def read_status(workdir: epath.Path) -> RunStatus:
     )
 
 
-def _state(lock: LockState | None, summary: dict[str, Any], process: dict[str, Any]) -> State:
+def _state(
+    lock: LockState | None,
+    summary: dict[str, Any],
+    process: dict[str, Any],
+    *,
+    has_records: bool,
+) -> State:
     if summary:
         return "finished"
     if lock and lock.is_alive:
+        if not process:  # older versions recorded no process
+            return "running" if has_records else "starting"
         same = (_text(process, "host"), _number(process, "pid"))
         is_training = same == (lock.holder.host, lock.holder.pid) and process.get("ended") is None
         return "running" if is_training else "starting"
