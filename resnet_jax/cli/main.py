@@ -22,6 +22,7 @@ from resnet_jax.cli import (
     predict,
     prepare,
     reproduce,
+    status,
     summary,
     sweep,
 )
@@ -49,6 +50,7 @@ _SUBCOMMANDS = {
     "reproduce": reproduce,
     "sweep": sweep,
     "compare": compare,
+    "status": status,
 }
 
 

@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "prepare": ["x", "--out=y", "--name=z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "status": ["x"],
 }
 _TEXT = "2 × résumé"
 
