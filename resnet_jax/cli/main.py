@@ -19,11 +19,13 @@ from resnet_jax.cli import (
     export,
     list_models,
     mlperf,
+    plan,
     predict,
     prepare,
     reproduce,
     summary,
     sweep,
+    verify,
 )
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.common.config_flag import take_overrides
@@ -45,10 +47,12 @@ _SUBCOMMANDS = {
     "convert": convert,
     "export": export,
     "mlperf": mlperf,
+    "plan": plan,
     "prepare": prepare,
     "reproduce": reproduce,
     "sweep": sweep,
     "compare": compare,
+    "verify": verify,
 }
 
 
