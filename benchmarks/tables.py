@@ -172,6 +172,51 @@ def long_run_table() -> str:
     return "\n".join(lines)
 
 
+def verify_table() -> str:
+    """What `resnet-jax verify` finds in a run, as it is and after changes."""
+    result = _read("verify.json")
+    rows = [
+        f"{result['steps']} steps, trained in {result['trained_s']:.0f} s, a checkpoint every"
+        f" {result['checkpoint_every_steps']}; {result['cpu']}:",
+        "",
+        "| changed | verdict | found by a check | found by training again | s |",
+        "|---|---|---|---|---|",
+    ]
+    for what, found in result["verified"].items():
+        checks = "; ".join(f"{name}: {why}" for name, why in found["failed_checks"].items())
+        slices = "; ".join(
+            f"step {one['step']}: {one['what']} {one['detail']}"
+            for part in found["slices"]
+            for one in part["differences"]
+        )
+        equal = sum(part["outcome"] == "equal" for part in found["slices"])
+        slices = slices or f"{equal} slices equal"
+        rows.append(
+            f"| {what} | {found['verdict']} | {checks} | {slices} | {found['seconds']:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def goodput_table() -> str:
+    """Predicted and measured goodput of runs that are killed at random."""
+    result = _read("goodput.json")
+    costs = result["costs"]
+    return "\n".join(
+        [
+            f"| {len(result['killed_runs'])} runs of {result['steps']:,} steps, {result['kills']}"
+            f" kills, {result['mtbf_s']:g} s apart in the mean | goodput |",
+            "|---|---|",
+            f"| measured | {result['measured_goodput']:.1%} |",
+            f"| predicted by the formula | {result['predicted_goodput']:.1%} |",
+            f"| simulated | {result['simulated_goodput']:.1%} |",
+            f"| a step {1e3 * costs['step_s']:.1f} ms, a save {1e3 * costs['save_s']:.0f} ms,"
+            f" a restart {costs['restart_s']:.1f} s | a checkpoint every"
+            f" {result['checkpoint_every_steps']} steps; Daly's interval is"
+            f" {result['best_checkpoint_every_steps']} |",
+        ]
+    )
+
+
 def pipeline_table() -> str:
     """Images per second of loaders."""
     result = json.loads((RESULTS / "input_pipeline.json").read_text(encoding="utf-8"))
@@ -478,6 +523,8 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "long_run": ("docs/reliability.md", long_run_table),
     "pipeline": ("docs/data.md", pipeline_table),
     "seeds": ("docs/runs.md", seeds_table),
+    "verify": ("docs/verify.md", verify_table),
+    "goodput": ("docs/verify.md", goodput_table),
     "startup": ("docs/performance.md", startup_table),
     "fast": ("README.md", fast_table),
     "peers": ("docs/performance.md", peers_table),

@@ -51,16 +51,17 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def environment(convolutions: str) -> dict[str, Any]:
+def environment(devices: int, convolutions: str) -> dict[str, Any]:
     """Return what the bits of a run depend on, besides its config and data.
 
     Args:
+        devices: number of the devices in use.
         convolutions: the implementation of convolutions in use.
     """
     return {
         "code": code_digest(),
         "versions": package_versions(),
-        "hardware": hardware(),
+        "hardware": hardware() | {"devices": devices},
         "convolutions": convolutions,
     }
 

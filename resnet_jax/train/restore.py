@@ -55,7 +55,7 @@ def restore_or_begin(
     spec, dataset, teacher = experiment.spec, experiment.dataset, experiment.teacher
     devices = spec.mesh.devices
     convolutions = native.describe(devices.flat[0].platform, devices.size)
-    here = environment(convolutions) | {"settings": free_fields(spec.config)}
+    here = environment(devices.size, convolutions) | {"settings": free_fields(spec.config)}
     facts = RunFacts(
         class_names=dataset.class_names,
         image_shape=spec.evaluation_shape,

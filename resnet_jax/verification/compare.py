@@ -1,6 +1,7 @@
 """Differences between a run and its replay: records, arrays, and what computed them."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ class Difference:
         step: after which it shows.
         what: the record and its field, or the array.
         detail: the values, or how many elements and arrays differ.
-        largest: the largest absolute difference of numbers; None without numbers.
+        largest: the largest absolute difference of numbers; None if it isn't finite, or without
+            numbers.
     """
 
     step: int
@@ -86,7 +88,8 @@ def first_array_difference(
     if not count:
         return None
     more = f" and {count - 1} more arrays" if count > 1 else ""
-    return Difference(step, first, f"differs{more}, by at most {largest:.3g}", largest)
+    detail = f"differs{more}, by at most {largest:.3g}"
+    return Difference(step, first, detail, largest if math.isfinite(largest) else None)
 
 
 def _bits(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
@@ -94,7 +97,9 @@ def _bits(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
 
 
 def _largest(there: np.ndarray, here: np.ndarray) -> float:
-    """Largest absolute difference; infinity if one of the two isn't finite there."""
+    """Largest absolute difference; infinity with other shapes, or if only one is finite."""
+    if there.shape != here.shape:
+        return math.inf
     there, here = (array.astype(np.float64) for array in (there, here))
     same = (there == here) | (np.isnan(there) & np.isnan(here))
     apart = np.abs(np.subtract(there, here, where=~same, out=np.zeros_like(there)))

@@ -156,7 +156,8 @@ def _summary_faults(
         "number of steps": lambda: (summary["steps"], experiment.spec.intervals.total_steps),
     }
     if run.environments and "environments" in summary:
-        facts["code or hardware"] = lambda: (summary["environments"], run.environments)
+        known = len(run.environments)  # the process that scored may be another one
+        facts["code or hardware"] = lambda: (summary["environments"][:known], run.environments)
     for what, values in facts.items():
         there, here = values()
         if there != here:

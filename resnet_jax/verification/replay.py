@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import shutil
 import tempfile
 import time
@@ -78,22 +79,24 @@ def replay(run: RunRecord, first: int, last: int, *, data_dir: str | None) -> Re
         StoppedEarly: a signal stopped the replay.
     """
     began = time.monotonic()
-    environments = list(_environments(run, first, last))
-    recorded = [entry for entry in environments if entry["step"] <= first]
-    configs = [(first, _config(run, environments[0] if environments else None, data_dir))]
-    for entry in environments[len(recorded) :]:
-        configs.append((entry["step"], _config(run, entry, data_dir)))
-    stops = [*(step for step, _ in configs[1:]), last]
+    # What computed the slice, each from its step on; None if that isn't on record.
+    parts: list[tuple[int, dict[str, Any] | None]] = [
+        (max(first, entry["step"]), entry) for entry in _environments(run, first, last)
+    ]
+    if not parts or parts[0][0] > first:
+        parts.insert(0, (first, None))
+    configs = [_config(run, entry, data_dir) for _, entry in parts]
+    stops = [*(step for step, _ in parts[1:]), last]
     with tempfile.TemporaryDirectory(prefix="resnet_jax-verify-") as name:
         folder = epath.Path(name) / "run"
         _copy_start(run, first, folder)
-        for (_, config), stop in zip(configs, stops, strict=True):
+        for config, stop in zip(configs, stops, strict=True):
             _train(config, folder, stop)
         differences = tuple(_differences(run, first, last, folder))
-    here = environment(native.describe(jax.devices()[0].platform, jax.device_count()))
-    others = [describe_other(entry, here) for entry in environments]
-    if not recorded:
-        others.append(describe_other(None, here))
+    others = (
+        describe_other(entry, _here(config))
+        for (_, entry), config in zip(parts, configs, strict=True)
+    )
     return Replay(
         first, last, time.monotonic() - began, differences, next(filter(None, others), "")
     )
@@ -114,13 +117,29 @@ def _config(run: RunRecord, entry: Mapping[str, Any] | None, data_dir: str | Non
         for name, value in entry["settings"].items():
             if value is not None:
                 set_field(config, name, tuple(value) if isinstance(value, list) else value)
-        if entry["hardware"]["devices"] != jax.device_count():
-            config.mesh.data, config.mesh.fsdp = -1, 1
+        _arrange(config, entry["hardware"]["devices"])
     if data_dir:
         config.data.dir = data_dir
     config.checkpoint_every, config.keep_every = config.duration, 0.0
     config.keep_checkpoints = 1
     return config
+
+
+def _arrange(config: ConfigDict, devices: int) -> None:
+    """Use as many devices as the run did, or else as many of this machine as split a batch."""
+    if devices <= jax.device_count():
+        config.mesh.data = devices // config.mesh.fsdp
+        return
+    micro_batch = config.batch_size // config.accumulate
+    config.mesh.data, config.mesh.fsdp = math.gcd(micro_batch, jax.device_count()), 1
+
+
+def _here(config: ConfigDict) -> dict[str, Any]:
+    """The environment of this process, which trains by `config`."""
+    devices = config.mesh.data * config.mesh.fsdp
+    if config.mesh.data == -1:
+        devices = jax.device_count()
+    return environment(devices, native.describe(jax.devices()[0].platform, devices))
 
 
 def _copy_start(run: RunRecord, first: int, folder: epath.Path) -> None:

@@ -99,9 +99,9 @@ def verify_run(
 
 
 def _config_here(run: RunRecord, data_dir: str | None) -> ConfigDict:
-    """The run's config for all devices of this machine: for its data, not for training."""
+    """The run's config for one device: for its data, not for training."""
     config = run.config.copy_and_resolve_references()
-    config.mesh.data, config.mesh.fsdp = -1, 1
+    config.mesh.data, config.mesh.fsdp = 1, 1
     if data_dir:
         config.data.dir = data_dir
     return config
