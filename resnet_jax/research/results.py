@@ -1,5 +1,6 @@
 """Running a reproduction and writing its files: JSON, CSV and the figure."""
 
+import contextlib
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from typing import Any, get_args
 
 from etils import epath
 
+from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.provenance import provenance
@@ -42,6 +44,7 @@ def reproduce(
     size: Size,
     seeds: tuple[int, ...],
     budget_pflop: float | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run a reproduction, and write NAME.SIZE.json, .csv, .png and .pdf into `workdir`.
 
@@ -50,7 +53,7 @@ def reproduce(
         workdir: the folder of the files; its subfolder "runs" has the training runs.
         size: "cpu" or "full".
         seeds: the seeds of the runs and of other random quantities.
-        budget_pflop: see `Runner`.
+        budget_pflop, stop: see `Runner`.
 
     Returns:
         The content of the JSON file, and under "files" the names of all files.
@@ -60,7 +63,7 @@ def reproduce(
         ResnetJaxError: as `fit`.
     """
     began = time.monotonic()
-    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop)
+    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop, stop=stop)
     report = reproduction.runs[size](runner)
     rows = [row.to_json() for row in report.rows]
     result = {
@@ -91,9 +94,10 @@ def reproduce(
             files[kind] = picture.getvalue()
     paths = [workdir / f"{reproduction.name}.{size}.{kind}" for kind in files]
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(paths, files.values(), strict=True):
-            write_atomically(epath.Path(path), content)
+        with stop.deferred() if stop else contextlib.nullcontext():
+            workdir.mkdir(parents=True, exist_ok=True)
+            for path, content in zip(paths, files.values(), strict=True):
+                write_atomically(epath.Path(path), content)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
     return result | {"files": [str(path) for path in paths]}

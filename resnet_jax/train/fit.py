@@ -76,7 +76,10 @@ class FitResult:
             confusion matrices if the run had finished before: the scores are then read from
             summary.json.
         best: {"step", "top1", "loss"} on the validation split, or None without that split.
-        stopped_early: the run was asked to stop. Everything is saved, and `fit` resumes here.
+        stopped_early: the run was asked to stop. Everything is saved, and `fit` resumes here. If
+            the request came after the compilation and before the first step, as during the
+            diagnostics of step 0, there is nothing to save: the step of `state` is 0, and `fit`
+            begins again.
     """
 
     state: TrainState
@@ -117,8 +120,8 @@ def fit(
         PeerError: another process has failed before the first step.
         DataError: data or checkpoints are missing or damaged, or the data have changed.
         WriteError: `workdir` can't be written.
-        NumericalError: a loss, gradient or parameter isn't finite. What is saved is finite.
-        StoppedEarly: a signal came before there was anything to save.
+        NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
+        StoppedEarly: a signal came before the steps were compiled.
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")

@@ -145,8 +145,8 @@ def model_in(
             " resnet_jax doesn't know; use a newer one."
         )
     values = {name: _as_field(value) for name, value in fields.items()}
-    units = values.get("stage_sizes")
-    if not isinstance(units, tuple) or len(units) > _MOST_STAGES:
+    blocks = values.get("stage_sizes")
+    if not isinstance(blocks, tuple) or len(blocks) > _MOST_STAGES:
         raise _damaged(file)
     try:
         model = build(**with_branch(values))

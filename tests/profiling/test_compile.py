@@ -93,7 +93,7 @@ def test_gradients_are_reduced_once_in_the_type_they_are_computed_in(whole_batch
 
 def test_nothing_is_communicated_but_sums(whole_batch, groups):
     """No batch is gathered. Per layer's statistics there is a sum forth and one back."""
-    layers = 7  # of normalisation: the stem's, and two of each of the three units
+    layers = 7  # of normalisation: the stem's, and two of each of the three blocks
     assert set(_collectives(whole_batch[1])) == {"all-reduce"}
     few = _collectives(groups[1])["all-reduce"]
     assert _collectives(whole_batch[1])["all-reduce"] <= 2 * layers + few

@@ -38,7 +38,7 @@ def _compiled(topology, **fields):
 
 @pytest.fixture(scope="module")
 def one():
-    """A small network of basic units on one GPU."""
+    """A small network of basic blocks on one GPU."""
     return _compiled("h200:1")
 
 

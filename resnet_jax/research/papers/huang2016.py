@@ -1,4 +1,4 @@
-"""Huang et al. 2016: units are dropped at random in training, deeper units more often."""
+"""Huang et al. 2016: blocks are dropped at random in training, deeper blocks more often."""
 
 import statistics
 import time
@@ -25,8 +25,8 @@ _PAIRS, _STEPS = 7, 20
 _DROPPED = {"model.stochastic_depth": 0.5}
 
 
-def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, " units"]:
-    """The probability that each unit of a network is kept, in the order of computation."""
+def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, " blocks"]:
+    """The probability that each block of a network is kept, in the order of computation."""
     found: list[Any] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -60,9 +60,9 @@ class _Steps:
         return time.perf_counter() - began
 
 
-def _survival_rows(probabilities: Float[Array, " units"]) -> tuple[Row, ...]:
-    units = len(probabilities)
-    rule = 1 - jnp.arange(1, units + 1) / units * 0.5
+def _survival_rows(probabilities: Float[Array, " blocks"]) -> tuple[Row, ...]:
+    blocks = len(probabilities)
+    rule = 1 - jnp.arange(1, blocks + 1) / blocks * 0.5
     return (
         Row(
             what="probabilities to survive: largest difference from 1 - l / 2L",
@@ -74,7 +74,7 @@ def _survival_rows(probabilities: Float[Array, " units"]) -> tuple[Row, ...]:
             exact=True,
         ),
         Row(
-            what=f"units that are active on average, of {units}",
+            what=f"units that are active on average, of {blocks}",
             published=40.0,
             source=_SOURCE,
             data="arithmetic",
@@ -90,7 +90,7 @@ def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -
         figure, (kept, shown) = new_panels(2)
         numbers = range(1, len(probabilities) + 1)
         kept.plot(numbers, probabilities)
-        kept.set(xlabel="unit", ylabel="probability to survive", ylim=(0, 1))
+        kept.set(xlabel="block", ylabel="probability to survive", ylim=(0, 1))
         for number, values in enumerate(data.values()):
             shown.plot([number] * len(values), values, "o", alpha=0.6)
             shown.plot([number - 0.2, number + 0.2], [statistics.fmean(values)] * 2, color="C6")
