@@ -42,11 +42,11 @@ def goodput_table() -> str:
         ("simulated", f"{result['simulated_goodput']:.1%}"),
     ]
     about = (
-        f"{len(result['killed_runs'])} runs of {result['steps']:,} steps with {result['kills']} kills,"
-        f" {result['mtbf_s']:g} s apart in the mean, and a checkpoint every"
+        f"{len(result['killed_runs'])} runs of {result['steps']:,} steps with {result['kills']}"
+        f" kills, {result['mtbf_s']:g} s apart in the mean, and a checkpoint every"
         f" {result['checkpoint_every_steps']} steps. A step takes {1e3 * costs['step_s']:.1f} ms, a"
-        f" save {1e3 * costs['save_s']:.0f} ms, a restart {costs['restart_s']:.1f} s; Daly's interval"
-        f" is {result['best_checkpoint_every_steps']} steps.\n\n"
+        f" save {1e3 * costs['save_s']:.0f} ms, a restart {costs['restart_s']:.1f} s; Daly's"
+        f" interval is {result['best_checkpoint_every_steps']} steps.\n\n"
     )
     return about + markdown(("", "goodput"), rows)
 

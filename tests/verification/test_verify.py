@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import portpicker
 import pytest
 from etils import epath
 
@@ -21,6 +22,7 @@ from resnet_jax.logging import provenance
 from resnet_jax.verification.replay import unreplayable
 from resnet_jax.verification.run_record import read_run
 from resnet_jax.verification.verify import Verification, verify_run
+from tests.runs import start
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
 
@@ -272,6 +274,31 @@ def test_a_run_of_an_older_version_is_verified_as_far_as_it_goes(tmp_path):
     assert last.outcome in ("equal", "other")
     assert last.replayed.other == "the run doesn't record what computed it"
     assert all(one.largest < 1e-2 for one in last.replayed.differences)
+
+
+@pytest.mark.thorough
+def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_path):
+    """The digests are of whole arrays, of which each process has a part."""
+    port = portpicker.pick_unused_port()
+    workdir = tmp_path / "run"
+    arguments = (
+        f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2",
+        "--coordinator_timeout_s=60",
+        "--config.mesh.fsdp=2",
+        "--config.keep_checkpoints=6",
+    )
+    job = [start(workdir, *arguments, f"--process_id={n}", devices=2) for n in range(2)]
+    assert [process.end().code for process in job] == [0, 0]
+    found = verify_run(workdir, slices=2)
+    assert [check.passed for check in found.checks] == [True] * 6
+    replayed = [part.replayed for part in found.slices if part.replayed]
+    assert len(replayed) == 2
+    for one in replayed:
+        assert "processes 2, here 1" in one.other
+        assert "devices" not in one.other
+        assert all(difference.largest < 1e-2 for difference in one.differences)
+    assert found.verdict in ("verified", "undecided")
 
 
 def test_a_slice_in_which_the_run_went_back_cannot_be_trained_again(run):
