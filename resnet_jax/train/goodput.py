@@ -111,8 +111,8 @@ class Goodput:
         """Note that a checkpoint of `step` is being written, and write the file."""
         self._start["last_step"] = step
         self._start["saves"] += 1
-        checkpoints = [*self._start["checkpoints"], {"step": step, **self._account.seconds()}]
-        self._start["checkpoints"] = checkpoints[-_SAVES:]
+        here = {"step": step, "seconds": self._account.seconds()}
+        self._start["checkpoints"] = [*self._start["checkpoints"], here][-_SAVES:]
         self._write()
 
     def end(self) -> None:
@@ -176,7 +176,7 @@ def without_lost_steps(
         kept = seconds
         if start["last_step"] > first_step:
             good = [one for one in start["checkpoints"] if one["step"] <= first_step]
-            kept = {phase: good[-1][phase] if good else 0.0 for phase in PHASES}
+            kept = dict(good[-1]["seconds"]) if good else dict.fromkeys(PHASES, 0.0)
             kept[LOST] = seconds[LOST] + sum(seconds[phase] - kept[phase] for phase in PHASES)
         if start is starts[-1] and not start.get("ended"):
             kept = kept | {LOST: kept[LOST] + max(0.0, now - start["updated"])}

@@ -122,7 +122,7 @@ def test_steps_of_several_starts_are_lost_with_their_checkpoints(clock):
         "first_step": 0,
         "last_step": 6,
         "saves": 2,
-        "checkpoints": [{"step": s, **_seconds(step=5.0 * s)} for s in (2, 4, 6)],
+        "checkpoints": [{"step": s, "seconds": _seconds(step=5.0 * s)} for s in (2, 4, 6)],
         "seconds": _seconds(step=30.0) | {"lost": 0.0},
     }
     second = first | {"first_step": 6, "last_step": 8, "checkpoints": []}
