@@ -1,6 +1,6 @@
 """`resnet-jax verify` on a run of CIFAR-10: as it is, and after somebody changed something in it.
 
-python benchmarks/verify.py [--steps 300] [--out benchmarks/results/verify.json]
+python benchmarks/verify.py [--steps 90] [--out benchmarks/results/verify.json]
 
 Needs CIFAR-10 of TFDS. Each change is made in a copy of the run.
 """
@@ -38,7 +38,7 @@ def train(workdir: Path, steps: int, *, seed: int) -> float:
     """Train ResNet-20 with a checkpoint after each sixth of the run; return the seconds."""
     config = get_config("resnet20")
     config.seed, config.duration_unit = seed, "examples"
-    config.duration, config.schedule.warmup = float(steps * BATCH), 0.0
+    config.duration, config.log_every = float(steps * BATCH), steps // 18
     config.schedule.boundaries, config.schedule.scales = (), (1.0,)
     config.eval_every = config.duration / 2
     config.checkpoint_every = config.keep_every = config.duration / 6
@@ -123,7 +123,7 @@ def verify(run: Path) -> dict[str, Any]:
 def main() -> int:
     """Train, change, verify, write the result; exit with 1 if a change isn't found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=90)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/verify.json")
     args = parser.parse_args()
     configure_malloc(decoded_as_needed=False)
