@@ -43,7 +43,7 @@ def train(workdir: Path, steps: int, *, seed: int) -> float:
     config.eval_every = config.duration / 2
     config.checkpoint_every = config.keep_every = config.duration / 6
     began = time.monotonic()
-    fit(config, workdir)
+    assert not fit(config, workdir).stopped_early
     return time.monotonic() - began
 
 
