@@ -25,9 +25,9 @@ from resnet_jax.train.data_sizes import duration_unit
 from resnet_jax.train.goodput import read_starts, totals_of
 from resnet_jax.train.spec import TrainSpec
 
-_RUNS = 200
-_MOST_FAILURES = 2_000
-"""Expected failures of a run beyond which it isn't simulated."""
+_MOST_FAILURES = 2_000  # expected of a run that is simulated
+_STARTS = 100_000  # simulated, over all runs
+_RUNS = (50, 2_000)  # fewest and most simulated runs
 
 _DAY_S = 86_400
 
@@ -150,12 +150,14 @@ def plan(name: str, chips: int, costs: Costs, length: Length, *, seed: int = 0) 
 
 
 def _simulated(costs: Costs, steps: int, interval: int, *, seed: int) -> dict[str, float] | None:
-    if expected_wall_s(costs, steps=steps, interval=interval) > _MOST_FAILURES * costs.mtbf_s:
+    starts = 1 + expected_wall_s(costs, steps=steps, interval=interval) / costs.mtbf_s
+    if starts > _MOST_FAILURES:
         return None
-    walls = simulate_wall_s(costs, steps=steps, interval=interval, runs=_RUNS, seed=seed)
+    runs = int(np.clip(_STARTS / starts, *_RUNS))
+    walls = simulate_wall_s(costs, steps=steps, interval=interval, runs=runs, seed=seed)
     # Of the mean wall time, as the formula's; not the mean of the runs' goodputs.
     mean = goodput(costs, float(walls.mean()), steps=steps)
-    error = float(walls.std(ddof=1) / math.sqrt(_RUNS) / walls.mean()) * mean
+    error = float(walls.std(ddof=1) / math.sqrt(runs) / walls.mean()) * mean
     return {"goodput": mean, "standard_error": error}
 
 
@@ -188,7 +190,7 @@ def draw_plans(path: Path, plans: Sequence[dict[str, Any]], length: Length) -> N
         minutes = intervals * costs.work_s / 60
         axes.plot(minutes, shares, color=color, label=document["topology"])
         for i in intervals[::6]:
-            if simulated := _simulated(costs, length.steps, int(i), seed=0):
+            if simulated := _simulated(costs, length.steps, int(i), seed=int(i)):
                 x, error = i * costs.work_s / 60, 1.96 * simulated["standard_error"]
                 axes.errorbar(x, simulated["goodput"], error, fmt="o", ms=4, capsize=2, color=color)
         axes.axvline(best["steps"] * costs.work_s / 60, color=color, ls=":", lw=1)

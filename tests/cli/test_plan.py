@@ -6,6 +6,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
+from tests.runs import ROOT
 
 ARGUMENTS = (
     "plan",
@@ -56,6 +57,15 @@ def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
     assert row["other_s"] / row["step_s"] == pytest.approx(share, rel=0.01)
     assert main([*arguments, "--save-s=7"]) == 0
     assert json.loads(capsys.readouterr().out)["plans"][0]["save_s"] == 7
+
+
+def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "verify.md").read_text()
+    command, _, output = page.partition("$ resnet-jax ")[2].partition("```")[0].partition("\n")
+    arguments = [one.replace("configs/", f"{ROOT}/configs/") for one in command.split()]
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == output
 
 
 @pytest.mark.parametrize(
