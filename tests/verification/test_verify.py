@@ -277,6 +277,21 @@ def test_a_run_of_an_older_version_is_verified_as_far_as_it_goes(tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_run_of_several_seeds_with_skipped_steps_is_verified(tmp_path):
+    """The lines have lists of values, and the digests are of the batches of both seeds."""
+    config = _config(seeds=(0, 1), batch_size=32)
+    config.nonfinite.policy = "skip"
+    resnet_jax.fit(config, tmp_path)
+    found = verify_run(tmp_path, slices=1)
+    assert _failed(found) == []
+    assert found.slices[-1].outcome == "equal"
+    _edit_line(tmp_path, 8, seeds={"loss": [1.0, 2.0], "top1": [0.1, 0.2]})
+    found = verify_run(tmp_path, slices=1)
+    assert _failed(found) == ["metrics.jsonl", "summary.json"]
+    assert found.slices[-1].replayed.differences[0].what == "train seeds"
+
+
+@pytest.mark.thorough
 def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_path):
     """The digests are of whole arrays, of which each process has a part."""
     port = portpicker.pick_unused_port()
