@@ -7,6 +7,7 @@ if its process was killed before the next checkpoint.
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
@@ -80,7 +81,7 @@ class Goodput:
     """
 
     def __init__(self, workdir: epath.Path, account: TimeAccount, *, first_step: int) -> None:
-        """Continue the file of a run.
+        """Continue the file of a run, and write it.
 
         Args:
             workdir: directory of the run.
@@ -100,6 +101,7 @@ class Goodput:
         }
         self._not_before = 0.0
         self._warned = False
+        self._write()  # the time of a process that is killed before its first log point is lost too
 
     def reached(self, step: int) -> None:
         """Note a log point, and write the file unless that would take too much of the time."""
@@ -147,14 +149,16 @@ class Goodput:
 def read_starts(path: epath.Path) -> list[dict[str, Any]]:
     """Return the starts in a goodput.json; [] if there is none or it is damaged."""
     try:
-        starts = json.loads(read_document(path))["starts"]
-        totals_of(starts)
+        starts = list(json.loads(read_document(path))["starts"])
+        found = without_lost_steps(starts, first_step=0, now=time.time())
+        if not all(math.isfinite(totals_of(one)["wall_s"]) for one in (starts, found)):
+            raise ValueError("a number isn't finite")
     except FileNotFoundError:
         return []
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         _log.warning("%s can't be used (%s); the account of time begins anew.", path, error)
         return []
-    return list(starts)
+    return starts
 
 
 def without_lost_steps(

@@ -32,7 +32,7 @@ class SliceResult:
 
     @property
     def outcome(self) -> str:
-        """ "equal", "differs", "other" (it differs, by another machine or code) or "" (unknown)."""
+        """One of "equal", "differs", "other" (differs, by another machine or code), "" (unknown)."""
         if self.replayed is None:
             return ""
         if not self.replayed.differences:
@@ -56,7 +56,7 @@ class Verification:
 
     @property
     def verdict(self) -> str:
-        """ "verified", "differs", or "undecided" if nothing contradicts, but nothing is shown."""
+        """What follows: "verified"; "differs"; "undecided" if nothing is contradicted or shown."""
         outcomes = {one.outcome for one in self.slices}
         if "differs" in outcomes or any(check.passed is False for check in self.checks):
             return "differs"

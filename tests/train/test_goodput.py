@@ -145,14 +145,34 @@ def test_the_file_is_written_seldom_enough_to_cost_a_hundredth(clock, tmp_path, 
     for step in range(200):
         clock.now += 1
         writer.reached(step)
-    assert 3 <= len(written) <= 5
+    assert 4 <= len(written) <= 6
 
 
-def test_a_file_that_cannot_be_written_or_read_is_one_warning(tmp_path, caplog):
-    (tmp_path / "goodput.json").write_text('{"starts": [{}]}')
-    assert read_starts(epath.Path(tmp_path / "goodput.json")) == []
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"updated"', '"other"'),
+        ('"seconds"', '"other"'),
+        ('"step": 0', '"step": "0"'),
+        ('"updated": 5', '"updated": "x", "x": 5'),
+        ("{", "["),
+        ("0.0", "NaN"),
+    ],
+)
+def test_a_damaged_file_is_a_warning(before, after, clock, tmp_path, caplog):
+    path = epath.Path(tmp_path)
+    Goodput(path, TimeAccount(), first_step=0).saved(0)
+    text = (path / "goodput.json").read_text()
+    assert before in text
+    (path / "goodput.json").write_text(text.replace(before, after))
+    assert read_starts(path / "goodput.json") == []
     assert "the account of time begins anew" in caplog.text
-    caplog.clear()
+    writer = Goodput(path, TimeAccount(), first_step=0)
+    clock.now += 1
+    assert writer.totals()["wall_s"] == 1
+
+
+def test_a_file_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     writer = Goodput(epath.Path(tmp_path / "missing"), TimeAccount(), first_step=0)
     with caplog.at_level(logging.WARNING):
         for step in range(3):
