@@ -32,7 +32,7 @@ class SliceResult:
 
     @property
     def outcome(self) -> str:
-        """One of "equal", "differs", "other" (differs, by another machine or code), "" (unknown)."""
+        """One of "equal", "differs", "other" (differs by another machine or code), "" (unknown)."""
         if self.replayed is None:
             return ""
         if not self.replayed.differences:
