@@ -73,6 +73,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     **speed_tables.TABLES,
     **papers_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
+    "gpu-variants": ("docs/performance.md", scaling_gpu.variants_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
     **{name: ("docs/scaling.md", table) for name, table in scaling_gpu.TABLES.items()},
     **{name: ("docs/config.md", table) for name, table in config_tables.TABLES.items()},

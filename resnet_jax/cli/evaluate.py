@@ -191,9 +191,6 @@ def _check_classes(
 
     The spelling of names may differ. The same names in another order, as in some tables of
     ImageNet, would give a good network the scores of chance.
-
-    Raises:
-        DataError: the numbers of classes differ, or the names are the same in another order.
     """
     if dataset.num_classes != num_classes:
         raise DataError(

@@ -35,7 +35,7 @@ def register_preset(name: str, preset: Preset) -> None:
     """
     _check_known(f"Preset {name!r}", preset.fields, preset.build, preset.fields.get("branch"))
     model_values(_build(preset, preset.fields))
-    PRESETS.register(name, preset, module=sys._getframe(1).f_globals["__name__"])
+    PRESETS.register(name, preset, module=sys._getframe(1).f_globals.get("__name__", "__main__"))
 
 
 def find_preset(name: str) -> Preset:
@@ -91,11 +91,7 @@ def create_model(name: str, **fields: Any) -> Network:
 def _check_known(
     what: str, names: Iterable[str], build: type[Network], branch: str | Branch | None
 ) -> None:
-    """Check that the network has these fields.
-
-    Raises:
-        ConfigError: it hasn't, with the nearest known name; or there is no such branch.
-    """
+    """Check that the network has these fields."""
     known = model_fields(build, "basic" if branch is None else branch)
     for name in names:
         if name not in known:

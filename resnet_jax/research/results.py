@@ -14,6 +14,7 @@ from etils import epath
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
+from resnet_jax.logging.plots import picture_of
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
 from resnet_jax.research.reproduction import Reproduction, overall
@@ -89,9 +90,7 @@ def reproduce(
     }
     with journal_style():
         for kind in ("png", "pdf"):
-            picture = io.BytesIO()
-            report.figure.savefig(picture, format=kind)
-            files[kind] = picture.getvalue()
+            files[kind] = picture_of(report.figure, kind)
     paths = [workdir / f"{reproduction.name}.{size}.{kind}" for kind in files]
     try:
         with stop.deferred() if stop else contextlib.nullcontext():

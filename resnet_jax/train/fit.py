@@ -178,9 +178,10 @@ def _fit(
         validate(config)
         common["the sources of extensions"] = extension_digests(config.extensions)
         prepare_workdir(workdir)
-        check_workdir: Callable[[], None] = _no_check
-        if is_main():
-            check_workdir = held.enter_context(locked(workdir, on_lost=on_hang))
+        # Only the main process of a job checks the work directory.
+        check_workdir: Callable[[], None] = (
+            held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else lambda: None
+        )
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
@@ -218,10 +219,6 @@ def _fit(
         raise
 
 
-def _no_check() -> None:
-    """Only the main process of a job checks the work directory."""
-
-
 def _run(
     experiment: Experiment,
     workdir: epath.Path,
@@ -241,11 +238,14 @@ def _run(
         begin = restore_or_begin(experiment, checkpoints, workdir)
     state, step = begin.state, begin.step
     clock.earlier_s = begin.wall_s
-    if step >= total_steps and all_gather_object(_is_on_record(workdir))[MAIN]:
-        with TrainingConsole(total_steps=total_steps, start_step=step) as console:
-            _open(console, spec, workdir, begin)
-            history, evaluation = show_finished(workdir, console)
-        return FitResult(state, history, evaluation, begin.best, stopped_early=False)
+    if step >= total_steps:
+        with bucket_errors(workdir):
+            on_record = (workdir / SUMMARY).exists()
+        if all_gather_object(on_record)[MAIN]:
+            with TrainingConsole(total_steps=total_steps, start_step=step) as console:
+                _open(console, spec, workdir, begin)
+                history, evaluation = show_finished(workdir, console)
+            return FitResult(state, history, evaluation, begin.best, stopped_early=False)
 
     scorer = Scorer(experiment.evaluators(), spec)
     with (
@@ -319,11 +319,6 @@ def _run(
         )
         goodput.end()
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
-
-
-def _is_on_record(workdir: epath.Path) -> bool:
-    with bucket_errors(workdir):
-        return (workdir / SUMMARY).exists()
 
 
 def _open(console: TrainingConsole, spec: TrainSpec, workdir: epath.Path, begin: Beginning) -> None:

@@ -199,11 +199,7 @@ def _shortcut_by_shape(
 
 
 def _check_order(modules: list[tuple[str, Module]]) -> None:
-    """Check that the names of modules of the same shape tell their order of computation.
-
-    Raises:
-        FormatError: they don't.
-    """
+    """Check that the names of modules of the same shape tell their order of computation."""
     alike: dict[tuple[int, ...], tuple[str, Module]] = {}
     for name, module in modules:
         if module.shape in alike:
@@ -236,17 +232,15 @@ def _without_norm_of_stem(
 
     Other packages put this normalisation into the first block. The result is the same if the
     shortcut has a projection, which takes the normalised input.
-
-    Raises:
-        FormatError: the shortcut has no projection, so it takes the input before the normalisation
-            in the file, and after it in the model.
     """
     if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
         return named, []
     norms = [path for path, _ in named if path.startswith("bn")]
     convs = [path for path, _ in named if path.startswith("conv")]
     if len(norms) < len(convs):  # the file has the stem's normalisation outside the block too
-        return [(_later(path), module) for path, module in named], []
+        return [
+            (f"bn{int(path[2:]) + 1}" if path in norms else path, module) for path, module in named
+        ], []
     if "layer1_0/downsample_conv" not in expected:
         name = next(module.name for path, module in named if path == "bn1")
         raise FormatError(
@@ -254,10 +248,6 @@ def _without_norm_of_stem(
             " (the model normalises before the block). Set model.stem_norm=False."
         )
     return [pair for pair in named if pair[0] != "bn1"], [m for path, m in named if path == "bn1"]
-
-
-def _later(path: str) -> str:
-    return f"bn{int(path[2:]) + 1}" if path.startswith("bn") else path
 
 
 def _name_outside(
@@ -303,11 +293,7 @@ def _name_outside(
 
 
 def _last_norm(norms: list[Module], width: int) -> Module:
-    """Find the normalisation after the last block by its width, its name or its number.
-
-    Raises:
-        FormatError: it is ambiguous.
-    """
+    """Find the normalisation after the last block by its width, its name or its number."""
     wide = [norm for norm in norms if norm.width == width] or norms
     final = [norm for norm in wide if _FINAL.search(norm.name)]
     if len(final) == 1:

@@ -16,7 +16,7 @@ from resnet_jax.errors import WriteError
 from tests.checkpoint.states import make_state
 
 
-def test_a_save_is_not_disturbed_by_donating_themake_state(tmp_path):
+def test_a_save_is_not_disturbed_by_donating_the_state(tmp_path):
     """The step reuses the state's buffers while the save still runs in the background."""
     checkpoints = Checkpointer(tmp_path, keep=20)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)

@@ -4,7 +4,6 @@ The module is made of the examples of docs/extend.md.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -54,7 +53,6 @@ def here(tmp_path, monkeypatch, forget):
     """The current directory, with the user's module; it isn't on the import path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)  # `main` unsets it
     (tmp_path / f"{MODULE}.py").write_text("\n".join(BLOCKS))
     return tmp_path
 

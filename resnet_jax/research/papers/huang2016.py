@@ -85,7 +85,11 @@ def _survival_rows(probabilities: Float[Array, " blocks"]) -> tuple[Row, ...]:
     )
 
 
-def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -> Report:
+def _report(row: Row, data: dict[str, Any]) -> Report:
+    """The rule of the paper's network, and a measurement, with its values by label."""
+    model = create_model("resnet110_sd")
+    assert isinstance(model, ResNet)
+    probabilities = survivals(model, (32, 32, 3))
     with journal_style():
         figure, (kept, shown) = new_panels(2)
         numbers = range(1, len(probabilities) + 1)
@@ -96,14 +100,12 @@ def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -
             shown.plot([number - 0.2, number + 0.2], [statistics.fmean(values)] * 2, color="C6")
         shown.set_xticks(range(len(data)), list(data))
         shown.set(xlim=(-0.5, max(len(data), 1) - 0.5))
+    rows = (*_survival_rows(probabilities), row)
     return Report(rows, figure, {"survival": probabilities.tolist(), **data})
 
 
 def run_small(runner: Runner) -> Report:
     """The rule, and the time of training steps of 110 layers on digits with and without it."""
-    model = create_model("resnet110_sd")
-    assert isinstance(model, ResNet)
-    probabilities = survivals(model, (32, 32, 3))
     whole, dropped = (
         digits("resnet110", {"model.scan": True, **fields}) for fields in ({}, _DROPPED)
     )
@@ -112,7 +114,7 @@ def run_small(runner: Runner) -> Report:
         one, other = _Steps(whole, seed), _Steps(dropped, seed)
         pairs = [(one.seconds(), other.seconds()) for _ in range(_PAIRS)]
         ratios.append(statistics.median(b / a for a, b in pairs))
-    time_row = Row(
+    row = Row(
         what=f"time of a training step with / without: medians of {_PAIRS} pairs",
         published=0.8,
         source="the authors' code (75 s and 60 s an epoch)",
@@ -120,15 +122,11 @@ def run_small(runner: Runner) -> Report:
         measured=tuple(ratios),
         accepts=Within(0.75, 0.85),
     )
-    rows = (*_survival_rows(probabilities), time_row)
-    return _report(rows, probabilities, {"time, with / without": ratios})
+    return _report(row, {"time, with / without": ratios})
 
 
 def run_paper(runner: Runner) -> Report:
     """110 layers on CIFAR-10, with a quarter of the steps of He et al. 2015."""
-    model = create_model("resnet110_sd")
-    assert isinstance(model, ResNet)
-    probabilities = survivals(model, (32, 32, 3))
     trained = runner.train(
         {
             "huang2016-whole": cifar10("resnet110", {"model.shortcut": "A_pool"}, share=0.25),
@@ -140,7 +138,7 @@ def run_paper(runner: Runner) -> Report:
     if len(errors) == 2:
         pairs = zip(errors["huang2016-dropped"], errors["huang2016-whole"], strict=True)
         gains = tuple(a - b for a, b in pairs)
-    error_row = Row(
+    row = Row(
         what="ResNet-110: test error with less that without, points",
         published=round(5.25 - 6.41, 2),
         source=_SOURCE,
@@ -148,7 +146,7 @@ def run_paper(runner: Runner) -> Report:
         measured=gains,
         accepts=Within(high=0.3),
     )
-    return _report((*_survival_rows(probabilities), error_row), probabilities, errors)
+    return _report(row, errors)
 
 
 REPRODUCTION = Reproduction(

@@ -93,7 +93,7 @@ def _tau(order: list[list[str]], groups: list[list[str]]) -> float:
 
 
 def _report(
-    runner: Runner, *, runs: dict[str, Any], deep: str, data: str, most_lost: float, chance: float
+    runner: Runner, runs: dict[str, Any], deep: str, data: str, *, most_lost: float, chance: float
 ) -> Report:
     names = ("plain20", "resnet20", deep)
     trained = runner.train({name: runs[name] for name in dict.fromkeys(names)})
@@ -147,11 +147,10 @@ def _report(
             accepts=Within(high=-0.9),
         ),
     )
-    return Report(rows, _draw(found, deep), {k: _as_lists(of) for k, of in found.items()})
-
-
-def _as_lists(of: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {key: values.tolist() for key, values in of.items()}
+    data_shown = {
+        name: {key: values.tolist() for key, values in of.items()} for name, of in found.items()
+    }
+    return Report(rows, _draw(found, deep), data_shown)
 
 
 def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
@@ -179,26 +178,14 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
 
 def run_small(runner: Runner) -> Report:
     """On digits."""
-    return _report(
-        runner,
-        runs=plain_and_residual_digits(),
-        deep="resnet56",
-        data="digits",
-        most_lost=8.0,
-        chance=70.0,
-    )
+    runs = plain_and_residual_digits()
+    return _report(runner, runs, "resnet56", "digits", most_lost=8.0, chance=70.0)
 
 
 def run_paper(runner: Runner) -> Report:
     """On CIFAR-10, with the networks of he2015-fig6."""
-    return _report(
-        runner,
-        runs=plain_and_residual_cifar10(),
-        deep="resnet110",
-        data="CIFAR-10",
-        most_lost=1.0,
-        chance=75.0,
-    )
+    runs = plain_and_residual_cifar10()
+    return _report(runner, runs, "resnet110", "CIFAR-10", most_lost=1.0, chance=75.0)
 
 
 REPRODUCTION = Reproduction(

@@ -70,7 +70,7 @@ def _by_length(runner: Runner, runs: dict[str, Any], name: str) -> np.ndarray | 
     for seed in trained.seeds:
         network = trained.network(seed)
         assert isinstance(network.model, ResNet)
-        inputs, labels = load_inputs(network, "test", most=_IMAGES)
+        inputs, labels = load_inputs(network, most=_IMAGES)
         blocks, rng = len(block_names(network.model)), np.random.default_rng(seed)
 
         def one(length: int, blocks: int = blocks, rng: Any = rng) -> np.ndarray:

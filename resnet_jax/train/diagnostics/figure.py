@@ -1,6 +1,5 @@
 """diagnostics.png: the diagnostics of a run over its epochs."""
 
-import io
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.checkpoint.workdir import DIAGNOSTICS, write_atomically
-from resnet_jax.logging.plots import new_figure
+from resnet_jax.logging.plots import new_figure, picture_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +46,7 @@ def draw_diagnostics(
     figure = make_figure(history, similarities, title=title)
     if figure is None:
         return
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png")
-    write_atomically(workdir / DIAGNOSTICS, picture.getvalue())
+    write_atomically(workdir / DIAGNOSTICS, picture_of(figure, "png", dpi=150))
 
 
 def make_figure(
