@@ -43,7 +43,7 @@ def goodput_table() -> str:
     ]
     about = (
         f"{len(result['killed_runs'])} runs of {result['steps']:,} steps with {result['kills']}"
-        f" kills, {result['mtbf_s']:g} s apart in the mean, and a checkpoint every"
+        f" kills, {result['mtbf_s']:.0f} s apart in the mean, and a checkpoint every"
         f" {result['checkpoint_every_steps']} steps. A step takes {1e3 * costs['step_s']:.1f} ms, a"
         f" save {1e3 * costs['save_s']:.0f} ms, a restart {costs['restart_s']:.1f} s; Daly's"
         f" interval is {result['best_checkpoint_every_steps']} steps.\n\n"
