@@ -31,13 +31,15 @@ from resnet_jax.verification.verify import verify_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BATCH = 128
+BATCH = 32
 
 
 def train(workdir: Path, steps: int, *, seed: int) -> float:
     """Train ResNet-20 with a checkpoint after each sixth of the run; return the seconds."""
     config = get_config("resnet20")
     config.seed, config.duration_unit = seed, "examples"
+    config.batch_size = config.model.bn_group_size = BATCH
+    config.data.validation, config.data.test = "train[49500:]", "test[:500]"
     config.duration, config.log_every = float(steps * BATCH), steps // 18
     config.schedule.boundaries, config.schedule.scales = (), (1.0,)
     config.eval_every = config.duration / 2
