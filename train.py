@@ -12,6 +12,7 @@ from resnet_jax.cli.common.exits import end_early, end_with, exit_code_of, show_
 from resnet_jax.errors import UsageError
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 from resnet_jax.utils.malloc import configure_malloc
+from resnet_jax.utils.subprocess import process_age_s
 
 _CONFIG = define_config_flag(
     "file that makes the config, with an optional argument: FILE.py:ARGUMENT"
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
                 profile=profile,
                 stop=_STOP,
                 on_hang=end_with,
+                started_s=process_age_s(),
             )
 
     show_progress()

@@ -19,6 +19,7 @@ import config_tables
 import model_tables
 import papers_tables
 import reliability_tables
+import run_tables
 import scaling
 import scaling_gpu
 import speed_tables
@@ -68,6 +69,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     **model_tables.TABLES,
     **reliability_tables.TABLES,
+    **run_tables.TABLES,
     **speed_tables.TABLES,
     **papers_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),

@@ -135,6 +135,9 @@ FIELDS: tuple[Field, ...] = (
     Field("checkpoint_every", 1.0, POSITIVE, "Interval of checkpoints.", may_change=True),
     Field("keep_checkpoints", 2, POSITIVE, may_change=True,
           doc="Newest checkpoints that are kept, beside the best."),
+    Field("keep_every", 0.0, NOT_NEGATIVE, may_change=True,
+          doc="Interval of checkpoints that are never deleted, from which `resnet-jax verify` can"
+              " train again; 0 for none."),
     Field("save_attempts", 10, POSITIVE, may_change=True,
           doc="Saves that may fail in a row before the run ends."),
     Field("log_every", 20, POSITIVE, "Steps between log points.", may_change=True),

@@ -1,10 +1,12 @@
 """metrics.jsonl: the records of a run, complete over restarts."""
 
+import hashlib
 import json
 import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,6 +66,7 @@ class MetricsLog:
             for r in read_metrics(path)
             if r["step"] <= start_step and start_step and r["split"] != "test"
         ]
+        self._digest = _digest_of(self.history)
         self._writes = is_main()
         if not self._writes:
             return
@@ -87,6 +90,7 @@ class MetricsLog:
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
         self.history.append(record)
+        self._digest.update(_line(record).encode())
         if not self._writes:
             return
         self._board.write(record)
@@ -102,6 +106,10 @@ class MetricsLog:
                     "%s can't be written (%s); its lines are kept in memory until it can.",
                     *(self._path, error.strerror or error),
                 )
+
+    def digest(self) -> str:
+        """SHA-256 of all records so far; see `records_digest`."""
+        return self._digest.hexdigest()
 
     def _write_pending(self) -> None:
         """Append all records that aren't in the file yet or, with an error, none."""
@@ -158,6 +166,18 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
+def records_digest(records: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of the lines of these records, in hexadecimal."""
+    return _digest_of(records).hexdigest()
+
+
+def _digest_of(records: Iterable[dict[str, Any]]) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(_line(record).encode())
+    return digest
+
+
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     """Return the records of a metrics.jsonl, without an unfinished last line of a crash.
 
@@ -191,6 +211,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 # Fields that every version of this package has written, by split.
 _NEEDED = {"train": ("epoch", "loss", "top1", "lr", "img_per_s"), "diagnostics": ("epoch",)}
 _NEEDED_OF_SCORES = ("epoch", "loss", "top1")
+_TEXTS = ("weights", "batches")
 _SPREAD = ("std", "seeds")  # with several seeds: metric → standard deviation, and → values
 
 
@@ -206,12 +227,13 @@ def _checked(record: Any) -> dict[str, Any]:
     needed = _NEEDED.get(split, _NEEDED_OF_SCORES)
     if missing := [name for name in needed if name not in record]:
         raise ValueError(f'"{missing[0]}" is missing')
-    if not isinstance(record.get("weights", ""), str):
-        raise ValueError('"weights" is no text')
+    for name in _TEXTS:
+        if not isinstance(record.get(name, ""), str):
+            raise ValueError(f'"{name}" is no text')
     for name, value in record.items():
         if name in _SPREAD:
             _check_spread(name, value, [n for n in needed if n in _NEEDED_OF_SCORES[1:]])
-        elif name not in ("split", "weights"):
+        elif name not in ("split", *_TEXTS):
             _check_number(name, value)
     return record
 

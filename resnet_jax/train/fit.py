@@ -48,6 +48,7 @@ from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.finish import finish_run, show_finished
+from resnet_jax.train.goodput import Goodput, TimeAccount
 from resnet_jax.train.job_fingerprint import job_fingerprint
 from resnet_jax.train.loop import train_loop
 from resnet_jax.train.nonfinite import NonfiniteRecord
@@ -99,6 +100,7 @@ def fit(
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
+    started_s: float = 0.0,
 ) -> FitResult:
     """Train the model of `config`, or resume the run in `workdir`.
 
@@ -115,6 +117,7 @@ def fit(
             `config.hang_timeout_s`, after the stacks of all threads were printed, or when another
             run has taken over `workdir`. It may end the process, which the stuck main thread
             can't. By default the run goes on.
+        started_s: seconds since this process started, which goodput.json counts as start-up.
 
     Raises:
         UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
@@ -128,7 +131,7 @@ def fit(
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
-    workdir = as_path(workdir)
+    workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     try:
         with (
             contextlib.nullcontext(stop) if stop else StopRequest() as request,
@@ -139,6 +142,7 @@ def fit(
                 workdir,
                 held,
                 request,
+                account,
                 stop_at_step=stop_at_step,
                 profile=profile,
                 on_hang=on_hang,
@@ -173,6 +177,7 @@ def _fit(
     workdir: epath.Path,
     held: contextlib.ExitStack,
     stop: StopRequest,
+    account: TimeAccount,
     *,
     stop_at_step: int | None,
     profile: tuple[int, int] | None,
@@ -207,7 +212,10 @@ def _fit(
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(
-        workdir / CHECKPOINTS, keep=config.keep_checkpoints, run=bound_fields(config)
+        workdir / CHECKPOINTS,
+        keep=config.keep_checkpoints,
+        period=experiment.spec.intervals.kept_after if config.keep_every else None,
+        run=bound_fields(config),
     )
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
@@ -218,6 +226,7 @@ def _fit(
             checkpoints,
             stop,
             watchdog,
+            Clock(account),
             stop_at_step=stop_at_step,
             profile=profile,
             check_workdir=check_workdir,
@@ -233,15 +242,16 @@ def _run(
     checkpoints: Checkpointer,
     stop: StopRequest,
     watchdog: Watchdog,
+    clock: Clock,
     *,
     stop_at_step: int | None,
     profile: tuple[int, int] | None,
     check_workdir: Callable[[], None],
 ) -> FitResult:
     """Restore the newest good checkpoint, train to the end or a stop, and put on record."""
-    spec, config, clock = experiment.spec, experiment.spec.config, Clock()
+    spec, config = experiment.spec, experiment.spec.config
     total_steps = spec.intervals.total_steps
-    with interrupt_immediately(stop):
+    with interrupt_immediately(stop), clock.account.phase("restore"):
         watchdog.now("restoring")
         begin = restore_or_begin(experiment, checkpoints, workdir)
     state, step = begin.state, begin.step
@@ -271,7 +281,8 @@ def _run(
         _open(console, spec, workdir, begin)
         if begin.change:
             console.say(begin.change)
-        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock)
+        goodput = Goodput(workdir, clock.account, first_step=step)
+        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock, goodput=goodput)
         nonfinite = NonfiniteRecord(
             workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
         )
@@ -282,6 +293,7 @@ def _run(
             log=log,
             nonfinite=nonfinite,
             clock=clock,
+            goodput=goodput,
             log_every=config.log_every,
             attempts=config.save_attempts,
         )
@@ -320,8 +332,10 @@ def _run(
         if step < total_steps:
             watchdog.now("finishing the last checkpoint")
             checkpoints.close()
+            goodput.end()
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, saver.best, stopped_early=True)
+        clock.account.enter("evaluation")
         evaluation = finish_run(
             state,
             step,
@@ -333,6 +347,7 @@ def _run(
             recorder=recorder,
             watchdog=watchdog,
         )
+        goodput.end()
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
 
 

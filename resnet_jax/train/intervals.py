@@ -23,6 +23,7 @@ class Intervals:
         steps_per_dispatch: largest number of steps per dispatch, at most `total_steps`; the
             batches of a dispatch have this many steps.
         eval_every, checkpoint_every: examples between evaluations and between checkpoints.
+        keep_every: examples between checkpoints that are never deleted; 0 for none.
         diagnose_every: examples between diagnostics; 0 disables them.
     """
 
@@ -33,6 +34,7 @@ class Intervals:
     steps_per_dispatch: int
     eval_every: int
     checkpoint_every: int
+    keep_every: int
     diagnose_every: int
 
     @classmethod
@@ -67,6 +69,7 @@ class Intervals:
             steps_per_dispatch=1 if streams(config) else steps_per_dispatch,
             eval_every=max(1, round(config.eval_every * unit)),
             checkpoint_every=max(1, round(config.checkpoint_every * unit)),
+            keep_every=math.ceil(config.keep_every * unit),
             diagnose_every=math.ceil(config.diagnostics.every * unit),
         )
 
@@ -85,6 +88,10 @@ class Intervals:
     def saves_at(self, step: int) -> bool:
         """Return whether a checkpoint is due after `step` steps."""
         return self._passes(step, self.checkpoint_every)
+
+    def kept_after(self, step: int) -> int:
+        """Return how many multiples of `keep_every` examples `step` steps have reached."""
+        return step * self.batch_size // self.keep_every if self.keep_every else 0
 
     def diagnoses_at(self, step: int) -> bool:
         """Return whether diagnostics are due after `step` steps; with diagnostics, step 0 is."""

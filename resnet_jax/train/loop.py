@@ -57,7 +57,7 @@ def train_loop(
         recorder: writes the records.
         saver: saves checkpoints.
         recovery: decides what happens about numbers that aren't finite.
-        clock: measures the speed of training; paused during everything else.
+        clock: measures the speed of training, paused during everything else, and where time goes.
         watchdog: told what happens.
         stop: set by a signal.
         stop_at_step: stop after this step, as if by a signal.
@@ -89,6 +89,7 @@ def train_loop(
         waited_before_s = loader.waited_s
         batches = loader.take(first)
         waited_s += loader.waited_s - waited_before_s
+        clock.account.waited(loader.waited_s - waited_before_s)
 
         # Step.
         state = run_steps(state, batches, first=first, steps=step - first)
@@ -104,7 +105,7 @@ def train_loop(
             try:
                 if measure_statistics and intervals.evaluates_at(step):
                     watchdog.now(f"measuring the statistics of step {step}")
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         state = measure_statistics(state, loader)
 
                 # Log.
@@ -120,30 +121,31 @@ def train_loop(
                 scheduled = validates or intervals.saves_at(step)
                 saves = last or saver.is_due(step, scheduled=scheduled)
                 if validates or diagnoses or saves:
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         recovery.check_state(state, step)
 
                 # Evaluate.
                 scores = None
                 if validate and validates:
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         watchdog.now(f"scoring step {step}")
                         scores = validate(state, step)
                     recorder.evaluation(step, scores)
                 if diagnoses:
                     watchdog.now(f"measuring the network of step {step}")
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         recorder.diagnostics(step, diagnose(state))
 
                 # Save.
                 if saves:
-                    with clock.paused(state):
+                    with clock.paused(state, "save"):
                         watchdog.now(f"saving step {step}")
                         saver.save(step, state, scores, last=last)
                 break
             except NonfiniteError as found:
                 watchdog.now("restoring")
-                state, last = recovery.roll_back(found, step), True
+                with clock.account.phase("restore"):
+                    state, last = recovery.roll_back(found, step), True
     return state, step
 
 

@@ -21,6 +21,7 @@ _ARGUMENTS = {
     "eval": ["x"],
     "export": ["x", "y"],
     "mlperf": ["x"],
+    "plan": ["--topology=v5e:2x2", "--mtbf-hours=1"],
     "predict": ["x"],
     "bench": ["step"],
     "convert": ["x.pth", "x.safetensors"],
@@ -28,6 +29,7 @@ _ARGUMENTS = {
     "sweep": ["--workdir=x"],
     "compare": ["x"],
     "status": ["x"],
+    "verify": ["x"],
 }
 _TEXT = "2 × résumé"
 
