@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from resnet_jax.data.loaders.loader import DeviceBatches
 from resnet_jax.parallel.mesh import batch_sharding, replicated
@@ -79,9 +79,10 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
         a `scan` can't have, so that log, evaluation and checkpoint points may cut a dispatch short
         without a second compilation.
     """
-    seeds, resident = spec.seeds, spec.resident
-    mesh = seeds.step_mesh
+    seeds, resident, shards = spec.seeds, spec.resident, spec.shards
+    mesh = None if shards else seeds.step_mesh
     shardings = state_shardings(spec.abstract_single_state, mesh) if mesh else None
+    specs = shards.specs(spec.abstract_single_state) if shards else None
 
     def run_single(
         state: TrainState,
@@ -100,7 +101,11 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
 
         def body(i: jax.Array, state: TrainState) -> TrainState:
             batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
-            state = train_step(state, batch, config=config, mesh=mesh, teacher=teacher)
+            take = functools.partial(train_step, config=config, mesh=mesh, teacher=teacher)
+            if shards:
+                state = take(shards.gather(state, specs), batch, shards=shards)
+                return shards.split(state, specs)
+            state = take(state, batch)
             return jax.lax.with_sharding_constraint(state, shardings) if mesh else state
 
         return jax.lax.fori_loop(0, steps, body, state)
@@ -108,6 +113,15 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
     teachers = 1 if spec.teacher_model else 0
     per_seed = (True, not resident, not resident, True, True, False, True, *[False] * teachers)
     mapped = seeds.map(run_single, per_seed)
+    if shards:
+        whole_spec, by_step_spec = PartitionSpec(), seeds.batch_sharding.spec
+        data_spec = whole_spec if resident else by_step_spec
+        mapped = shards.map_devices(
+            run_single,
+            in_specs=(specs, data_spec, data_spec, by_step_spec, by_step_spec)
+            + (whole_spec,) * (2 + teachers),
+            out_specs=specs,
+        )
 
     def run(state, images, labels, ids, epochs, steps, *teacher):  # type: ignore[no-untyped-def]
         return mapped(state, images, labels, ids, epochs, steps, dict(seeds.varied), *teacher)
@@ -120,6 +134,7 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
         in_shardings=(layout, data, data, by_step, by_step, whole, *[whole] * teachers),
         out_shardings=layout,
         donate_argnums=0,
+        compiler_options=shards.compiler_options if shards else None,
     )
 
 
