@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import config_tables
 import scaling
 import scaling_gpu
+import shards_tables
 
 from tests.faults.catalogue import FAULTS
 
@@ -491,6 +492,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "imported": ("docs/use_pretrained.md", imported_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
     **{name: ("docs/scaling.md", table) for name, table in scaling_gpu.TABLES.items()},
+    **{name: ("docs/runs.md", table) for name, table in shards_tables.TABLES.items()},
     **{name: ("docs/config.md", table) for name, table in config_tables.TABLES.items()},
 }
 

@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int, Num
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import AXES
-from resnet_jax.parallel.sharding import state_shardings
 
 Tree = TypeVar("Tree")
 
@@ -61,9 +60,12 @@ class FixedShards:
         return {"xla_gpu_deterministic_ops": True} if platform in ("gpu", "cuda") else {}
 
     def map_devices(
-        self, function: Callable[..., Any], *, in_specs: Any, out_specs: Any
+        self, function: Callable[..., Any], *, in_shardings: Any, out_shardings: Any
     ) -> Callable[..., Any]:
         """Run a function on each device, on the parts of the arrays that lie there."""
+        in_specs, out_specs = jax.tree.map(
+            lambda sharding: sharding.spec, (in_shardings, out_shardings)
+        )
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
@@ -113,33 +115,29 @@ class FixedShards:
             parts = parts[0::2] + parts[1::2]
         return jax.lax.all_gather(parts[0], AXES, tiled=True)[:size]
 
-    def specs(self, tree: Any, *, prefix: str = "") -> Any:
-        """Partition specs of a train state, or of the subtree at path `prefix`."""
-        shardings = state_shardings(tree, self.mesh, prefix=prefix)
-        return jax.tree.map(lambda sharding: sharding.spec, shardings)
+    def gather(self, tree: Tree, shardings: Any) -> Tree:
+        """Gather arrays that are split over "fsdp", given their `state_shardings`."""
 
-    def gather(self, tree: Tree, specs: Any) -> Tree:
-        """Gather arrays that are split over "fsdp"."""
-
-        def whole(array: Array, spec: PartitionSpec) -> Array:
-            if "fsdp" not in spec:
+        def whole(array: Array, sharding: NamedSharding) -> Array:
+            if "fsdp" not in sharding.spec:
                 return array
-            return jax.lax.all_gather(array, "fsdp", axis=spec.index("fsdp"), tiled=True)
+            axis = sharding.spec.index("fsdp")
+            return jax.lax.all_gather(array, "fsdp", axis=axis, tiled=True)
 
-        return jax.tree.map(whole, tree, specs)
+        return jax.tree.map(whole, tree, shardings)
 
-    def split(self, tree: Tree, specs: Any) -> Tree:
+    def split(self, tree: Tree, shardings: Any) -> Tree:
         """Return a device's part of whole arrays: the inverse of `gather`."""
 
-        def part(array: Array, spec: PartitionSpec) -> Array:
-            if "fsdp" not in spec:
+        def part(array: Array, sharding: NamedSharding) -> Array:
+            if "fsdp" not in sharding.spec:
                 return array
-            axis = spec.index("fsdp")
+            axis = sharding.spec.index("fsdp")
             size = array.shape[axis] // self.mesh.shape["fsdp"]
             start = jax.lax.axis_index("fsdp") * size
             return jax.lax.dynamic_slice_in_dim(array, start, size, axis)
 
-        return jax.tree.map(part, tree, specs)
+        return jax.tree.map(part, tree, shardings)
 
 
 def isolated(function: Callable[..., Tree], *arguments: Any) -> Tree:

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.parallel.mesh import AXES, batch_sharding, put_global, replicated
+from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
+from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train.metrics import RESERVED, finite_or_largest, masked_sums, with_spread
 
@@ -296,13 +297,15 @@ def make_score(
 
     def on_each_device(variables: Any, *rest: Any) -> dict[str, Any]:
         assert shards
-        specs, whole, split = shards.specs(variables), PartitionSpec(), PartitionSpec(None, AXES)
+        shardings = state_shardings(variables, mesh)
 
         def gathered(variables: Any, *rest: Any) -> dict[str, Any]:
-            return score(shards.gather(variables, specs), *rest)
+            return score(shards.gather(variables, shardings), *rest)
 
-        in_specs = (specs, whole, split, whole)
-        return shards.map_devices(gathered, in_specs=in_specs, out_specs=whole)(variables, *rest)
+        mapped = shards.map_devices(
+            gathered, in_shardings=(shardings, whole, data, whole), out_shardings=whole
+        )
+        return mapped(variables, *rest)
 
     whole = replicated(mesh)
     # No sharding is imposed on the variables: kernels may be split, and are gathered where used.

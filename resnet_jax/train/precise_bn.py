@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.mesh import batch_sharding, replicated
@@ -36,11 +36,11 @@ class PreciseStatistics:
         # seeds have no effect on them.
         config = dataclasses.replace(spec.step, model=model)
 
-        specs = shards.specs(spec.abstract_single_state) if shards else None
+        shardings = seeds.state_sharding(spec.abstract_single_state)
 
         def measure(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
             if shards:
-                state = shards.gather(state, specs)
+                state = shards.gather(state, shardings)
 
             def body(i: jax.Array, sums: Any) -> Any:
                 batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
@@ -58,10 +58,10 @@ class PreciseStatistics:
         layout = batch_sharding(spec.mesh, axis=0) if seeds.spread else replicated(spec.mesh)
         mapped = seeds.map(measure, per_seed)
         if shards:
-            whole, by_step = PartitionSpec(), seeds.batch_sharding.spec
-            data = whole if resident else by_step
-            in_specs = (specs, data, data, by_step, by_step, whole)
-            mapped = shards.map_devices(measure, in_specs=in_specs, out_specs=whole)
+            by_step = seeds.batch_sharding
+            data = layout if resident else by_step
+            arguments = (shardings, data, data, by_step, by_step, layout)
+            mapped = shards.map_devices(measure, in_shardings=arguments, out_shardings=layout)
         options = shards.compiler_options if shards else None
         jit = functools.partial(jax.jit, out_shardings=layout, compiler_options=options)
         self._measure, self._population = jit(mapped), jit(_population)

@@ -5,7 +5,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.parallel.mesh import AXES, make_mesh
+from resnet_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from resnet_jax.parallel.sharding import state_shardings
 from resnet_jax.parallel.shards import FixedShards, isolated, make_shards
 
 MESHES = [(1, 1), (2, 1), (8, 1), (2, 4)]
@@ -16,8 +17,8 @@ BATCH = (RANDOM.standard_normal((32, 7)) * 10.0 ** RANDOM.integers(-4, 4, (32, 7
 def _sums(shards, of_shard, batch):
     mapped = shards.map_devices(
         lambda batch: shards.sum(of_shard, batch),
-        in_specs=PartitionSpec(AXES),
-        out_specs=PartitionSpec(),
+        in_shardings=batch_sharding(shards.mesh),
+        out_shardings=replicated(shards.mesh),
     )
     return jax.device_get(jax.jit(mapped)(batch))
 
@@ -54,16 +55,18 @@ def test_a_shard_knows_its_number_and_counts_stay_integers():
 def test_split_is_the_inverse_of_gather():
     shards = FixedShards(8, make_mesh(data=2, fsdp=4))
     tree = {"params": {"fc": {"kernel": BATCH[:, :4], "bias": BATCH[0]}}}
-    specs = shards.specs(tree)
-    assert specs["params"]["fc"]["kernel"] == PartitionSpec("fsdp")
+    shardings = state_shardings(tree, shards.mesh)
+    assert shardings["params"]["fc"]["kernel"].spec == PartitionSpec("fsdp")
 
     def there_and_back(tree):
-        whole = shards.gather(tree, specs)
+        whole = shards.gather(tree, shardings)
         assert whole["params"]["fc"]["kernel"].shape == (32, 4)
-        return shards.split(whole, specs), whole
+        return shards.split(whole, shardings), whole
 
     mapped = shards.map_devices(
-        there_and_back, in_specs=(specs,), out_specs=(specs, PartitionSpec())
+        there_and_back,
+        in_shardings=(shardings,),
+        out_shardings=(shardings, replicated(shards.mesh)),
     )
     for result in jax.jit(mapped)(tree):
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(result), tree)
