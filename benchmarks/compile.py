@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+from formulations import VARIANTS, variant
+
 from resnet_jax.profiling.gpu import GPUS
 from resnet_jax.profiling.slices import prepare_environment
 
@@ -97,6 +99,9 @@ EXAMPLES: dict[str, tuple[str, int]] = {
     "flax_resnet50_v6e-4_256": ("v6e:2x2", 256),
 }
 
+# The program of resnet50_h200-1_256 in other forms (formulations.py).
+VARIANT_CASES = {f"{name}_resnet50_h200-1_256": name for name in VARIANTS}
+
 
 def compile_case(name: str, *, hlo: Path | None) -> dict[str, Any]:
     """Run the command of a case in a process of its own, and return what it printed."""
@@ -117,6 +122,8 @@ def _topology(name: str) -> str:
     """Of a case or an example."""
     if name in EXAMPLES:
         return EXAMPLES[name][0]
+    if name in VARIANT_CASES:
+        return "h200:1"
     return next(part for part in CASES[name] if part.startswith("--topology")).partition("=")[2]
 
 
@@ -133,7 +140,24 @@ def _versions(topology: str) -> dict[str, str]:
     return {name: metadata.version(name) for name in ("jax", "jaxlib", compiler, "flax")}
 
 
-def compile_example(name: str, checkout: Path) -> dict[str, Any]:
+def compile_variant(name: str) -> dict[str, Any]:
+    """Compile a program that resnet_jax doesn't choose, and describe it."""
+    from resnet_jax.config import recipes  # noqa: PLC0415
+    from resnet_jax.profiling import compile as ahead  # noqa: PLC0415
+    from resnet_jax.profiling.slices import describe_slice  # noqa: PLC0415
+
+    topology = _topology(name)
+    config = recipes.make("goyal_2017", model="resnet50")
+    config.model.bn_group_size = None
+    slice_ = describe_slice(topology)
+    spec = ahead.make_spec(config, slice_, batch_per_chip=256)
+    with variant(VARIANT_CASES[name]):
+        program = ahead.compile_training(spec)
+    differs = {"differs": VARIANTS[VARIANT_CASES[name]][0], "versions": _versions(topology)}
+    return differs | ahead.describe(spec, program, slice_)
+
+
+def compile_example(name: str, checkout: Path | None) -> dict[str, Any]:
     """Compile a step of others, and describe the program."""
     from resnet_jax.profiling import compile as ahead  # noqa: PLC0415
     from resnet_jax.profiling.slices import describe_slice  # noqa: PLC0415
@@ -141,6 +165,8 @@ def compile_example(name: str, checkout: Path) -> dict[str, Any]:
     topology, batch = EXAMPLES[name]
     devices = list(describe_slice(topology).devices)
     if name.startswith("flax"):
+        if checkout is None:
+            raise SystemExit(f"{name} needs --flax CHECKOUT")
         step, shapes, sources = _google_flax(devices, batch, checkout)
     else:
         step, shapes, sources = _plain_linen(devices, batch)
@@ -246,15 +272,27 @@ def _google_flax(
     return step, (state, examples), sources
 
 
+def compile_named(
+    name: str, *, checkout: Path | None = None, hlo: Path | None = None
+) -> dict[str, Any]:
+    """Compile a case, a variant or an example; `checkout` is of google/flax."""
+    if name in EXAMPLES:
+        return compile_example(name, checkout)
+    if name in VARIANT_CASES:
+        return compile_variant(name)
+    return compile_case(name, hlo=hlo)
+
+
 def main() -> None:
     """Compile the named cases, or those without a result."""
+    names_of_all = (*CASES, *VARIANT_CASES, *EXAMPLES)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="CASE", help=", ".join((*CASES, *EXAMPLES)))
+    parser.add_argument("names", nargs="*", metavar="CASE", help=", ".join(names_of_all))
     parser.add_argument("--only", choices=("tpu", "gpu"))
     parser.add_argument("--flax", type=Path, metavar="CHECKOUT", help="of google/flax")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="keep the programs' texts")
     args = parser.parse_args()
-    cases = [name for name in (*CASES, *EXAMPLES) if args.only in (None, _platform(name))]
+    cases = [name for name in names_of_all if args.only in (None, _platform(name))]
     if not args.flax:
         cases = [name for name in cases if not name.startswith("flax")]
     if unknown := set(args.names) - set(cases):
@@ -265,10 +303,7 @@ def main() -> None:
 
     for name in names:
         print(name, flush=True)
-        if name in EXAMPLES:
-            results = compile_example(name, args.flax)
-        else:
-            results = compile_case(name, hlo=args.hlo)
+        results = compile_named(name, checkout=args.flax, hlo=args.hlo)
         write_report(_result(name), results)
         print(f"  {results['compile_s']} s", flush=True)
 

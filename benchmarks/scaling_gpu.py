@@ -93,9 +93,9 @@ def published_table() -> str:
 def peers_table() -> str:
     """Memory traffic of a ResNet-50's step beside others, by the same compiler."""
     lines = [
-        "| 256 images on | program | MB per image | of google/flax's | cuDNN | fusions with"
-        " reductions | other fusions | kernels | peak memory | GFLOP per image |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| 256 images on | program | MB per image | of google/flax's | cuDNN | Triton | fusions"
+        " with reductions | other fusions | kernels | peak memory | GFLOP per image |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for gpu in ("h200", "a100"):
         theirs = _load(f"flax_resnet50_{gpu}-1_256")
@@ -113,7 +113,7 @@ def peers_table() -> str:
             mb = {row["kind"]: row["bytes"] / total for row in program["kernels"]}
             cells = [
                 f"{mb.get(kind, 0) * program['mb_per_image']:.0f}"
-                for kind in ("cuDNN", "input fusion", "loop fusion")
+                for kind in ("cuDNN", "Triton", "input fusion", "loop fusion")
             ]
             lines.append(
                 f"| {gpu} | {what} | {program['mb_per_image']:.1f}"
@@ -122,6 +122,27 @@ def peers_table() -> str:
                 f" | {program['memory']['peak_bytes'] / 2**30:.1f} GiB"
                 f" | {program['gflop_per_image']:.2f} |"
             )
+    return "\n".join(lines)
+
+
+def variants_table() -> str:
+    """What each form for GPUs saves, and what other forms would cost."""
+    lines = [
+        "| resnet50, 256 images on an h200 | MB per image | peak memory | kernels"
+        " | GFLOP per image |",
+        "|---|---|---|---|---|",
+    ]
+    base = "resnet50_h200-1_256"
+    names = ("without_convolution", "wide_convolutions", "without_relu", "without_barrier")
+    names += ("without_places", "no_forms", "as_on_tpus", "rounded_sums")
+    for name in ("", *names):
+        program = _load(f"{name}_{base}" if name else base)
+        lines.append(
+            f"| {program.get('differs', 'as it is')} | {program['mb_per_image']:.1f}"
+            f" | {program['memory']['peak_bytes'] / 2**30:.1f} GiB"
+            f" | {sum(row['count'] for row in program['kernels']):,}"
+            f" | {program['gflop_per_image']:.2f} |"
+        )
     return "\n".join(lines)
 
 

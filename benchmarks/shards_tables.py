@@ -1,18 +1,13 @@
 """The tables of fixed shards in docs/runs.md, from results/."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent / "results"
+from table_text import RESULTS, markdown, read
+
 COMPILED = {
-    "v5e:16x16": "tpu_compile/{}resnet50_v5e-256_256_groups.json",
-    "h100:4x8": "gpu_compile/{}resnet50_h100-4x8_256_groups.json",
+    "v5e:16x16": "tpu_compile/{}resnet50_v5e-256_256_groups",
+    "h100:4x8": "gpu_compile/{}resnet50_h100-4x8_256_groups",
 }
-
-
-def _load(name: str) -> dict[str, Any]:
-    return dict(json.loads((RESULTS / name).read_text(encoding="utf-8")))
 
 
 def _exchanged(program: dict[str, Any]) -> str:
@@ -25,41 +20,50 @@ def _exchanged(program: dict[str, Any]) -> str:
 
 def shards_table() -> str:
     """Bits, time and communication on each mesh, and the bits of jobs."""
-    results = _load("shards_cpu.json")
-    lines = [
-        "| mesh | `mesh.shards` | SHA-256 of the state | loss | time | exchanged in a step |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in results["meshes"]:
-        lines.append(
-            f"| {row['data']} × {row['fsdp']} | {row['shards']} | `{row['sha256'][:12]}`"
-            f" | {row['loss']:.9f} | {row['step_ms']:.0f} ms | {_exchanged(row)} |"
+    results = read("shards_cpu")
+    columns = ("data × fsdp", "`mesh.shards`", "SHA-256 of the state", "loss", "step", "exchanged")
+    meshes = [
+        (
+            f"{row['data']} × {row['fsdp']}",
+            str(row["shards"]),
+            f"`{row['sha256'][:12]}`",
+            f"{row['loss']:.9f}",
+            f"{row['step_ms']:.0f} ms",
+            _exchanged(row),
         )
-    lines += ["", "| job by `train.py` | SHA-256 of the last checkpoint |", "|---|---|"]
-    for row in results["jobs"]:
-        lines.append(f"| {row['processes']} × {row['devices']} devices | `{row['sha256'][:12]}` |")
-    return "\n".join(lines)
+        for row in results["meshes"]
+    ]
+    jobs = [
+        (f"{row['processes']} × {row['devices']}", f"`{row['sha256'][:12]}`")
+        for row in results["jobs"]
+    ]
+    of_jobs = markdown(("processes × devices", "SHA-256 of the last checkpoint"), jobs)
+    return f"{markdown(columns, meshes)}\n\n{of_jobs}"
 
 
 def compiled_table() -> str:
     """What compiled programs with and without fixed shards exchange, move and hold."""
-    lines = [
-        "| slice | `mesh.shards` | exchanged in a step | MB per image | peak memory |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for topology, name in COMPILED.items():
         for prefix in ("", "shards_"):
-            path = RESULTS / name.format(prefix)
-            if not path.exists():
+            path = name.format(prefix)
+            if not (RESULTS / f"{path}.json").exists():
                 continue
-            program = _load(name.format(prefix))
-            shards = program["devices"] if prefix else 0
-            lines.append(
-                f"| [{topology}](../benchmarks/results/{name.format(prefix)}) | {shards}"
-                f" | {_exchanged(program)} | {program['mb_per_image']:.1f}"
-                f" | {program['memory']['peak_bytes'] / 2**30:.1f} GiB |"
+            program = read(path)
+            rows.append(
+                (
+                    f"[{topology}](../benchmarks/results/{path}.json)",
+                    str(program["devices"] if prefix else 0),
+                    _exchanged(program),
+                    f"{program['mb_per_image']:.1f}",
+                    f"{program['memory']['peak_bytes'] / 2**30:.1f} GiB",
+                )
             )
-    return "\n".join(lines)
+    columns = ("slice", "`mesh.shards`", "exchanged", "MB per image", "peak memory")
+    return markdown(columns, rows)
 
 
-TABLES = {"shards": shards_table, "shards-compiled": compiled_table}
+TABLES = {
+    "shards": ("docs/runs.md", shards_table),
+    "shards-compiled": ("docs/runs.md", compiled_table),
+}

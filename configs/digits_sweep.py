@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.research.configs import digits
 
-# The same units, merged in three ways: H(x) + x, H(x), and T(x) H(x) + (1 - T(x)) x (Srivastava et
+# The same blocks, merged in three ways: H(x) + x, H(x), and T(x) H(x) + (1 - T(x)) x (Srivastava et
 # al. 2015, 1505.00387).
 KINDS: dict[str, dict[str, Any]] = {
     "residual": {"model.shortcut": "A"},
@@ -37,11 +37,11 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> Iterator[dict[str, Any]]:
-    """Depth is 6 n + 2: three stages of n units."""
+    """Depth is 6 n + 2: three stages of n blocks."""
     for kind, fields in KINDS.items():
-        for units in (1, 2, 3):
+        for blocks in (1, 2, 3):
             yield {
-                "name": f"{kind}{6 * units + 2}",
-                "model.stage_sizes": (units,) * 3,
+                "name": f"{kind}{6 * blocks + 2}",
+                "model.stage_sizes": (blocks,) * 3,
                 **fields,
             }

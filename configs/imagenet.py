@@ -1,7 +1,7 @@
 """ImageNet, by the recipe of Goyal et al. 2017 (1706.02677) unless another one is named.
 
 90 epochs in batches of 8,192: He et al.'s recipe (1512.03385) with a learning rate in proportion
-to the batch, a gradual warm-up, no weight decay of normalisation's parameters, and units that
+to the batch, a gradual warm-up, no weight decay of normalisation's parameters, and blocks that
 begin as the identity.
 
 COMMAND: python train.py --config=configs/imagenet.py:resnet50 --workdir=runs/imagenet

@@ -1,5 +1,6 @@
 """Eight fake CPU devices for the whole suite, and one compilation cache."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -64,6 +65,16 @@ def make_tiny_config() -> ConfigDict:
 def tiny_config() -> ConfigDict:
     """A fresh copy of `make_tiny_config`, free to be changed."""
     return make_tiny_config()
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_before():
+    """Undo what the command line sets up for a process of its own."""
+    loggers = [logging.getLogger(name) for name in (None, "absl", "resnet_jax")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, logger.propagate, logger.handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,21 @@ class StopRequest:
                 self._immediate_message = None
 
     @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside this context, within `interrupt_immediately`, a signal sets `requested` only.
+
+        Raises:
+            StoppedEarly: at the end of the context, as `interrupt_immediately`, if a signal came.
+        """
+        message, self._immediate_message = self._immediate_message, None
+        try:
+            yield
+        finally:
+            self._immediate_message = message
+        if message and self.requested:
+            self._stop_here(message)
+
+    @contextlib.contextmanager
     def _ending_the_process(self, message: str) -> Iterator[None]:
         """Inside this context another thread calls `end` on a signal."""
         if self._end is None:
@@ -98,7 +113,8 @@ class StopRequest:
 
         def listen(end: Callable[[str], object]) -> None:
             while number := receiver.recv(1):
-                if number[0] in self._previous:  # else it is a signal with another handler
+                # Signals outside `_previous` have other handlers.
+                if number[0] in self._previous and self._immediate_message:
                     end(message)
 
         thread = threading.Thread(target=listen, args=(self._end,), daemon=True)

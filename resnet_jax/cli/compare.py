@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from etils import epath
 
     from resnet_jax.checkpoint.workdir import write_atomically
+    from resnet_jax.logging.plots import picture_of
     from resnet_jax.research import compare
+    from resnet_jax.research.figures import journal_style
 
     kind = args.out.suffix.removeprefix(".")
     if kind not in _KINDS:
@@ -51,7 +53,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     differing = compare.differing_fields(lines)
     figure = compare.draw(lines, metric=args.metric)
     try:
-        write_atomically(epath.Path(args.out), compare.as_picture(figure, kind))
+        with journal_style():
+            write_atomically(epath.Path(args.out), picture_of(figure, kind))
     except OSError as error:
         raise WriteError(f"{args.out} can't be written: {error.strerror or error}.") from None
     return {

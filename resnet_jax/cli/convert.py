@@ -14,14 +14,11 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from resnet_jax.cli import convert_child
-
-if TYPE_CHECKING:
-    import numpy as np
 
 HELP = "Convert weights that PyTorch saved (.pt, .pth, .bin) to safetensors."
 EXAMPLE = "resnet-jax convert resnet50-11ad3fa6.pth resnet50.safetensors"
@@ -92,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "left_out": [printable(name) for name in answer["left_out"]],
         "tensors": len(arrays),
         "elements": sum(array.size for array in arrays.values()),
-        "dtypes": _count_types(arrays),
+        "dtypes": dict(Counter(str(array.dtype) for array in arrays.values()).most_common()),
         "bytes": args.output.stat().st_size,
     }
 
@@ -186,8 +183,3 @@ def _why_it_ended(done: "subprocess.CompletedProcess[bytes]", job: convert_child
     return printable(
         lines[-1] if lines else f"the process that read it ended with {done.returncode}"
     )
-
-
-def _count_types(arrays: "dict[str, np.ndarray]") -> dict[str, int]:
-    """The number of arrays of each type, the most frequent first."""
-    return dict(Counter(str(array.dtype) for array in arrays.values()).most_common())

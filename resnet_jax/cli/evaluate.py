@@ -4,6 +4,7 @@
 
 import argparse
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,11 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.confusion and args.confusion.suffix not in _PICTURES:
         raise UsageError(f"--confusion {args.confusion} must end in {', '.join(_PICTURES)}.")
     document, scores, class_names = _of_weights(args) if args.weights else _of_run(args)
-    if not math.isfinite(scores.loss):
-        raise NumericalError(
-            f"The network's logits aren't finite on {args.split}; with --weights, its fields or the"
-            " normalisation of the images may be others than its publisher's."
-        )
+    _check_finite(scores.metrics, args.split)
     document |= {"mirrored": args.mirrored, **scores.scalars()}
     assert scores.confusion is not None
     if args.per_class:
@@ -98,6 +95,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         draw_confusion(args.confusion, scores.confusion, class_names)
         document["confusion"] = str(args.confusion)
     return document
+
+
+def _check_finite(metrics: Mapping[str, float], split: str) -> None:
+    if not math.isfinite(metrics["loss"]):
+        raise NumericalError(
+            f"The network's logits aren't finite on {split}; with --weights, its fields or the"
+            " normalisation of the images may be others than its publisher's."
+        )
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NumericalError(f"The metric {name} isn't finite on {split}.")
 
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
@@ -183,9 +191,6 @@ def _check_classes(
 
     The spelling of names may differ. The same names in another order, as in some tables of
     ImageNet, would give a good network the scores of chance.
-
-    Raises:
-        DataError: the numbers of classes differ, or the names are the same in another order.
     """
     if dataset.num_classes != num_classes:
         raise DataError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from resnet_jax.cli.common.exits import end_early
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
 
@@ -60,11 +61,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.size not in REPRODUCTIONS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
-    # Training handles signals itself and saves; other computations start again.
-    with StopRequest() as stop, stop.interrupt_immediately(_STOPPED):
+    # Training saves on a signal; other computations start again.
+    with StopRequest(end_early) as stop, stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
-                REPRODUCTIONS[name], workdir, size=args.size, seeds=seeds, budget_pflop=args.budget
+                REPRODUCTIONS[name],
+                workdir,
+                size=args.size,
+                seeds=seeds,
+                budget_pflop=args.budget,
+                stop=stop,
             )
             for name in names
         ]

@@ -139,7 +139,11 @@ def load_dataset(
         if not len(image_sets[role]):
             raise DataError(f"all examples of {splits[role]!r} of {name!r} are damaged")
 
-    encoded_sets = {role: _encoded_set(name, source, spans[role]) for role in streamed}
+    remedy = "repair or remove it, or run `resnet-jax prepare` again with --corrupt=skip"
+    encoded_sets = {}
+    for role in streamed:
+        records = [(span, source.records(span.split)) for span in spans[role]]
+        encoded_sets[role] = EncodedSet(name, records, len(source.class_names), remedy)
     files = {
         span.split: source.fingerprint(span.split) for role in streamed for span in spans[role]
     }
@@ -186,12 +190,6 @@ def open_source(
             raise not_prepared(name, folder)
         prepared = prepare_cifar(name, folder)
     return open_prepared(name, prepared, within=folder, crop=crop, channels=channels)
-
-
-def _encoded_set(name: str, source: Source, spans: Sequence[Span]) -> EncodedSet:
-    parts = [(span, source.records(span.split)) for span in spans]
-    remedy = "repair or remove it, or run `resnet-jax prepare` again with --corrupt=skip"
-    return EncodedSet(name, parts, len(source.class_names), remedy)
 
 
 def _check_memory(name: str, source: Source, splits: Sequence[str]) -> None:

@@ -95,11 +95,7 @@ def copy_here(folder: epath.Path) -> Path:
 
 
 def _target(copy: Path, root: str, name: str) -> Path:
-    """Return the path of an object's copy, inside of `copy`.
-
-    Raises:
-        DataError: the path would be outside of `copy`.
-    """
+    """Return the path of an object's copy, inside of `copy`."""
     inside = name.removeprefix(f"{root}/")
     parts = inside.split("/")
     if inside == name or {"", ".", ".."} & set(parts) or "\\" in name or not name.isprintable():

@@ -37,7 +37,7 @@ class Child:
         )
 
     def wait(self, timeout_s: float) -> Done | None:
-        """How it ended, or None if it hasn't after so many seconds; then it may be asked again."""
+        """Wait for the program's end; None if it still runs after so many seconds."""
         try:
             output, errors = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:

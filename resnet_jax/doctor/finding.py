@@ -71,5 +71,5 @@ def diagnose(checks: Mapping[str, Check]) -> list[Finding]:
 
 
 def exit_code(findings: Sequence[Finding]) -> int:
-    """That of the first failure, or 0."""
+    """The exit code of the first failure, or 0."""
     return next((f.exit_code for f in findings if f.status == "fail"), 0)

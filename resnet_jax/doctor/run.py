@@ -90,18 +90,9 @@ def check_data(
         ConfigError: an unknown data set or split.
         DataError: data that are missing or damaged.
     """
-    folder = None if name in ("digits", "folder") else _bucket(name, data_dir)
-    if folder:
-        yield (
-            ok("data", f"{folder} is there; the first run copies it to this host")
-            if folder.is_dir()
-            else fail(
-                "data", f"there is no {folder}", "prepare it and copy it there", error=DataError
-            )
-        )
-        return
-    if name in ("cifar10", "cifar100") and not _is_prepared(name, data_dir):
-        yield _cifar_to_come(name, data_dir)
+    to_come = None if name in ("digits", "folder") else _to_come(name, data_dir)
+    if to_come:
+        yield to_come
         return
     source = open_source(name, data_dir, crop=crop)
     if splits is None:
@@ -121,35 +112,23 @@ def check_data(
     )
 
 
-def _bucket(name: str, data_dir: str | None) -> epath.Path | None:
-    """The folder of the data set if that is in a bucket."""
-    from resnet_jax.data.readers.tfds_files import data_folder
-
-    folder = data_folder(data_dir)
-    return folder / name.partition(":")[0].partition("/")[0] if is_remote(folder) else None
-
-
-def _is_prepared(name: str, data_dir: str | None) -> bool:
-    """Whether `open_prepared` would find the set; otherwise it would begin to download it."""
-    from tensorflow_datasets.core import read_only_builder, registered
-
-    from resnet_jax.data.readers.tfds_files import data_folder
-
-    try:
-        read_only_builder.builder_from_files(name, data_dir=str(data_folder(data_dir)))
-    except registered.DatasetNotFoundError:
-        return False
-    except Exception:  # it is there but damaged, which `open_prepared` explains
-        return True
-    return True
-
-
-def _cifar_to_come(name: str, data_dir: str | None) -> Finding:
+def _to_come(name: str, data_dir: str | None) -> Finding | None:
+    """The finding about a set of TFDS that the first run copies or prepares; None for others."""
     from resnet_jax.data.prepare.cifar_archive import official_archive
+    from resnet_jax.data.readers.tfds import find_prepared
     from resnet_jax.data.readers.tfds_files import data_folder
 
-    archive = official_archive(name)
     folder = data_folder(data_dir)
+    if is_remote(folder):
+        folder /= name.partition(":")[0].partition("/")[0]
+        if folder.is_dir():
+            return ok("data", f"{folder} is there; the first run copies it to this host")
+        return fail(
+            "data", f"there is no {folder}", "prepare it and copy it there", error=DataError
+        )
+    if name not in ("cifar10", "cifar100") or find_prepared(name, Path(folder)):
+        return None
+    archive = official_archive(name)
     path = folder / "downloads" / "manual" / archive.file_name
     if path.exists():
         return ok("data", f"{name} will be prepared in {folder} by the first run, from {path}")

@@ -184,11 +184,7 @@ _SPREAD = ("std", "seeds")  # with several seeds: metric → standard deviation,
 
 
 def _checked(record: Any) -> dict[str, Any]:
-    """Return the record if all fields that this package reads have the right types.
-
-    Raises:
-        ValueError: naming the field and its fault.
-    """
+    """Return the record if all fields that this package reads have the right types."""
     if not isinstance(record, dict):
         raise ValueError("no JSON object")
     split = record.get("split")

@@ -62,6 +62,13 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
+def picture_of(figure: "Figure", kind: str, *, dpi: int | None = None) -> bytes:
+    """Return the content of a picture file: "png", "pdf" or "svg"; `dpi` None is the style's."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=dpi)
+    return picture.getvalue()
+
+
 class Figures:
     """Draws the figures of a run. A figure that can't be written is a warning, not an error."""
 
@@ -136,6 +143,4 @@ def draw_curves(workdir: epath.Path, history: list[dict[str, Any]], *, title: st
         axes.spines[["top", "right"]].set_visible(False)
     losses.legend(frameon=False)
     errors.legend(frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png")
-    write_atomically(workdir / CURVES, picture.getvalue())
+    write_atomically(workdir / CURVES, picture_of(figure, "png", dpi=150))

@@ -8,6 +8,7 @@ from resnet_jax.models.highway import HighwayNet
 from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.vgg import VGG
+from resnet_jax.utils.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,11 +198,14 @@ def _relatives() -> dict[str, Preset]:
     return table
 
 
-PRESETS: dict[str, Preset] = {
-    **_post_activation(),
-    **_pre_activation(),
-    **_wide_grouped_and_excited(),
-    **_modern(),
-    **_relatives(),
-}
-"""Every published network by its name."""
+PRESETS = Registry(
+    "preset",
+    {
+        **_post_activation(),
+        **_pre_activation(),
+        **_wide_grouped_and_excited(),
+        **_modern(),
+        **_relatives(),
+    },
+)
+"""Every preset by its name: the values that `model.name` can have."""

@@ -13,6 +13,8 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import numpy as np
+
 from resnet_jax.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -148,7 +150,7 @@ def _with_python_integers(value: Any) -> Any:
         converted = tuple(_with_python_integers(item) for item in value)
         same = all(new is old for new, old in zip(converted, value, strict=True))
         return value if same else converted
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool):
         return value
     try:
         return operator.index(value)

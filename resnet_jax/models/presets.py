@@ -3,7 +3,9 @@
 import dataclasses
 import fnmatch
 import re
+import sys
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
 
 import jax
@@ -19,22 +21,21 @@ from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
 
-_OWN = tuple(PRESETS)
-
 
 def register_preset(name: str, preset: Preset) -> None:
     """Give a name to a network, for `create_model` and `model.name`.
 
-    A module that is imported again registers its presets again, in the place of the earlier ones.
+    Args:
+        name: an identifier. The same module may register it again, as when it is reloaded.
+        preset: the network.
 
     Raises:
-        ConfigError: the name is that of a preset of this package; or the network can't be built, or
-            has a branch without a name.
+        ConfigError: the name isn't an identifier, or belongs to resnet_jax or to another module; or
+            the network can't be built, or has a branch without a name.
     """
-    if name in _OWN:
-        raise ConfigError(f"A preset can't be registered as {name!r}: this is one of resnet_jax.")
+    _check_known(f"Preset {name!r}", preset.fields, preset.build, preset.fields.get("branch"))
     model_values(_build(preset, preset.fields))
-    PRESETS[name] = preset
+    PRESETS.register(name, preset, module=sys._getframe(1).f_globals.get("__name__", "__main__"))
 
 
 def find_preset(name: str) -> Preset:
@@ -68,22 +69,48 @@ def create_model(name: str, **fields: Any) -> Network:
     "resnet50" is v1.5 as in torchvision; "resnet50_v1" is the network of the paper.
     `dtype` and `param_dtype` may be given as strings, such as "bfloat16". The fields of a
     registered branch are given beside its name: `branch="eca_bottleneck", eca_kernel_size=5`.
+    Another branch than the preset's doesn't take over fields that it hasn't.
 
     Raises:
         ConfigError: unknown name or field, with the nearest known one; or a value that the field
             can't have.
     """
     preset = find_preset(name)
-    values = preset.fields | fields
-    known = model_fields(preset.build, values.get("branch", "basic"))
-    for field in fields:
-        if field not in known:
-            hint = did_you_mean(field, known)
-            raise ConfigError(f"Model {name!r} has no field {field!r}.{hint}")
+    values = preset.fields
+    branch = fields.get("branch", values.get("branch"))
+    _check_known(f"Model {name!r}", fields, preset.build, branch)
+    if "branch" in fields:
+        values = _without_branch(preset, fields["branch"])
+    values = values | fields
     for field in ("dtype", "param_dtype"):
         if field in fields:
             values[field] = _float_type(field, fields[field])
     return _build(preset, values)
+
+
+def _check_known(
+    what: str, names: Iterable[str], build: type[Network], branch: str | Branch | None
+) -> None:
+    """Check that the network has these fields."""
+    known = model_fields(build, "basic" if branch is None else branch)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{what} has no field {name!r}.{did_you_mean(name, known)}")
+
+
+def _without_branch(preset: Preset, branch: str | Branch) -> dict[str, Any]:
+    """The fields of a preset that hold for another branch.
+
+    Of the fields of the preset's branch, these are the fields that a branch given by its name has
+    too. A branch that is given as an object brings its own.
+    """
+    if "branch" not in preset.fields:
+        return preset.fields
+    values = with_branch_name(with_branch(preset.fields))
+    dropped = set(fields_of(find_branch(values["branch"])))
+    if not isinstance(branch, Branch):
+        dropped -= set(fields_of(find_branch(branch)))
+    return {name: value for name, value in values.items() if name not in dropped}
 
 
 def _build(preset: Preset, values: dict[str, Any]) -> Network:

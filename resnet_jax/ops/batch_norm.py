@@ -214,7 +214,7 @@ def _normalise_product(
 
     def cuda(x: Array, kernel: Array, scale: Array, bias: Array) -> tuple[Array, Array, Array]:
         x = PointwiseProduct(x, kernel, stride).pixels
-        y, mean, var = convolve_normalised(x, kernel, scale, bias, epsilon)
+        y, mean, var = convolve_normalised(x, kernel, scale, bias, groups, epsilon)
         # Those of float64 are wider, and every platform's form must have results of one type.
         return y, mean.astype(jnp.float32), var.astype(jnp.float32)
 
@@ -225,8 +225,7 @@ def _normalise_product(
         bias,
         # To twice the channels, a TPU's form moves more bytes than it saves.
         tpu=tpu if features >= 4 * channels else plain,
-        # A GPU would need other weights for each group.
-        cuda=cuda if groups == 1 and product.x.dtype == dtype else plain,
+        cuda=cuda if product.x.dtype == dtype else plain,
         # On CPU, XLA would write the product to memory all the same.
         default=plain,
     )

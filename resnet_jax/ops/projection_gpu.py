@@ -4,7 +4,8 @@ The statistics of z = x·W come from the moments of x, as in projection.py. They
 is, so the normalised convolution is a convolution with other weights and a bias: y = x·(W·f) + c
 with f = scale / √(var + epsilon) and c = bias - mean·f. cuDNN adds the bias, a shortcut and the
 ReLU while it writes y, and neither z nor the normalised z is written. The backward pass needs no z
-either. Weights and bias are rounded to the type of `x`.
+either. Weights and bias are rounded to the type of `x`. With several groups each has weights of its
+own: the convolution is a product of batches of matrices, and the sum and the ReLU follow it.
 """
 
 from typing import Any
@@ -25,79 +26,101 @@ def convolve_normalised(
     kernel: Float[Array, "a b"],
     scale: Float[Array, " b"],
     bias: Float[Array, " b"],
+    groups: int,
     epsilon: float,
-) -> tuple[Float[Array, "n h w b"], Float[Array, "1 b"], Float[Array, "1 b"]]:
-    """Maps times a kernel of their type, normalised over the batch.
+) -> tuple[Float[Array, "n h w b"], Float[Array, "g b"], Float[Array, "g b"]]:
+    """Maps times a kernel of their type, normalised over groups of neighbouring maps.
 
     Args:
         x: maps.
         kernel: weights.
         scale, bias: of the normalised result.
+        groups: number of groups, a divisor of n.
         epsilon: added to variances.
 
     Returns:
-        The result, of the type of `x`; means and biased variances of the product, float32 or
-        wider.
+        The result, of the type of `x`; means and biased variances of the product in each group,
+        float32 or wider.
     """
-    return _differentiable(x, kernel, scale, bias, epsilon)
+    return _differentiable(x, kernel, scale, bias, groups, epsilon)
 
 
-def _pointwise(x: Array, kernel: Array) -> Array:
-    return conv2d(x, kernel.astype(x.dtype)[None, None], padding=((0, 0), (0, 0)))
+def _pointwise(x: Array, kernels: Float[Array, "g a b"]) -> Array:
+    """Each group of maps times its kernel, of the type of `x`."""
+    kernels = kernels.astype(x.dtype)
+    if len(kernels) == 1:
+        return conv2d(x, kernels[None], padding=((0, 0), (0, 0)))
+    y = jnp.einsum("gka,gab->gkb", x.reshape(len(kernels), -1, x.shape[-1]), kernels)
+    return y.reshape(*x.shape[:-1], -1)
 
 
-def _sums(x: Array, y: Array, precision: Any = None) -> Array:
-    """Σ x·y over all pixels, [channels of x, channels of y], of sums in float32 or wider."""
+def _sums(x: Array, y: Array, groups: int, precision: Any = None) -> Float[Array, "g a b"]:
+    """Σ x·y over the pixels of each group, of sums in float32 or wider."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum("nhwa,nhwb->ab", x, y, precision=precision, preferred_element_type=wide)
+    x, y = (maps.reshape(groups, -1, maps.shape[-1]) for maps in (x, y))
+    return jnp.einsum("gka,gkb->gab", x, y, precision=precision, preferred_element_type=wide)
+
+
+def _total(x: Array, groups: int) -> Float[Array, "g a"]:
+    """The sum of the pixels of each group, float32 or wider."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return x.astype(wide).reshape(groups, -1, *x.shape[1:]).sum(axis=(1, 2, 3))
+
+
+def _by_map(values: Float[Array, "g a"], x: Array) -> Array:
+    """[g, a] → [n, 1, 1, a] of the type of `x`, or [a] of a single group."""
+    values = values.astype(x.dtype)
+    if len(values) == 1:
+        return values[0]
+    return jnp.repeat(values, len(x) // len(values), axis=0)[:, None, None]
 
 
 def _forward_and_kept(
-    x: Array, kernel: Array, scale: Array, bias: Array, epsilon: float
+    x: Array, kernel: Array, scale: Array, bias: Array, groups: int, epsilon: float
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    w, size = kernel.astype(wide), x.size // x.shape[-1]
-    center = x.astype(wide).mean(axis=(0, 1, 2))
+    w, size = kernel.astype(wide), x.size // x.shape[-1] // groups
+    center = _total(x, groups) / size
     # Products of bfloat16 are exact in float32 anyway.
     precision = None if x.dtype == jnp.bfloat16 else _EXACT
-    covariance = _sums(x, x, precision) / size - center[:, None] * center
+    covariance = _sums(x, x, groups, precision) / size - center[:, :, None] * center[:, None]
     mean = jnp.matmul(center, w, precision=_EXACT)
-    var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=0)
+    var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=1)
     var = jnp.maximum(var, 0.0)
     factor = scale.astype(wide) * jax.lax.rsqrt(var + epsilon)
-    y = _pointwise(x, w * factor) + (bias.astype(wide) - mean * factor).astype(x.dtype)
+    y = _pointwise(x, w * factor[:, None]) + _by_map(bias.astype(wide) - mean * factor, x)
     kept = (x, kernel, scale, bias, center, covariance, mean, var)
-    return (y, mean[None], var[None]), kept
+    return (y, mean, var), kept
 
 
 def _backward(
-    epsilon: float, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
+    groups: int, epsilon: float, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, Array]:
     """The gradients of `x`, `kernel`, `scale` and `bias`."""
     x, kernel, scale, bias, center, covariance, mean, var = kept
-    dy, dmean, dvar = grads[0], grads[1][0], grads[2][0]
+    dy, dmean, dvar = grads
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    w, size = kernel.astype(wide), x.size // x.shape[-1]
+    w, size = kernel.astype(wide), x.size // x.shape[-1] // groups
     inverse = jax.lax.rsqrt(var + epsilon)
     factor = inverse * scale.astype(wide)
-    sum_dy = dy.astype(wide).sum(axis=(0, 1, 2))
-    sums = _sums(x, dy)
-    sum_product = (sums * w).sum(axis=0) - mean * sum_dy  # Σ dy · (z - mean)
+    sum_dy, sums = _total(dy, groups), _sums(x, dy, groups)
+    sum_product = (sums * w).sum(axis=1) - mean * sum_dy  # Σ dy · (z - mean)
 
     # y depends on z itself and on its moments, and these depend on the moments of x.
     dvar = dvar - factor * jnp.square(inverse) * sum_product / 2
     dmean = dmean - factor * sum_dy
-    dw = sums * factor + center[:, None] * dmean
-    dw += 2 * jnp.matmul(covariance, w, precision=_EXACT) * dvar
-    slope = jnp.matmul(w * dvar * (2 / size), w.T, precision=_EXACT)  # [a, a]
+    dw = sums * factor[:, None] + center[:, :, None] * dmean[:, None]
+    dw += 2 * jnp.matmul(covariance, w, precision=_EXACT) * dvar[:, None]
+    slope = jnp.matmul(w * dvar[:, None] * (2 / size), w.T, precision=_EXACT)  # [g, a, a]
     offset = jnp.matmul(dmean / size, w.T, precision=_EXACT)
-    offset -= jnp.matmul(center, slope, precision=_EXACT)
-    dx = _pointwise(x, slope) + offset.astype(x.dtype) + _pointwise(dy, (w * factor).T)
+    offset -= jnp.einsum("ga,gab->gb", center, slope, precision=_EXACT)
+    of_z = _pointwise(dy, (w * factor[:, None]).transpose(0, 2, 1))
+    dx = _pointwise(x, slope) + _by_map(offset, x) + of_z
     return (
         dx,
-        dw.astype(kernel.dtype),
-        (sum_product * inverse).astype(scale.dtype),
-        sum_dy.astype(bias.dtype),
+        dw.sum(axis=0).astype(kernel.dtype),
+        (sum_product * inverse).sum(axis=0).astype(scale.dtype),
+        sum_dy.sum(axis=0).astype(bias.dtype),
     )
 
 
@@ -105,4 +128,4 @@ def _forward(*args: Any) -> tuple[Array, Array, Array]:
     return _forward_and_kept(*args)[0]
 
 
-_differentiable = differentiable(_forward, _forward_and_kept, _backward, static=1)
+_differentiable = differentiable(_forward, _forward_and_kept, _backward, static=2)

@@ -107,28 +107,45 @@ def _initial_state(spec: TrainSpec) -> TrainState:
     return spec.initial_state(normalization)
 
 
+class RandomSteps:
+    """The training steps of a spec on random examples; a call takes one dispatch of them.
+
+    Attributes:
+        compiled: the program.
+        compile_s: wall time of its compilation.
+        state: the state after the last call.
+        images: images that a call trains on, over all seeds.
+    """
+
+    def __init__(self, spec: TrainSpec) -> None:
+        """Compile the steps, and put examples and the initial state on the devices."""
+        config, intervals = spec.config, spec.intervals
+        images, labels, ids, epochs = spec.abstract_batches()
+        examples = intervals.train_examples if spec.resident else config.batch_size
+        self._arrays = (
+            _random(images, 256),
+            _random(labels, spec.model.num_classes),
+            _random(ids, examples),
+            _random(epochs, 2),
+        )
+        self._steps = np.int32(intervals.steps_per_dispatch)
+        self.state = _initial_state(spec)
+        self.images = intervals.steps_per_dispatch * config.batch_size * len(spec.seeds)
+        began = time.perf_counter()
+        steps = make_train_steps(spec).lower(self.state, *self._arrays, self._steps)
+        self.compiled = steps.compile()
+        self.compile_s = time.perf_counter() - began
+
+    def __call__(self) -> jax.Array:
+        """Take the steps; returns the number of the next step, by seed."""
+        self.state = self.compiled(self.state, *self._arrays, self._steps)
+        return self.state.step
+
+
 def _train(spec: TrainSpec, best: dict[str, float], macs: int, seconds: float) -> dict[str, Any]:
-    config, intervals = spec.config, spec.intervals
-    images, labels, ids, epochs = spec.abstract_batches()
-    examples = intervals.train_examples if spec.resident else config.batch_size
-    arrays = (
-        _random(images, 256),
-        _random(labels, spec.model.num_classes),
-        _random(ids, examples),
-        _random(epochs, 2),
-    )
-    state = _initial_state(spec)
-    began = time.perf_counter()
-    steps = np.int32(intervals.steps_per_dispatch)
-    compiled = make_train_steps(spec).lower(state, *arrays, steps).compile()
-    compile_s = time.perf_counter() - began
-
-    def dispatch() -> Any:
-        nonlocal state
-        state = compiled(state, *arrays, steps)
-        return state.step
-
-    timing = {k: v / intervals.steps_per_dispatch for k, v in _median_s(dispatch, seconds).items()}
+    config, steps = spec.config, RandomSteps(spec)
+    compiled, per_dispatch = steps.compiled, spec.intervals.steps_per_dispatch
+    timing = {k: v / per_dispatch for k, v in _median_s(steps, seconds).items()}
     networks = len(spec.seeds)
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     devices = spec.mesh.size
@@ -142,7 +159,7 @@ def _train(spec: TrainSpec, best: dict[str, float], macs: int, seconds: float) -
         "step_ms_min": 1000 * timing["min_s"],
         "step_ms_max": 1000 * timing["max_s"],
         "img_per_s": config.batch_size * networks / timing["s"],
-        "compile_s": compile_s,
+        "compile_s": steps.compile_s,
         "mfu": flops / timing["s"] / best["matmul_tflop_per_s"] / 1e12,
         "bandwidth_share": accessed / timing["s"] / best["copy_gb_per_s"] / 1e9,
         "program_gib": program / _GIB,

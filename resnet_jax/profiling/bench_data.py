@@ -21,19 +21,17 @@ from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.intervals import Intervals
 
+_MOST_STEPS = 50
 _KEPT = 256  # encoded images in memory, which single stages go round
 
 
-def measure_pipeline(
-    config: ConfigDict, *, seconds: float, train: bool, steps: int = 50
-) -> dict[str, Any]:
+def measure_pipeline(config: ConfigDict, *, seconds: float, train: bool) -> dict[str, Any]:
     """Measure the stages of the input pipeline of a config, each alone, and all of it together.
 
     Args:
         config: of a run whose images are decoded as they are needed.
         seconds: for each measurement.
         train: also take steps of the network, and tell how much of their time they wait.
-        steps: the most that are taken.
 
     Returns:
         Images per second by stage; of the first four in one thread.
@@ -100,7 +98,7 @@ def measure_pipeline(
         "end_to_end_per_core": round(rate["end to end"] / (os.cpu_count() or 1), 1),
     }
     if train:
-        document["training"] = _train(experiment, seconds, steps)
+        document["training"] = _train(experiment, seconds)
     return document
 
 
@@ -130,7 +128,7 @@ def _per_second(counts: Iterator[int], seconds: float, *, warm_up: int = 1) -> f
     return images / (time.perf_counter() - began)
 
 
-def _train(experiment: Experiment, seconds: float, steps: int) -> dict[str, float]:
+def _train(experiment: Experiment, seconds: float) -> dict[str, float]:
     """Take steps for a while; their speed, and the share of the time that they waited."""
     spec, state = experiment.spec, experiment.initial_state()
     with contextlib.closing(experiment.loader()) as batches:
@@ -142,7 +140,7 @@ def _train(experiment: Experiment, seconds: float, steps: int) -> dict[str, floa
         state = compiled(state, *batches.take(0), np.int32(1), *teacher)
         jax.block_until_ready(state)
         began, waited, done = time.perf_counter(), batches.waited_s, 0
-        for step in range(1, min(steps + 1, spec.intervals.total_steps)):
+        for step in range(1, min(_MOST_STEPS + 1, spec.intervals.total_steps)):
             state = compiled(state, *batches.take(step), np.int32(1), *teacher)
             done += 1
             if time.perf_counter() - began >= seconds:

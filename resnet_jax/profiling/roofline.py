@@ -33,7 +33,7 @@ class StepTime:
 
     @property
     def on_chip_s(self) -> float:
-        """What a chip needs on its own."""
+        """Time of a chip on its own: of arithmetic or of memory, whichever is longer."""
         return max(self.compute_s, self.memory_s)
 
     @property

@@ -40,7 +40,7 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many there are."""
+        """Number of chips."""
         return math.prod(self.shape)
 
 
@@ -70,7 +70,7 @@ def smallest_slices() -> list[str]:
 
 
 def compilable_slices() -> tuple[list[str], list[str]]:
-    """Those of `smallest_slices` whose compiler is installed; a line for each missing compiler.
+    """The names of `smallest_slices` whose compiler is installed, a line for each missing compiler.
 
     Raises:
         UsageError: neither compiler is installed.

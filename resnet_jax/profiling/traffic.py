@@ -103,18 +103,16 @@ def _moved_by_fusion(fusion: Instruction, operands: list[tuple[Array, ...]], mod
         users = [one for one in body if names[number] in one.operands]
         if users and all(user.opcode in _PARTS for user in users):
             total += sum(_part(user.result, operand) for user in users)
-        elif not (users and all(_is_target(user, names[number]) for user in users)):
-            total += _held(operand)  # whole; a target is only written, in place
+        elif not users or any(
+            user.opcode != "dynamic-update-slice" or user.operands[0] != names[number]
+            for user in users
+        ):
+            total += _held(operand)  # whole; what is updated is only written, in place
     root = next(one for one in body if one.is_root)
     if root.opcode == "dynamic-update-slice":
         update = next(one.result for one in body if one.name == root.operands[1])
         return total + _part(update, fusion.result)
     return total + _held(fusion.result)
-
-
-def _is_target(user: Instruction, name: str) -> bool:
-    """Whether an instruction writes a part of the array with that name."""
-    return user.opcode == "dynamic-update-slice" and user.operands[0] == name
 
 
 def _held(arrays: tuple[Array, ...]) -> int:

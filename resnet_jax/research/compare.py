@@ -1,13 +1,12 @@
 """Comparing runs: their curves in one figure, their scores, and the fields that differ."""
 
 import dataclasses
-import io
 import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -76,15 +75,12 @@ class Line:
             for run in self.runs
         ]
         steps = sorted(set.intersection(*(set(by_step) for by_step in of_runs)))
-        values = [
-            [_per_seed(by_step[step], metric) for by_step in of_runs] for step in steps
-        ]  # [points, runs, seeds of the run]
+        values = [  # [points, runs, seeds of the run]
+            [r[step].get("seeds", {metric: [r[step][metric]]})[metric] for r in of_runs]
+            for step in steps
+        ]
         epochs = [of_runs[0][step]["epoch"] for step in steps]
         return epochs, np.array([list(itertools.chain(*point)) for point in values]).T
-
-
-def _per_seed(record: Mapping[str, Any], metric: str) -> list[float]:
-    return record["seeds"][metric] if "seeds" in record else [record[metric]]
 
 
 def find_runs(names: Iterable[epath.PathLike]) -> list[epath.Path]:
@@ -112,13 +108,13 @@ def _runs_below(folder: epath.Path, depth: int) -> Iterable[epath.Path]:
     if (folder / CONFIG).exists() or (folder / SUMMARY).exists():
         yield folder
     elif depth and folder.is_dir():
-        for child in sorted(folder.iterdir(), key=_in_order):
+
+        def in_order(path: epath.Path) -> list[tuple[int, str]]:  # resnet8 before resnet20
+            parts = re.split(r"(\d+)", path.name)
+            return [(int(part) if part.isdigit() else -1, part) for part in parts]
+
+        for child in sorted(folder.iterdir(), key=in_order):
             yield from _runs_below(child, depth - 1)
-
-
-def _in_order(path: epath.Path) -> list[tuple[int, str]]:
-    """A key that puts resnet8 before resnet20."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def read_run(folder: epath.Path) -> RecordedRun:
@@ -221,7 +217,7 @@ def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
 
 
 def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
-    splits = [_held_out(line) for line in lines]
+    splits = ["validation" if line.curve("validation", "loss")[0] else "test" for line in lines]
     curves = [line.curve(split, metric) for line, split in zip(lines, splits, strict=True)]
     if metric == "top1":
         curves = [(epochs, 100 * (1 - values)) for epochs, values in curves]
@@ -252,15 +248,3 @@ def _style(number: int) -> dict[str, Any]:
     """The colour and dashes of a line: colours first, which are easier to tell apart."""
     dashes = _DASHES[number // len(COLORS) % len(_DASHES)]
     return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
-
-
-def _held_out(line: Line) -> str:
-    return "validation" if line.curve("validation", "loss")[0] else "test"
-
-
-def as_picture(figure: Figure, kind: str) -> bytes:
-    """The content of a picture file of the kind "png", "pdf" or "svg"."""
-    picture = io.BytesIO()
-    with journal_style():
-        figure.savefig(picture, format=kind)
-    return picture.getvalue()

@@ -19,11 +19,9 @@ def load_images(network: TrainedNetwork, split: str, *, most: int | None = None)
     return ImageSet(data.images[:most], data.labels[:most])
 
 
-def load_inputs(
-    network: TrainedNetwork, split: str, *, most: int
-) -> tuple[Float[Array, "n h w c"], Array]:
-    """The first `most` images of a split, normalised for the network, and their labels [n]."""
-    data = load_images(network, split, most=most)
+def load_inputs(network: TrainedNetwork, *, most: int) -> tuple[Float[Array, "n h w c"], Array]:
+    """The first `most` test images, normalised for the network, and their labels [n]."""
+    data = load_images(network, "test", most=most)
     images, labels = jax.device_put((data.images, data.labels))
     return normalize(images, network.normalization), labels
 

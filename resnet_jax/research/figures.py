@@ -9,9 +9,10 @@ import numpy as np
 from cycler import cycler
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+
+from resnet_jax.logging.plots import new_figure
 
 COLUMN, PAGE = 3.5, 7.2
 """Width of one column and of the page, in inches."""
@@ -62,8 +63,7 @@ def new_panels(
         width: width of the figure, in inches.
         height: height of each row, in inches.
     """
-    figure = Figure(figsize=(width, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     if len(panels) > 1:
         for letter, axes in zip("abcdefghijklmnop", panels, strict=False):

@@ -19,7 +19,7 @@ _IMAGE, _BATCH = (32, 32, 3), 32
 
 
 def make_network(depth: int, **fields: Any) -> ResNet:
-    """A CIFAR network of 6n + 2 layers with scanned units, which compiles quickly."""
+    """A CIFAR network of 6n + 2 layers with scanned blocks, which compiles quickly."""
     model = create_model(f"resnet{depth}", scan=True, **fields)
     assert isinstance(model, ResNet)
     return model
@@ -43,7 +43,7 @@ def _gradients(model: ResNet, variables: Any, key: jax.Array) -> Any:
 def gradient_norms(
     model: ResNet, seeds: Sequence[int], *, change: Callable[[Any], Any] = lambda params: params
 ) -> Float[np.ndarray, "seeds layers"]:
-    """Norms of the gradients of the training loss by the kernels of the units' branches.
+    """Norms of the gradients of the training loss by the kernels of the blocks' branches.
 
     The batch has 32 images of Gaussian noise with standard deviation 1, and random labels. Images,
     labels and initial values are functions of the seed.

@@ -12,7 +12,7 @@ def difference(
     baseline: TrainedRun | None,
     measure: Callable[[TrainedRun], Sequence[float]],
 ) -> tuple[float, ...]:
-    """What `measure` gives for each seed of a run, less that for the baseline's; () without both.
+    """The measure of each seed of a run minus the baseline's; () if a run is missing.
 
     Args:
         run, baseline: runs of the same seeds.

@@ -1,5 +1,6 @@
 """Running a reproduction and writing its files: JSON, CSV and the figure."""
 
+import contextlib
 import csv
 import io
 import json
@@ -10,8 +11,10 @@ from typing import Any, get_args
 
 from etils import epath
 
+from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
+from resnet_jax.logging.plots import picture_of
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
 from resnet_jax.research.reproduction import Reproduction, overall
@@ -42,6 +45,7 @@ def reproduce(
     size: Size,
     seeds: tuple[int, ...],
     budget_pflop: float | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run a reproduction, and write NAME.SIZE.json, .csv, .png and .pdf into `workdir`.
 
@@ -50,7 +54,7 @@ def reproduce(
         workdir: the folder of the files; its subfolder "runs" has the training runs.
         size: "cpu" or "full".
         seeds: the seeds of the runs and of other random quantities.
-        budget_pflop: see `Runner`.
+        budget_pflop, stop: see `Runner`.
 
     Returns:
         The content of the JSON file, and under "files" the names of all files.
@@ -60,7 +64,7 @@ def reproduce(
         ResnetJaxError: as `fit`.
     """
     began = time.monotonic()
-    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop)
+    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop, stop=stop)
     report = reproduction.runs[size](runner)
     rows = [row.to_json() for row in report.rows]
     result = {
@@ -86,14 +90,13 @@ def reproduce(
     }
     with journal_style():
         for kind in ("png", "pdf"):
-            picture = io.BytesIO()
-            report.figure.savefig(picture, format=kind)
-            files[kind] = picture.getvalue()
+            files[kind] = picture_of(report.figure, kind)
     paths = [workdir / f"{reproduction.name}.{size}.{kind}" for kind in files]
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(paths, files.values(), strict=True):
-            write_atomically(epath.Path(path), content)
+        with stop.deferred() if stop else contextlib.nullcontext():
+            workdir.mkdir(parents=True, exist_ok=True)
+            for path, content in zip(paths, files.values(), strict=True):
+                write_atomically(epath.Path(path), content)
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
     return result | {"files": [str(path) for path in paths]}

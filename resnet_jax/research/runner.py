@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
+from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.config.io import describe_differences, to_json
 from resnet_jax.config.schema import model_overrides
@@ -89,6 +90,7 @@ class Runner:
         size: Size,
         seeds: tuple[int, ...],
         budget_pflop: float | None = None,
+        stop: StopRequest | None = None,
         say: Callable[[str], object] = _log.info,
     ) -> None:
         """Train in subfolders of `folder`; finished runs there aren't trained again.
@@ -98,10 +100,13 @@ class Runner:
             size, seeds: see above.
             budget_pflop: limit of the floating-point operations of new runs, in 10¹⁵; None is no
                 limit.
+            stop: a request that the caller has entered, perhaps with `interrupt_immediately`;
+                training saves on a signal. By default `fit` listens for signals itself.
             say: called with a line when a run begins or is left out.
         """
         self.size, self.seeds = size, seeds
-        self._folder, self._left, self._say = folder, budget_pflop, say
+        self._folder, self._left = folder, budget_pflop
+        self._stop, self._say = stop, say
 
     def train(self, configs: Mapping[str, ConfigDict]) -> dict[str, TrainedRun]:
         """Train runs by name, and return them without the runs that exceed the budget.
@@ -126,13 +131,15 @@ class Runner:
                 if self._left is not None:
                     self._left -= cost
                 self._say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
-                with contextlib.redirect_stdout(io.StringIO()):
-                    stopped = fit(config, folder).stopped_early
-                if stopped:
-                    raise StoppedEarly(
-                        f"stopped while training {name}, saved in {folder}; the same command goes"
-                        " on from here"
-                    )
+                with (
+                    self._stop.deferred() if self._stop else contextlib.nullcontext(),
+                    contextlib.redirect_stdout(io.StringIO()),
+                ):
+                    if fit(config, folder, stop=self._stop).stopped_early:
+                        raise StoppedEarly(
+                            f"stopped while training {name}, saved in {folder}; the same command"
+                            " goes on from here"
+                        )
             check_config(folder, to_json(config), describe_differences)
             trained[name] = TrainedRun(folder, self.seeds)
         return trained

@@ -48,7 +48,7 @@ def finish_run(
         Scores by name, as in `FitResult.evaluation`.
 
     Raises:
-        NumericalError: a loss isn't finite.
+        NumericalError: a score isn't finite.
         WriteError: the last checkpoint or the records can't be written.
     """
     watchdog.now("scoring the last step and the best")

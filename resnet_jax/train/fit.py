@@ -76,7 +76,10 @@ class FitResult:
             confusion matrices if the run had finished before: the scores are then read from
             summary.json.
         best: {"step", "top1", "loss"} on the validation split, or None without that split.
-        stopped_early: the run was asked to stop. Everything is saved, and `fit` resumes here.
+        stopped_early: the run was asked to stop. Everything is saved, and `fit` resumes here. If
+            the request came after the compilation and before the first step, as during the
+            diagnostics of step 0, there is nothing to save: the step of `state` is 0, and `fit`
+            begins again.
     """
 
     state: TrainState
@@ -115,8 +118,8 @@ def fit(
         PeerError: another process has failed before the first step.
         DataError: data or checkpoints are missing or damaged, or the data have changed.
         WriteError: `workdir` can't be written.
-        NumericalError: a loss, gradient or parameter isn't finite. What is saved is finite.
-        StoppedEarly: a signal came before there was anything to save.
+        NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
+        StoppedEarly: a signal came before the steps were compiled.
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
@@ -172,9 +175,10 @@ def _fit(
         validate(config)
         common["the sources of extensions"] = extension_digests(config.extensions)
         prepare_workdir(workdir)
-        check_workdir: Callable[[], None] = _no_check
-        if is_main():
-            check_workdir = held.enter_context(locked(workdir, on_lost=on_hang))
+        # Only the main process of a job checks the work directory.
+        check_workdir: Callable[[], None] = (
+            held.enter_context(locked(workdir, on_lost=on_hang)) if is_main() else lambda: None
+        )
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
@@ -208,10 +212,6 @@ def _fit(
         raise
 
 
-def _no_check() -> None:
-    """Only the main process of a job checks the work directory."""
-
-
 def _run(
     experiment: Experiment,
     workdir: epath.Path,
@@ -230,11 +230,14 @@ def _run(
         begin = restore_or_begin(experiment, checkpoints, workdir)
     state, step = begin.state, begin.step
     clock.earlier_s = begin.wall_s
-    if step >= total_steps and all_gather_object(_is_on_record(workdir))[MAIN]:
-        with TrainingConsole(total_steps=total_steps, start_step=step) as console:
-            _open(console, spec, workdir, begin)
-            history, evaluation = show_finished(workdir, console)
-        return FitResult(state, history, evaluation, begin.best, stopped_early=False)
+    if step >= total_steps:
+        with bucket_errors(workdir):
+            on_record = (workdir / SUMMARY).exists()
+        if all_gather_object(on_record)[MAIN]:
+            with TrainingConsole(total_steps=total_steps, start_step=step) as console:
+                _open(console, spec, workdir, begin)
+                history, evaluation = show_finished(workdir, console)
+            return FitResult(state, history, evaluation, begin.best, stopped_early=False)
 
     scorer = Scorer(experiment.evaluators(), spec)
     with (
@@ -303,11 +306,6 @@ def _run(
             watchdog=watchdog,
         )
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
-
-
-def _is_on_record(workdir: epath.Path) -> bool:
-    with bucket_errors(workdir):
-        return (workdir / SUMMARY).exists()
 
 
 def _open(console: TrainingConsole, spec: TrainSpec, workdir: epath.Path, begin: Beginning) -> None:

@@ -64,7 +64,7 @@ def train_loop(
         check_workdir: raises WriteError if the work directory isn't where it was.
 
     Returns:
-        The last state, which is saved, and its step.
+        The last state, which is saved unless no step was taken, and its step.
 
     Raises:
         NumericalError: a number isn't finite, and the run can't go on.

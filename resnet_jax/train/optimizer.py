@@ -153,12 +153,11 @@ def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
-    decay, momentum, rate = (
-        weight_decay(config),
-        _momentum(config),
+    rules = [weight_decay(config), _momentum(config)]
+    return [
+        *(rules if config.decay == "l2" else reversed(rules)),
         optax.scale_by_learning_rate(schedule),
-    )
-    return [decay, momentum, rate] if config.decay == "l2" else [momentum, decay, rate]
+    ]
 
 
 def _lars(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:

@@ -32,7 +32,7 @@ class Scorer:
             step: steps done, for the message of the error.
 
         Raises:
-            NonfiniteError: a metric isn't finite, because logits overflow.
+            NonfiniteError: a metric isn't finite: logits overflow, or a registered metric fails.
         """
         variables = {split: state.variables()}
         if state.ema is not None:

@@ -106,17 +106,7 @@ class TrainSpec:
             step=StepConfig(
                 model=model,
                 optimizer=make_optimizer(_section(OptimizerConfig, config.optimizer), schedule),
-                augment=AugmentConfig(
-                    crop_padding=config.data.crop_padding,
-                    flip=config.data.flip,
-                    policy=config.data.policy,
-                    magnitude=config.data.magnitude,
-                    magnitude_std=config.data.magnitude_std,
-                    augmentations=tuple(config.data.augmentations),
-                    random_erasing=config.data.random_erasing,
-                    mixup=config.mixup,
-                    cutmix=config.cutmix,
-                ),
+                augment=_section(AugmentConfig, {**config, **config.data}),
                 loss=LossConfig(config.loss, config.label_smoothing, config.bce_threshold),
                 distill=DistillConfig(config.distill.weight, config.distill.temperature),
                 ema=EmaConfig(config.ema_decay, config.ema_every, config.ema_warmup),

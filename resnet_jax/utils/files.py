@@ -85,11 +85,7 @@ def _open_nonblocking(path: str, flags: int) -> int:
 
 
 def _check_regular(path: Path, mode: int) -> None:
-    """Check that a mode of `stat` is a regular file's.
-
-    Raises:
-        OSError: it isn't.
-    """
+    """Check that a mode of `stat` is a regular file's."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):

@@ -145,8 +145,8 @@ def model_in(
             " resnet_jax doesn't know; use a newer one."
         )
     values = {name: _as_field(value) for name, value in fields.items()}
-    units = values.get("stage_sizes")
-    if not isinstance(units, tuple) or len(units) > _MOST_STAGES:
+    blocks = values.get("stage_sizes")
+    if not isinstance(blocks, tuple) or len(blocks) > _MOST_STAGES:
         raise _damaged(file)
     try:
         model = build(**with_branch(values))
@@ -162,11 +162,7 @@ def _recorded(build: type[Network], branch: str | Branch) -> list[str]:
 
 
 def _check_sizes(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> None:
-    """Refuse a network that is larger than the file, before it is traced.
-
-    Raises:
-        DataError: there are more blocks than arrays, or more channels than an array has.
-    """
+    """Refuse a network that is larger than the file, before it is traced."""
     largest = max((max(a.shape, default=0) for a in arrays.values() if a.size), default=0)
     scale = 2 ** (len(model.stage_sizes) - 1)
     inner = model.groups * (model.group_width or model.width)

@@ -103,7 +103,7 @@ def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtyp
         channels: of its input images.
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    # With scan, each stage traces one unit for all equal units.
+    # With scan, each stage traces one block for all equal blocks.
     tree = jax.eval_shape(model.copy(scan=True, remat=False).init, jax.random.key(0), image)
     leaves = {}
     for path, leaf in traverse_util.flatten_dict(tree, sep="/").items():
@@ -111,8 +111,8 @@ def expected_leaves(model: ResNet, channels: int = 3) -> dict[str, jax.ShapeDtyp
         if not rest:
             leaves[path] = leaf
             continue
-        unit = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        leaves |= {f"{first}_{i}/{last}": unit for i in range(1, leaf.shape[0] + 1)}
+        block = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        leaves |= {f"{first}_{i}/{last}": block for i in range(1, leaf.shape[0] + 1)}
     return leaves
 
 
@@ -280,15 +280,15 @@ def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:
     """A sentence that describes the network of the file, as far as known."""
     if hint := _hint_of_classes(shapes, found["fc"].width if "fc" in found else None):
         return hint
-    units = [path for path in found if path.endswith("/conv1")]
+    blocks = [path for path in found if path.endswith("/conv1")]
     stages: dict[str, int] = {}
-    for path in units:
+    for path in blocks:
         stages[path.split("_")[0]] = stages.get(path.split("_")[0], 0) + 1
     if not stages:
         return " It isn't a residual network."
     branch = sum(path.startswith("layer1_0/conv") for path in found)
     sizes = ", ".join(map(str, stages.values()))
-    return f" It has stages of {sizes} units with {branch} convolutions each."
+    return f" It has stages of {sizes} blocks with {branch} convolutions each."
 
 
 def _hint_of_classes(shapes: list[str], classes: int | None) -> str:

@@ -154,11 +154,7 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 
 def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
-    """A required field of the given type.
-
-    Raises:
-        DataError: the field is missing or has another type.
-    """
+    """A required field of the given type."""
     if key not in fields:
         raise DataError(f"it doesn't say {key}")
     value = fields[key]
@@ -168,11 +164,7 @@ def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} if the file doesn't exist.
-
-    Raises:
-        DataError: the file can't be read, or isn't a JSON object.
-    """
+    """The JSON object in a file; {} if the file doesn't exist."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise DataError(f"{path} isn't a regular file.")

@@ -2,7 +2,7 @@
 
 Every publisher has its own names: "layer1.0.conv1.weight", "stage_1.0.conv_1.weight",
 "block1/unit01/a/standardized_conv2d/kernel", "conv2_block1_1_conv/kernel:0". All of them number
-stages and units, and within a unit the names sort in the order of computation. So names group and
+stages and blocks, and within a block the names sort in the order of computation. So names group and
 order the modules, shapes distinguish convolutions from normalisations, and the position in the
 order gives a module its path in this package, such as `layer1_0/conv2`. If two modules have the
 same shape and their names don't tell their order, the file is refused.
@@ -31,9 +31,9 @@ _NUMBER = re.compile(r"([0-9]+)")
 _COUNTERS = ("num_batches_tracked", "total_ops", "total_params")
 
 _STAGE = r"(?:layers?|stages?|blocks?|groups?|conv|res)[._]?(?P<stage>[0-9]{1,4})(?:_x)?"
-_UNIT = r"(?:[a-z_]*?(?:layers?|blocks?|units?)[._]?)?(?P<unit>[0-9]{1,4})"
-_IN_A_UNIT = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_UNIT}[._](?P<rest>.+)", re.I)
-# Keras calls the shortcut of a unit "0": conv2_block1_0_conv.
+_BLOCK = r"(?:[a-z_]*?(?:layers?|blocks?|units?)[._]?)?(?P<block>[0-9]{1,4})"
+_IN_A_BLOCK = re.compile(rf"(?:.*?\.)?{_STAGE}[._]{_BLOCK}[._](?P<rest>.+)", re.I)
+# Keras calls the shortcut of a block "0": conv2_block1_0_conv.
 _SHORTCUT = re.compile(r"down_?sample|short_?cut|skip|proj|conv_?dim|identity|^0_(conv|bn)$", re.I)
 _EXCITATION = re.compile(r"(^|[._])(se|se_module|squeeze\w*|excit\w*)([._]|$)", re.I)
 _FINAL = re.compile(r"final|last|post", re.I)
@@ -72,7 +72,7 @@ def find_modules(
     Args:
         arrays: of the file, by name.
         expected: paths of the network's modules, such as "layer1_0/conv1" and "fc". They decide
-            whether the first normalisation of the first unit belongs to the stem.
+            whether the first normalisation of the first block belongs to the stem.
         kernels: shapes of the kernels of the network's modules.
 
     Returns:
@@ -80,25 +80,25 @@ def find_modules(
         several modules have the same path, the arrays of all but the first have no path.
 
     Raises:
-        FormatError: the order of modules of the same shape is ambiguous; or the first unit's
+        FormatError: the order of modules of the same shape is ambiguous; or the first block's
             normalisation has another position than in the network.
     """
     modules, unknown = _group(arrays)
-    units: dict[tuple[int, int], list[tuple[str, Module]]] = {}
+    blocks: dict[tuple[int, int], list[tuple[str, Module]]] = {}
     outside: list[Module] = []
     for module in modules:
-        found = _IN_A_UNIT.fullmatch(module.name)
+        found = _IN_A_BLOCK.fullmatch(module.name)
         if found:
-            place = int(found["stage"]), int(found["unit"])
-            units.setdefault(place, []).append((found["rest"], module))
+            place = int(found["stage"]), int(found["block"])
+            blocks.setdefault(place, []).append((found["rest"], module))
         else:
             outside.append(module)
     placed: list[tuple[str, Module]] = []
     of_stem: list[Module] = []
-    for stage, rank in _ranks(stage for stage, _ in units).items():
-        for unit, number in _ranks(unit for s, unit in units if s == stage).items():
+    for stage, rank in _ranks(stage for stage, _ in blocks).items():
+        for block, number in _ranks(block for s, block in blocks if s == stage).items():
             path = f"layer{rank + 1}_{number}"
-            named = _name_unit(units[stage, unit], path, kernels)
+            named = _name_block(blocks[stage, block], path, kernels)
             if (rank, number) == (0, 0):
                 named, of_stem = _without_norm_of_stem(named, expected)
             placed += [(f"{path}/{name}", module) for name, module in named]
@@ -159,10 +159,10 @@ def _ranks(numbers: Iterable[int]) -> dict[int, int]:
     return {number: rank for rank, number in enumerate(sorted(set(numbers)))}
 
 
-def _name_unit(
-    modules: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
+def _name_block(
+    modules: list[tuple[str, Module]], block: str, kernels: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, Module]]:
-    """Name the modules of one unit: branch, shortcut, squeeze and excitation."""
+    """Name the modules of one block: branch, shortcut, squeeze and excitation."""
     roles: dict[str, list[tuple[str, Module]]] = {}
     named = []
     for rest, module in modules:
@@ -172,8 +172,8 @@ def _name_unit(
         else:
             role = "se/fc" if _EXCITATION.search(rest) else kind
             roles.setdefault(role, []).append((rest, module))
-    if f"{unit}/downsample_conv" in kernels and not named:
-        named += _shortcut_by_shape(roles.get("conv", []), unit, kernels)
+    if f"{block}/downsample_conv" in kernels and not named:
+        named += _shortcut_by_shape(roles.get("conv", []), block, kernels)
     for role, members in roles.items():
         _check_order(members)
         named += [(f"{role}{number}", module) for number, (_, module) in enumerate(members, 1)]
@@ -181,16 +181,16 @@ def _name_unit(
 
 
 def _shortcut_by_shape(
-    convs: list[tuple[str, Module]], unit: str, kernels: Mapping[str, tuple[int, ...]]
+    convs: list[tuple[str, Module]], block: str, kernels: Mapping[str, tuple[int, ...]]
 ) -> list[tuple[str, Module]]:
-    """Find the convolution of the shortcut by its shape, and remove it from those of the unit."""
-    branch = [kernels[f"{unit}/conv{i}"] for i in range(1, 4) if f"{unit}/conv{i}" in kernels]
+    """Find the convolution of the shortcut by its shape, and remove it from those of the block."""
+    branch = [kernels[f"{block}/conv{i}"] for i in range(1, 4) if f"{block}/conv{i}" in kernels]
     if len(convs) != len(branch) + 1:
         return []
     fitting = []
     for place, (_, module) in enumerate(convs):
         others = [other.shape for _, other in convs[:place] + convs[place + 1 :]]
-        if module.shape == kernels[f"{unit}/downsample_conv"] and others == branch:
+        if module.shape == kernels[f"{block}/downsample_conv"] and others == branch:
             fitting.append(place)
     if len(fitting) > 1:
         first, second = (convs[place][1].name for place in fitting[:2])
@@ -199,11 +199,7 @@ def _shortcut_by_shape(
 
 
 def _check_order(modules: list[tuple[str, Module]]) -> None:
-    """Check that the names of modules of the same shape tell their order of computation.
-
-    Raises:
-        FormatError: they don't.
-    """
+    """Check that the names of modules of the same shape tell their order of computation."""
     alike: dict[tuple[int, ...], tuple[str, Module]] = {}
     for name, module in modules:
         if module.shape in alike:
@@ -232,44 +228,38 @@ def _ambiguous(first: str, second: str) -> FormatError:
 def _without_norm_of_stem(
     named: list[tuple[str, Module]], expected: Collection[str]
 ) -> tuple[list[tuple[str, Module]], list[Module]]:
-    """Split the first unit of a pre-activation network from the normalisation of the stem.
+    """Split the first block of a pre-activation network from the normalisation of the stem.
 
-    Other packages put this normalisation into the first unit. The result is the same if the
+    Other packages put this normalisation into the first block. The result is the same if the
     shortcut has a projection, which takes the normalised input.
-
-    Raises:
-        FormatError: the shortcut has no projection, so it takes the input before the normalisation
-            in the file, and after it in the model.
     """
     if "layer1_0/bn1" in expected or "layer1_0/bn2" not in expected:
         return named, []
     norms = [path for path, _ in named if path.startswith("bn")]
     convs = [path for path, _ in named if path.startswith("conv")]
-    if len(norms) < len(convs):  # the file has the stem's normalisation outside the unit too
-        return [(_later(path), module) for path, module in named], []
+    if len(norms) < len(convs):  # the file has the stem's normalisation outside the block too
+        return [
+            (f"bn{int(path[2:]) + 1}" if path in norms else path, module) for path, module in named
+        ], []
     if "layer1_0/downsample_conv" not in expected:
         name = next(module.name for path, module in named if path == "bn1")
         raise FormatError(
-            f"has {quoted(name)} in its first unit, whose shortcut then takes what comes before it,"
-            " and the model normalises before the unit. Set model.stem_norm=False."
+            f"has {quoted(name)} in its first block, whose shortcut then takes what comes before it"
+            " (the model normalises before the block). Set model.stem_norm=False."
         )
     return [pair for pair in named if pair[0] != "bn1"], [m for path, m in named if path == "bn1"]
-
-
-def _later(path: str) -> str:
-    return f"bn{int(path[2:]) + 1}" if path.startswith("bn") else path
 
 
 def _name_outside(
     modules: list[Module], expected: Collection[str], width: int, *, normalised: bool
 ) -> list[tuple[str, Module]]:
-    """Name the modules outside the units: stem, last normalisation and classifier.
+    """Name the modules outside the blocks: stem, last normalisation and classifier.
 
     Args:
-        modules: outside the units.
+        modules: outside the blocks.
         expected: paths of the network's modules.
-        width: number of channels of the last unit.
-        normalised: the stem's normalisation was found in the first unit.
+        width: number of channels of the last block.
+        normalised: the stem's normalisation was found in the first block.
     """
     named: list[tuple[str, Module]] = []
     convs: list[Module] = []
@@ -303,11 +293,7 @@ def _name_outside(
 
 
 def _last_norm(norms: list[Module], width: int) -> Module:
-    """Find the normalisation after the last unit by its width, its name or its number.
-
-    Raises:
-        FormatError: it is ambiguous.
-    """
+    """Find the normalisation after the last block by its width, its name or its number."""
     wide = [norm for norm in norms if norm.width == width] or norms
     final = [norm for norm in wide if _FINAL.search(norm.name)]
     if len(final) == 1:

@@ -1,12 +1,7 @@
 """One run at a time in a directory; a dead holder's lock is taken over."""
 
-import concurrent.futures
-import contextlib
-import dataclasses
-import errno
 import json
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -17,12 +12,11 @@ import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint import lock, lock_file
+from resnet_jax.checkpoint import lock
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
-from resnet_jax.checkpoint.lock_file import acquire
-from resnet_jax.checkpoint.lock_holder import this_process
 from resnet_jax.errors import ConfigError, PeerError, WriteError
 from resnet_jax.train import fit as loop
+from tests.checkpoint.locks import DEAD, ELSEWHERE, token_of, write_lock
 from tests.fake_bucket import BucketFileSystem, ClientError
 
 HOLD = (
@@ -30,9 +24,6 @@ HOLD = (
     "with locked(epath.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 )
 
-DEAD = {"pid": 2**22 + 1}  # no process has such a number
-ANOTHER = {"token": "another"}
-ELSEWHERE = {"host": "elsewhere", "here": "another host", **ANOTHER}
 IN_ANOTHER_CONTAINER = {"here": "another container", **DEAD}
 OF_THE_SAME_NAME = {"here": "another host"}
 
@@ -45,28 +36,11 @@ def _hold(workdir, program=HOLD) -> subprocess.Popen:
     return process
 
 
-def _write(path, change) -> None:
-    path.write_text(json.dumps(dataclasses.asdict(this_process()) | change))
-
-
-def _token(path) -> str:
-    return json.loads(path.read_text())["token"]
-
-
 def _wait_for(happened) -> None:
     deadline = time.monotonic() + 10
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@pytest.fixture
-def hurried(monkeypatch):
-    """Locks are renewed every 0.1 s, and stale after 0.8 s."""
-    monkeypatch.setattr(lock, "_RENEW_S", 0.1)
-    monkeypatch.setattr(lock_file, "_POLL_S", 0.05)
-    monkeypatch.setattr(lock, "_STALE_S", 0.8)
-    monkeypatch.setattr(lock_file, "_TAKEOVER_S", 0.3)
 
 
 def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
@@ -123,7 +97,7 @@ def test_a_holder_of_which_a_thread_lives_is_not_dead(tmp_path):
     ],
 )
 def test_who_holds_it(change, free, tmp_path):
-    _write(tmp_path / LOCK, change)
+    write_lock(tmp_path / LOCK, change)
     if free:
         with locked(epath.Path(tmp_path)):
             pass
@@ -138,7 +112,7 @@ def test_who_holds_it(change, free, tmp_path):
 def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
     """It is alive if it renews its lock, whatever its clock says."""
     path = tmp_path / LOCK
-    _write(path, change)
+    write_lock(path, change)
     ended = threading.Event()
 
     def renew():
@@ -152,7 +126,7 @@ def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
     ended.set()
     renewing.join()
     for clock in (-3600, 60):
-        _write(path, change)
+        write_lock(path, change)
         os.utime(path, (time.time() + clock, time.time() + clock))
         began = time.monotonic()
         with locked(epath.Path(tmp_path)):
@@ -163,7 +137,7 @@ def test_a_holder_that_cannot_be_seen_is_waited_for(change, tmp_path):
 def test_a_file_system_that_does_not_answer_is_not_a_dead_holder(tmp_path, monkeypatch):
     """Meanwhile nobody can renew; the holder renews as soon as the file system answers."""
     path = tmp_path / LOCK
-    _write(path, ELSEWHERE)
+    write_lock(path, ELSEWHERE)
     began, sleep = time.monotonic(), time.sleep
 
     def away(seconds):
@@ -180,7 +154,7 @@ def test_a_file_system_that_does_not_answer_is_not_a_dead_holder(tmp_path, monke
 @pytest.mark.usefixtures("hurried")
 def test_a_holder_elsewhere_that_ends_meanwhile_makes_way(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_STALE_S", 60.0)
-    _write(tmp_path / LOCK, ELSEWHERE)
+    write_lock(tmp_path / LOCK, ELSEWHERE)
     threading.Timer(0.2, (tmp_path / LOCK).unlink).start()
     began = time.monotonic()
     with locked(epath.Path(tmp_path)):
@@ -233,7 +207,7 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
         time.sleep(0.25)  # two renewals
         assert said == []
         check_place()
-        _write(folder / "new", ELSEWHERE)
+        write_lock(folder / "new", ELSEWHERE)
         (folder / "new").replace(folder / LOCK)
         os.utime(folder / LOCK, (1, 1))
         with pytest.raises(PeerError, match="its lock is held by process .* on elsewhere"):
@@ -244,7 +218,7 @@ def test_a_holder_whose_lock_was_taken_over_learns_so(where, tmp_path, bucket):
     assert f"{workdir} isn't this run's any more" in said[0]
     assert "process" in said[0]
     assert "on elsewhere, since 20" in said[0]
-    assert _token(folder / LOCK) == "another"
+    assert token_of(folder / LOCK) == "another"
     assert (folder / LOCK).stat().st_mtime == 1
 
 
@@ -256,10 +230,10 @@ def test_a_process_ends_that_has_lost_its_lock(tmp_path):
         "    print('held', flush=True); time.sleep(60)"
     )
     process = _hold(tmp_path, program)
-    _write(tmp_path / "new", ELSEWHERE)
+    write_lock(tmp_path / "new", ELSEWHERE)
     (tmp_path / "new").replace(tmp_path / LOCK)
     assert process.wait(20) == 71
-    assert _token(tmp_path / LOCK) == "another"
+    assert token_of(tmp_path / LOCK) == "another"
 
 
 @pytest.mark.usefixtures("hurried")
@@ -276,7 +250,7 @@ def test_a_run_ends_that_has_lost_its_directory(tiny_config, tmp_path, monkeypat
     said = []
 
     def lose(*_):
-        _write(tmp_path / LOCK, ELSEWHERE)
+        write_lock(tmp_path / LOCK, ELSEWHERE)
         _wait_for(lambda: said)
         raise ConfigError("This is far enough.")
 
@@ -323,139 +297,6 @@ def test_no_renewal_follows_a_release(bucket, monkeypatch):
         release_all()
         time.sleep(0.4)
         assert not (bucket / "released" / LOCK).exists()
-
-
-@pytest.mark.parametrize("clock", [0, -10, 60])
-def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeypatch):
-    """For any clock of the file system; here it is off by `clock` seconds."""
-    link = os.link
-
-    def by_its_clock(source, path):
-        link(source, path)
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(path, (time.time() + clock, time.time() + clock))
-
-    monkeypatch.setattr(os, "link", by_its_clock)
-    for _ in range(10):
-        _write(tmp_path / LOCK, DEAD)
-
-        def take(_):
-            try:
-                return acquire(epath.Path(tmp_path / LOCK), this_process(), stale_s=1.0)
-            except WriteError as error:
-                return error
-
-        with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(take, range(8))).count(None) == 1
-        (tmp_path / LOCK).unlink()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.thorough
-def test_no_two_hold_it_at_once(tmp_path, monkeypatch):
-    """On a slow file system, so that processes interleave between two calls."""
-    link, fsync = os.link, os.fsync
-
-    def slow_link(source, path):
-        try:
-            link(source, path)
-        except FileExistsError:
-            time.sleep(random.random() * 0.02)
-            raise
-
-    def slow_fsync(handle):
-        fsync(handle)
-        time.sleep(random.random() * 0.005)
-
-    monkeypatch.setattr(os, "link", slow_link)
-    monkeypatch.setattr(os, "fsync", slow_fsync)
-    inside, most = [], []
-    until = time.monotonic() + 3.0
-
-    def run(number):
-        while time.monotonic() < until:
-            with contextlib.suppress(WriteError), locked(epath.Path(tmp_path)):
-                inside.append(number)
-                time.sleep(random.random() * 0.02)
-                most.append(len(inside))
-                inside.remove(number)
-
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        list(pool.map(run, range(6)))
-    assert len(most) > 30
-    assert max(most) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("hurried")
-def test_who_dies_while_it_takes_over_makes_way(tmp_path):
-    _write(tmp_path / LOCK, DEAD)
-    turn = tmp_path / f"{LOCK}.takeover"
-    _write(turn, ELSEWHERE)
-    ahead = time.time() + 3600
-    os.utime(turn, (ahead, ahead))
-    began = time.monotonic()
-    with locked(epath.Path(tmp_path)):
-        assert time.monotonic() - began >= 0.3
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_who_takes_over_at_the_same_time_and_later_has_it(tmp_path, monkeypatch):
-    """A process that was suspended during its takeover may resume and write last."""
-    _write(tmp_path / LOCK, DEAD)
-    replace = os.replace
-
-    def both(source, path):
-        replace(source, path)
-        if os.fspath(path) == str(tmp_path / LOCK):
-            _write(tmp_path / LOCK, ANOTHER)
-
-    monkeypatch.setattr(os, "replace", both)
-    with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
-        pass
-    assert _token(tmp_path / LOCK) == "another"
-
-
-def test_a_request_that_nfs_sent_twice(tmp_path, monkeypatch):
-    """The first request has created the file, but the reply was lost."""
-    link = os.link
-
-    def twice(source, path):
-        link(source, path)
-        link(source, path)
-
-    monkeypatch.setattr(os, "link", twice)
-    with locked(epath.Path(tmp_path)):
-        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
-@pytest.mark.usefixtures("hurried")
-def test_a_file_system_without_hard_links(number, tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", link)
-    for before in ({}, DEAD):
-        if before:
-            _write(tmp_path / LOCK, before)
-        with locked(epath.Path(tmp_path)):
-            message = f"in use by process {os.getpid()} on"
-            with pytest.raises(WriteError, match=message), locked(epath.Path(tmp_path)):
-                pass
-        assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_that_cannot_be_made(tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-    monkeypatch.setattr(os, "link", link)
-    message = r"\.lock can't be read or written \(Disk quota exceeded\)"
-    with pytest.raises(WriteError, match=message), locked(epath.Path(tmp_path)):
-        pass
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("failing", ["rb", "wb"])

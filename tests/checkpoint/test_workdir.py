@@ -1,4 +1,4 @@
-"""Work directories in buckets whose clients fail; see tests/fake_bucket.py."""
+"""Files of a work directory, also in buckets whose clients fail; see tests/fake_bucket.py."""
 
 import errno
 
@@ -166,3 +166,17 @@ def test_drafts_of_killed_processes_are_swept_and_nothing_else_is(bucket):
         write_atomically(workdir / name, "")
     remove_temporary_files(workdir)
     assert {path.name for path in workdir.iterdir()} == {".mine", "draft"}
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_atomically(path, "old")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

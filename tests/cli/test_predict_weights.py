@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(MEAN, STD, 16, 20, "bicubic", NAMES)
 
 @pytest.fixture(scope="module")
 def network():
-    """A CIFAR net of two units."""
+    """A CIFAR net of two blocks."""
     model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=4, num_classes=5)
     return model, resnet_jax.init_variables(model, jax.random.key(0), (16, 16, 3))
 

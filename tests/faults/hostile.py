@@ -57,10 +57,10 @@ HOSTILE = (
         "copies, links, foreign files, later steps",
         "ignored, or set aside",
         (
-            "checkpoint/test_checkpointer.py::"
+            "checkpoint/test_reader.py::"
             "test_a_checkpoint_under_the_name_of_another_step_isnt_believed",
-            "checkpoint/test_checkpointer.py::test_other_files_among_checkpoints_dont_matter",
-            "checkpoint/test_checkpointer.py::"
+            "checkpoint/test_reader.py::test_other_files_among_checkpoints_dont_matter",
+            "checkpoint/test_corruption.py::"
             "test_a_folder_that_is_named_like_a_later_checkpoint_is_set_aside",
         ),
     ),
@@ -69,7 +69,7 @@ HOSTILE = (
         "under the same step, of the same shapes",
         "refused, nothing is touched",
         (
-            "checkpoint/test_checkpointer.py::test_a_checkpoint_of_another_run_isnt_believed",
+            "checkpoint/test_reader.py::test_a_checkpoint_of_another_run_isnt_believed",
             "train/test_resume.py::test_a_checkpoint_of_another_run_is_refused",
         ),
     ),

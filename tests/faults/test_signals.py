@@ -95,6 +95,25 @@ def test_a_signal_that_a_library_swallows_is_raised_again_before_the_first_step(
         swallow()
 
 
+def test_a_deferred_signal_ends_the_process_afterwards():
+    """Training within a context that a signal ends at once saves first."""
+    ended = []
+
+    def run():
+        with StopRequest(ended.append) as stop, stop.interrupt_immediately("outer"):
+            with stop.deferred():
+                with stop.interrupt_immediately("inner"):
+                    pass
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)  # for the thread that ends the process
+                assert (stop.requested, ended) == (True, [])
+            pytest.fail("goes on")
+
+    with pytest.raises(StoppedEarly, match="outer"):
+        run()
+    assert ended == ["outer"]
+
+
 def test_other_signals_dont_end_the_process():
     heard, before = [], signal.signal(signal.SIGUSR1, lambda *_: heard.append("signal"))
     try:
@@ -124,6 +143,75 @@ def test_a_config_file_that_never_returns_is_interrupted(number, tmp_path):
         time.sleep(0.01)
     ended = running.signal(number).end(timeout_s=20)
     assert (ended.code, ended.said) == (75, f"{NOTHING_LOST}\n")
+
+
+_REPRODUCES = """
+import hashlib, sys
+from resnet_jax.cli.main import main
+from resnet_jax.research import catalogue
+from resnet_jax.research.configs import digits
+from resnet_jax.research.reproduction import Reproduction
+
+_TINY = {
+    "model.stage_sizes": (1, 1), "model.width": 4, "model.stem_width": 4, "log_every": 1,
+    "data.train": "train[:64]", "duration": 1e6, "batch_size": 32, "steps_per_dispatch": 1,
+}
+
+def compute(runner):
+    print("computing", file=sys.stderr, flush=True)
+    # As a compilation: minutes in which Python handles no signal, and other threads run.
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+def train(runner):
+    runner.train({"tiny": digits("resnet20", _TINY)})
+
+for run in (compute, train):
+    catalogue.REPRODUCTIONS[run.__name__] = Reproduction(
+        name=run.__name__, title="", paper="", claim="", runs={"cpu": run}
+    )
+sys.exit(main(["reproduce", *sys.argv[1:], "--seeds=1"]))
+"""
+
+
+def _reproduce(names, workdir):
+    command = [sys.executable, "-c", _REPRODUCES, *names, f"--workdir={workdir}"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.thorough), signal.SIGTERM]
+)
+def test_a_reproduction_that_computes_ends_within_seconds(number, tmp_path):
+    with _reproduce(["compute", "train"], tmp_path) as running:
+        try:
+            assert running.stderr.readline() == "computing\n"
+            running.send_signal(number)
+            _, said = running.communicate(timeout=20)
+        finally:
+            running.kill()
+    assert said == "stopped; nothing was lost, and the same command goes on\n"
+    assert running.returncode == 75
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_reproduction_that_trains_saves_first(number, tmp_path):
+    run = tmp_path / "runs" / "cpu" / "tiny"
+    with _reproduce(["train", "compute"], tmp_path) as running:
+        try:
+            while (
+                not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size
+            ):
+                assert running.poll() is None
+                time.sleep(0.1)
+            running.send_signal(number)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert f"stopped while training tiny, saved in {run}; the same command goes on" in said
+    assert "computing" not in said
+    assert running.returncode == 75
+    assert list((run / "checkpoints").iterdir())
 
 
 @pytest.mark.thorough

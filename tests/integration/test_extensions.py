@@ -4,7 +4,6 @@ The module is made of the examples of docs/extend.md.
 """
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -21,7 +20,8 @@ import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.config.io import from_json, to_json
 from resnet_jax.data.augment.config import AUGMENTATIONS
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, NumericalError
+from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.models.branches import BRANCHES
 from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import REGISTERED
@@ -53,7 +53,6 @@ def here(tmp_path, monkeypatch, forget):
     """The current directory, with the user's module; it isn't on the import path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)  # `main` unsets it
     (tmp_path / f"{MODULE}.py").write_text("\n".join(BLOCKS))
     return tmp_path
 
@@ -89,6 +88,7 @@ def test_the_examples_compute_what_they_say(here):
     assert (config.extensions, config.model.layer_scale) == ((MODULE,), 0.01)
 
 
+@pytest.mark.thorough
 def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forget, caplog, capsys):
     whole = resnet_jax.fit(config, here / "whole")
     forget()
@@ -115,6 +115,23 @@ def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forg
     assert "source of" not in caplog.text
 
 
+def test_a_metric_that_is_not_a_number_is_a_numerical_failure(config, here, capsys):
+    """Of the run that scores it, and of `eval` on the run's checkpoint, but not of training."""
+    (here / f"{MODULE}.py").write_text(
+        "\n".join(BLOCKS) + "\nresnet_jax.register_metric('undefined', lambda logits, labels:"
+        " jax.numpy.where(labels == 3, jax.numpy.nan, 0.0), in_training=True)\n"
+    )
+    config.metrics = ("undefined",)
+    with pytest.raises(NumericalError, match="The undefined on .* stopped being finite"):
+        resnet_jax.fit(config, here / "run")
+    records = read_metrics(here / "run" / "metrics.jsonl")
+    assert all(record["undefined"] > 1e38 for record in records if record["split"] == "train")
+    capsys.readouterr()
+    assert main(["eval", str(here / "run"), "--json"]) == 70
+    assert capsys.readouterr().err == "error: The metric undefined isn't finite on test.\n"
+
+
+@pytest.mark.thorough
 def test_another_source_is_said_in_a_line_and_the_run_goes_on(config, here, forget, caplog, capsys):
     resnet_jax.fit(config, here / "run", stop_at_step=6)
     with (here / f"{MODULE}.py").open("a") as file:

@@ -106,10 +106,10 @@ def test_each_shortcut_where_the_shape_changes(shortcut):
 
 def test_basic_blocks_project_only_where_the_shape_changes():
     """Scenic's ResNet-18/34 had a projection in every block."""
-    for shortcut, units in (("B", {"layer2_0"}), ("C", {"layer1_0", "layer1_1", "layer2_0"})):
+    for shortcut, blocks in (("B", {"layer2_0"}), ("C", {"layer1_0", "layer1_1", "layer2_0"})):
         model = ResNet(stage_sizes=(2, 1), stem="cifar", width=4, shortcut=shortcut)
         params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-        assert {block for block in params if "downsample_conv" in params[block]} == units
+        assert {block for block in params if "downsample_conv" in params[block]} == blocks
 
 
 def test_pre_activation_projects_the_activated_input_and_ends_with_a_normalisation():
@@ -258,7 +258,7 @@ def test_a_dropped_branch_leaves_its_statistics_alone():
 
 
 def test_the_linear_rule_of_survival():
-    """p_l = 1 - l/L (1 - p_L), l = 1 … L: three units survive with 5/6, 4/6 and 3/6."""
+    """p_l = 1 - l/L (1 - p_L), l = 1 … L: three blocks survive with 5/6, 4/6 and 3/6."""
     seen = []
 
     def record(call, args, kwargs, context):

@@ -230,8 +230,55 @@ def test_fields_of_a_branch_need_defaults_and_names_of_their_own():
         resnet_jax.ResNet(stage_sizes=(1,), branch=Clash())
 
 
-def test_presets_of_the_package_are_not_replaced():
-    with pytest.raises(ConfigError, match="registered as 'resnet20': this is one of resnet_jax"):
-        register_preset("resnet20", Preset(resnet_jax.ResNet, {"stage_sizes": (1,)}))
-    with pytest.raises(ConfigError, match="model.order is 'first'"):
-        register_preset("mine", Preset(resnet_jax.ResNet, {"stage_sizes": (1,), "order": "first"}))
+def test_presets_are_not_replaced_by_another_module():
+    preset = Preset(resnet_jax.ResNet, {"stage_sizes": (1,)})
+    for name, owner in (("resnet20", "resnet_jax"), ("eca20", "my_blocks")):
+        with pytest.raises(
+            ConfigError, match=f"the preset {name!r}, whose name belongs to {owner}"
+        ):
+            register_preset(name, preset)
+    with pytest.raises(ConfigError, match="the preset 'eca 20', whose name isn't an identifier"):
+        register_preset("eca 20", preset)
+    register_preset("mine", preset)
+    register_preset("mine", Preset(resnet_jax.ResNet, {"stage_sizes": (2,)}))  # reloaded
+    assert resnet_jax.create_model("mine").stage_sizes == (2,)
+
+
+def test_presets_that_cannot_be_built_are_refused():
+    for fields, message in (
+        ({"order": "first"}, "model.order is 'first'"),
+        ({"orders": "preact"}, "Preset 'mine' has no field 'orders'. Did you mean 'order'"),
+        ({"branch": "eca"}, "model.branch is 'eca'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            register_preset("mine", Preset(resnet_jax.ResNet, {"stage_sizes": (1,)} | fields))
+    assert "mine" not in presets.PRESETS
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_another_branch_does_not_take_over_the_fields_of_the_presets(user, as_object):
+    @register_branch("eca_bottleneck")
+    @dataclasses.dataclass(frozen=True)
+    class EcaBottleneck(Bottleneck):
+        eca_kernel_size: int = 0
+
+    own = (
+        {"branch": user.EcaBasic(5)} if as_object else {"branch": "eca_basic", "eca_kernel_size": 5}
+    )
+    register_preset("five", Preset(resnet_jax.ResNet, TINY | own))
+
+    def branch_of(**fields):
+        model = resnet_jax.create_model("five", **fields)
+        name, differences = preset_of(model)
+        assert resnet_jax.create_model(name, **differences) == model
+        return model.branch
+
+    assert branch_of() == user.EcaBasic(5)
+    assert branch_of(eca_kernel_size=3) == user.EcaBasic(3)
+    assert branch_of(branch="bottleneck") == "bottleneck"
+    assert branch_of(branch="eca_basic") == user.EcaBasic(5)
+    assert branch_of(branch="eca_bottleneck") == EcaBottleneck(5)  # it has this field too
+    assert branch_of(branch=user.EcaBasic(3)) == user.EcaBasic(3)
+    assert branch_of(branch=user.EcaBasic()) == "eca_basic"
+    with pytest.raises(ConfigError, match="'five' has no field 'eca_kernel_size'"):
+        resnet_jax.create_model("five", branch="basic", eca_kernel_size=3)

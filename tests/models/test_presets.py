@@ -85,8 +85,8 @@ def test_the_table_of_sizes_is_counted(name):
     assert preset_sizes()[name] == (summary.params, summary.macs)
 
 
-def test_wide_networks_of_factor_1_are_the_authors_at_the_first_unit():
-    """Their first unit's shortcut takes what the stem gives, before any normalisation."""
+def test_wide_networks_of_factor_1_are_the_authors_at_the_first_block():
+    """Their first block's shortcut takes what the stem gives, before any normalisation."""
     model = resnet_jax.create_model("wrn16_1")
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert "bn1" in shapes["params"]["layer1_0"]

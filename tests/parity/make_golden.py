@@ -62,7 +62,7 @@ class CifarNet(nn.Module):
     `shortcut` makes the module for where a stage begins, from the widths before and after.
     """
 
-    def __init__(self, units: int, shortcut: Callable[[int, int], nn.Module] = OptionA) -> None:
+    def __init__(self, blocks: int, shortcut: Callable[[int, int], nn.Module] = OptionA) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -73,7 +73,7 @@ class CifarNet(nn.Module):
                 BasicBlock(before, width, 2, shortcut(before, width))
                 if before != width and i == 0
                 else BasicBlock(width, width)
-                for i in range(units)
+                for i in range(blocks)
             ]
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
         self.fc = nn.Linear(64, CLASSES)
@@ -115,13 +115,13 @@ class PreActivationBlock(nn.Module):
 class PreActivationNet(nn.Module):
     """Wide ResNets and the CIFAR bottleneck nets; the stem is bare, as in the authors' code."""
 
-    def __init__(self, units: int, width: int, *, bottleneck: bool) -> None:
+    def __init__(self, blocks: int, width: int, *, bottleneck: bool) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         before = 16
         for stage, w in enumerate((width, 2 * width, 4 * width), start=1):
             blocks = []
-            for i in range(units):
+            for i in range(blocks):
                 stride = 2 if stage > 1 and i == 0 else 1
                 blocks.append(PreActivationBlock(before, w, stride, bottleneck=bottleneck))
                 before = 4 * w if bottleneck else w
@@ -192,13 +192,13 @@ def torch_key(name: str, path: str, state: dict[str, torch.Tensor]) -> str:
         path = path.replace("downsample_conv", "downsample.conv").replace(".bn", ".norm")
         path = re.sub(r"^fc/", "head.fc/", path)
     elif name.startswith(("preresnet", "wrn16")) and path.startswith("bn1/"):
-        path = path.replace("bn1/", "layer1_0/bn1/")  # the stem's is that of the first unit
+        path = path.replace("bn1/", "layer1_0/bn1/")  # the stem's is that of the first block
     for pattern, replacement in _RENAMED:
         path = re.sub(pattern, replacement, path)
     module, kind = path.rsplit("/", 1)
     key = f"{module.replace('/', '.')}.{_KINDS[kind]}"
-    unit, projection, _ = key.partition(".downsample.")
-    if projection and f"{unit}.downsample.2.weight" in state:
+    block, projection, _ = key.partition(".downsample.")
+    if projection and f"{block}.downsample.2.weight" in state:
         # An average pooling comes before the projection.
         key = key.replace("downsample.1", "downsample.2").replace("downsample.0", "downsample.1")
     return key

@@ -1,7 +1,7 @@
 """Logits, input gradients and running statistics equal PyTorch's, with the same weights.
 
 The files come from make_golden.py, which runs torchvision's and timm's modules; here no PyTorch is
-needed. Networks are scanned where units are alike, which compiles faster and proves that too.
+needed. Networks are scanned where blocks are alike, which compiles faster and proves that too.
 """
 
 from pathlib import Path

@@ -12,6 +12,8 @@ import pytest
 from resnet_jax.config.schema import default_config, set_field
 from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.profiling import compile as ahead
+from resnet_jax.profiling.flops import count_flops
+from resnet_jax.profiling.hlo import Module
 from resnet_jax.profiling.slices import describe_slice
 
 pytestmark = pytest.mark.tpu
@@ -37,7 +39,7 @@ def _compiled(config):
     slice_ = describe_slice("v5e:2x2")
     spec = ahead.make_spec(config, slice_)
     program = ahead.compile_training(spec)
-    return spec, ahead.describe(spec, program, slice_)
+    return spec, ahead.describe(spec, program, slice_), program
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def _collectives(document):
 
 
 def test_it_fits_and_its_memory_is_accounted_for(whole_batch):
-    _, document = whole_batch
+    _, document, _ = whole_batch
     memory = document["memory"]
     assert memory["fits"]
     assert memory["parameter_bytes"] == 4 * document["parameters"]
@@ -85,7 +87,7 @@ def test_it_fits_and_its_memory_is_accounted_for(whole_batch):
 
 
 def test_gradients_are_reduced_once_in_the_type_they_are_computed_in(whole_batch, groups):
-    for (spec, document), dtype, size in ((whole_batch, "bf16", 2), (groups, "f32", 4)):
+    for (spec, document, _), dtype, size in ((whole_batch, "bf16", 2), (groups, "f32", 4)):
         reduction = document["gradient_reduction"]
         assert reduction["dtypes"] == {dtype: _kernels(spec)}
         assert reduction["bytes_per_parameter"] == size
@@ -93,7 +95,7 @@ def test_gradients_are_reduced_once_in_the_type_they_are_computed_in(whole_batch
 
 def test_nothing_is_communicated_but_sums(whole_batch, groups):
     """No batch is gathered. Per layer's statistics there is a sum forth and one back."""
-    layers = 7  # of normalisation: the stem's, and two of each of the three units
+    layers = 7  # of normalisation: the stem's, and two of each of the three blocks
     assert set(_collectives(whole_batch[1])) == {"all-reduce"}
     few = _collectives(groups[1])["all-reduce"]
     assert _collectives(whole_batch[1])["all-reduce"] <= 2 * layers + few
@@ -104,15 +106,22 @@ def test_nothing_is_communicated_but_sums(whole_batch, groups):
 
 def test_the_work_per_image_is_that_of_the_network(whole_batch):
     """Forward and backward are three times the forward pass, less the first layer's gradient."""
-    _, document = whole_batch
+    _, document, _ = whole_batch
     macs = 12_239_488  # `resnet-jax summary resnet20 --config.model.stage_sizes=(1,1,1)`
     assert document["gflop_per_image"] == pytest.approx(6e-9 * macs, rel=0.15)
+
+
+def test_our_count_of_operations_is_the_compilers(whole_batch, groups, bottlenecks):
+    """But for elementwise operations, which it leaves out: a few percent, more in small layers."""
+    for _, document, program in (whole_batch, groups, bottlenecks):
+        ours = count_flops(Module.parse(program.text)) / BATCH / 1e9
+        assert 0.9 < ours / document["gflop_per_image"] <= 1
 
 
 def test_bytes_per_image_have_not_grown(whole_batch, groups, bottlenecks):
     """Of all memory: so small a network stays on the chip."""
     cases = {"whole batch": whole_batch, "groups": groups, "bottlenecks": bottlenecks}
-    measured = {name: doc["accessed_mb_per_image"] for name, (_, doc) in cases.items()}
+    measured = {name: doc["accessed_mb_per_image"] for name, (_, doc, _) in cases.items()}
     if os.environ.get("UPDATE_GOLDEN"):
         lines = (f"{name}: {value:.3f} MB accessed per image\n" for name, value in measured.items())
         GOLDEN.write_text("".join(lines))

@@ -3,9 +3,12 @@
 UPDATE_GOLDEN=1 pytest -m gpu   rewrites tests/golden/gpu_compile.txt
 """
 
+import importlib
+import json
 import os
 from pathlib import Path
 
+import jax
 import pytest
 
 import resnet_jax
@@ -20,6 +23,7 @@ pytestmark = [
 ]
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpu_compile.txt"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 BATCH = 64
 
 
@@ -38,7 +42,7 @@ def _compiled(topology, **fields):
 
 @pytest.fixture(scope="module")
 def one():
-    """A small network of basic units on one GPU."""
+    """A small network of basic blocks on one GPU."""
     return _compiled("h200:1")
 
 
@@ -46,6 +50,12 @@ def one():
 def bottlenecks():
     """A small network of bottlenecks on two nodes of eight GPUs."""
     return _compiled("h100:2x8", name="resnet50", stem="cifar")
+
+
+@pytest.fixture(scope="module")
+def groups():
+    """Of bottlenecks, normalised over groups of a GPU's images."""
+    return _compiled("h200:1", name="resnet50", stem="cifar", bn_group_size=32)
 
 
 def test_memory_is_accounted_for(one):
@@ -76,10 +86,11 @@ def test_what_computes_and_what_is_communicated(one, bottlenecks):
     assert roofline["img_per_s_per_node"] == pytest.approx(roofline["img_per_s"] / 2)
 
 
-def test_bytes_per_image_have_not_grown(one, bottlenecks):
+def test_bytes_per_image_have_not_grown(one, bottlenecks, groups):
     measured = {
         "one": one["mb_per_image"],
         "bottlenecks": bottlenecks["mb_per_image"],
+        "groups": groups["mb_per_image"],
     }
     if os.environ.get("UPDATE_GOLDEN"):
         lines = (f"{name}: {value:.3f} MB per image\n" for name, value in measured.items())
@@ -88,3 +99,29 @@ def test_bytes_per_image_have_not_grown(one, bottlenecks):
         name, _, value = line.partition(": ")
         assert measured.pop(name) <= 1.02 * float(value.split()[0]), line
     assert not measured
+
+
+def _committed():
+    """Names of the committed figures that need nothing beside the compiler."""
+    paths = (BENCHMARKS / "results" / "gpu_compile").glob("*.json")
+    return sorted(path.stem for path in paths if not path.stem.startswith("flax"))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", _committed())
+def test_committed_figures(name, monkeypatch):
+    """Each program, compiled again, has the figures of its result but for copies of a few bytes.
+
+    It takes half a minute to two each.
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cases = importlib.import_module("compile")
+    result = json.loads((BENCHMARKS / "results" / "gpu_compile" / f"{name}.json").read_text())
+    if result["versions"]["jax"] != jax.__version__:
+        pytest.skip(f"the figures are of jax {result['versions']['jax']}")
+    found = cases.compile_named(name)
+    for quantity in ("mb_per_image", "gflop_per_image"):
+        assert found[quantity] == pytest.approx(result[quantity], rel=1e-3), quantity
+    peaks = (document["memory"]["peak_bytes"] for document in (found, result))
+    assert next(peaks) == pytest.approx(next(peaks), rel=1e-3)
+    assert found.get("collectives") == result.get("collectives")

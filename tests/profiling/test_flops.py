@@ -7,6 +7,7 @@ from jax import lax
 
 from resnet_jax.profiling.flops import count_flops
 from resnet_jax.profiling.hlo import Module
+from resnet_jax.profiling.slices import describe_slice
 
 
 def _count(*instructions: str) -> float:
@@ -55,7 +56,7 @@ def test_each_form_of_a_product(instruction, expected):
     assert _count(f"ROOT %r = {instruction}") == expected
 
 
-@pytest.mark.parametrize(
+CONVOLUTIONS = pytest.mark.parametrize(
     ("strides", "padding", "dilation", "input_dilation", "groups"),
     [
         ((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), 1),
@@ -64,20 +65,68 @@ def test_each_form_of_a_product(instruction, expected):
         ((1, 1), ((2, 1), (2, 1)), (1, 1), (2, 2), 1),
     ],
 )
-def test_convolutions_count_as_in_xlas_own_analysis(
-    strides, padding, dilation, input_dilation, groups
-):
-    x, w = jnp.ones((4, 9, 11, 8)), jnp.ones((3, 3, 8 // groups, 12))
 
+
+def _convolution(strides, padding, dilation, input_dilation, groups):
     def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(
             x, w, strides, padding, input_dilation, dilation,
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
         )  # fmt: skip
 
+    return convolve
+
+
+@CONVOLUTIONS
+def test_convolutions_count_as_in_xlas_own_analysis(
+    strides, padding, dilation, input_dilation, groups
+):
+    x, w = jnp.ones((4, 9, 11, 8)), jnp.ones((3, 3, 8 // groups, 12))
+    convolve = _convolution(strides, padding, dilation, input_dilation, groups)
     lowered = jax.jit(convolve).lower(x, w)
     module = Module.parse(lowered.compile().as_text())
     assert count_flops(module) == lowered.cost_analysis()["flops"]
+
+
+@pytest.fixture(scope="module")
+def on_tpu():
+    """A function that makes the shape of an array on a TPU that isn't there."""
+    pytest.importorskip("libtpu")
+    device = describe_slice("v5e:2x2").devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return lambda *shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+
+
+def _counted_on_tpu(function, *shapes):
+    """Operations by our count and by the TPU compiler's."""
+    compiled = jax.jit(function).lower(*shapes).compile()
+    return count_flops(Module.parse(compiled.as_text())), compiled.cost_analysis()["flops"]
+
+
+@pytest.mark.tpu
+@CONVOLUTIONS
+def test_convolutions_and_gradients_count_as_by_the_tpu_compiler(
+    on_tpu, strides, padding, dilation, input_dilation, groups
+):
+    x, w = on_tpu(32, 28, 30, 64), on_tpu(3, 3, 64 // groups, 128)
+    convolve = _convolution(strides, padding, dilation, input_dilation, groups)
+    y = on_tpu(*jax.eval_shape(convolve, x, w).shape)
+
+    def of_images(w, y):
+        return jax.linear_transpose(lambda x: convolve(x, w), x)(y)
+
+    def of_kernel(x, y):
+        return jax.linear_transpose(lambda w: convolve(x, w), w)(y)
+
+    for function, operands in ((convolve, (x, w)), (of_images, (w, y)), (of_kernel, (x, y))):
+        ours, compilers = _counted_on_tpu(function, *operands)
+        assert ours == compilers > 0
+
+
+@pytest.mark.tpu
+def test_products_count_as_by_the_tpu_compiler(on_tpu):
+    ours, compilers = _counted_on_tpu(jnp.matmul, on_tpu(4, 512, 256), on_tpu(4, 256, 128))
+    assert ours == compilers == 2 * 4 * 512 * 256 * 128
 
 
 def test_loops_count_their_iterations_or_once():

@@ -30,7 +30,7 @@ def test_gradient_norms_are_those_of_the_loss():
         return cross_entropy(logits, labels).mean()
 
     gradients = jax.jit(jax.grad(loss))(variables["params"])
-    names = [f"layer{unit}" for unit in ("1_0", "1_1", "2_0")]
+    names = [f"layer{block}" for block in ("1_0", "1_1", "2_0")]
     wanted = [
         float(jnp.linalg.norm(gradients[name][f"conv{i}"]["kernel"]))
         for name in names

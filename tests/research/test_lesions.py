@@ -1,11 +1,11 @@
-"""Units deleted and reordered, on tiny networks."""
+"""Blocks deleted and reordered, on tiny networks."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
+from resnet_jax.research.lesions import apply_lesioned, block_names, interchangeable, reorder
 from tests.research.tiny import SHAPE, make_tiny_network
 
 
@@ -15,11 +15,11 @@ def images():
 
 
 @pytest.mark.parametrize("shortcut", ["A", "none"])
-def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
+def test_a_deleted_block_leaves_the_network_that_never_had_it(images, shortcut):
     model, variables = make_tiny_network((3, 1), shortcut=shortcut)
     smaller, _ = make_tiny_network((2, 1), shortcut=shortcut)
     kept = jnp.array([True, False, True, True])
-    without = {  # the third unit takes the second's name
+    without = {  # the third block takes the second's name
         collection: {
             name if name != "layer1_2" else "layer1_1": part
             for name, part in tree.items()
@@ -34,9 +34,9 @@ def test_a_deleted_unit_leaves_the_network_that_never_had_it(images, shortcut):
     assert not np.allclose(whole, found, atol=1e-3)
 
 
-def test_units_of_one_shape_change_places():
+def test_blocks_of_one_shape_change_places():
     model, variables = make_tiny_network((3, 2))
-    assert units_of(model) == ["layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1"]
+    assert block_names(model) == ["layer1_0", "layer1_1", "layer1_2", "layer2_0", "layer2_1"]
     groups = interchangeable(model)
     assert groups == [["layer1_1", "layer1_2"], ["layer2_1"]]
     changed = reorder(variables, [["layer1_2", "layer1_1"], ["layer2_1"]], groups)

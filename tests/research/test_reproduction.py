@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 import signal
 
 import pytest
@@ -69,6 +68,7 @@ def test_bounds_as_text(within, text):
 @pytest.mark.thorough
 def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     assert main(["reproduce", "he2015-table1", f"--workdir={tmp_path}", "--json"]) == 0
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     [result] = json.loads(capsys.readouterr().out)["results"]
     assert result["verdict"] == "reproduced"
     stored = json.loads((tmp_path / "he2015-table1.cpu.json").read_text())
@@ -98,22 +98,6 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     (tmp_path / "he2015-table1.cpu.json").write_text("{")
     arguments = ["reproduce", "--list", f"--workdir={tmp_path}"]
     assert_one_line(arguments, 65, "he2015-table1.cpu.json can't be used", capsys)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_between_runs_stops_the_command(number, tmp_path, capsys, monkeypatch):
-    """With the exit code of one that is to be started again, and without a second artefact."""
-    begun = []
-
-    def reproduce(artefact, *_, **__):
-        begun.append(artefact.name)
-        os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(results, "reproduce", reproduce)
-    assert main(["reproduce", "all", f"--workdir={tmp_path}"]) == 75
-    assert capsys.readouterr().err == "stopped; nothing was lost, and the same command goes on\n"
-    assert len(begun) == 1
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
     """It ends the training of all, and goes on next time."""
     begun = []
 
-    def fit(config, folder):
+    def fit(config, folder, *, stop):
         begun.append(folder.name)
         return types.SimpleNamespace(stopped_early=True)
 

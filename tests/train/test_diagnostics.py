@@ -129,7 +129,7 @@ def test_similarity_is_that_of_its_definition(probe):
     found = np.asarray(measures.similarities(passed))
     centring = np.eye(6) - 1 / 6
     grams = []
-    for y in passed.units.values():
+    for y in passed.blocks.values():
         flat = np.asarray(y, np.float64).reshape(6, -1)
         grams.append(centring @ flat @ flat.T @ centring)
 
@@ -267,12 +267,12 @@ def test_what_cannot_be_measured_is_refused(changes, message, tmp_path):
     assert message in str(caught.value)
 
 
-def _history(parts, units):
+def _history(parts, blocks):
     """Two records, with the names in alphabetical order, as JAX returns them."""
     values = {f"{family}/{part}": 1.0 for family in ("grad_norm", "update_ratio") for part in parts}
     values |= {f"activation_rms/{part}": 2.0 for part in parts if part != "fc"}
-    for number, unit in enumerate(units):
-        values |= {f"signal_mean2/{unit}": 1.0 + number, f"signal_var/{unit}": 101.0 + number}
+    for number, block in enumerate(blocks):
+        values |= {f"signal_mean2/{block}": 1.0 + number, f"signal_var/{block}": 101.0 + number}
     values |= {"bn_drift/log_var": 0.1, "bn_drift/mean": 0.2, "cka/mean": 0.5}
     record = {"split": "diagnostics"} | dict(sorted(values.items()))
     return [record | {"step": step, "epoch": float(step)} for step in (4, 8)]
@@ -280,8 +280,8 @@ def _history(parts, units):
 
 def test_the_figure_says_the_same_in_all_panels():
     parts = ["stem", *(f"stage{number}" for number in range(1, 12)), "fc"]
-    units = [f"layer{stage}_{unit}" for stage in (1, 2) for unit in range(11)]
-    figure = make_figure(_history(parts, units), np.eye(len(units)), title="a network")
+    blocks = [f"layer{stage}_{block}" for stage in (1, 2) for block in range(11)]
+    figure = make_figure(_history(parts, blocks), np.eye(len(blocks)), title="a network")
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     of_parts = ["norm of the gradient", "activation, root mean square", "update / weight"]
     colors = {}
@@ -297,20 +297,20 @@ def test_the_figure_says_the_same_in_all_panels():
 
     drift = panels["drift of running statistics"].get_legend()
     assert [text.get_text() for text in drift.texts] == ["mean", "log_var"]  # as the lines end
-    signal = panels["signal of units, by channel"]
+    signal = panels["signal of blocks, by channel"]
     for line in signal.lines:
-        assert list(line.get_xdata()) == list(range(1, len(units) + 1))
-        assert list(np.diff(line.get_ydata())) == [1.0] * (len(units) - 1)  # from unit to unit
+        assert list(line.get_xdata()) == list(range(1, len(blocks) + 1))
+        assert list(np.diff(line.get_ydata())) == [1.0] * (len(blocks) - 1)  # from block to block
 
 
 @pytest.mark.parametrize("count", [1, 2, 9, 54])
 def test_the_figure_counts_units_from_one(count):
-    units = [f"layer1_{unit}" for unit in range(count)]
-    figure = make_figure(_history(["stem", "stage1", "fc"], units), np.eye(count), title="a")
+    blocks = [f"layer1_{block}" for block in range(count)]
+    figure = make_figure(_history(["stem", "stage1", "fc"], blocks), np.eye(count), title="a")
     panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
     similarity = panels["similarity (CKA)"]
     assert similarity.images[0].get_extent() == [0.5, count + 0.5, 0.5, count + 0.5]
-    for axes in (similarity, panels["signal of units, by channel"]):
+    for axes in (similarity, panels["signal of blocks, by channel"]):
         low, high = axes.get_xlim()
         ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert ticks
@@ -318,8 +318,8 @@ def test_the_figure_counts_units_from_one(count):
 
 
 def test_the_figures_legends_cover_no_line():
-    units = [f"layer1_{unit}" for unit in range(5)]
-    figure = make_figure(_history(["stem", "stage1", "fc"], units), np.eye(5), title="a")
+    blocks = [f"layer1_{block}" for block in range(5)]
+    figure = make_figure(_history(["stem", "stage1", "fc"], blocks), np.eye(5), title="a")
     figure.canvas.draw()
     panels = [axes.get_window_extent() for axes in figure.axes if axes.get_visible()]
     legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()] + figure.legends

@@ -196,6 +196,18 @@ def test_a_run_that_is_told_to_stop_saves_where_it_is(how):
     assert run.done[-3:] == ["steps 4-4", "log 4", "save 4, last"]
 
 
+def test_a_signal_during_the_diagnostics_of_step_0_ends_the_run_there():
+    run = Run()
+    run.spec.intervals.__dict__["diagnose_every"] = 4 * BATCH
+
+    def diagnose(state):
+        run.stop.requested = True
+        return "measured 0"
+
+    assert run.train(diagnose=diagnose)[1] == 0
+    assert run.done == ["diagnose 0"]
+
+
 def test_a_run_goes_on_from_its_step():
     run = Run()
     run.train(step=4)

@@ -1,7 +1,6 @@
 """The record of a run and its pictures: damage is named, and what can't be written ends no run."""
 
 import json
-import logging
 
 import pytest
 from etils import epath
@@ -25,10 +24,8 @@ def _without(record, name):
 
 
 @pytest.fixture
-def warnings(caplog, monkeypatch):
+def warnings(caplog):
     """What the package has warned of."""
-    # A command that ran in this process before has taken its messages over.
-    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)
     return lambda: [r.getMessage() for r in caplog.records if r.name.startswith("resnet_jax")]
 
 

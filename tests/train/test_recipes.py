@@ -52,7 +52,7 @@ def test_three_steps(name):
     assert meter.nonfinite == 0
     assert 0 < meter.loss / meter.examples < 20
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), first, jax.device_get(state.params))
-    assert np.mean(jax.tree.leaves(moved)) > 0.8  # units that begin as the identity wait a step
+    assert np.mean(jax.tree.leaves(moved)) > 0.8  # blocks that begin as the identity wait a step
 
 
 def test_a_batch_on_cifar_keeps_the_rate_of_each_image():

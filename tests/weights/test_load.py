@@ -66,7 +66,7 @@ def _assert_equal(variables, values):
     [
         (publishers.torchvision, BOTTLENECK),
         (publishers.torchvision, BASIC | {"shortcut": "A"}),
-        (publishers.torchvision, BOTTLENECK | {"stage_sizes": (12, 1)}),  # unit 10 comes after 9
+        (publishers.torchvision, BOTTLENECK | {"stage_sizes": (12, 1)}),  # block 10 comes after 9
         (publishers.parallel_cifar, BASIC),
         (publishers.sequential_cifar, BASIC),
         (publishers.sequential_cifar, BOTTLENECK | {"stem": "cifar"}),
@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_listed(change, message, tmp_path):
 def test_another_network_is_described(tmp_path):
     small, large = resnet_jax.ResNet(**BASIC), resnet_jax.ResNet(**BOTTLENECK)
     arrays = _published(_random(large), publishers.torchvision)
-    with pytest.raises(DataError, match=r"and \d+ more.* 1, 2 units with 3 convolutions each"):
+    with pytest.raises(DataError, match=r"and \d+ more.* 1, 2 blocks with 3 convolutions each"):
         _load(small, arrays, tmp_path)
     with pytest.raises(DataError, match="It isn't a residual network"):
         _load(small, {"a.weight": ONES}, tmp_path)

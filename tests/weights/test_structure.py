@@ -17,19 +17,21 @@ from tests.weights.test_load import (
     _random,
 )
 
-# The projection of its first unit has a shape that no convolution of the branch has.
+# The projection of its first block has a shape that no convolution of the branch has.
 BIT_WIDE_STEM = BIT | {"stem_width": 64}
 
 
 @pytest.mark.parametrize("shortcut", ["A", "B"])
-def test_a_first_unit_that_normalises_for_itself_is_not_taken_for_one_that_shares(
+def test_a_first_block_that_normalises_for_itself_is_not_taken_for_one_that_shares(
     shortcut, tmp_path
 ):
     """Its shortcut takes what comes before, ours what comes after the stem's normalisation."""
     fields = WIDE | {"shortcut": shortcut, "width": 16 if shortcut == "A" else 8}
     model = resnet_jax.ResNet(**fields, stem_norm=False)
     arrays = _published(_random(model), publishers.wide)
-    with pytest.raises(DataError, match=r"'block1.layer.0.bn1' in its first unit.*stem_norm=False"):
+    with pytest.raises(
+        DataError, match=r"'block1.layer.0.bn1' in its first block.*stem_norm=False"
+    ):
         _load(model.copy(stem_norm=True), arrays, tmp_path)
     _load(model, arrays, tmp_path)
 

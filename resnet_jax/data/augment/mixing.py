@@ -6,7 +6,7 @@ permutations already, and neighbours are on one device.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 def mix(
@@ -71,5 +71,10 @@ def _box(centre: Array, side: Array, size: int) -> Array:
     middle = jnp.floor(centre * size).astype(jnp.int32)
     start = jnp.clip(middle - length // 2, 0, size)
     stop = jnp.clip(middle + length // 2, 0, size)
+    return interval_mask(start, stop, size)
+
+
+def interval_mask(start: Array, stop: Array, size: int) -> Bool[Array, " size"]:
+    """Return whether start ≤ i < stop for each i below `size`."""
     places = jnp.arange(size)
     return (places >= start) & (places < stop)

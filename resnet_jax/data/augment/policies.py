@@ -10,9 +10,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from resnet_jax.data.augment import image_ops as ops
+from resnet_jax.data.augment.mixing import interval_mask
 
 PolicyName = Literal["", "trivial", "randaugment"]
 
@@ -183,13 +184,9 @@ def erase(
         h, w = h[first], w[first]
         top = (draws[first, 2] * (height - h + 1)).astype(jnp.int32)
         left = (draws[first, 3] * (width - w + 1)).astype(jnp.int32)
-        inside = _within(top, h, height)[:, None] & _within(left, w, width)[None, :]
+        rows, columns = interval_mask(top, top + h, height), interval_mask(left, left + w, width)
+        inside = rows[:, None] & columns[None, :]
         erased = jax.random.bernoulli(erase_key, probability) & fits.any() & inside
         return jnp.where(erased[..., None], 0.0, image)
 
     return jax.vmap(erase_image)(images, keys)
-
-
-def _within(start: Int[Array, ""], length: Int[Array, ""], size: int) -> Array:
-    places = jnp.arange(size)
-    return (places >= start) & (places < start + length)

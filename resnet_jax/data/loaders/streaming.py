@@ -113,11 +113,6 @@ class PieceSource:
         return Piece(images, labels)
 
 
-def piece_length(rows: int) -> int:
-    """Return the largest divisor of `rows` that is at most the largest length of a piece."""
-    return max(n for n in range(1, min(rows, _MAX_PIECE) + 1) if rows % n == 0)
-
-
 class StreamingLoader:
     """Decodes batches ahead of the step and copies them to the devices; see `Loader`.
 
@@ -171,7 +166,8 @@ class StreamingLoader:
         # Index of each row of the batch among the rows that are decoded here.
         self._index_of_row = np.full(shape, -1)
         self._index_of_row[local] = np.arange(len(rows))
-        length = piece_length(len(rows))
+        # The largest divisor of the number of rows that a piece may have.
+        length = max(n for n in range(1, min(len(rows), _MAX_PIECE) + 1) if len(rows) % n == 0)
         self.pieces = PieceSource(examples, sampler, rows, length, area, sizes, 0, total_steps)
         self._assembler = concurrent.futures.ThreadPoolExecutor(1, "assembler")
         self._queue: deque[tuple[int, concurrent.futures.Future[DeviceBatches]]] = deque()

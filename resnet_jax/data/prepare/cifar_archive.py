@@ -72,11 +72,7 @@ def find_or_download(name: str, official: Archive, folder: Path) -> Path:
 
 
 def _download(name: str, official: Archive, path: Path) -> Iterator[bytes]:
-    """Yield the bytes of the archive, in one attempt.
-
-    Raises:
-        DataError: the download fails, or isn't the official archive.
-    """
+    """Yield the bytes of the archive, in one attempt."""
     received, digest = 0, hashlib.sha256()
     try:
         with urllib.request.urlopen(official.url, timeout=TIMEOUT_S) as response:

@@ -79,7 +79,8 @@ def prepare(
                 raise DataError("none of the images can be used.")
             report = write_report(draft, options, collection.class_names, parts, notes)
             write_metadata(draft, name, version, collection.class_names, notes)
-            _remove_notes(draft)
+            for path in [*draft.glob(f"*{TEMPORARY_SUFFIX}"), draft / _PLAN]:
+                path.unlink()
             os.replace(draft, final)
     except OSError as error:
         raise WriteError(f"{draft} can't be written ({error.strerror or error}).") from error
@@ -113,11 +114,6 @@ def _begin(draft: Path, plan: str) -> None:
             f"{draft} is of another preparation: of other images, or with other options. Remove"
             " it to begin anew."
         )
-
-
-def _remove_notes(draft: Path) -> None:
-    for path in [*draft.glob(f"*{TEMPORARY_SUFFIX}"), draft / _PLAN]:
-        path.unlink()
 
 
 def _write_shards(

@@ -174,11 +174,7 @@ def _content(image: Original) -> bytes:
 
 
 def _process(data: bytes, options: Options) -> bytes:
-    """Decode an image to check it, and return it, scaled if it is larger than `options.size`.
-
-    Raises:
-        DataError: the image is damaged. The message begins with "it".
-    """
+    """Decode an image to check it, and return it, scaled if it is larger than `options.size`."""
     from PIL import Image
 
     from resnet_jax.data.images.image_files import decode_upright

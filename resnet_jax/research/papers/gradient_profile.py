@@ -6,8 +6,6 @@ later accounts often give that cause. With batch normalisation, the gradients of
 they keep their size, and the gradients of a residual network explode, because its paths add up.
 """
 
-import functools
-
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -44,43 +42,40 @@ def run(runner: Runner) -> Report:
 
     of = "gradient of the first unit's kernel / of the last's"
     growth = bare["residual", 56].mean(axis=1) / bare["residual", 20].mean(axis=1)
-    row = functools.partial(Row, data="initial values")
-    unpublished = functools.partial(row, published=None, source="no published value")
-    rows = (
-        row(
-            what=f"plain-56: {of}",
-            published="not vanishing",
-            source=_HE,
-            measured=tuple(ratio["plain", 56]),
-            accepts=Within(low=1.0),
-        ),
-        unpublished(
-            what=f"ResNet-56: {of}",
-            measured=tuple(ratio["residual", 56]),
-            accepts=Within(4, 30),
-        ),
-        unpublished(
-            what="the ratio of plain-56 / that of ResNet-56",
-            measured=tuple(ratio["plain", 56] / ratio["residual", 56]),
-            accepts=Within(low=50.0),
-        ),
-        unpublished(
-            what="the ratio of plain-110 / that of ResNet-110",
-            measured=tuple(ratio["plain", 110] / ratio["residual", 110]),
-            accepts=Within(low=1e4),
-        ),
-        unpublished(
-            what=f"plain-56 without normalisation: {of}",
-            measured=tuple(bare_ratio["plain", 56]),
-            accepts=Within(0.05, 5.0),
-        ),
-        row(
-            what="ResNets without normalisation: mean gradient of 56 layers / of 20",
-            published="exploding",
-            source=_ZHANG,
-            measured=tuple(growth),
-            accepts=Within(low=100.0),
-        ),
+    plain, residual = ratio["plain", 56], ratio["residual", 56]
+    none = (None, "no published value")
+    rows = tuple(
+        Row(
+            what=what,
+            published=published,
+            source=source,
+            data="initial values",
+            measured=tuple(measured),
+            accepts=accepts,
+        )
+        for what, (published, source), measured, accepts in (
+            (f"plain-56: {of}", ("not vanishing", _HE), plain, Within(low=1.0)),
+            (f"ResNet-56: {of}", none, residual, Within(4, 30)),
+            ("the ratio of plain-56 / that of ResNet-56", none, plain / residual, Within(low=50.0)),
+            (
+                "the ratio of plain-110 / that of ResNet-110",
+                none,
+                ratio["plain", 110] / ratio["residual", 110],
+                Within(low=1e4),
+            ),
+            (
+                f"plain-56 without normalisation: {of}",
+                none,
+                bare_ratio["plain", 56],
+                Within(0.05, 5.0),
+            ),
+            (
+                "ResNets without normalisation: mean gradient of 56 layers / of 20",
+                ("exploding", _ZHANG),
+                growth,
+                Within(low=100.0),
+            ),
+        )
     )
     with journal_style():
         figure, panels = new_panels(4)

@@ -1,6 +1,5 @@
 """He et al. 2015, figure 6 and table 6: plain and residual networks of growing depth."""
 
-import functools
 from typing import Any
 
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
@@ -26,36 +25,13 @@ _TOLERANCE = 0.6  # percentage points above the paper's error; any lower error i
 def run_small(runner: Runner) -> Report:
     """The claims on digits, with far smaller networks, images and schedules than the paper's."""
     trained = runner.train(plain_and_residual_digits())
-    plain20, plain56, res20, res56 = (
-        trained.get(name) for name in ("plain20", "plain56", "resnet20", "resnet56")
-    )
-
-    row = functools.partial(Row, source=_TEXT, data="digits")
-    rows = (
-        row(
-            what="test error of plain-20 less that of ResNet-20, points",
-            published="lower with shortcuts",
-            measured=difference(plain20, res20, TrainedRun.test_errors),
-            accepts=Within(low=15.0),
-        ),
-        row(
-            what="test error of plain-56 less that of plain-20, points",
-            published="higher when deeper",
-            measured=difference(plain56, plain20, TrainedRun.test_errors),
-            accepts=Within(low=15.0),
-        ),
-        row(
-            what="training loss of plain-56 less that of plain-20, nats",
-            published="higher: not overfitting",
-            measured=difference(plain56, plain20, TrainedRun.train_losses),
-            accepts=Within(low=0.3),
-        ),
-        row(
-            what="training loss of plain-56 less that of ResNet-56, nats",
-            published="lower with shortcuts",
-            measured=difference(plain56, res56, TrainedRun.train_losses),
-            accepts=Within(low=0.3),
-        ),
+    rows = _comparisons(
+        trained,
+        "digits",
+        ("test error", "plain20", "resnet20", 15.0, "lower with shortcuts", _TEXT),
+        ("test error", "plain56", "plain20", 15.0, "higher when deeper", _TEXT),
+        ("training loss", "plain56", "plain20", 0.3, "higher: not overfitting", _TEXT),
+        ("training loss", "plain56", "resnet56", 0.3, "lower with shortcuts", _TEXT),
     )
     return _report(rows, trained)
 
@@ -68,28 +44,45 @@ def run_paper(runner: Runner) -> Report:
         _PUBLISHED,
         source=_TABLE,
         accepts=lambda published: Within(high=published + _TOLERANCE),
-        label=lambda name: name.replace("resnet", "ResNet-"),
+        label=_label,
     )
     deeper = _PUBLISHED["resnet20"] - _PUBLISHED["resnet56"]
-    measures = {"test error": TrainedRun.test_errors, "train loss": TrainedRun.train_losses}
-    comparisons = (
+    rows = _comparisons(
+        trained,
+        "CIFAR-10",
         ("test error", "resnet20", "resnet56", 1.0, deeper, _TABLE),
         ("test error", "plain56", "plain20", 2.0, "higher when deeper", _FIGURE),
-        ("train loss", "plain56", "plain20", 0.0, "higher: not overfitting", _FIGURE),
+        ("training loss", "plain56", "plain20", 0.0, "higher: not overfitting", _FIGURE),
         ("test error", "plain56", "resnet56", 4.0, "lower with shortcuts", _FIGURE),
     )
-    rows = tuple(
+    return _report((*of_networks, *rows), trained)
+
+
+def _label(name: str) -> str:
+    return name.replace("plain", "plain-").replace("resnet", "ResNet-")
+
+
+def _comparisons(
+    trained: dict[str, TrainedRun],
+    data: str,
+    *comparisons: tuple[str, str, str, float, float | str, str],
+) -> tuple[Row, ...]:
+    """A row for each (measure, network, baseline, least difference, published, source)."""
+    measures = {
+        "test error": (TrainedRun.test_errors, "points"),
+        "training loss": (TrainedRun.train_losses, "nats"),
+    }
+    return tuple(
         Row(
-            what=f"{what} of {name} less that of {baseline}",
+            what=f"{what} of {_label(name)} less that of {_label(baseline)}, {measures[what][1]}",
             published=published,
             source=source,
-            data="CIFAR-10",
-            measured=difference(trained.get(name), trained.get(baseline), measures[what]),
+            data=data,
+            measured=difference(trained.get(name), trained.get(baseline), measures[what][0]),
             accepts=Within(low=least),
         )
         for what, name, baseline, least, published, source in comparisons
     )
-    return _report((*of_networks, *rows), trained)
 
 
 def _report(rows: tuple[Row, ...], trained: dict[str, TrainedRun]) -> Report:

@@ -20,7 +20,7 @@ _IMAGES = 1000
 def response_stds(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
     """Standard deviation of each layer's response, by the path of the layer.
 
-    A response is the output of a batch normalisation in a unit, before the nonlinearity and the
+    A response is the output of a batch normalisation in a block, before the nonlinearity and the
     addition.
     """
     found: dict[str, jax.Array] = {}
@@ -43,19 +43,16 @@ def _of_run(trained: TrainedRun) -> np.ndarray:
     stds = []
     for seed in trained.seeds:
         network = trained.network(seed)
-        inputs, _ = load_inputs(network, "test", most=_IMAGES)
+        inputs, _ = load_inputs(network, most=_IMAGES)
         found = jax.jit(response_stds, static_argnums=0)(network.model, network.variables, inputs)
-        stds.append([float(found[path]) for path in _by_depth(found)])
+        stds.append([float(found[path]) for path in sorted(found, key=_place)])
     return np.array(stds)
 
 
-def _by_depth(paths: Any) -> list[str]:
-    def place(path: str) -> tuple[int, int, str]:
-        unit, norm = path.split("/")
-        stage, number = unit.removeprefix("layer").split("_")
-        return int(stage), int(number), norm
-
-    return sorted(paths, key=place)
+def _place(path: str) -> tuple[int, int, str]:
+    block, norm = path.split("/")
+    stage, number = block.removeprefix("layer").split("_")
+    return int(stage), int(number), norm
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""He et al. 2016, table 2: the order of normalisation, activation and addition in a unit."""
+"""He et al. 2016, table 2: the order of normalisation, activation and addition in a block."""
 
 from resnet_jax.research.ablations import Variant, ablation_runs
 from resnet_jax.research.reproduction import Reproduction, Within

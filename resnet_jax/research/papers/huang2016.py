@@ -1,4 +1,4 @@
-"""Huang et al. 2016: units are dropped at random in training, deeper units more often."""
+"""Huang et al. 2016: blocks are dropped at random in training, deeper blocks more often."""
 
 import statistics
 import time
@@ -25,8 +25,8 @@ _PAIRS, _STEPS = 7, 20
 _DROPPED = {"model.stochastic_depth": 0.5}
 
 
-def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, " units"]:
-    """The probability that each unit of a network is kept, in the order of computation."""
+def survivals(model: ResNet, image_shape: tuple[int, int, int]) -> Float[Array, " blocks"]:
+    """The probability that each block of a network is kept, in the order of computation."""
     found: list[Any] = []
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -60,9 +60,9 @@ class _Steps:
         return time.perf_counter() - began
 
 
-def _survival_rows(probabilities: Float[Array, " units"]) -> tuple[Row, ...]:
-    units = len(probabilities)
-    rule = 1 - jnp.arange(1, units + 1) / units * 0.5
+def _survival_rows(probabilities: Float[Array, " blocks"]) -> tuple[Row, ...]:
+    blocks = len(probabilities)
+    rule = 1 - jnp.arange(1, blocks + 1) / blocks * 0.5
     return (
         Row(
             what="probabilities to survive: largest difference from 1 - l / 2L",
@@ -74,7 +74,7 @@ def _survival_rows(probabilities: Float[Array, " units"]) -> tuple[Row, ...]:
             exact=True,
         ),
         Row(
-            what=f"units that are active on average, of {units}",
+            what=f"units that are active on average, of {blocks}",
             published=40.0,
             source=_SOURCE,
             data="arithmetic",
@@ -85,25 +85,27 @@ def _survival_rows(probabilities: Float[Array, " units"]) -> tuple[Row, ...]:
     )
 
 
-def _report(rows: tuple[Row, ...], probabilities: Array, data: dict[str, Any]) -> Report:
+def _report(row: Row, data: dict[str, Any]) -> Report:
+    """The rule of the paper's network, and a measurement, with its values by label."""
+    model = create_model("resnet110_sd")
+    assert isinstance(model, ResNet)
+    probabilities = survivals(model, (32, 32, 3))
     with journal_style():
         figure, (kept, shown) = new_panels(2)
         numbers = range(1, len(probabilities) + 1)
         kept.plot(numbers, probabilities)
-        kept.set(xlabel="unit", ylabel="probability to survive", ylim=(0, 1))
+        kept.set(xlabel="block", ylabel="probability to survive", ylim=(0, 1))
         for number, values in enumerate(data.values()):
             shown.plot([number] * len(values), values, "o", alpha=0.6)
             shown.plot([number - 0.2, number + 0.2], [statistics.fmean(values)] * 2, color="C6")
         shown.set_xticks(range(len(data)), list(data))
         shown.set(xlim=(-0.5, max(len(data), 1) - 0.5))
+    rows = (*_survival_rows(probabilities), row)
     return Report(rows, figure, {"survival": probabilities.tolist(), **data})
 
 
 def run_small(runner: Runner) -> Report:
     """The rule, and the time of training steps of 110 layers on digits with and without it."""
-    model = create_model("resnet110_sd")
-    assert isinstance(model, ResNet)
-    probabilities = survivals(model, (32, 32, 3))
     whole, dropped = (
         digits("resnet110", {"model.scan": True, **fields}) for fields in ({}, _DROPPED)
     )
@@ -112,7 +114,7 @@ def run_small(runner: Runner) -> Report:
         one, other = _Steps(whole, seed), _Steps(dropped, seed)
         pairs = [(one.seconds(), other.seconds()) for _ in range(_PAIRS)]
         ratios.append(statistics.median(b / a for a, b in pairs))
-    time_row = Row(
+    row = Row(
         what=f"time of a training step with / without: medians of {_PAIRS} pairs",
         published=0.8,
         source="the authors' code (75 s and 60 s an epoch)",
@@ -120,15 +122,11 @@ def run_small(runner: Runner) -> Report:
         measured=tuple(ratios),
         accepts=Within(0.75, 0.85),
     )
-    rows = (*_survival_rows(probabilities), time_row)
-    return _report(rows, probabilities, {"time, with / without": ratios})
+    return _report(row, {"time, with / without": ratios})
 
 
 def run_paper(runner: Runner) -> Report:
     """110 layers on CIFAR-10, with a quarter of the steps of He et al. 2015."""
-    model = create_model("resnet110_sd")
-    assert isinstance(model, ResNet)
-    probabilities = survivals(model, (32, 32, 3))
     trained = runner.train(
         {
             "huang2016-whole": cifar10("resnet110", {"model.shortcut": "A_pool"}, share=0.25),
@@ -140,7 +138,7 @@ def run_paper(runner: Runner) -> Report:
     if len(errors) == 2:
         pairs = zip(errors["huang2016-dropped"], errors["huang2016-whole"], strict=True)
         gains = tuple(a - b for a, b in pairs)
-    error_row = Row(
+    row = Row(
         what="ResNet-110: test error with less that without, points",
         published=round(5.25 - 6.41, 2),
         source=_SOURCE,
@@ -148,7 +146,7 @@ def run_paper(runner: Runner) -> Report:
         measured=gains,
         accepts=Within(high=0.3),
     )
-    return _report((*_survival_rows(probabilities), error_row), probabilities, errors)
+    return _report(row, errors)
 
 
 REPRODUCTION = Reproduction(

@@ -1,7 +1,5 @@
 """Srivastava et al. 2015: highway networks train at depths at which plain networks don't."""
 
-from ml_collections import ConfigDict
-
 from resnet_jax.research.configs import cifar10, digits, plain_and_residual_digits
 from resnet_jax.research.reports import difference, error_rows, loss_report
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
@@ -13,13 +11,14 @@ _PUBLISHED = {"highway19": 7.72, "highway32": 8.80}  # test errors in percent
 _TOLERANCE = 0.6  # points above the published error; any lower error is accepted
 
 
-def _gated(bias: float) -> ConfigDict:
-    return digits("resnet56", {"model.merge": "coupled_gates", "model.gate_bias": bias})
-
-
 def run_small(runner: Runner) -> Report:
     """56 layers on digits, with gates biased towards closed, compared with a plain network."""
-    runs = {f"highway56{bias:+.0f}": _gated(bias) for bias in (-2.0, -4.0)}
+    runs = {
+        f"highway56{bias:+.0f}": digits(
+            "resnet56", {"model.merge": "coupled_gates", "model.gate_bias": bias}
+        )
+        for bias in (-2.0, -4.0)
+    }
     trained = runner.train({"plain56": plain_and_residual_digits()["plain56"], **runs})
     rows = tuple(
         Row(

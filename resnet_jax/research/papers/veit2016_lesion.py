@@ -1,4 +1,4 @@
-"""Veit et al. 2016, figures 3 and 5: units deleted or reordered after training."""
+"""Veit et al. 2016, figures 3 and 5: blocks deleted or reordered after training."""
 
 import functools
 import itertools
@@ -12,17 +12,17 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.evaluation import load_images, make_evaluator
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.lesions import apply_lesioned, interchangeable, reorder, units_of
+from resnet_jax.research.lesions import apply_lesioned, block_names, interchangeable, reorder
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 
 _FIG3, _FIG5 = "Veit et al. 2016, figure 3", "Veit et al. 2016, figure 5"
-_DRAWS = 10  # of units to delete, or of orders, for each point
+_DRAWS = 10  # of blocks to delete, or of orders, for each point
 _SWAPS = (1, 2, 4, 8, 16, 32)
 
 
 def _lesions(trained: TrainedRun) -> dict[str, np.ndarray]:
-    """Test errors in %, [seeds, …]: "whole"; without "one" unit; without "several", by number;
+    """Test errors in %, [seeds, …]: "whole"; without "one" block; without "several", by number;
     "shuffled", by the number of swaps, with "tau", the rank correlation of their orders.
     """
     found: dict[str, list[Any]] = {
@@ -46,14 +46,14 @@ def _lesions(trained: TrainedRun) -> dict[str, np.ndarray]:
             lesioned = (variables or network.variables, kept)
             return 100 * (1 - evaluate(lesioned, network.normalization).top1)
 
-        units, rng = len(units_of(model)), np.random.default_rng(seed)
-        whole = np.ones(units, bool)
+        blocks, rng = len(block_names(model)), np.random.default_rng(seed)
+        whole = np.ones(blocks, bool)
         found["whole"].append(error(whole))
-        found["one"].append([error(np.arange(units) != number) for number in range(units)])
+        found["one"].append([error(np.arange(blocks) != number) for number in range(blocks)])
         found["several"].append(
             [
-                np.mean([error(_without(rng, units, count)) for _ in range(_DRAWS)])
-                for count in range(1, units)
+                np.mean([error(_without(rng, blocks, count)) for _ in range(_DRAWS)])
+                for count in range(1, blocks)
             ]
         )
         groups = interchangeable(model)
@@ -68,14 +68,14 @@ def _lesions(trained: TrainedRun) -> dict[str, np.ndarray]:
     return {key: np.array(of) for key, of in found.items()}
 
 
-def _without(rng: np.random.Generator, units: int, count: int) -> np.ndarray:
-    kept = np.ones(units, bool)
-    kept[rng.choice(units, count, replace=False)] = False
+def _without(rng: np.random.Generator, blocks: int, count: int) -> np.ndarray:
+    kept = np.ones(blocks, bool)
+    kept[rng.choice(blocks, count, replace=False)] = False
     return kept
 
 
 def _swapped(rng: np.random.Generator, groups: list[list[str]], swaps: int) -> list[list[str]]:
-    """The groups after a number of random swaps of two units of the same group."""
+    """The groups after a number of random swaps of two blocks of the same group."""
     order = [list(group) for group in groups]
     for _ in range(swaps):
         group = order[rng.integers(len(order))]
@@ -93,7 +93,7 @@ def _tau(order: list[list[str]], groups: list[list[str]]) -> float:
 
 
 def _report(
-    runner: Runner, *, runs: dict[str, Any], deep: str, data: str, most_lost: float, chance: float
+    runner: Runner, runs: dict[str, Any], deep: str, data: str, *, most_lost: float, chance: float
 ) -> Report:
     names = ("plain20", "resnet20", deep)
     trained = runner.train({name: runs[name] for name in dict.fromkeys(names)})
@@ -147,11 +147,10 @@ def _report(
             accepts=Within(high=-0.9),
         ),
     )
-    return Report(rows, _draw(found, deep), {k: _as_lists(of) for k, of in found.items()})
-
-
-def _as_lists(of: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {key: values.tolist() for key, values in of.items()}
+    data_shown = {
+        name: {key: values.tolist() for key, values in of.items()} for name, of in found.items()
+    }
+    return Report(rows, _draw(found, deep), data_shown)
 
 
 def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
@@ -160,11 +159,11 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
         for name, label in (("plain20", "plain-20"), ("resnet20", "ResNet-20")):
             if name in found:
                 of = found[name]
-                units = np.arange(1, of["one"].shape[1] + 1)
-                plot_mean(one, units, of["one"], label=label, marker="o")
+                blocks = np.arange(1, of["one"].shape[1] + 1)
+                plot_mean(one, blocks, of["one"], label=label, marker="o")
                 color = one.lines[-1].get_color()
                 one.axhline(of["whole"].mean(), color=color, linestyle=":", linewidth=0.8)
-        one.set(xlabel="unit deleted", ylabel="test error (%)", ylim=(0, 100))
+        one.set(xlabel="block deleted", ylabel="test error (%)", ylim=(0, 100))
         add_legend(one)
         if deep in found:
             of = found[deep]
@@ -172,33 +171,21 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
             plot_mean(order, of["tau"].mean(axis=0), of["shuffled"], marker="o")
             order.invert_xaxis()
         label = deep.replace("resnet", "ResNet-")
-        several.set(xlabel=f"units deleted of {label}", ylim=(0, 100))
+        several.set(xlabel=f"blocks deleted of {label}", ylim=(0, 100))
         order.set(xlabel="Kendall's τ with the order of training", ylim=(0, 100))
     return figure
 
 
 def run_small(runner: Runner) -> Report:
     """On digits."""
-    return _report(
-        runner,
-        runs=plain_and_residual_digits(),
-        deep="resnet56",
-        data="digits",
-        most_lost=8.0,
-        chance=70.0,
-    )
+    runs = plain_and_residual_digits()
+    return _report(runner, runs, "resnet56", "digits", most_lost=8.0, chance=70.0)
 
 
 def run_paper(runner: Runner) -> Report:
     """On CIFAR-10, with the networks of he2015-fig6."""
-    return _report(
-        runner,
-        runs=plain_and_residual_cifar10(),
-        deep="resnet110",
-        data="CIFAR-10",
-        most_lost=1.0,
-        chance=75.0,
-    )
+    runs = plain_and_residual_cifar10()
+    return _report(runner, runs, "resnet110", "CIFAR-10", most_lost=1.0, chance=75.0)
 
 
 REPRODUCTION = Reproduction(

@@ -1,8 +1,8 @@
 """Veit et al. 2016, section 3.3 and figure 6: the paths through a residual network.
 
-A path goes through the branch or the shortcut of each unit, so that n units make 2ⁿ paths, of which
+A path goes through the branch or the shortcut of each block: n blocks make 2ⁿ paths, of which
 (n over k) go through k branches. The gradient of paths of one length is measured as in the paper:
-in k units it flows back through the branch alone, in all others through the shortcut alone.
+in k blocks it flows back through the branch alone, in all others through the shortcut alone.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.evaluation import load_inputs
 from resnet_jax.research.figures import journal_style, new_panels, plot_mean
-from resnet_jax.research.lesions import units_of
+from resnet_jax.research.lesions import block_names
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner
 from resnet_jax.train.losses import cross_entropy
 
 _TEXT, _FIGURE = "Veit et al. 2016, section 4", "Veit et al. 2016, figure 6"
-_UNITS = 54  # of a ResNet-110
+_BLOCKS = 54  # of a ResNet-110
 _DRAWS, _IMAGES = 10, 64
 
 
@@ -34,18 +34,18 @@ def path_gradient(
     variables: Any,
     images: Float[Array, "n h w c"],
     labels: Array,
-    through: Bool[Array, " units"],
+    through: Bool[Array, " blocks"],
 ) -> Float[Array, ""]:
     """Norm of the loss's gradient by the images, along the path whose branches are `through`."""
-    numbers = {name: number for number, name in enumerate(units_of(model))}
+    numbers = {name: number for number, name in enumerate(block_names(model))}
 
     def route(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        unit = context.module
-        if not isinstance(unit, ResidualBlock) or context.method_name != "merge":
+        block = context.module
+        if not isinstance(block, ResidualBlock) or context.method_name != "merge":
             return call(*args, **kwargs)
-        assert unit.name
+        assert block.name
         x, shortcut, branch = args
-        through_branch, stop = through[numbers[unit.name]], jax.lax.stop_gradient
+        through_branch, stop = through[numbers[block.name]], jax.lax.stop_gradient
         return call(
             x,
             jnp.where(through_branch, stop(shortcut), shortcut),
@@ -61,7 +61,7 @@ def path_gradient(
 
 
 def _by_length(runner: Runner, runs: dict[str, Any], name: str) -> np.ndarray | None:
-    """Mean gradient of paths through 0, 1, … units, [seeds, lengths]."""
+    """Mean gradient of paths through 0, 1, … blocks, [seeds, lengths]."""
     trained = runner.train({name: runs[name]}).get(name)
     if trained is None:
         return None
@@ -70,12 +70,12 @@ def _by_length(runner: Runner, runs: dict[str, Any], name: str) -> np.ndarray | 
     for seed in trained.seeds:
         network = trained.network(seed)
         assert isinstance(network.model, ResNet)
-        inputs, labels = load_inputs(network, "test", most=_IMAGES)
-        units, rng = len(units_of(network.model)), np.random.default_rng(seed)
+        inputs, labels = load_inputs(network, most=_IMAGES)
+        blocks, rng = len(block_names(network.model)), np.random.default_rng(seed)
 
-        def one(length: int, units: int = units, rng: Any = rng) -> np.ndarray:
-            through = np.zeros(units, bool)
-            through[rng.choice(units, length, replace=False)] = True
+        def one(length: int, blocks: int = blocks, rng: Any = rng) -> np.ndarray:
+            through = np.zeros(blocks, bool)
+            through[rng.choice(blocks, length, replace=False)] = True
             return through
 
         norms.append(
@@ -86,26 +86,26 @@ def _by_length(runner: Runner, runs: dict[str, Any], name: str) -> np.ndarray | 
                         for _ in range(_DRAWS)
                     ]
                 )
-                for length in range(units + 1)
+                for length in range(blocks + 1)
             ]
         )
     return np.array(norms)
 
 
 def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Report:
-    within = float(binom.cdf(35, _UNITS, 0.5) - binom.cdf(18, _UNITS, 0.5))
-    effective = float(binom.cdf(17, _UNITS, 0.5) - binom.cdf(4, _UNITS, 0.5))
+    within = float(binom.cdf(35, _BLOCKS, 0.5) - binom.cdf(18, _BLOCKS, 0.5))
+    effective = float(binom.cdf(17, _BLOCKS, 0.5) - binom.cdf(4, _BLOCKS, 0.5))
     found = _by_length(runner, runs, name)
     slopes, lengths = np.array([]), np.array([])
     if found is not None:
-        units = found.shape[1] - 1
-        steps = np.arange(units + 1)
+        blocks = found.shape[1] - 1
+        steps = np.arange(blocks + 1)
         slopes = np.array([spearmanr(steps, of_seed)[0] for of_seed in found])
-        weights = found * binom.pmf(steps, units, 0.5)
-        lengths = (weights * steps).sum(axis=1) / weights.sum(axis=1) / units
+        weights = found * binom.pmf(steps, blocks, 0.5)
+        lengths = (weights * steps).sum(axis=1) / weights.sum(axis=1) / blocks
     rows = (
         Row(
-            what=f"paths of {_UNITS} units that go through 19 to 35, %",
+            what=f"paths of {_BLOCKS} units that go through 19 to 35, %",
             published="more than 95",
             source=_TEXT,
             data="arithmetic",
@@ -114,7 +114,7 @@ def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Repor
             exact=True,
         ),
         Row(
-            what=f"paths of {_UNITS} units that go through 5 to 17, %",
+            what=f"paths of {_BLOCKS} units that go through 5 to 17, %",
             published=0.45,
             source=_TEXT,
             data="arithmetic",
@@ -136,7 +136,7 @@ def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Repor
             source=_TEXT,
             data=data,
             measured=tuple(lengths.tolist()),
-            accepts=Within(5 / _UNITS, 17 / _UNITS),
+            accepts=Within(5 / _BLOCKS, 17 / _BLOCKS),
         ),
     )
     return Report(
@@ -147,11 +147,11 @@ def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Repor
 def _draw(found: np.ndarray | None) -> Any:
     with journal_style():
         figure, (paths, gradients, shares) = new_panels(3)
-        steps = np.arange(_UNITS + 1)
-        paths.bar(steps, 100 * binom.pmf(steps, _UNITS, 0.5), width=1.0)
+        steps = np.arange(_BLOCKS + 1)
+        paths.bar(steps, 100 * binom.pmf(steps, _BLOCKS, 0.5), width=1.0)
         paths.axvspan(19, 35, alpha=0.15, color="C1")
         paths.set(
-            xlabel="units gone through, of 54",
+            xlabel="blocks gone through, of 54",
             ylabel="paths (%)",
             title="98 % of paths: 19 to 35",
         )
@@ -160,8 +160,8 @@ def _draw(found: np.ndarray | None) -> Any:
             plot_mean(gradients, steps, found, log=True)
             total = found * binom.pmf(steps, len(steps) - 1, 0.5)
             plot_mean(shares, steps, 100 * total / total.sum(axis=1, keepdims=True))
-        gradients.set(xlabel="units gone through", ylabel="gradient of a path")
-        shares.set(xlabel="units gone through", ylabel="share of all gradient (%)")
+        gradients.set(xlabel="blocks gone through", ylabel="gradient of a path")
+        shares.set(xlabel="blocks gone through", ylabel="share of all gradient (%)")
     return figure
 
 

@@ -1,6 +1,5 @@
 """diagnostics.png: the diagnostics of a run over its epochs."""
 
-import io
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.checkpoint.workdir import DIAGNOSTICS, write_atomically
-from resnet_jax.logging.plots import new_figure
+from resnet_jax.logging.plots import new_figure, picture_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +34,7 @@ _OF_PARTS = ("grad_norm", "activation_rms", "update_ratio")
 def draw_diagnostics(
     workdir: epath.Path,
     history: list[dict[str, Any]],
-    similarities: Float[np.ndarray, "units units"] | None,
+    similarities: Float[np.ndarray, "blocks blocks"] | None,
     *,
     title: str,
 ) -> None:
@@ -47,14 +46,12 @@ def draw_diagnostics(
     figure = make_figure(history, similarities, title=title)
     if figure is None:
         return
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150, format="png")
-    write_atomically(workdir / DIAGNOSTICS, picture.getvalue())
+    write_atomically(workdir / DIAGNOSTICS, picture_of(figure, "png", dpi=150))
 
 
 def make_figure(
     history: list[dict[str, Any]],
-    similarities: Float[np.ndarray, "units units"] | None,
+    similarities: Float[np.ndarray, "blocks blocks"] | None,
     *,
     title: str,
 ) -> "Figure | None":
@@ -153,19 +150,19 @@ def _plot_family(
 def _plot_signal(axes: Axes, records: list[dict[str, Any]]) -> None:
     for record, style in ((records[0], ":"), (records[-1], "-")):
         for name, color in (("signal_mean2", "C0"), ("signal_var", "C1")):
-            units = sorted((k for k in record if k.startswith(f"{name}/")), key=_position)
+            blocks = sorted((k for k in record if k.startswith(f"{name}/")), key=_position)
             what = "squared mean" if name == "signal_mean2" else "variance"
             label = f"{what}, step {record['step']:,}"
-            values = [record[unit] for unit in units]
-            axes.plot(range(1, len(units) + 1), values, style, color=color, label=label)
-            axes.set_xlim(0.5, len(units) + 0.5)
-    axes.set(xlabel="unit", title="signal of units, by channel", yscale="log")
+            values = [record[block] for block in blocks]
+            axes.plot(range(1, len(blocks) + 1), values, style, color=color, label=label)
+            axes.set_xlim(0.5, len(blocks) + 0.5)
+    axes.set(xlabel="block", title="signal of blocks, by channel", yscale="log")
     axes.xaxis.set_major_locator(_whole_numbers())
     _tidy(axes)
     _legend_below(axes)
 
 
-def _plot_similarities(axes: Axes, similarities: Float[np.ndarray, "units units"]) -> None:
+def _plot_similarities(axes: Axes, similarities: Float[np.ndarray, "blocks blocks"]) -> None:
     """Plot the matrix, with blocks counted from 1, as in the panel of signals."""
     ends = (0.5, len(similarities) + 0.5)
     image = axes.imshow(
@@ -173,7 +170,7 @@ def _plot_similarities(axes: Axes, similarities: Float[np.ndarray, "units units"
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(_whole_numbers())
-    axes.set(xlabel="unit", ylabel="unit", title="similarity (CKA)", xlim=ends, ylim=ends)
+    axes.set(xlabel="block", ylabel="block", title="similarity (CKA)", xlim=ends, ylim=ends)
     axes.figure.colorbar(image)
 
 

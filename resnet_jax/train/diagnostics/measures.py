@@ -43,7 +43,7 @@ class Pass(NamedTuple):
     Attributes:
         params, gradients: parameters and their gradients.
         taps: feature maps by name: "stem", "stage1", …
-        units: name of a block → its output [n, h, w, c].
+        blocks: name of a block → its output [n, h, w, c].
         drifts: drift of the mean and of the variance of each normalisation, see `bn_drift`.
         gates: "gate" or "carry_gate" → mean openness of each gate.
         updates: what the optimiser would add to the parameters.
@@ -52,7 +52,7 @@ class Pass(NamedTuple):
     params: Any
     gradients: Any
     taps: dict[str, Array]
-    units: dict[str, Array]
+    blocks: dict[str, Array]
     drifts: list[tuple[Array, Array]]
     gates: dict[str, list[Array]]
     updates: Any
@@ -80,7 +80,7 @@ def take_pass(
     twin = probe_twin(model)
 
     def loss(params: Any) -> tuple[Array, Any]:
-        units: dict[str, Array] = {}
+        blocks: dict[str, Array] = {}
         drifts: list[tuple[Array, Array]] = []
         gates: dict[str, list[Array]] = {"gate": [], "carry_gate": []}
 
@@ -89,7 +89,7 @@ def take_pass(
             if context.method_name != "__call__":
                 return y
             if isinstance(module, ResidualBlock):
-                units[str(module.name)] = y
+                blocks[str(module.name)] = y
             elif isinstance(module, BatchNorm) and module.train:
                 running: Any = module.variables["batch_stats"]
                 drifts.append(_drift(maps_of(args[0]), running["mean"], running["var"]))
@@ -103,12 +103,12 @@ def take_pass(
         logits = taps["logits"]
         targets = jax.nn.one_hot(labels, logits.shape[-1])
         maps = {name: tap for name, tap in taps.items() if tap.ndim == 4}
-        return LOSSES["softmax"](logits, targets).mean(), (maps, units, drifts, gates)
+        return LOSSES["softmax"](logits, targets).mean(), (maps, blocks, drifts, gates)
 
     params = variables["params"]
-    gradients, (taps, units, drifts, gates) = jax.grad(loss, has_aux=True)(params)
+    gradients, (taps, blocks, drifts, gates) = jax.grad(loss, has_aux=True)(params)
     updates, _ = optimizer.update(gradients, opt_state, params)
-    return Pass(params, gradients, taps, units, drifts, gates, updates)
+    return Pass(params, gradients, taps, blocks, drifts, gates, updates)
 
 
 def _drift(x: Array, running_mean: Array, running_var: Array) -> tuple[Array, Array]:
@@ -154,7 +154,7 @@ def signal(of: Pass) -> dict[str, Array]:
     Brock et al. 2021 (2101.08692), section 3, plot these over depth.
     """
     found = {}
-    for name, y in of.units.items():
+    for name, y in of.blocks.items():
         wide = y.astype(jnp.float32)
         found[f"signal_mean2/{name}"] = jnp.square(wide.mean(axis=(0, 1, 2))).mean()
         found[f"signal_var/{name}"] = wide.var(axis=(0, 1, 2)).mean()
@@ -184,14 +184,14 @@ def gates(of: Pass) -> dict[str, Array]:
     return {names[k]: jnp.stack(values).mean() for k, values in of.gates.items() if values}
 
 
-def similarities(of: Pass) -> Float[Array, "units units"]:
+def similarities(of: Pass) -> Float[Array, "blocks blocks"]:
     """Return the linear CKA of the outputs of each pair of blocks, 0 to 1.
 
     ⟨K, L⟩ / ‖K‖ ‖L‖ of the centred Gram matrices K and L of the examples (Kornblith et al. 2019,
     1905.00414).
     """
     grams = []
-    for y in of.units.values():
+    for y in of.blocks.values():
         flat = y.astype(jnp.float32).reshape(len(y), -1)
         flat -= flat.mean(axis=0)
         gram = flat @ flat.T
@@ -203,8 +203,8 @@ def similarities(of: Pass) -> Float[Array, "units units"]:
 def cka(of: Pass) -> dict[str, Array]:
     """Return the mean similarity of different blocks."""
     matrix = similarities(of)
-    units = len(matrix)
-    return {"cka/mean": (matrix.sum() - jnp.trace(matrix)) / max(1, units * (units - 1))}
+    blocks = len(matrix)
+    return {"cka/mean": (matrix.sum() - jnp.trace(matrix)) / max(1, blocks * (blocks - 1))}
 
 
 MEASURES: dict[str, Callable[[Pass], dict[str, Array]]] = {

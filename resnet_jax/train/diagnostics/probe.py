@@ -32,7 +32,7 @@ class Measured(NamedTuple):
     """Values by name, and the similarities of blocks if "cka" was asked for."""
 
     scalars: dict[str, float]
-    similarities: Float[np.ndarray, "units units"] | None
+    similarities: Float[np.ndarray, "blocks blocks"] | None
 
 
 class Probe:

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.data.images.normalization import normalize
@@ -25,6 +26,7 @@ def test_the_defaults_only_normalise():
     np.testing.assert_array_equal(targets, TARGETS)
 
 
+@pytest.mark.thorough
 def test_an_augmentation_leaves_the_draws_of_others_alone():
     erased, _ = _augment(random_erasing=0.5)
     both, _ = _augment(random_erasing=0.5, crop_padding=2, flip=True)
