@@ -100,6 +100,7 @@ def of_job(processes: int, devices: int, folder: Path) -> dict[str, Any]:
         f"--config.eval_every={64.0 * STEPS}",
         processes=processes,
         devices=devices,
+        timeout_s=900.0,
     )
     if any(ended.code for ended in job):
         raise RuntimeError(job[0].said)

@@ -132,16 +132,15 @@ _SHARDED = (
     "--config.model.bn_group_size=4",
     "--config.model.dropout=0.1",
     "--config.model.stochastic_depth=0.3",
-    "--config.mixup=0.2",
 )
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 1), (4, 2)])
+@pytest.mark.parametrize(("processes", "devices"), [(2, 4), (4, 2)])
 def test_a_job_has_the_bits_of_one_device(processes, devices, sharded, tmp_path):
     """Whole runs of train.py: records, scores and the last checkpoint; kernels split over two."""
     fields = (*_SHARDED, "--config.mesh.fsdp=2")
-    job = run_job(tmp_path / "job", *fields, processes=processes, devices=devices)
+    job = run_job(tmp_path / "job", *fields, processes=processes, devices=devices, timeout_s=600.0)
     assert [ended.code for ended in job] == [0] * processes, job
     assert _records(tmp_path / "job") == _records(sharded)
     assert digest(tmp_path / "job") == digest(sharded)
@@ -151,7 +150,7 @@ def test_a_job_has_the_bits_of_one_device(processes, devices, sharded, tmp_path)
 def sharded(tmp_path_factory):
     """Work directory of the run of `_SHARDED` on one device."""
     workdir = tmp_path_factory.mktemp("sharded") / "run"
-    (ended,) = run_job(workdir, *_SHARDED, processes=1, devices=1)
+    (ended,) = run_job(workdir, *_SHARDED, processes=1, devices=1, timeout_s=600.0)
     assert ended.code == 0, ended.said
     return workdir
 

@@ -38,16 +38,16 @@ def _start(
     return job
 
 
-def _finish(job: list[Running]) -> list[Ended]:
+def _finish(job: list[Running], *, timeout_s: float = 120.0) -> list[Ended]:
     try:
-        return [process.end() for process in job]
+        return [process.end(timeout_s=timeout_s) for process in job]
     finally:
         for process in job:
             process.kill()
 
 
-def run_job(workdir, *arguments, **options) -> list[Ended]:
-    return _finish(_start(workdir, *arguments, **options))
+def run_job(workdir, *arguments, timeout_s: float = 120.0, **options) -> list[Ended]:
+    return _finish(_start(workdir, *arguments, **options), timeout_s=timeout_s)
 
 
 def _codes(job: list[Ended]) -> list[int]:
