@@ -31,7 +31,7 @@ from resnet_jax.train.experiment import Experiment
 ROOT = Path(__file__).resolve().parents[1]
 SHARDS, STEPS, PER_DISPATCH = 8, 40, 10
 MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 4), (4, 2), (1, 8)]
-XLAS_OWN = [(1, 1), (2, 1), (8, 1), (2, 4)]
+XLAS_OWN = [(1, 1), (2, 1), (8, 1)]
 JOBS = [(1, 1), (2, 4), (4, 2)]  # processes, devices of each
 FIELDS = {
     "model.stage_sizes": (1, 1),
