@@ -14,6 +14,7 @@ from resnet_jax.config.checks import (
     NOT_NEGATIVE,
     NUMBERS,
     POSITIVE,
+    POWER_OF_TWO,
     PROBABILITY,
     RANGE_OF_SHARES,
     SEED,
@@ -234,6 +235,8 @@ FIELDS: tuple[Field, ...] = (
           doc="Devices along the data axis; -1 for all. A batch is split over data × fsdp."),
     Field("mesh.fsdp", 1, None, may_change=True,
           doc="Devices over which parameters and the optimiser's state are split."),
+    Field("mesh.shards", 0, POWER_OF_TWO,
+          doc="Fixed shards of a batch, for the same bits on any mesh; 0 leaves sums to XLA."),
 )
 # fmt: on
 
