@@ -103,7 +103,7 @@ def _by_xla(a: Array, b: Array, *, missing: int, window: Window, levels: Levels)
 
 
 def _lower_on_cpu(ctx: Any, *operands: Any, missing: int, window: Window, levels: Levels) -> Any:
-    """The lowering rule for CPUs: oneDNN only for one device, and not in exported programs."""
+    """The lowering rule for CPUs, with oneDNN where a program may call it."""
     devices = native.devices_of(ctx.module_context)
     formulas = (conv_cpu.input_gradient, conv_cpu.kernel_gradient, conv_cpu.forward)
     functions = [partial(f, whole_batch=devices > 1) for f in formulas]

@@ -7,18 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.interpreters import mlir
 
 from resnet_jax.ops.native.library import HANDLERS, Kind, Library, Problem, Shape, state
 
 
 def devices_of(module: Any) -> int:
-    """The number of devices of a program that is being lowered, given as its module context."""
-    context = module.axis_context  # has a mesh within `jax.shard_map`
-    return context.mesh.size if hasattr(context, "mesh") else context.num_devices
+    """The number of devices over which a program that is being lowered splits its arrays.
+
+    Within `jax.shard_map` a device computes its own part alone.
+
+    Args:
+        module: the module context of the lowering.
+    """
+    context = module.axis_context
+    return 1 if isinstance(context, mlir.SPMDAxisContext) else context.num_devices
 
 
 def is_allowed(module: Any) -> bool:
-    """Whether a program for CPUs may call oneDNN: it is for one device, and not exported."""
+    """Whether a program for CPUs may call oneDNN: it isn't split over devices, nor exported."""
     return devices_of(module) == 1 and not module.lowering_parameters.for_export
 
 
