@@ -1,4 +1,4 @@
-"""What each change for CPUs gave a step and inference, and where the time of a step goes.
+"""What folding and fusing give inference on CPUs, and where the time of a step goes.
 
 Variants are compiled in one process and take turns; ratios are of neighbouring calls. Times are
 the process's time on one core, so that other work on the machine counts as little as possible; with
@@ -9,7 +9,6 @@ the process's time on one core, so that other work on the machine counts as litt
 
 import argparse
 import collections
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,12 @@ Clock = Callable[[], float]
 _PROFILED = 8  # steps
 
 
-@contextlib.contextmanager
-def without_batch_norm() -> Iterator[None]:
-    """Let XLA compute batch normalisation, in what is compiled meanwhile."""
-    from resnet_jax.ops.native import batch_norm  # noqa: PLC0415
-
-    before = batch_norm.forward, batch_norm.backward
-    batch_norm.forward = batch_norm.backward = lambda *args, **kwargs: None
-    yield
-    batch_norm.forward, batch_norm.backward = before
-
-
-def training(network: str, *, batch_norm: bool = True) -> Call:
-    """Training steps, compiled; without `batch_norm`, oneDNN computes convolutions only."""
-    import jax  # noqa: PLC0415
+def training(network: str) -> Call:
+    """Training steps, compiled."""
     import vs_peers  # noqa: PLC0415
 
-    jax.clear_caches()
-    with contextlib.nullcontext() if batch_norm else without_batch_norm():
-        steps = vs_peers._ours(network, BATCH[network], "train", "float32")
-        steps(1)
+    steps = vs_peers._ours(network, BATCH[network], "train", "float32")
+    steps(1)
     return steps
 
 
@@ -105,7 +90,7 @@ def compare(variants: dict[str, Call], seconds: float, clock: Clock) -> dict[str
     }
 
 
-def profile(network: str, *, batch_norm: bool) -> dict[str, Any]:
+def profile(network: str) -> dict[str, Any]:
     """The shares of a training step by what is computed."""
     import jax  # noqa: PLC0415
 
@@ -118,7 +103,7 @@ def profile(network: str, *, batch_norm: bool) -> dict[str, Any]:
         return compiled
 
     jax.stages.Lowered.compile = compile_and_keep
-    steps = training(network, batch_norm=batch_norm)
+    steps = training(network)
     steps(1)
     kinds = _kinds(programs[-1])
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +146,7 @@ def _kinds(program: str) -> dict[str, str]:
 
 def _child(args: argparse.Namespace, what: str, **environment: str) -> Any:
     """The JSON that this script prints, as a process that measures one thing."""
-    all_cores = args.all_cores and not what.startswith("profile")
+    all_cores = args.all_cores and what != "profile"
     command = [] if all_cores else ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
     command += [sys.executable, __file__, "--network", args.network, "--only", what]
     command += ["--seconds", str(args.seconds)]
@@ -181,15 +166,9 @@ def measure(args: argparse.Namespace) -> Any:
 
     configure_malloc()
     network = args.network
-    if args.only.startswith("profile"):
-        return profile(network, batch_norm=args.only == "profile")
-    if args.only == "train":
-        variants = {
-            "convolutions": training(network, batch_norm=False),
-            "and batch normalisation": training(network),
-        }
-    else:
-        variants = inference(network, 1 if args.only == "latency" else BATCH[network])
+    if args.only == "profile":
+        return profile(network)
+    variants = inference(network, 1 if args.only == "latency" else BATCH[network])
     release_freed_memory()
     clock = time.perf_counter if args.all_cores else time.process_time
     return compare(variants, args.seconds, clock)
@@ -220,13 +199,11 @@ def main() -> None:
         "processor": processor,
         "time": "wall clock, all cores" if args.all_cores else "of the process, on one core",
         "oneDNN": state().onednn,
-        "train_with_onednn": _child(args, "train"),
         "inference_with_onednn": _child(args, "inference"),
         "latency_with_onednn": _child(args, "latency"),
         "inference_pure": _child(args, "inference", **off),
         "profile_pure": _child(args, "profile", **off),
-        "profile_with_onednns_convolutions": _child(args, "profile_without_batch_norm"),
-        "profile_with_onednn": _child(args, "profile"),
+        "profile_with_onednns_convolutions": _child(args, "profile"),
     }
     print(json.dumps(results, indent=1))
     kind = processor["kind"].lower().replace("-", "")

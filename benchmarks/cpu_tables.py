@@ -43,9 +43,8 @@ def _peers_of(results: list[dict[str, Any]]) -> str:
 
 
 def changes_table() -> str:
-    """What folding, fusing and oneDNN's batch normalisation gave, by network and processor."""
+    """What folding and fusing gave, by network and processor."""
     measured = {
-        "training step: oneDNN's batch normalisation": ("train_with_onednn", 1),
         "inference with oneDNN: folded": ("inference_with_onednn", 1),
         "inference with oneDNN: folded and fused": ("inference_with_onednn", 2),
         "the same for one image": ("latency_with_onednn", 2),
@@ -68,7 +67,6 @@ def profile_table() -> str:
     names = {
         "profile_pure": "XLA",
         "profile_with_onednns_convolutions": "oneDNN's convolutions",
-        "profile_with_onednn": "and its batch normalisation",
     }
     rows = []
     for result in _results("cpu_changes_*.json"):

@@ -1,11 +1,11 @@
-"""resnet-jax build: oneDNN's convolutions and batch normalisation for a CPU."""
+"""resnet-jax build: oneDNN's convolutions for a CPU."""
 
 import argparse
 from typing import Any
 
 from rich.console import Console
 
-HELP = "Compile and check oneDNN's operations, which a single CPU device then uses."
+HELP = "Compile and check oneDNN's convolutions, which a single CPU device then uses."
 EXAMPLE = "pip install 'resnet-linen[cpu]' && resnet-jax build"
 
 
@@ -33,13 +33,13 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "started" in document:
         if document["started"]:
             console.print(
-                "oneDNN's operations, which are faster on a CPU, are being compiled in the"
+                "oneDNN's convolutions, which are faster on a CPU, are being compiled in the"
                 " background for later runs; resnet-jax doctor shows the result"
             )
         return
     console.print(f"compiled: {document['library']}, with oneDNN {document['oneDNN']}")
     console.print(
-        f"checked: {document['checked']} random operations and gradients are right;"
+        f"checked: {document['checked']} random convolutions and gradients are right;"
         f" {document['refused']} others, which oneDNN has no kernel for, are left to XLA"
     )
     console.print("used on a single CPU device; RESNET_JAX_NATIVE=0 leaves it alone")

@@ -14,8 +14,6 @@ from jaxtyping import Array, Float
 
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.derivatives import differentiable
-from resnet_jax.ops.native import batch_norm as native
-from resnet_jax.ops.native.choice import prefer
 from resnet_jax.ops.pooling import max_pool
 from resnet_jax.ops.projection import project_and_normalise
 from resnet_jax.ops.projection_gpu import convolve_normalised
@@ -132,35 +130,10 @@ def _forward(
     x: Array, pooled: Array | None, scale: Array, bias: Array, epsilon: float, dtype: Any
 ) -> tuple[Array, Array, Array]:
     """Normalise groups [g, n, h, w, c], or the pooled groups, by the moments of the groups."""
-    if pooled is None and _is_onednns(x, dtype):
-        y, mean, var = prefer(_forward_onednn, _forward_xla, x, scale, bias, epsilon=epsilon)
-        return y, mean, var
     mean, var = _moments(x)
     moments = _by_group(mean), _by_group(var)
     values = x if pooled is None else pooled
     return normalise(values, *moments, scale, bias, epsilon, dtype), mean, var
-
-
-def _is_onednns(x: Array, dtype: Any) -> bool:
-    """Whether oneDNN may have a form: for one group, and results of the type of `x`."""
-    return x.shape[0] == 1 and x.dtype == dtype
-
-
-def _forward_xla(
-    x: Array, scale: Array, bias: Array, *, epsilon: float
-) -> tuple[Array, Array, Array]:
-    mean, var = _moments(x)
-    y = normalise(x, _by_group(mean), _by_group(var), scale, bias, epsilon, x.dtype)
-    return y, mean, var
-
-
-def _forward_onednn(
-    x: Array, scale: Array, bias: Array, *, epsilon: float
-) -> tuple[Array, ...] | None:
-    found = native.forward(
-        x[0], scale.astype(jnp.float32), bias.astype(jnp.float32), epsilon=epsilon
-    )
-    return None if found is None else tuple(array[None] for array in found)
 
 
 def _forward_and_kept(
@@ -171,24 +144,9 @@ def _forward_and_kept(
 
 
 def _backward(
-    epsilon: float, dtype: Any, kept: tuple[Any, ...], grads: tuple[Array, Array, Array]
+    epsilon: float, _: Any, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
 ) -> tuple[Array, Array | None, Array, Array]:
     """The gradients of `x`, `pooled`, `scale` and `bias`."""
-    x, pooled, scale, bias, mean, var = kept
-    if pooled is None and _is_onednns(x, dtype):
-        known = x, scale, bias, mean, var, *grads
-        dx, dscale, dbias = prefer(_backward_onednn, _backward_xla, *known, epsilon=epsilon)
-        return dx, None, dscale, dbias
-    dx, dvalues, dscale, dbias = _gradients(epsilon, kept, grads)
-    if pooled is None:
-        return (dx + dvalues).astype(x.dtype), None, dscale, dbias
-    return dx.astype(x.dtype), dvalues.astype(pooled.dtype), dscale, dbias
-
-
-def _gradients(
-    epsilon: float, kept: tuple[Any, ...], grads: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array, Array]:
-    """The gradients of `x` by its moments, float32, of the values, of `scale` and of `bias`."""
     x, pooled, scale, bias, mean, var = kept
     dy, dmean, dvar = grads
     x32, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
@@ -203,43 +161,10 @@ def _gradients(
     offset = (dmean - factor * sum_dy) / size - mean * slope
     dx, dvalues = x32 * _by_group(slope) + _by_group(offset), dy * _by_group(factor)
     dscale, dbias = (sum_product * inverse).sum(axis=0), sum_dy.sum(axis=0)
-    return dx, dvalues, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
-
-
-def _backward_xla(*known: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    x, scale, bias, mean, var, *grads = known
-    kept = x, None, scale, bias, mean, var
-    dx, dvalues, dscale, dbias = _gradients(epsilon, kept, (grads[0], grads[1], grads[2]))
-    return (dx + dvalues).astype(x.dtype), dscale, dbias
-
-
-def _backward_onednn(
-    x: Array,
-    scale: Array,
-    bias: Array,
-    mean: Array,
-    var: Array,
-    dy: Array,
-    dmean: Array,
-    dvar: Array,
-    *,
-    epsilon: float,
-) -> tuple[Array, Array, Array] | None:
-    scale32 = scale.astype(jnp.float32)
-    found = native.backward(x[0], dy[0], mean[0], var[0], scale32, epsilon=epsilon)
-    if found is None:
-        return None
-    dx, dscale, dbias = found
-
-    def with_moments(dx: Array) -> Array:
-        slope = 2 * dvar / (x.size // mean.size)
-        offset = dmean / (x.size // mean.size) - mean * slope
-        return (dx.astype(jnp.float32) + x[0].astype(jnp.float32) * slope + offset).astype(x.dtype)
-
-    # In training these gradients are constants, zeros, and the condition isn't compiled.
-    has_moments = jnp.any(dmean != 0) | jnp.any(dvar != 0)
-    dx = jax.lax.cond(has_moments, with_moments, lambda dx: dx, dx)
-    return dx[None], dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    of_parameters = dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    if pooled is None:
+        return (dx + dvalues).astype(x.dtype), None, *of_parameters
+    return dx.astype(x.dtype), dvalues.astype(pooled.dtype), *of_parameters
 
 
 # The rule that JAX derives stores both x and x - mean for the backward pass, and sums twice.

@@ -194,17 +194,7 @@ def _linear_batch(operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
 
 def evaluate(primitive: Primitive, plain: Callable[..., Any]) -> None:
     """Evaluate a primitive by its formula; outside `jax.jit` as a compiled program."""
-    names = (
-        "rules",
-        "static",
-        "trees",
-        "transposed",
-        "levels",
-        "missing",
-        "window",
-        "ends",
-        "functions",
-    )
+    names = ("rules", "static", "trees", "transposed", "levels", "missing", "window", "ends")
     compiled = jax.jit(primitive.bind, static_argnames=names)
 
     def run(*operands: Array, **params: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Compiles the sources with the machine's C++ compiler, and checks the library."""
+"""Compiles convolution.cc with the machine's C++ compiler, and checks the library."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from resnet_jax.errors import ConfigError, WriteError
 from resnet_jax.ops.native.library import (
     CHOICE,
     LIBRARY,
-    SOURCES,
+    SOURCE,
     circumstances,
     log_of,
     record_of,
@@ -50,7 +50,7 @@ def build(library: Path = LIBRARY, *, check_s: float = _CHECK_S) -> dict[str, An
     try:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
-            command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", *map(str, SOURCES)]
+            command = [compiler, "-O2", "-std=c++17", "-fPIC", "-shared", str(SOURCE)]
             command += ["-isystem", str(headers), f"-I{prefix}/include", f"-L{prefix}/lib"]
             command += [f"-Wl,-rpath,{prefix}/lib", "-ldnnl", "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -160,6 +160,6 @@ def _checked(library: Path, check_s: float) -> dict[str, Any]:
 
 def _unusable(reason: str) -> ConfigError:
     return ConfigError(
-        f"oneDNN was compiled, but can't be used here: {reason}. XLA's operations are used."
+        f"oneDNN was compiled, but can't be used here: {reason}. XLA's convolutions are used."
         " Try another oneDNN: PyPI's onednn-devel-cpu-gomp, or Debian's libdnnl-dev."
     )

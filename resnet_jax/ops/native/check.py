@@ -1,4 +1,4 @@
-"""Checks oneDNN's operations on this machine, by random problems on several threads.
+"""Checks oneDNN's convolutions on this machine, by random problems on several threads.
 
 `python -m resnet_jax.ops.native.check LIBRARY SECONDS` prints the result as one line of JSON. A
 wrong kernel may also end the process; so `resnet-jax build` starts a process for the check.
@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from resnet_jax.ops.native import check_batch_norm
 from resnet_jax.ops.native.conv import call
-from resnet_jax.ops.native.library import KINDS, BatchNormProblem, Library, Problem
+from resnet_jax.ops.native.library import KINDS, Library, Problem
 
 _THREADS = 3
-_THROUGH_XLA = 12  # problems that are also called from compiled programs
 _CALLS = 3  # of each problem on each thread: some kernels are wrong only sometimes
 # Rounding errors of a sum of float32 products in any order, relative to the sum of the products'
 # magnitudes, and of a result that is rounded to bfloat16, relative to the result.
@@ -59,25 +57,16 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
     library = Library(path)
     deadline = time.monotonic() + seconds
     checked, refused, wrong = 0, 0, []
-
-    def check_one(problem: Problem | BatchNormProblem, error_of: Callable[[bool], float]) -> None:
-        nonlocal checked, refused
+    for problem, arrays in _problems(np.random.default_rng(seed)):
+        if time.monotonic() > deadline:
+            break
         if not library.supports(problem):
             refused += 1
-            return
-        error = error_of(checked < _THROUGH_XLA)
+            continue
+        error = _error(library, problem, arrays, through_xla=checked < 2 * len(KINDS))
         checked += 1
         if not error <= 1:
             wrong.append(f"{problem}: {error:.3g} times the error that rounding allows")
-
-    rng = np.random.default_rng(seed)
-    for problem, arrays in _problems(rng):
-        if time.monotonic() > deadline:
-            break
-        check_one(problem, partial(_error, library, problem, arrays))
-        if problem.kind == KINDS[-1]:
-            case = check_batch_norm.draw(rng)
-            check_one(case.problem, partial(_batch_norm_error, library, case))
     return {"oneDNN": library.onednn(), "checked": checked, "refused": refused, "wrong": wrong}
 
 
@@ -132,36 +121,8 @@ def _draw(rng: np.random.Generator) -> tuple[Any, ...]:
     return (n, h, w, channels()), (kh, kw), channels(), strides, (pad(kh), pad(kw)), (dilation,) * 2
 
 
-def _largest_error(attempt: Callable[[], float | None]) -> float:
-    """The largest error of several calls on several threads; infinite if a call fails."""
-    errors: list[float] = []
-
-    def work() -> None:
-        for _ in range(_CALLS):
-            error = attempt()
-            if error is None:
-                return
-            errors.append(error)
-
-    threads = [threading.Thread(target=work) for _ in range(_THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if len(errors) < _THREADS * _CALLS:  # a call or its thread failed
-        return np.inf
-    return float(np.max(errors))  # NaN if one of them is
-
-
-def _batch_norm_error(library: Library, case: check_batch_norm.Case, through_xla: bool) -> float:
-    error = _largest_error(partial(check_batch_norm.error_of_call, library, case))
-    if through_xla:
-        error = float(np.maximum(error, check_batch_norm.error_through_xla(library, case)))
-    return error
-
-
 def _error(
-    library: Library, problem: Problem, arrays: list[np.ndarray], through_xla: bool
+    library: Library, problem: Problem, arrays: list[np.ndarray], *, through_xla: bool
 ) -> float:
     """The largest error of any call on any thread, as a multiple of the rounding error."""
     dtype = ml_dtypes.bfloat16 if problem.bfloat16 else np.float32
@@ -171,24 +132,34 @@ def _error(
     allowed = _SUM_ROUNDING * magnitudes + 1e-30
     if problem.bfloat16:
         allowed += _BFLOAT16_ROUNDING * np.abs(expected)
+    errors: list[float] = []
 
-    def error_of(result: Any) -> float:
-        return float((np.abs(np.asarray(result, float) - expected) / allowed).max())
+    def note(result: Any) -> None:
+        errors.append(float((np.abs(np.asarray(result, float) - expected) / allowed).max()))
 
-    def attempt() -> float | None:
-        x, kernel, y = (np.ascontiguousarray(a.astype(dtype)) for a in arrays)
-        if not library.attempt(problem, x, kernel, y, bias.astype(np.float32)):
-            return None
-        return error_of((x, kernel, y)[problem.place])
+    def attempt() -> None:
+        bias32 = bias.astype(np.float32)
+        for _ in range(_CALLS):
+            given = [np.ascontiguousarray(a.astype(dtype)) for a in arrays]
+            x, kernel, y = given
+            if not library.attempt(problem, x, kernel, y, bias32):
+                return
+            note(given[problem.place])
 
-    error = _largest_error(attempt)
     if through_xla:
         operands = [a.astype(dtype) for i, a in enumerate(arrays) if i != problem.place]
         ends = {"bias": bias.astype(np.float32)} if problem.has_bias else {}
         ends |= {"summand": arrays[problem.place].astype(dtype)} if problem.has_sum else {}
-        found = jax.jit(partial(call, library, problem))(*operands, **ends)
-        error = float(np.maximum(error, error_of(found)))
-    return error
+        note(jax.jit(partial(call, library, problem))(*operands, **ends))
+    attempted = len(errors) + _THREADS * _CALLS
+    threads = [threading.Thread(target=attempt) for _ in range(_THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(errors) < attempted:  # a call or its thread failed
+        return np.inf
+    return float(np.max(errors))  # NaN if one of them is
 
 
 def _exact(problem: Problem, arrays: list[np.ndarray], bias: np.ndarray) -> np.ndarray:

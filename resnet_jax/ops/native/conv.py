@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.interpreters import mlir
 
-from resnet_jax.ops.native.library import HANDLERS, Kind, Library, Problem, Shape, state
+from resnet_jax.ops.native.library import KINDS, Kind, Library, Problem, Shape, state
 
 
 def devices_of(module: Any) -> int:
@@ -99,7 +99,7 @@ def call(
     summand: Array | None = None,
 ) -> Array:
     """Call the library from XLA; the library must support the problem with these shapes."""
-    register(library)
+    _register(library)
     static: dict[str, Any] = {
         name: np.array(getattr(problem, name)).reshape(-1)
         for name in ("strides", "padding", "dilation")
@@ -116,7 +116,7 @@ def call(
     varying = jax.typeof(first).mat
     result = jax.ShapeDtypeStruct(problem.result, first.dtype, manual_axis_type=varying)
     target = jax.ffi.ffi_call(
-        f"resnet_jax_{problem.kind}",
+        _target(problem.kind),
         result,
         vmap_method="sequential",
         input_output_aliases=aliases,
@@ -125,8 +125,11 @@ def call(
 
 
 @functools.cache
-def register(library: Library) -> None:
-    """Make the library's handlers known to XLA."""
-    for name in HANDLERS:
-        handler = jax.ffi.pycapsule(library.handler(name))
-        jax.ffi.register_ffi_target(f"resnet_jax_{name}", handler, platform="cpu")
+def _register(library: Library) -> None:
+    for kind in KINDS:
+        handler = jax.ffi.pycapsule(library.handler(kind))
+        jax.ffi.register_ffi_target(_target(kind), handler, platform="cpu")
+
+
+def _target(kind: Kind) -> str:
+    return f"resnet_jax_{kind}"

@@ -5,14 +5,17 @@
 // Images and gradients keep their layout. Kernels, which are small, are reordered into the blocked
 // layout that oneDNN chooses.
 
+#include <oneapi/dnnl/dnnl.hpp>
+
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <map>
+#include <mutex>
 #include <string>
 
-#include "onednn.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -21,6 +24,11 @@ using Tag = memory::format_tag;
 using Span = ffi::Span<const int64_t>;
 
 namespace {
+
+const dnnl::engine& Engine() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
 
 enum Kind { kForward, kInputGradient, kKernelGradient };
 
@@ -100,8 +108,6 @@ bool IsKnownToBeWrong(const Problem& p) {
 // Its scratchpad is given to it at each call. By default oneDNN keeps one for each thread that makes
 // a primitive, and XLA runs the primitive on other threads.
 struct Plan {
-  explicit Plan(const Key& key);
-
   memory::desc image, kernel, blocked_kernel, bias, features, scratchpad, reorder_scratchpad;
   dnnl::primitive primitive;
   dnnl::primitive reorder;  // of the kernel into the blocked layout, or of its gradient out of it
@@ -111,24 +117,30 @@ struct Plan {
 constexpr auto kAlgorithm = dnnl::algorithm::convolution_direct;
 constexpr auto kTraining = dnnl::prop_kind::forward_training;
 
+// The constructors of oneDNN 2 take a description, those of oneDNN 3 its parts.
 #if DNNL_VERSION_MAJOR >= 3
+#define DESCRIBE_FORWARD(engine, attributes, ...) {engine, __VA_ARGS__, attributes}
+#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {engine, __VA_ARGS__, hint, attributes}
 #define RELU dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #else
+#define DESCRIBE_FORWARD(engine, attributes, ...) {{__VA_ARGS__}, attributes, engine}
+#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {{__VA_ARGS__}, attributes, engine, hint}
 #define RELU 1.f, dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #endif
 
 template <class Descriptor>
 void SetPrimitive(Plan& plan, const Descriptor& descriptor, const memory::desc& blocked_kernel) {
-  RefuseReference(descriptor);
+  // Of several implementations oneDNN offers the fastest first; the last one is a plain loop.
+  if (std::strncmp(descriptor.impl_info_str(), "ref", 3) == 0)
+    throw dnnl::error(dnnl_unimplemented, "there is only a reference implementation");
   plan.primitive = dnnl::primitive(descriptor.get());
   plan.scratchpad = descriptor.scratchpad_desc();
   plan.blocked_kernel = blocked_kernel;
 }
 
-Plan::Plan(const Key& key) {
-  Problem p(key);
+Plan MakePlan(const Problem& p) {
   if (IsKnownToBeWrong(p)) throw dnnl::error(dnnl_unimplemented, "known to be wrong");
-  Plan& plan = *this;
+  Plan plan;
   auto image = plan.image = p.Image(p.x);
   auto features = plan.features = p.Image(p.y);
   plan.kernel = p.Kernel(Tag::hwio);
@@ -171,13 +183,28 @@ Plan::Plan(const Key& key) {
     plan.reorder = dnnl::reorder(reorder);
     plan.reorder_scratchpad = reorder.scratchpad_desc();
   }
+  return plan;
+}
+
+// The plan of a problem, made once in a process. Throws where oneDNN has no kernel for it.
+const Plan& FindPlan(const Key& key) {
+  static std::mutex mutex;
+  static std::map<Key, Plan> plans;
+  std::lock_guard<std::mutex> lock(mutex);
+  auto found = plans.find(key);
+  if (found == plans.end()) found = plans.emplace(key, MakePlan(Problem(key))).first;
+  return found->second;
+}
+
+void FillWithNaN(void* data, size_t bytes) {
+  if (bytes) std::memset(data, 0xFF, bytes);
 }
 
 // Compute one of the three arrays from the others. With `poison`, memory that a kernel must write
 // before it reads it, or must write at all, is filled with NaN first, so that mistakes show. For a
 // sum, `y` holds the other summand before.
 void Execute(const Key& key, void* x, void* k, void* y, void* b, bool poison) {
-  const Plan& plan = FindPlan<Plan>(key);
+  const Plan& plan = FindPlan(key);
   auto kind = static_cast<Kind>(key[0]);
   auto allocate = [&](const memory::desc& description) {
     memory made(description, Engine());
@@ -314,7 +341,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, Gradie
 // Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
 extern "C" int resnet_jax_supports(const int64_t* problem) {
   try {
-    FindPlan<Plan>(ToKey(problem));
+    FindPlan(ToKey(problem));
     return 1;
   } catch (const std::exception&) {
     return 0;

@@ -1,4 +1,4 @@
-"""The compiled library of oneDNN's operations, and whether this process uses the library."""
+"""The compiled library of oneDNN's convolutions, and whether this process uses the library."""
 
 import ctypes
 import functools
@@ -13,17 +13,13 @@ from typing import Any, Literal, NamedTuple
 
 from resnet_jax.utils.compilation_cache import processor
 
-_FOLDER = Path(__file__).parent
-SOURCES = tuple(_FOLDER / name for name in ("convolution.cc", "batch_norm.cc"))
-HEADER = _FOLDER / "onednn.h"
-LIBRARY = _FOLDER / "convolution.so"
+SOURCE = Path(__file__).with_name("convolution.cc")
+LIBRARY = SOURCE.with_suffix(".so")
 CHOICE = "RESNET_JAX_NATIVE"
 """Environment variable: the path of a library to use instead of `LIBRARY`, or "0" for none."""
 
 Kind = Literal["forward", "input_gradient", "kernel_gradient"]
 KINDS: tuple[Kind, ...] = ("forward", "input_gradient", "kernel_gradient")
-HANDLERS = (*KINDS, "batch_norm", "batch_norm_gradient")
-"""What XLA can call, as it is named in the library behind "resnet_jax_"."""
 Shape = tuple[int, ...]
 
 _NUMBERS = 25  # integers that describe a problem
@@ -73,32 +69,6 @@ class Problem(NamedTuple):
         return (ctypes.c_int64 * _NUMBERS)(*first, *flat, *self.dilation)
 
 
-class BatchNormProblem(NamedTuple):
-    """A batch normalisation or its gradient, without its arrays.
-
-    Attributes:
-        backward: whether it is the gradient.
-        bfloat16: whether the maps are bfloat16; float32 otherwise.
-        shape: of the maps [n, h, w, c].
-        epsilon: added to variances.
-    """
-
-    backward: bool
-    bfloat16: bool
-    shape: Shape
-    epsilon: float
-
-    @staticmethod
-    def units(epsilon: float) -> int:
-        """Epsilon as batch_norm.cc takes it."""
-        return round(epsilon / 1e-15)
-
-    def numbers(self) -> ctypes.Array[ctypes.c_int64]:
-        """The problem as batch_norm.cc takes it."""
-        flat = self.backward, self.bfloat16, *self.shape, self.units(self.epsilon)
-        return (ctypes.c_int64 * len(flat))(*flat)
-
-
 class Library:
     """The functions of a compiled library.
 
@@ -116,11 +86,9 @@ class Library:
         """Version and build of oneDNN, and the instruction set that it uses."""
         return self._functions.resnet_jax_describe_onednn().decode()
 
-    def supports(self, problem: "Problem | BatchNormProblem") -> bool:
+    def supports(self, problem: Problem) -> bool:
         """Whether oneDNN has a kernel for the problem that isn't known to be wrong."""
-        if isinstance(problem, Problem):
-            return bool(self._functions.resnet_jax_supports(problem.numbers()))
-        return bool(self._functions.resnet_jax_supports_batch_norm(problem.numbers()))
+        return bool(self._functions.resnet_jax_supports(problem.numbers()))
 
     def attempt(self, problem: Problem, x: Any, kernel: Any, y: Any, bias: Any) -> bool:
         """Compute one of the first three contiguous NumPy arrays in place; False if oneDNN fails.
@@ -130,22 +98,9 @@ class Library:
         pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, kernel, y, bias))
         return bool(self._functions.resnet_jax_try(problem.numbers(), *pointers))
 
-    def attempt_batch_norm(self, problem: BatchNormProblem, arrays: Sequence[Any]) -> bool:
-        """Compute three contiguous NumPy arrays in place; False if oneDNN fails.
-
-        All memory that oneDNN has to write is filled with NaN first.
-
-        Args:
-            problem: the problem.
-            arrays: x, y, scale, bias, mean, var, dx, dscale; for the gradient, those of `y` and
-                `bias` are in the places of `y` and `bias`.
-        """
-        pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
-        return bool(self._functions.resnet_jax_try_batch_norm(problem.numbers(), pointers))
-
-    def handler(self, name: str) -> Any:
-        """The XLA FFI handler of a name of `HANDLERS`."""
-        return getattr(self._functions, f"resnet_jax_{name}")
+    def handler(self, kind: Kind) -> Any:
+        """The XLA FFI handler for a kind of problem."""
+        return getattr(self._functions, f"resnet_jax_{kind}")
 
 
 class State(NamedTuple):
@@ -214,7 +169,7 @@ def circumstances(path: Path, onednn: str) -> dict[str, str]:
 
     return {
         "library": digest(path.read_bytes()),
-        "source": digest(b"".join(file.read_bytes() for file in (*SOURCES, HEADER))),
+        "source": digest(SOURCE.read_bytes()),
         "oneDNN": onednn,
         "processor": digest(processor().encode()),
         "jaxlib": metadata.version("jaxlib"),

@@ -157,7 +157,6 @@ def test_a_library_that_fails_its_check_is_not_recorded(body, message, tmp_path)
     source.write_text(
         "#include <cstdlib>\n"
         'extern "C" int resnet_jax_supports(const long*) { return 0; }\n'
-        'extern "C" int resnet_jax_supports_batch_norm(const long*) { return 0; }\n'
         f'extern "C" char* resnet_jax_describe_onednn() {{ {body} }}\n'
     )
     subprocess.run([compiler, "-shared", "-fPIC", source, "-o", path], check=True)

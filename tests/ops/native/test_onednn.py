@@ -17,7 +17,6 @@ import resnet_jax
 from resnet_jax.inference.export import export_program
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.ops.activation import relu
-from resnet_jax.ops.batch_norm import batch_normalise
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.native.check import check
@@ -309,7 +308,6 @@ import json, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from resnet_jax.ops.activation import relu
-from resnet_jax.ops.batch_norm import batch_normalise
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.native.build import certify
@@ -390,78 +388,3 @@ def test_digits_learn_on_avx2(avx2, tmp_path):
     records = read_metrics(tmp_path / "run" / "metrics.jsonl")
     losses = [record["loss"] for record in records if record["split"] == "train"]
     assert losses[-1] < losses[0] / 2
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_batch_normalisation_and_its_derivatives_are_xlas(dtype, onednn):
-    x = 2 * jax.random.normal(jax.random.key(0), (4, 6, 5, 16), dtype) + 1
-    scale, bias = jnp.linspace(-0.5, 1.5, 16), jnp.linspace(-1.0, 1.0, 16)
-    grad = jax.random.normal(jax.random.key(1), x.shape, dtype)
-    ours = partial(batch_normalise, groups=1, epsilon=1e-5, dtype=dtype)
-
-    def plain(x, scale, bias):
-        wide = x.astype(jnp.float32)
-        mean, var = wide.mean((0, 1, 2)), wide.var((0, 1, 2))
-        y = (wide - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-        return y.astype(dtype), mean[None], var[None]
-
-    def everything(function, *args):
-        (y, mean, var), pull = jax.vjp(function, *args)
-
-        def energy(*args):
-            y, mean, var = function(*args)
-            return jnp.sum(jnp.sin(y.astype(jnp.float32))) + jnp.sum(mean * var)
-
-        both = jax.grad(energy, (0, 1, 2))
-        slopes = pull((grad, jnp.zeros_like(mean), jnp.zeros_like(var)))
-        return (y, mean, var), slopes, both(*args), jax.jvp(both, args, args)[1]
-
-    run = jax.jit(partial(everything, ours))
-    text = run.lower(x, scale, bias).as_text()
-    assert "@resnet_jax_batch_norm(" in text
-    assert "@resnet_jax_batch_norm_gradient(" in text
-    wanted = jax.jit(partial(everything, plain))(x, scale, bias)
-    _close(run(x, scale, bias), wanted, 1e-4 if dtype == jnp.float32 else 4e-2)
-
-
-def test_batch_normalisation_that_onednn_has_no_form_for_is_xlas(onednn):
-    x = jax.random.normal(jax.random.key(0), (4, 6, 5, 16))
-    args = x, jnp.ones(16), jnp.zeros(16)
-
-    def calls(*args, **kwargs):
-        run = jax.jit(partial(batch_normalise, epsilon=1e-5, **kwargs))
-        return "@resnet_jax_batch_norm(" in run.lower(*args).as_text()
-
-    assert calls(*args, groups=1, dtype=jnp.float32)
-    assert not calls(*args, groups=2, dtype=jnp.float32)
-    assert not calls(*args, groups=1, dtype=jnp.bfloat16)  # from float32
-    stacked = jnp.stack([x, 2 * x])
-    both = jax.vmap(
-        partial(batch_normalise, groups=1, epsilon=1e-5, dtype=x.dtype), (0, None, None)
-    )
-    assert "@resnet_jax_batch_norm(" not in jax.jit(both).lower(stacked, *args[1:]).as_text()
-
-
-def test_gradients_of_a_training_step_have_no_condition(onednn):
-    """The gradients of mean and variance, which only a test would ask for, cost nothing."""
-    x = jax.random.normal(jax.random.key(0), (4, 6, 5, 16))
-
-    def loss(x, scale):
-        y, *_ = batch_normalise(x, scale, scale, groups=1, epsilon=1e-5, dtype=x.dtype)
-        return jnp.sum(y**3)
-
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, jnp.ones(16)).compile()
-    assert "resnet_jax_batch_norm_gradient" in compiled.as_text()
-    assert "conditional" not in compiled.as_text()
-
-
-def test_batch_normalisation_of_several_devices_and_exports_is_xlas(onednn):
-    x = jax.random.normal(jax.random.key(0), (4, 6, 5, 16))
-    function = partial(batch_normalise, groups=1, epsilon=1e-5, dtype=x.dtype)
-    args = x, jnp.ones(16), jnp.zeros(16)
-    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
-    layout, whole = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
-    several = jax.jit(function, in_shardings=(layout, whole, whole)).lower(*args)
-    assert "resnet_jax_batch_norm" not in several.as_text()
-    exported = jax.export.export(jax.jit(function))(*args)
-    assert "resnet_jax_batch_norm" not in exported.mlir_module()
