@@ -19,8 +19,10 @@ import config_tables
 import model_tables
 import papers_tables
 import reliability_tables
+import run_tables
 import scaling
 import scaling_gpu
+import shards_tables
 import speed_tables
 from table_text import ROOT, markdown, minutes, read
 
@@ -68,8 +70,10 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     **model_tables.TABLES,
     **reliability_tables.TABLES,
+    **run_tables.TABLES,
     **speed_tables.TABLES,
     **papers_tables.TABLES,
+    **shards_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
     "gpu-variants": ("docs/performance.md", scaling_gpu.variants_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},
