@@ -19,6 +19,7 @@ import config_tables
 import model_tables
 import papers_tables
 import reliability_tables
+import run_tables
 import scaling
 import scaling_gpu
 import shards_tables
@@ -69,6 +70,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "results": ("README.md", results_table),
     **model_tables.TABLES,
     **reliability_tables.TABLES,
+    **run_tables.TABLES,
     **speed_tables.TABLES,
     **papers_tables.TABLES,
     **shards_tables.TABLES,

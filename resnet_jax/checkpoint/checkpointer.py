@@ -9,7 +9,7 @@ import concurrent.futures
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -18,7 +18,7 @@ from etils import epath
 from resnet_jax.checkpoint.corruption import describe, first_line, is_corruption
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back, sealed
 from resnet_jax.checkpoint.reader import CheckpointReader, State
-from resnet_jax.checkpoint.retention import Manager, manager_options
+from resnet_jax.checkpoint.retention import Manager, manager_options, sparse_steps
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, is_main
 from resnet_jax.utils.malloc import release_freed_memory
@@ -32,10 +32,15 @@ _NO_SPACE = ("No space left", "Disk quota exceeded")
 
 
 class Checkpointer:
-    """The checkpoints of a run: the newest few, the best, and the newest verified checkpoint."""
+    """The checkpoints of a run: the newest few, the best, the newest verified, and sparse ones."""
 
     def __init__(
-        self, directory: epath.Path, *, keep: int, run: Mapping[str, Any] | None = None
+        self,
+        directory: epath.Path,
+        *,
+        keep: int,
+        period: Callable[[int], int] | None = None,
+        run: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the checkpoints in `directory`; create the directory if it doesn't exist.
 
@@ -43,11 +48,12 @@ class Checkpointer:
             directory: of this run's checkpoints.
             keep: how many of the newest checkpoints to keep. The best one is kept too, and older
                 ones until the newest has been verified.
+            period: of a step, of which the first checkpoint is never deleted; see `sparse_steps`.
             run: values that identify the run, by name, to detect copies from other runs; JSON.
         """
-        self._keep, self._run = keep, run or {}
+        self._keep, self._period, self._run = keep, period, run or {}
         self._verified: set[int] = set()
-        options = manager_options(keep, self._verified, create=True)
+        options = manager_options(keep, self._verified, period=period, create=True)
         self._reader = CheckpointReader(directory, run=run, options=options)
         self._directory = self._reader.directory
         self._must_reopen = False  # a save has failed, and its files weren't removed yet
@@ -207,7 +213,8 @@ class Checkpointer:
 
     def _reopen(self) -> None:
         """Open the directory again; Orbax removes the files of a failed save."""
-        self._reader.reopen(manager_options(self._keep, self._verified))
+        options = manager_options(self._keep, self._verified, period=self._period)
+        self._reader.reopen(options)
         self._must_reopen = False
 
     def _set_aside(self, step: int, reason: str) -> None:
@@ -257,6 +264,8 @@ class Checkpointer:
             return
         manager = self._reader.manager
         kept = {*steps[len(steps) - self._keep + 1 :], manager.best_step()}
+        if self._period:
+            kept |= sparse_steps(steps, self._period)
         for step in steps:
             if step < newest and step not in kept:
                 with contextlib.suppress(Exception):  # the disk may fail again

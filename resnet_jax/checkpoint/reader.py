@@ -92,7 +92,7 @@ class CheckpointReader:
             state = self._states.restore(
                 self.directory / str(step) / "state", args=ocp.args.StandardRestore(abstract)
             )
-            saved = self._read_progress(step)
+            saved = self._read_manifest(step)
         # Checksums of sharded arrays need all processes, so they are outside `_read_errors`.
         found = checksums(named_leaves(state))
         with self._read_errors(step):
@@ -123,8 +123,18 @@ class CheckpointReader:
         Raises:
             DataError: it can't be read, or is corrupt.
         """
+        return self.manifest(step)["progress"]
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state: "progress", "checksums" by array, "run" and "step".
+
+        Older versions didn't record "run" and "step".
+
+        Raises:
+            DataError: it can't be read, or is corrupt.
+        """
         with self._read_errors(step):
-            return self._read_progress(step)["progress"]
+            return self._read_manifest(step)
 
     def close(self) -> None:
         """Close Orbax's manager."""
@@ -155,7 +165,7 @@ class CheckpointReader:
                 f" optimiser: {shown}{more}. Nothing was touched."
             )
 
-    def _read_progress(self, step: int) -> dict[str, Any]:
+    def _read_manifest(self, step: int) -> dict[str, Any]:
         folder = self.directory / str(step) / "progress"
         saved = unsealed(self._progress.restore(folder, args=ocp.args.JsonRestore()))
         check_step(step, saved.get("step"))

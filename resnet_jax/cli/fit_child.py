@@ -8,7 +8,7 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.cli.common.exits import end_early, end_with, exit_code_of, show_progress
 from resnet_jax.errors import STOPPED_EARLY
 from resnet_jax.utils.malloc import configure_malloc
-from resnet_jax.utils.subprocess import die_with_parent
+from resnet_jax.utils.subprocess import die_with_parent, process_age_s
 
 
 def main(stop: StopRequest) -> int:
@@ -25,7 +25,9 @@ def main(stop: StopRequest) -> int:
     config = from_json(job["config"])
     configure_malloc(decoded_as_needed=streams(config))
     show_progress()
-    return exit_code_of(lambda: fit(config, job["workdir"], stop=stop, on_hang=end_with))
+    return exit_code_of(
+        lambda: fit(config, job["workdir"], stop=stop, on_hang=end_with, started_s=process_age_s())
+    )
 
 
 if __name__ == "__main__":

@@ -19,11 +19,14 @@ from resnet_jax.cli import (
     export,
     list_models,
     mlperf,
+    plan,
     predict,
     prepare,
     reproduce,
+    status,
     summary,
     sweep,
+    verify,
 )
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli.common.config_flag import take_overrides
@@ -45,10 +48,13 @@ _SUBCOMMANDS = {
     "convert": convert,
     "export": export,
     "mlperf": mlperf,
+    "plan": plan,
     "prepare": prepare,
     "reproduce": reproduce,
     "sweep": sweep,
     "compare": compare,
+    "status": status,
+    "verify": verify,
 }
 
 

@@ -77,6 +77,7 @@ RANGE_OF_SHARES = Check(
 )
 SEED = Check("must be less than 2**32 and can't be negative", lambda value: 0 <= value < 2**32)
 WORKERS = Check("can be -1, 0 or more", lambda value: value >= -1)
+LOCAL = Check("is a folder of this host, or empty", lambda value: "://" not in value)
 SPLIT = Check("names the split to train on", bool)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from resnet_jax.config.checks import (
     AT_LEAST_1,
     BELOW_1,
+    LOCAL,
     NOT_NEGATIVE,
     NUMBERS,
     POSITIVE,
@@ -135,9 +136,15 @@ FIELDS: tuple[Field, ...] = (
     Field("checkpoint_every", 1.0, POSITIVE, "Interval of checkpoints.", may_change=True),
     Field("keep_checkpoints", 2, POSITIVE, may_change=True,
           doc="Newest checkpoints that are kept, beside the best."),
+    Field("keep_every", 0.0, NOT_NEGATIVE, may_change=True,
+          doc="Interval of checkpoints that are never deleted, from which `resnet-jax verify` can"
+              " train again; 0 for none."),
     Field("save_attempts", 10, POSITIVE, may_change=True,
           doc="Saves that may fail in a row before the run ends."),
     Field("log_every", 20, POSITIVE, "Steps between log points.", may_change=True),
+    Field("prometheus_dir", "", LOCAL, may_change=True,
+          doc="Folder in which the run writes [a file for Prometheus](watching.md#prometheus);"
+              " empty for none."),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
           doc="Steps that the devices take without the host."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,

@@ -1,24 +1,25 @@
 """metrics.jsonl: the records of a run, complete over restarts."""
 
+import hashlib
 import json
 import logging
-import math
 import os
+import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import METRICS, write_atomically
+from resnet_jax.checkpoint.workdir import METRICS, TENSORBOARD, write_atomically
 from resnet_jax.errors import DataError, WriteError
+from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.logging.tensorboard import TensorBoard
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import is_remote, read_document
 
 _log = logging.getLogger(__name__)
-
-_TENSORBOARD = "tensorboard"  # folder of the events
 
 
 class MetricsLog:
@@ -33,7 +34,14 @@ class MetricsLog:
         history: all records of the run, including those before a restart.
     """
 
-    def __init__(self, workdir: epath.Path, *, start_step: int, records: int | None = None) -> None:
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        records: int | None = None,
+        prometheus: PrometheusFile | None = None,
+    ) -> None:
         """Open the log of a run that goes on at `start_step`.
 
         Records of later steps are dropped: the run will write them again. An unfinished last line
@@ -44,6 +52,7 @@ class MetricsLog:
             start_step: step of the checkpoint that the run goes on from, or 0.
             records: number of records at that checkpoint, if known. A different number is a
                 warning.
+            prometheus: gets the records, too.
 
         Raises:
             DataError: metrics.jsonl is damaged, or can't be read.
@@ -57,6 +66,7 @@ class MetricsLog:
             for r in read_metrics(path)
             if r["step"] <= start_step and start_step and r["split"] != "test"
         ]
+        self._digest = _digest_of(self.history)
         self._writes = is_main()
         if not self._writes:
             return
@@ -66,7 +76,7 @@ class MetricsLog:
                 " its curves are drawn from what is there.",
                 *(path, len(self.history), records, start_step),
             )
-        self._workdir = workdir
+        self._workdir, self._prometheus = workdir, prometheus
         self._gathered = (
             tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
         )
@@ -75,14 +85,17 @@ class MetricsLog:
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
-        self._board = TensorBoard(folder / _TENSORBOARD, start_step=start_step)
+        self._board = TensorBoard(folder / TENSORBOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
         self.history.append(record)
+        self._digest.update(_line(record).encode())
         if not self._writes:
             return
         self._board.write(record)
+        if self._prometheus:
+            self._prometheus.write(self.history)
         behind = bool(self._unwritten)
         self._unwritten.append(record)
         try:
@@ -93,6 +106,10 @@ class MetricsLog:
                     "%s can't be written (%s); its lines are kept in memory until it can.",
                     *(self._path, error.strerror or error),
                 )
+
+    def digest(self) -> str:
+        """SHA-256 of all records so far; see `records_digest`."""
+        return self._digest.hexdigest()
 
     def _write_pending(self) -> None:
         """Append all records that aren't in the file yet or, with an error, none."""
@@ -123,7 +140,7 @@ class MetricsLog:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
-        self._board.sync(self._workdir / _TENSORBOARD)
+        self._board.sync(self._workdir / TENSORBOARD)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -139,12 +156,26 @@ class MetricsLog:
         finally:
             self._file.close()
             self._board.close()
+            if self._prometheus:
+                self._prometheus.close(self.history)
             if self._gathered:
                 self._gathered.cleanup()
 
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
+
+
+def records_digest(records: Iterable[dict[str, Any]]) -> str:
+    """SHA-256 of the lines of these records, in hexadecimal."""
+    return _digest_of(records).hexdigest()
+
+
+def _digest_of(records: Iterable[dict[str, Any]]) -> "hashlib._Hash":
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(_line(record).encode())
+    return digest
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
@@ -180,6 +211,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 # Fields that every version of this package has written, by split.
 _NEEDED = {"train": ("epoch", "loss", "top1", "lr", "img_per_s"), "diagnostics": ("epoch",)}
 _NEEDED_OF_SCORES = ("epoch", "loss", "top1")
+_TEXTS = ("weights", "batches")
 _SPREAD = ("std", "seeds")  # with several seeds: metric → standard deviation, and → values
 
 
@@ -195,12 +227,13 @@ def _checked(record: Any) -> dict[str, Any]:
     needed = _NEEDED.get(split, _NEEDED_OF_SCORES)
     if missing := [name for name in needed if name not in record]:
         raise ValueError(f'"{missing[0]}" is missing')
-    if not isinstance(record.get("weights", ""), str):
-        raise ValueError('"weights" is no text')
+    for name in _TEXTS:
+        if not isinstance(record.get(name, ""), str):
+            raise ValueError(f'"{name}" is no text')
     for name, value in record.items():
         if name in _SPREAD:
             _check_spread(name, value, [n for n in needed if n in _NEEDED_OF_SCORES[1:]])
-        elif name not in ("split", "weights"):
+        elif name not in ("split", *_TEXTS):
             _check_number(name, value)
     return record
 
@@ -218,7 +251,8 @@ def _check_spread(name: str, values: Any, needed: list[str]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # isfinite() fails for long integers
         raise ValueError(f'"{name}" is no finite number')
 
 

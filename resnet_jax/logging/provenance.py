@@ -1,5 +1,7 @@
 """Command, commit, versions and hardware of a measurement."""
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -28,20 +30,50 @@ def package_versions() -> dict[str, str]:
 
 def provenance() -> dict[str, Any]:
     """Return the command, commit, versions and hardware, to repeat a measurement with."""
-    device = jax.devices()[0]
     return {
         "command": " ".join([Path(sys.executable).name, *map(_without_folder, sys.argv)]),
         "commit": _commit(),
         "versions": package_versions(),
-        "hardware": {
-            "platform": device.platform,
-            "device": device.device_kind,
-            "devices": jax.device_count(),
-            "processes": jax.process_count(),
-            "cpu": _cpu_model(),
-            "cpu_cores": os.cpu_count(),
-        },
+        "hardware": hardware(),
     }
+
+
+def hardware() -> dict[str, Any]:
+    """Return the kind and number of devices, the processes of the job, and the host's processor."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpu": _cpu_model(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def environment(devices: int, convolutions: str) -> dict[str, Any]:
+    """Return what the bits of a run depend on, besides its config and data.
+
+    Args:
+        devices: number of the devices in use.
+        convolutions: the implementation of convolutions in use.
+    """
+    return {
+        "code": code_digest(),
+        "versions": package_versions(),
+        "hardware": hardware() | {"devices": devices},
+        "convolutions": convolutions,
+    }
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return a digest of all modules of the package; a version number has several states."""
+    folder = Path(__file__).parents[1]
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _without_folder(argument: str) -> str:

@@ -15,7 +15,7 @@ from resnet_jax.utils.paths import bucket_errors, is_remote
 
 _log = logging.getLogger(__name__)
 
-_NOT_SCALARS = ("step", "epoch", "split", "weights", "wall_s", "std", "seeds")
+_NOT_SCALARS = ("step", "epoch", "split", "weights", "batches", "wall_s", "std", "seeds")
 
 
 class TensorBoard:

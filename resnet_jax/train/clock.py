@@ -1,4 +1,4 @@
-"""Wall time of a run, and training speed without pauses."""
+"""Wall time of a run, its phases, and training speed without pauses."""
 
 import contextlib
 import time
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from resnet_jax.train.goodput import Phase, TimeAccount
+
 
 class Clock:
     """Counts seconds over restarts, and images per second between log points.
@@ -14,11 +16,13 @@ class Clock:
     All readings come from the monotonic clock, which changes of the system time don't affect.
 
     Attributes:
+        account: seconds by phase.
         earlier_s: seconds that the run took in earlier processes.
     """
 
-    def __init__(self) -> None:
-        """Start counting."""
+    def __init__(self, account: TimeAccount | None = None) -> None:
+        """Start counting; `account` has begun before."""
+        self.account = account or TimeAccount()
         self.earlier_s = 0.0
         self._started = self._lap_started = time.monotonic()
         self._lap_step = 0
@@ -29,6 +33,7 @@ class Clock:
 
     def start_lap(self, step: int) -> None:
         """Exclude what happened before, such as compilation, from the training speed."""
+        self.account.enter("step")
         self._lap_started, self._lap_step = time.monotonic(), step
 
     def lap(self, step: int, images_per_step: int) -> tuple[float, float]:
@@ -39,9 +44,10 @@ class Clock:
         return speed, elapsed_s
 
     @contextlib.contextmanager
-    def paused(self, pending: Any) -> Iterator[None]:
+    def paused(self, pending: Any, phase: Phase) -> Iterator[None]:
         """Exclude what happens inside from the lap, once the `pending` arrays are computed."""
         jax.block_until_ready(pending)
         began = time.monotonic()
-        yield
+        with self.account.phase(phase):
+            yield
         self._lap_started += time.monotonic() - began

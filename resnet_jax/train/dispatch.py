@@ -46,7 +46,7 @@ class CompiledSteps:
         size = self._spec.image_sizes.at(step)
         if size not in self._compiled:
             self._watchdog.now("compiling the training step")
-            with self._clock.paused(state):
+            with self._clock.paused(state, "compile"):
                 shapes = self._spec.abstract_batches(image_size=size)
                 lowered = self._steps.lower(state, *shapes, 1, *self._teacher)
                 self._compiled[size] = lowered.compile()

@@ -35,6 +35,8 @@ from resnet_jax.config.schema import check_complete, validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.logging.process import recorded_process
+from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.parallel.job.agreement import (
     MAIN,
     all_gather_object,
@@ -47,11 +49,13 @@ from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.finish import finish_run, show_finished
+from resnet_jax.train.goodput import Goodput, TimeAccount
 from resnet_jax.train.job_fingerprint import job_fingerprint
 from resnet_jax.train.loop import train_loop
 from resnet_jax.train.nonfinite import NonfiniteRecord
 from resnet_jax.train.precise_bn import PreciseStatistics
 from resnet_jax.train.pretrained import name_model
+from resnet_jax.train.profile import ProfiledSteps, check_steps
 from resnet_jax.train.records import Recorder
 from resnet_jax.train.recovery import Recovery
 from resnet_jax.train.restore import Beginning, restore_or_begin
@@ -94,8 +98,10 @@ def fit(
     workdir: epath.PathLike,
     *,
     stop_at_step: int | None = None,
+    profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
+    started_s: float = 0.0,
 ) -> FitResult:
     """Train the model of `config`, or resume the run in `workdir`.
 
@@ -104,15 +110,18 @@ def fit(
         workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
             processes of a job must share it. It may be in a bucket: gs://….
         stop_at_step: save and return after this step, as if a signal had asked for it.
+        profile: the first and the last training step to trace; the first step of a run is 1. The
+            trace is in the folder tensorboard/plugins/profile of `workdir`.
         stop: a request that the caller has entered already; by default `fit` listens for signals
             itself while it trains.
         on_hang: called in another thread with a message when there was no progress for
             `config.hang_timeout_s`, after the stacks of all threads were printed, or when another
             run has taken over `workdir`. It may end the process, which the stuck main thread
             can't. By default the run goes on.
+        started_s: seconds since this process started, which goodput.json counts as start-up.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1.
+        UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
@@ -123,7 +132,7 @@ def fit(
     """
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
-    workdir = as_path(workdir)
+    workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     if (shards := config.get("mesh", {}).get("shards") or 0) > 0:
         fix_thread_pool(shards)
     try:
@@ -131,7 +140,16 @@ def fit(
             contextlib.nullcontext(stop) if stop else StopRequest() as request,
             contextlib.ExitStack() as held,
         ):
-            return _fit(config, workdir, held, request, stop_at_step=stop_at_step, on_hang=on_hang)
+            return _fit(
+                config,
+                workdir,
+                held,
+                request,
+                account,
+                stop_at_step=stop_at_step,
+                profile=profile,
+                on_hang=on_hang,
+            )
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -162,12 +180,14 @@ def _fit(
     workdir: epath.Path,
     held: contextlib.ExitStack,
     stop: StopRequest,
+    account: TimeAccount,
     *,
     stop_at_step: int | None,
+    profile: tuple[int, int] | None,
     on_hang: Callable[[str], None] | None,
 ) -> FitResult:
     """Check everything that can be checked before anything is compiled, lock, and train."""
-    fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
+    fingerprint = job_fingerprint(config, stop_at_step=stop_at_step, profile=profile)
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
         check_complete(config)
         here = None if is_remote(workdir) else Path(workdir)
@@ -182,6 +202,8 @@ def _fit(
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
+        if profile:
+            check_steps(profile, total_steps=experiment.spec.intervals.total_steps)
         common["the data's fingerprint"] = experiment.dataset.fingerprint
         if new and experiment.pretrained:
             common["the weights to begin with"] = experiment.pretrained.sha256
@@ -193,7 +215,10 @@ def _fit(
         if new:
             write_atomically(workdir / CONFIG, to_json(config))
     checkpoints = Checkpointer(
-        workdir / CHECKPOINTS, keep=config.keep_checkpoints, run=bound_fields(config)
+        workdir / CHECKPOINTS,
+        keep=config.keep_checkpoints,
+        period=experiment.spec.intervals.kept_after if config.keep_every else None,
+        run=bound_fields(config),
     )
     watchdog = Watchdog(config.hang_timeout_s, on_hang)
     held.enter_context(watchdog.watching())
@@ -204,7 +229,9 @@ def _fit(
             checkpoints,
             stop,
             watchdog,
+            Clock(account),
             stop_at_step=stop_at_step,
+            profile=profile,
             check_workdir=check_workdir,
         )
     except BaseException:
@@ -218,14 +245,16 @@ def _run(
     checkpoints: Checkpointer,
     stop: StopRequest,
     watchdog: Watchdog,
+    clock: Clock,
     *,
     stop_at_step: int | None,
+    profile: tuple[int, int] | None,
     check_workdir: Callable[[], None],
 ) -> FitResult:
     """Restore the newest good checkpoint, train to the end or a stop, and put on record."""
-    spec, config, clock = experiment.spec, experiment.spec.config, Clock()
+    spec, config = experiment.spec, experiment.spec.config
     total_steps = spec.intervals.total_steps
-    with interrupt_immediately(stop):
+    with interrupt_immediately(stop), clock.account.phase("restore"):
         watchdog.now("restoring")
         begin = restore_or_begin(experiment, checkpoints, workdir)
     state, step = begin.state, begin.step
@@ -241,13 +270,22 @@ def _run(
 
     scorer = Scorer(experiment.evaluators(), spec)
     with (
-        MetricsLog(workdir, start_step=step, records=begin.records) as log,
+        recorded_process(
+            workdir, start_step=step, total_steps=total_steps, check_workdir=check_workdir
+        ),
+        MetricsLog(
+            workdir,
+            start_step=step,
+            records=begin.records,
+            prometheus=_prometheus(config.prometheus_dir, workdir, total_steps=total_steps),
+        ) as log,
         TrainingConsole(total_steps=total_steps, start_step=step) as console,
     ):
         _open(console, spec, workdir, begin)
         if begin.change:
             console.say(begin.change)
-        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock)
+        goodput = Goodput(workdir, clock.account, first_step=step)
+        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock, goodput=goodput)
         nonfinite = NonfiniteRecord(
             workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
         )
@@ -258,18 +296,23 @@ def _run(
             log=log,
             nonfinite=nonfinite,
             clock=clock,
+            goodput=goodput,
             log_every=config.log_every,
             attempts=config.save_attempts,
         )
         recovery = Recovery(spec, nonfinite, checkpoints, saver)
         if step < total_steps:
-            with contextlib.closing(experiment.loader()) as loader:
+            with contextlib.ExitStack() as used:
+                loader = used.enter_context(contextlib.closing(experiment.loader()))
                 with interrupt_immediately(stop):
                     loader.start(step)  # reads images while the step compiles
                     teacher = experiment.teacher_variables()
-                    run_steps = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
+                    compiled = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
+                    run_steps = used.enter_context(
+                        ProfiledSteps(compiled, profile, workdir, watchdog=watchdog)
+                    )
                     measure = PreciseStatistics(spec) if config.precise_bn else None
-                    run_steps.compile(state, step)
+                    compiled.compile(state, step)
                 validate = functools.partial(scorer, "validation")
                 state, step = train_loop(
                     state,
@@ -292,8 +335,10 @@ def _run(
         if step < total_steps:
             watchdog.now("finishing the last checkpoint")
             checkpoints.close()
+            goodput.end()
             console.stopped(step, workdir)
             return FitResult(state, log.history, {}, saver.best, stopped_early=True)
+        clock.account.enter("evaluation")
         evaluation = finish_run(
             state,
             step,
@@ -305,7 +350,12 @@ def _run(
             recorder=recorder,
             watchdog=watchdog,
         )
+        goodput.end()
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
+
+
+def _prometheus(folder: str, workdir: epath.Path, *, total_steps: int) -> PrometheusFile | None:
+    return PrometheusFile(as_path(folder), workdir, total_steps=total_steps) if folder else None
 
 
 def _open(console: TrainingConsole, spec: TrainSpec, workdir: epath.Path, begin: Beginning) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 import ml_collections
 
@@ -22,6 +23,7 @@ class Intervals:
         steps_per_dispatch: largest number of steps per dispatch, at most `total_steps`; the
             batches of a dispatch have this many steps.
         eval_every, checkpoint_every: examples between evaluations and between checkpoints.
+        keep_every: examples between checkpoints that are never deleted; 0 for none.
         diagnose_every: examples between diagnostics; 0 disables them.
     """
 
@@ -32,6 +34,7 @@ class Intervals:
     steps_per_dispatch: int
     eval_every: int
     checkpoint_every: int
+    keep_every: int
     diagnose_every: int
 
     @classmethod
@@ -66,6 +69,7 @@ class Intervals:
             steps_per_dispatch=1 if streams(config) else steps_per_dispatch,
             eval_every=max(1, round(config.eval_every * unit)),
             checkpoint_every=max(1, round(config.checkpoint_every * unit)),
+            keep_every=math.ceil(config.keep_every * unit),
             diagnose_every=math.ceil(config.diagnostics.every * unit),
         )
 
@@ -85,12 +89,24 @@ class Intervals:
         """Return whether a checkpoint is due after `step` steps."""
         return self._passes(step, self.checkpoint_every)
 
+    def kept_after(self, step: int) -> int:
+        """Return how many multiples of `keep_every` examples `step` steps have reached."""
+        return step * self.batch_size // self.keep_every if self.keep_every else 0
+
     def diagnoses_at(self, step: int) -> bool:
         """Return whether diagnostics are due after `step` steps; with diagnostics, step 0 is."""
         return bool(self.diagnose_every) and (step == 0 or self._passes(step, self.diagnose_every))
 
-    def next_action(self, step: int, *, stop_at_step: int | None) -> int:
-        """Return the next step after which the dispatch ends or a periodic action is due."""
+    def next_action(
+        self, step: int, *, stop_at_step: int | None, ends: Collection[int] = ()
+    ) -> int:
+        """Return the next step after which the dispatch ends or a periodic action is due.
+
+        Args:
+            step: number of steps done.
+            stop_at_step: the run stops after this step.
+            ends: other steps after which a dispatch ends.
+        """
         steps = [
             step + self.steps_per_dispatch,
             self.total_steps,
@@ -100,9 +116,8 @@ class Intervals:
         ]
         if self.diagnose_every:
             steps.append(self._next_passing(step, self.diagnose_every))
-        if stop_at_step is not None and stop_at_step > step:
-            steps.append(stop_at_step)
-        return min(steps)
+        given = ends if stop_at_step is None else (*ends, stop_at_step)
+        return min(*steps, *(end for end in given if end > step))
 
     def _passes(self, step: int, every: int) -> bool:
         """Return whether this step crosses a multiple of `every` examples, or is the last."""

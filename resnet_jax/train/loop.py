@@ -7,9 +7,9 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.job.agreement import ProcessFlags, all_gather_object
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.nonfinite import NonfiniteError
+from resnet_jax.train.profile import ProfiledSteps
 from resnet_jax.train.records import Recorder
 from resnet_jax.train.recovery import Recovery
 from resnet_jax.train.saving import Saver
@@ -27,7 +27,7 @@ def train_loop(
     *,
     spec: TrainSpec,
     loader: Loader,
-    run_steps: CompiledSteps,
+    run_steps: ProfiledSteps,
     measure_statistics: Callable[[TrainState, Loader], TrainState] | None,
     validate: Callable[[TrainState, int], dict[str, Evaluation]] | None,
     diagnose: Callable[[TrainState], "Sequence[Measured]"],
@@ -50,14 +50,14 @@ def train_loop(
         step: steps done.
         spec: of the run.
         loader: source of the batches.
-        run_steps: takes steps.
+        run_steps: takes steps, and says after which of them a dispatch must end.
         measure_statistics: measures running statistics anew before an evaluation, or None.
         validate: scores a state on the validation split, or None without that split.
         diagnose: measures the inside of the network.
         recorder: writes the records.
         saver: saves checkpoints.
         recovery: decides what happens about numbers that aren't finite.
-        clock: measures the speed of training; paused during everything else.
+        clock: measures the speed of training, paused during everything else, and where time goes.
         watchdog: told what happens.
         stop: set by a signal.
         stop_at_step: stop after this step, as if by a signal.
@@ -81,11 +81,15 @@ def train_loop(
     waited_s = 0.0  # for images, since the last log point
     while step < intervals.total_steps and not stopping:
         # Next batch.
-        first, step = step, intervals.next_action(step, stop_at_step=stop_at_step)
+        first, step = (
+            step,
+            intervals.next_action(step, stop_at_step=stop_at_step, ends=run_steps.ends),
+        )
         watchdog.now(f"training steps {first + 1} to {step}")
         waited_before_s = loader.waited_s
         batches = loader.take(first)
         waited_s += loader.waited_s - waited_before_s
+        clock.account.waited(loader.waited_s - waited_before_s)
 
         # Step.
         state = run_steps(state, batches, first=first, steps=step - first)
@@ -101,7 +105,7 @@ def train_loop(
             try:
                 if measure_statistics and intervals.evaluates_at(step):
                     watchdog.now(f"measuring the statistics of step {step}")
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         state = measure_statistics(state, loader)
 
                 # Log.
@@ -117,30 +121,31 @@ def train_loop(
                 scheduled = validates or intervals.saves_at(step)
                 saves = last or saver.is_due(step, scheduled=scheduled)
                 if validates or diagnoses or saves:
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         recovery.check_state(state, step)
 
                 # Evaluate.
                 scores = None
                 if validate and validates:
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         watchdog.now(f"scoring step {step}")
                         scores = validate(state, step)
                     recorder.evaluation(step, scores)
                 if diagnoses:
                     watchdog.now(f"measuring the network of step {step}")
-                    with clock.paused(state):
+                    with clock.paused(state, "evaluation"):
                         recorder.diagnostics(step, diagnose(state))
 
                 # Save.
                 if saves:
-                    with clock.paused(state):
+                    with clock.paused(state, "save"):
                         watchdog.now(f"saving step {step}")
                         saver.save(step, state, scores, last=last)
                 break
             except NonfiniteError as found:
                 watchdog.now("restoring")
-                state, last = recovery.roll_back(found, step), True
+                with clock.account.phase("restore"):
+                    state, last = recovery.roll_back(found, step), True
     return state, step
 
 

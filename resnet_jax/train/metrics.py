@@ -24,7 +24,7 @@ MAX_RECORDED_STEPS = 16
 
 RESERVED = frozenset(
     {"steps", "examples", "grad_norm", "nonfinite", "nonfinite_steps", "step", "epoch", "split"}
-    | {"weights", "lr", "img_per_s", "wall_s", "data_wait", "std", "seeds", "test"}
+    | {"weights", "lr", "img_per_s", "wall_s", "data_wait", "batches", "std", "seeds", "test"}
 )
 """Names that no metric can have: records and `TrainMetrics` have fields of these names."""
 

@@ -10,6 +10,7 @@ from etils import epath
 from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS
 from resnet_jax.config.schema import streams
 from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.loaders.sampler import batches_digest
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.logging.plots import Figures, draw_curves
@@ -18,6 +19,7 @@ from resnet_jax.logging.summary import write_summary
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.goodput import Goodput
 from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.saving import RunFacts
 from resnet_jax.train.spec import TrainSpec
@@ -37,10 +39,13 @@ class Recorder:
         log: MetricsLog,
         console: TrainingConsole,
         clock: Clock,
+        goodput: Goodput,
     ) -> None:
         """Write nothing yet; figures go to `workdir`."""
+        self._goodput = goodput
         self._spec, self._workdir = spec, workdir
         self._log, self._console, self._clock = log, console, clock
+        self._orders = spec.orders()
         self._figures = Figures(workdir)
         self._title = f"{spec.config.model.name} on {spec.config.data.name}"
 
@@ -54,6 +59,7 @@ class Recorder:
         """
         images_per_step = self._spec.intervals.batch_size * len(metrics)
         speed, elapsed_s = self._clock.lap(step, images_per_step)
+        self._goodput.reached(step)
         if not all(sums.steps for sums in metrics):
             return
         means = [sums.means() for sums in metrics]
@@ -64,6 +70,7 @@ class Recorder:
             "examples": step * self._spec.intervals.batch_size,
             "split": "train",
             **self._spec.seeds.summarize(means),
+            "batches": batches_digest(self._orders, last_trained(self._log.history), step),
             "img_per_s": round(speed, 1),
             "wall_s": self._wall_s(),
         }
@@ -143,6 +150,8 @@ class Recorder:
             "init_from": facts.init_from,
             "convolutions": facts.convolutions,
             **({"extensions": facts.extensions} if facts.extensions else {}),
+            "environments": list(facts.environments),
+            "records": {"lines": len(history), "sha256": self._log.digest()},
             **({"seeds": list(config.seeds)} if config.seeds else {"seed": config.seed}),
             "steps": intervals.total_steps,
             "epochs": round(intervals.epoch(intervals.total_steps), 4),
@@ -150,6 +159,7 @@ class Recorder:
             "best": best,
             "wall_s": round(self._clock.wall_s(), 1),
             "img_per_s": round(statistics.median(speeds), 1) if speeds else None,
+            "goodput": self._goodput.totals(),
             **provenance(),
             "config": config.to_dict(),
         }
@@ -165,6 +175,11 @@ class Recorder:
 
     def _wall_s(self) -> float:
         return round(self._clock.wall_s(), 3)
+
+
+def last_trained(history: Sequence[Mapping[str, Any]]) -> int:
+    """Return the step of the last training record; 0 if there is none."""
+    return next((int(r["step"]) for r in reversed(history) if r["split"] == "train"), 0)
 
 
 def recorded_scores(summary: dict[str, Any]) -> dict[str, Evaluation]:

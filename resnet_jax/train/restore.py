@@ -7,7 +7,9 @@ from etils import epath
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.config.extensions import describe_changes, extension_digests
+from resnet_jax.config.io import free_fields
 from resnet_jax.errors import DataError
+from resnet_jax.logging.provenance import environment
 from resnet_jax.ops.native import library as native
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.pretrained import check_unchanged
@@ -54,6 +56,7 @@ def restore_or_begin(
     devices = spec.mesh.devices
     together = 1 if spec.shards or spec.seeds.spread else devices.size
     convolutions = native.describe(devices.flat[0].platform, together)
+    here = environment(devices.size, convolutions) | {"settings": free_fields(spec.config)}
     facts = RunFacts(
         class_names=dataset.class_names,
         image_shape=spec.evaluation_shape,
@@ -62,6 +65,7 @@ def restore_or_begin(
         convolutions=[convolutions],
         teacher=teacher.record() if teacher else None,
         extensions=extension_digests(spec.config.extensions),
+        environments=({"step": 0} | here,),
     )
     notices = ("only the classifier is trained",) if spec.step.head_only else ()
     restored = checkpoints.restore_newest(spec.abstract_state)
@@ -73,8 +77,8 @@ def restore_or_begin(
         announced = weights.announce(spec.config, spec.model.num_classes)
         return Beginning(state, 0, facts, notices=(announced, *notices))
 
-    # Older versions didn't record "init_from", "records", "convolutions", "teacher" and
-    # "extensions".
+    # Older versions didn't record "init_from", "records", "convolutions", "teacher", "extensions"
+    # and "environments".
     step, state, progress = restored
     if progress["fingerprint"] != dataset.fingerprint:
         raise DataError(
@@ -95,10 +99,15 @@ def restore_or_begin(
             " which round differently: the run goes on, but not bit for bit as it would have"
         )
         before = [*before, convolutions]
+    environments = tuple(progress.get("environments", ()))
+    if not environments or environments[-1] | {"step": step} != {"step": step} | here:
+        environments = (*environments, {"step": step} | here)
     return Beginning(
         state,
         step,
-        dataclasses.replace(facts, init_from=init_from, convolutions=before),
+        dataclasses.replace(
+            facts, init_from=init_from, convolutions=before, environments=environments
+        ),
         best=progress["best"],
         nonfinite=progress["nonfinite"],
         records=progress.get("records"),

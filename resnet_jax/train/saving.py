@@ -11,6 +11,7 @@ from resnet_jax.errors import WriteError
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.goodput import Goodput
 from resnet_jax.train.nonfinite import NonfiniteRecord
 from resnet_jax.train.state import TrainState
 
@@ -31,6 +32,9 @@ class RunFacts:
         convolutions: implementations of convolutions in use, in order.
         teacher: `Teacher.record` of the teacher, or None.
         extensions: SHA-256 of the source of each module of `config.extensions`.
+        environments: what computed the run, one entry for each change: "step", the first step; of
+            `provenance` "code", "versions" and "hardware"; "convolutions"; "settings", the fields
+            that may differ when a run is resumed.
     """
 
     class_names: tuple[str, ...]
@@ -40,6 +44,7 @@ class RunFacts:
     convolutions: list[str]
     teacher: dict[str, str] | None
     extensions: dict[str, str] = dataclasses.field(default_factory=dict)
+    environments: tuple[dict[str, Any], ...] = ()
 
 
 class Saver:
@@ -60,6 +65,7 @@ class Saver:
         log: MetricsLog,
         nonfinite: NonfiniteRecord,
         clock: Clock,
+        goodput: Goodput,
         log_every: int,
         attempts: int,
     ) -> None:
@@ -72,12 +78,14 @@ class Saver:
             log: written before each checkpoint, as is `nonfinite`.
             nonfinite: record of steps that weren't finite.
             clock: of the run.
+            goodput: told of each save.
             log_every: steps between log points, the unit of the pause after a failed save.
             attempts: number of saves in a row whose failure ends the run.
         """
         self.best, self.facts = best, facts
         self._checkpoints = checkpoints
         self._log, self._nonfinite, self._clock = log, nonfinite, clock
+        self._goodput = goodput
         self._log_every, self._attempts = log_every, attempts
         self._best_on_disk = self._best_being_saved = best
         self._failures = 0  # in a row
@@ -119,6 +127,7 @@ class Saver:
                 self._start(step, state, scores)
                 if last:
                     self._settle()
+                self._goodput.saved(step)
             except WriteError as error:
                 self._count_failure(error, step, last=last)
                 if last:
@@ -157,6 +166,7 @@ class Saver:
                 "wall_s": self._clock.wall_s(),
                 "nonfinite": self._nonfinite.count,
                 "records": len(self._log.history),
+                "records_sha256": self._log.digest(),
                 **vars(self.facts),
             },
             metrics=scores["validation"].scalars() if scores else None,

@@ -61,6 +61,24 @@ def test_the_best_survives_and_ties_go_to_the_later(restarts, tmp_path):
     assert Checkpointer(tmp_path, keep=1).steps() == [2, 4, 5]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+def test_the_first_checkpoint_of_each_period_is_never_deleted(restarts, tmp_path):
+    def period(step):
+        return step // 4
+
+    checkpoints = Checkpointer(tmp_path, keep=1, period=period)
+    for step in (1, 3, 5, 6, 7, 9, 11, 12, 14):
+        checkpoints.save(step, make_state(float(step)), progress={}, metrics=None)
+        checkpoints.settle()
+        if restarts:
+            checkpoints.close()
+            checkpoints = Checkpointer(tmp_path, keep=1, period=period)
+            assert checkpoints.restore_newest(make_state(0.0))[0] == step
+    checkpoints.close()
+    # When 14 was saved, 12 was the newest verified checkpoint.
+    assert Checkpointer(tmp_path, keep=1).steps() == [5, 9, 12, 14]
+
+
 @contextlib.contextmanager
 def _small_files_only():
     """The system refuses to write more than 10 kB into any file."""

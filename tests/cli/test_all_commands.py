@@ -21,12 +21,15 @@ _ARGUMENTS = {
     "eval": ["x"],
     "export": ["x", "y"],
     "mlperf": ["x"],
+    "plan": ["--topology=v5e:2x2", "--mtbf-hours=1"],
     "predict": ["x"],
     "bench": ["step"],
     "convert": ["x.pth", "x.safetensors"],
     "prepare": ["x", "--out=y", "--name=z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "status": ["x"],
+    "verify": ["x"],
 }
 _TEXT = "2 × résumé"
 

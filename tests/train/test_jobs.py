@@ -69,16 +69,20 @@ def _assert_same_losses(workdir, expected) -> None:
 
 
 @pytest.mark.thorough
-def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_samerun_job(
-    whole, tmp_path
-):
+def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run(whole, tmp_path):
     """Two processes of four devices, four of one, then one: order, augmentation, scores agree."""
     workdir = tmp_path / "run"
-    first = run_job(workdir, "--stop_at_step=5", "--config.mesh.fsdp=2", processes=2, devices=4)
+    first = run_job(
+        *(workdir, "--stop_at_step=5", "--config.mesh.fsdp=2", "--profile=2:3"),
+        processes=2,
+        devices=4,
+    )
     assert _codes(first) == [75, 75], first
     assert "stopped at step 5 of 12" in first[0].said
     # One process speaks for all; only gloo, which CPUs use, has a word of its own.
     assert not re.search("resnet|step|stopped", first[1].said)
+    (trace,) = (workdir / "tensorboard" / "plugins" / "profile").iterdir()
+    assert len(list(trace.glob("*.xplane.pb"))) == 1  # of the process that writes
     second = run_job(workdir, "--stop_at_step=9", processes=4, devices=1)
     assert _codes(second) == [75] * 4, second
     assert "resuming" in second[0].said

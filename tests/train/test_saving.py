@@ -46,9 +46,12 @@ def _saver(order, *, attempts=10, best=None):
         checkpoints,
         FACTS,
         best=best,
-        log=SimpleNamespace(sync=lambda: order.append("log"), history=[{}, {}]),
+        log=SimpleNamespace(
+            sync=lambda: order.append("log"), history=[{}, {}], digest=lambda: "a digest"
+        ),
         nonfinite=SimpleNamespace(sync=lambda: order.append("nonfinite"), count=3),
         clock=Clock(),
+        goodput=SimpleNamespace(saved=lambda step: None),
         log_every=10,
         attempts=attempts,
     )
@@ -74,7 +77,8 @@ def test_records_are_written_before_their_checkpoint(order):
     progress = dict(checkpoints.saved[4])
     assert progress.pop("wall_s") >= 0
     assert progress.pop("best")["step"] == 4
-    assert progress == {"nonfinite": 3, "records": 2, **vars(FACTS)}
+    records = {"records": 2, "records_sha256": "a digest"}
+    assert progress == {"nonfinite": 3, **records, **vars(FACTS)}
 
 
 def test_the_pause_between_attempts_has_a_limit(order):

@@ -8,7 +8,8 @@ doesn't depend on the number of devices or processes.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -92,3 +93,25 @@ class IndexSampler:
             ids[in_epoch] = self._order(int(epoch))[within[in_epoch]]
         shape = (steps, self.batch_size)
         return ids.reshape(shape), epochs.astype(np.int32).reshape(shape)
+
+
+_STEPS_AT_ONCE = 64
+
+
+def batches_digest(orders: Sequence[IndexSampler], first: int, stop: int) -> str:
+    """Return a digest of the batches of the steps from `first` up to `stop`, exclusive.
+
+    Args:
+        orders: the order of the examples of each seed.
+        first, stop: step numbers, from 0.
+
+    Returns:
+        BLAKE2b, 64 bits in hexadecimal, of the ids and the epochs of all examples in their order.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for order in orders:
+        for step in range(first, stop, _STEPS_AT_ONCE):
+            for batch in zip(*order.take(step, min(_STEPS_AT_ONCE, stop - step)), strict=True):
+                for numbers in batch:  # ids, epochs
+                    digest.update(numbers.astype("<i4").tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """The order of the examples is a function of the seed and the position."""
 
+import hashlib
 import pickle
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_jax.data.loaders import sampler
-from resnet_jax.data.loaders.sampler import IndexSampler, epoch_permutation
+from resnet_jax.data.loaders.sampler import IndexSampler, batches_digest, epoch_permutation
 from resnet_jax.train.multi_seed import SeedStreams
 
 
@@ -64,3 +65,18 @@ def test_the_order_is_the_same_in_every_version():
 def test_epochs_and_seeds_differ():
     orders = {tuple(epoch_permutation(s, e, 100)) for s in range(5) for e in range(5)}
     assert len(orders) == 25
+
+
+def test_the_digest_of_batches_is_that_of_their_ids_and_epochs(monkeypatch):
+    order = IndexSampler(7, 23, 5)
+    digest = batches_digest([order], 3, 17)
+    expected = hashlib.blake2b(digest_size=8)
+    for step in range(3, 17):
+        for numbers in order.take(step, 1):
+            expected.update(numbers.astype("<i4").tobytes())
+    assert digest == expected.hexdigest()
+    monkeypatch.setattr(sampler, "_STEPS_AT_ONCE", 4)
+    assert batches_digest([order], 3, 17) == digest
+    others = [IndexSampler(8, 23, 5)], [IndexSampler(7, 22, 5)], [order, order]
+    assert digest not in [batches_digest(other, 3, 17) for other in others]
+    assert batches_digest([order], 3, 16) != digest != batches_digest([order], 26, 40)

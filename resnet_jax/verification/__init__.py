@@ -1,0 +1,1 @@
+"""Verification of a run by its documents and by training parts of it again."""

@@ -1,0 +1,129 @@
+"""Differences between a run and its replay: records, arrays, and what computed them."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from resnet_jax.checkpoint.integrity import read_back
+
+_TIMINGS = ("img_per_s", "wall_s", "data_wait")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A difference between a run and its replay.
+
+    Attributes:
+        step: after which it shows.
+        what: the record and its field, or the array.
+        detail: the values, or how many elements and arrays differ.
+        largest: the largest absolute difference of numbers; None if it isn't finite, or without
+            numbers.
+    """
+
+    step: int
+    what: str
+    detail: str
+    largest: float | None = None
+
+
+def first_record_difference(
+    recorded: Iterable[Mapping[str, Any]], replayed: Iterable[Mapping[str, Any]]
+) -> Difference | None:
+    """Compare records of metrics.jsonl, except for times and speeds.
+
+    Fields that only the replay has don't count: the run may be of an older version.
+    """
+    there, here = _by_place(recorded), _by_place(replayed)
+    for place in sorted(there | here, key=lambda place: place[0]):
+        step, split, weights = place
+        name = f"{split} ({weights})" if weights else split
+        if place not in there:
+            return Difference(step, name, "isn't in metrics.jsonl")
+        if place not in here:
+            return Difference(step, name, "isn't in the replay")
+        for field, value in there[place].items():
+            again = here[place].get(field)
+            if field not in _TIMINGS and value != again:
+                numbers = all(isinstance(one, int | float) for one in (value, again))
+                return Difference(
+                    step,
+                    f"{name} {field}",
+                    f"{value} on record, {again} replayed",
+                    abs(value - again) if numbers else None,
+                )
+    return None
+
+
+def _by_place(
+    records: Iterable[Mapping[str, Any]],
+) -> dict[tuple[int, str, str], Mapping[str, Any]]:
+    return {(r["step"], r["split"], r.get("weights", "")): r for r in records}
+
+
+def first_array_difference(
+    step: int, names: Iterable[str], saved: epath.Path, replayed: epath.Path
+) -> Difference | None:
+    """Compare the bits of two saved states, array by array.
+
+    Args:
+        step: of the checkpoints.
+        names: of the arrays.
+        saved, replayed: folders of the states.
+
+    Raises:
+        DataError: an array can't be read.
+    """
+    first, count, largest = "", 0, 0.0
+    for name in names:
+        there, here = (read_back(folder, [name])[name] for folder in (saved, replayed))
+        if _bits(there) == _bits(here):
+            continue
+        first, count = first or name, count + 1
+        largest = max(largest, _largest(there, here))
+    if not count:
+        return None
+    more = f" and {count - 1} more arrays" if count > 1 else ""
+    detail = f"differs{more}, by at most {largest:.3g}"
+    return Difference(step, first, detail, largest if math.isfinite(largest) else None)
+
+
+def _bits(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    return str(array.dtype), array.shape, array.tobytes()
+
+
+def _largest(there: np.ndarray, here: np.ndarray) -> float:
+    """Largest absolute difference; infinity with other shapes, or if only one is finite."""
+    if there.shape != here.shape:
+        return math.inf
+    there, here = (array.astype(np.float64) for array in (there, here))
+    same = (there == here) | (np.isnan(there) & np.isnan(here))
+    apart = np.abs(np.subtract(there, here, where=~same, out=np.zeros_like(there)))
+    return float(np.nan_to_num(apart, nan=np.inf).max())
+
+
+def describe_other(recorded: Mapping[str, Any] | None, here: Mapping[str, Any]) -> str:
+    """Say what else computes the replay than the run: hardware, versions, code; "" if nothing.
+
+    Args:
+        recorded: an environment of the run; None if the run's version recorded none.
+        here: `environment` of this process.
+    """
+    if recorded is None:
+        return "the run doesn't record what computed it"
+    changed = [
+        f"{name} {recorded[section].get(name)}, here {value}"
+        for section in ("hardware", "versions")
+        for name, value in here[section].items()
+        if recorded[section].get(name) != value
+    ]
+    changed += [
+        f"{name} {recorded[name]}, here {here[name]}"
+        for name in ("convolutions", "code")
+        if recorded[name] != here[name]
+    ]
+    return "; ".join(changed)

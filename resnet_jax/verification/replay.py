@@ -1,0 +1,204 @@
+"""Training from one checkpoint of a run to the next again, and comparing the bits."""
+
+import contextlib
+import dataclasses
+import io
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, METRICS, read_config
+from resnet_jax.config.schema import set_field
+from resnet_jax.errors import DataError, StoppedEarly
+from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.provenance import environment
+from resnet_jax.ops.native import library as native
+from resnet_jax.train.fit import fit
+from resnet_jax.utils.paths import bucket_errors, is_remote, read_document
+from resnet_jax.verification.compare import (
+    Difference,
+    describe_other,
+    first_array_difference,
+    first_record_difference,
+)
+from resnet_jax.verification.run_record import RunRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """The result of training a slice of a run again.
+
+    Attributes:
+        first, last: steps of the two checkpoints; 0 for the initial state.
+        seconds: it took.
+        differences: the first of the records, and the first of the arrays at `last`; () if all
+            bits are equal.
+        other: what else computes the replay than the run; "" if nothing.
+    """
+
+    first: int
+    last: int
+    seconds: float
+    differences: tuple[Difference, ...]
+    other: str
+
+
+def unreplayable(run: RunRecord, first: int, last: int) -> str:
+    """Say why a slice can't be trained again; "" if it can."""
+    if first and first not in run.manifests:
+        return f"checkpoint {first} is damaged"
+    if last not in run.manifests:
+        return f"checkpoint {last} is damaged"
+    before = run.progress(first)["nonfinite"] if first else 0
+    rolled_back = run.progress(last)["nonfinite"] > before
+    settings = [entry["settings"] for entry in _environments(run, first, last)]
+    policies = {one["nonfinite.policy"] for one in settings} or {run.config.nonfinite.policy}
+    if rolled_back and "rollback" in policies:
+        return "the run went back to a checkpoint that isn't kept"
+    return ""
+
+
+def replay(run: RunRecord, first: int, last: int, *, data_dir: str | None) -> Replay:
+    """Train a slice of a run again, in a temporary folder. The run is only read.
+
+    Args:
+        run: the run.
+        first, last: steps of two checkpoints of the run; 0 for the initial state.
+        data_dir: folder of the data; None for the folder of the config.
+
+    Raises:
+        ResnetJaxError: as `fit`.
+        StoppedEarly: a signal stopped the replay.
+    """
+    began = time.monotonic()
+    # What computed the slice, each from its step on; None if that isn't on record.
+    parts: list[tuple[int, dict[str, Any] | None]] = [
+        (max(first, entry["step"]), entry) for entry in _environments(run, first, last)
+    ]
+    if not parts or parts[0][0] > first:
+        parts.insert(0, (first, None))
+    configs = [_config(run, entry, data_dir) for _, entry in parts]
+    stops = [*(step for step, _ in parts[1:]), last]
+    with tempfile.TemporaryDirectory(prefix="resnet_jax-verify-") as name:
+        folder = epath.Path(name) / "run"
+        _copy_start(run, first, folder)
+        for config, stop in zip(configs, stops, strict=True):
+            _train(config, folder, stop)
+        differences = tuple(_differences(run, first, last, folder))
+    others = (
+        describe_other(entry, _here(config))
+        for (_, entry), config in zip(parts, configs, strict=True)
+    )
+    return Replay(
+        first, last, time.monotonic() - began, differences, next(filter(None, others), "")
+    )
+
+
+def _environments(run: RunRecord, first: int, last: int) -> Iterator[dict[str, Any]]:
+    """What computed a slice: the environment at `first`, and those that began within the slice."""
+    entries = run.progress(last).get("environments", [])
+    at_first = [entry for entry in entries if entry["step"] <= first]
+    yield from at_first[-1:]
+    yield from (entry for entry in entries if first < entry["step"] < last)
+
+
+def _config(run: RunRecord, entry: Mapping[str, Any] | None, data_dir: str | None) -> ConfigDict:
+    """The run's config with the settings of an environment, and no more checkpoints than needed."""
+    config = run.config.copy_and_resolve_references()
+    if entry:
+        for name, value in entry["settings"].items():
+            if value is not None:
+                set_field(config, name, tuple(value) if isinstance(value, list) else value)
+        _arrange(config, entry["hardware"]["devices"])
+    if data_dir:
+        config.data.dir = data_dir
+    config.checkpoint_every, config.keep_every = config.duration, 0.0
+    config.keep_checkpoints = 1
+    return config
+
+
+def _arrange(config: ConfigDict, devices: int) -> None:
+    """Use as many devices as the run did, or else as many of this machine as split a batch."""
+    if devices <= jax.device_count():
+        config.mesh.data = devices // config.mesh.fsdp
+        return
+    micro_batch = config.batch_size // config.accumulate
+    config.mesh.data, config.mesh.fsdp = math.gcd(micro_batch, jax.device_count()), 1
+
+
+def _here(config: ConfigDict) -> dict[str, Any]:
+    """The environment of this process, which trains by `config`."""
+    devices = config.mesh.data * config.mesh.fsdp
+    if config.mesh.data == -1:
+        devices = jax.device_count()
+    return environment(devices, native.describe(jax.devices()[0].platform, devices))
+
+
+def _copy_start(run: RunRecord, first: int, folder: epath.Path) -> None:
+    """Copy to `folder` what `fit` needs to go on from a checkpoint.
+
+    The best checkpoint so far is copied too: the test split is scored with it at the end.
+
+    Raises:
+        DataError: a checkpoint can't be read; a run that is training may have deleted it.
+    """
+    if not first:
+        return
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    (folder / CONFIG).write_text(read_config(run.workdir))
+    if run.records:  # `fit` drops the lines of later steps
+        (folder / METRICS).write_bytes(read_document(run.workdir / METRICS))
+    best = (run.progress(first)["best"] or {}).get("step", first)
+    for step in {first, best} & set(run.manifests):
+        source = run.workdir / CHECKPOINTS / str(step)
+        try:
+            _copy_tree(source, folder / CHECKPOINTS / str(step))
+        except OSError as error:
+            raise DataError(
+                f"The checkpoint {source} can't be read ({error.strerror or error})."
+            ) from None
+
+
+def _copy_tree(source: epath.Path, target: epath.Path) -> None:
+    if not is_remote(source):
+        shutil.copytree(source, target)
+        return
+    target.mkdir()
+    with bucket_errors(source):
+        for path in source.iterdir():
+            if path.is_dir():
+                _copy_tree(path, target / path.name)
+            else:
+                (target / path.name).write_bytes(path.read_bytes())
+
+
+def _train(config: ConfigDict, folder: epath.Path, stop: int) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        reached = int(np.max(jax.device_get(fit(config, folder, stop_at_step=stop).state.step)))
+    if reached != stop:
+        raise StoppedEarly(f"stopped at step {reached:,} of the replay; the run is as it was")
+
+
+def _differences(run: RunRecord, first: int, last: int, folder: epath.Path) -> Iterator[Difference]:
+    """Yield the first difference of the records, and the first difference of the arrays."""
+    replayed = read_metrics(folder / METRICS)
+    ends = run.summary is not None and run.summary["steps"] == last  # with scores of the test split
+    records = [
+        [r for r in of if first < r["step"] <= last and r["split"] != "test"]
+        + [r for r in of if r["split"] == "test" and ends]
+        for of in (run.records, replayed)
+    ]
+    if found := first_record_difference(*records):
+        yield found
+    names = run.manifests[last]["checksums"]
+    states = [path / CHECKPOINTS / str(last) / "state" for path in (run.workdir, folder)]
+    if found := first_array_difference(last, names, *states):
+        yield found
