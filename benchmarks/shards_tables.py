@@ -2,12 +2,7 @@
 
 from typing import Any
 
-from table_text import RESULTS, markdown, read
-
-COMPILED = {
-    "v5e:16x16": "tpu_compile/{}resnet50_v5e-256_256_groups",
-    "h100:4x8": "gpu_compile/{}resnet50_h100-4x8_256_groups",
-}
+from table_text import markdown, read
 
 
 def _exchanged(program: dict[str, Any]) -> str:
@@ -41,29 +36,4 @@ def shards_table() -> str:
     return f"{markdown(columns, meshes)}\n\n{of_jobs}"
 
 
-def compiled_table() -> str:
-    """What compiled programs with and without fixed shards exchange, move and hold."""
-    rows = []
-    for topology, name in COMPILED.items():
-        for prefix in ("", "shards_"):
-            path = name.format(prefix)
-            if not (RESULTS / f"{path}.json").exists():
-                continue
-            program = read(path)
-            rows.append(
-                (
-                    f"[{topology}](../benchmarks/results/{path}.json)",
-                    str(program["devices"] if prefix else 0),
-                    _exchanged(program),
-                    f"{program['mb_per_image']:.1f}",
-                    f"{program['memory']['peak_bytes'] / 2**30:.1f} GiB",
-                )
-            )
-    columns = ("slice", "`mesh.shards`", "exchanged", "MB per image", "peak memory")
-    return markdown(columns, rows)
-
-
-TABLES = {
-    "shards": ("docs/runs.md", shards_table),
-    "shards-compiled": ("docs/runs.md", compiled_table),
-}
+TABLES = {"shards": ("docs/runs.md", shards_table)}
