@@ -21,6 +21,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "directory of the run, to begin 
 _STOP_AT_STEP = flags.DEFINE_integer(
     "stop_at_step", None, "save and exit with code 75 after this step"
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "START:STOP, the first and the last training step to trace, from 1"
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if no scheduler tells where it is"
 )
@@ -48,12 +51,14 @@ def main(argv: list[str]) -> int:
     # After the flags, so that --help and typos cost nothing.
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.parallel.job.cluster import connected, detect_cluster  # noqa: PLC0415
+    from resnet_jax.train.profile import parse_steps  # noqa: PLC0415
 
     def train() -> resnet_jax.FitResult:
         if argv[1:]:
             raise UsageError(f"{argv[1]!r} isn't a flag (python train.py --help lists them).")
         if not _WORKDIR.value:
             raise UsageError("--workdir is empty; it names the directory of the run.")
+        profile = None if _PROFILE.value is None else parse_steps(_PROFILE.value)
         job = detect_cluster(
             coordinator=_COORDINATOR.value,
             processes=_NUM_PROCESSES.value,
@@ -64,6 +69,7 @@ def main(argv: list[str]) -> int:
                 _CONFIG.value,
                 _WORKDIR.value,
                 stop_at_step=_STOP_AT_STEP.value,
+                profile=profile,
                 stop=_STOP,
                 on_hang=end_with,
                 started_s=process_age_s(),

@@ -76,6 +76,13 @@ CASES |= {
     "resnet50_h100-1_256": _case("resnet50,whole", "h100:1", 256, "--train-only"),
     "resnet50_h100-4x8_256": _case("resnet50,whole", "h100:4x8", 256, "--train-only"),
     "resnet50_h100-4x8_256_groups": _case("resnet50", "h100:4x8", 256, "--train-only"),
+    # Fixed shards, one for each device, to be compared with the same name without "shards".
+    "shards_resnet50_v5e-256_256_groups": _case(
+        "resnet50", "v5e:16x16", 256, "--train-only", "--config.mesh.shards=256"
+    ),
+    "shards_resnet50_h100-4x8_256_groups": _case(
+        "resnet50", "h100:4x8", 256, "--train-only", "--config.mesh.shards=32"
+    ),
     "resnet152_h200-1_256": _case("resnet152,whole", "h200:1", 256, "--train-only"),
     "resnet20_h200-1_128": _case("resnet20", "h200:1", 128, "--train-only", config="cifar10"),
 }

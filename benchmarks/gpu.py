@@ -126,9 +126,12 @@ def _other_versions() -> dict[str, str]:
 def in_process(name: str, task: Task, arguments: list[str]) -> str:
     """Measure an item in a process of its own; returns how it ended."""
     item = ITEMS[name]
-    flags = {k: f"{os.environ.get(k, '')} {v}".strip() for k, v in item.environment.items()}
+    environment = os.environ | item.environment
+    if "XLA_FLAGS" in item.environment:  # in addition to flags that are set already
+        flags = (os.environ.get("XLA_FLAGS", ""), item.environment["XLA_FLAGS"])
+        environment["XLA_FLAGS"] = " ".join(flags).strip()
     command = [sys.executable, __file__, name, f"--limit={task.seconds_left}", *arguments]
-    process = subprocess.Popen(command, env=os.environ | flags, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         code = process.wait(task.seconds_left + _GRACE_S)
     except subprocess.TimeoutExpired:

@@ -19,7 +19,7 @@ _SHOWN = 10
 
 
 def profile(task: Task) -> Iterator[tuple[str, Any]]:
-    """A trace of one dispatch, kept beside the result, and its longest kernels."""
+    """A trace of one step, kept beside the result, and its longest kernels."""
     config = gpu_speed.resnet50(task, None)
     steps = RandomSteps(TrainSpec.without_data(config, make_mesh(data=1)))
     for _ in range(2):
@@ -30,8 +30,7 @@ def profile(task: Task) -> Iterator[tuple[str, Any]]:
         (recorded,) = Path(folder).rglob("*.xplane.pb")
         trace = task.folder / "profile.xplane.pb"
         shutil.copyfile(recorded, trace)
-    count = config.steps_per_dispatch
-    yield "trace", {"file": trace.name, "steps": count, "images": count * config.batch_size}
+    yield "trace", {"file": trace.name, "images": steps.images}
     times = _by_kernel(jax.profiler.ProfileData.from_file(str(trace)))
     total = sum(map(sum, times.values()))
     longest = sorted(times, key=lambda name: -sum(times[name]))[:_SHOWN]

@@ -39,23 +39,23 @@ _OTHER_FORMS = (
 
 
 class Contender:
-    """Takes steps when it is its turn.
+    """Trains when it is its turn.
 
     Attributes:
-        steps: takes that many, waits for their end, and returns the seconds.
-        images: of a step.
+        dispatches: takes that many, waits for their end, and returns the seconds.
+        images: of a dispatch; of a network of large images it is one step.
     """
 
-    def __init__(self, steps: Callable[[int], float], images: int) -> None:
-        """Take a few steps to warm up."""
-        self.steps, self.images = steps, images
-        steps(1)
-        self._once = steps(2) / 2
+    def __init__(self, dispatches: Callable[[int], float], images: int) -> None:
+        """Take a few of them to warm up."""
+        self.dispatches, self.images = dispatches, images
+        dispatches(1)
+        self._once = dispatches(2) / 2
 
     def turn(self, seconds: float) -> float:
         """Images per second of a turn of about that length."""
         count = max(1, round(seconds / self._once))
-        return count * self.images / self.steps(count)
+        return count * self.images / self.dispatches(count)
 
 
 def take_turns(contenders: dict[str, Contender], task: Task) -> dict[str, dict[str, float]]:
@@ -78,14 +78,14 @@ def ours(config: ConfigDict) -> tuple[Contender, dict[str, Any]]:
     spec = TrainSpec.without_data(config, make_mesh(data=1))
     dispatch = bench.RandomSteps(spec)
 
-    def steps(count: int) -> float:
+    def dispatches(count: int) -> float:
         began = time.perf_counter()
         for _ in range(count):
             done = dispatch()
         jax.block_until_ready(done)
         return time.perf_counter() - began
 
-    contender = Contender(steps, dispatch.images)
+    contender = Contender(dispatches, dispatch.images)
     memory, text = dispatch.compiled.memory_analysis(), dispatch.compiled.as_text()
     kernels = kernels_by_kind(Module.parse(text))  # of one step: their number isn't known
     images = config.batch_size * len(spec.seeds)
@@ -106,7 +106,7 @@ def ceilings(task: Task) -> Iterator[tuple[str, Any]]:
 def resnet50(task: Task, groups: int | None) -> ConfigDict:
     """ResNet-50 in bfloat16 on 256 images per step; groups of so many have their own statistics."""
     config = recipes.make("goyal_2017", model="resnet50")
-    fields = {"batch_size": 256, "steps_per_dispatch": 2, "model.bn_group_size": groups}
+    fields = {"batch_size": 256, "model.bn_group_size": groups}
     if task.toy:
         fields |= {"batch_size": 4, "data.image_size": 32, "model.stage_sizes": (1, 1)}
         fields |= {"model.bn_group_size": groups and 2}
@@ -164,17 +164,12 @@ def speed(task: Task) -> Iterator[tuple[str, Any]]:
             name,
             {
                 "img_per_s": found,
-                "step_ms": 1000 * contenders[name].images / rate / _steps_of(name),
+                "step_ms": 1000 * contenders[name].images / rate,
                 "mfu": 6 * macs * rate / 1e12 / best["matmul_tflop_per_s"],
                 "gb_per_s": None if moved is None else moved * rate / 1000,
                 "of_resnet_jax": rate / speeds["resnet_jax"]["median"],
             },
         )
-
-
-def _steps_of(name: str) -> int:
-    """Training steps that a contender's step stands for."""
-    return 1 if name.startswith("timm") else 2
 
 
 def cifar(task: Task) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ import reliability_tables
 import run_tables
 import scaling
 import scaling_gpu
+import shards_tables
 import speed_tables
 from table_text import ROOT, markdown, minutes, read
 
@@ -72,6 +73,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     **run_tables.TABLES,
     **speed_tables.TABLES,
     **papers_tables.TABLES,
+    **shards_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
     "gpu-variants": ("docs/performance.md", scaling_gpu.variants_table),
     **{name: ("docs/scaling.md", table) for name, table in scaling.TABLES.items()},

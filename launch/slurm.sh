@@ -22,13 +22,12 @@
 #SBATCH --signal=TERM@300
 set -euo pipefail
 
-readonly STOPPED_EARLY=75 PEER_LOST=71       # resnet_jax/errors.py
-readonly MOST_RESTARTS="${MOST_RESTARTS:-20}" # after PEER_LOST; a run that saved may always go on
-
-fail() {
-  echo "error: $1" >&2
+cd "${SLURM_SUBMIT_DIR:-.}"
+if [[ ! -f train.py ]]; then
+  echo "error: there is no train.py in $PWD; run sbatch in the root of the repository." >&2
   exit 64
-}
+fi
+source launch/slurm_requeue.sh
 
 dry_run=false
 if [[ "${1-}" == --dry-run ]]; then
@@ -42,9 +41,7 @@ for argument in "$@"; do
   esac
 done
 
-cd "${SLURM_SUBMIT_DIR:-.}"
 python="${PYTHON:-.venv/bin/python}"
-[[ -f train.py ]] || fail "there is no train.py in $PWD; run sbatch in the root of the repository."
 tasks="${SLURM_TASKS_PER_NODE:-1}" gpus="${SLURM_GPUS_ON_NODE:-}"
 tasks="${tasks%%[(,]*}" # "8(x2)" is 8 tasks on each of 2 nodes
 if [[ -n "$gpus" && "$gpus" != "$tasks" ]]; then
@@ -69,22 +66,4 @@ if "$dry_run"; then
   exit 0
 fi
 
-trap : TERM # when SLURM signals all of the job, this shell outlives the tasks, to see their code
-status=0
-"${step[@]}" || status=$? # the highest code of all tasks
-
-case "$status" in
-  "$STOPPED_EARLY")
-    echo "stopped early, saved: job $SLURM_JOB_ID goes back to the queue" >&2 ;;
-  "$PEER_LOST")
-    if ((${SLURM_RESTART_COUNT:-0} >= MOST_RESTARTS)); then
-      echo "a process was lost, after $SLURM_RESTART_COUNT restarts; not trying again" >&2
-      exit "$status"
-    fi
-    echo "a process was lost: job $SLURM_JOB_ID goes back to the queue" >&2 ;;
-  *) exit "$status" ;;
-esac
-# "Incomplete": a job that was cancelled meanwhile stays so. This normally ends the script.
-scontrol requeue Incomplete "$SLURM_JOB_ID" ||
-  echo "error: job $SLURM_JOB_ID can't be queued again; sbatch the same command to go on" >&2
-exit "$status"
+run_and_requeue "${step[@]}"

@@ -76,7 +76,10 @@ def test_the_sweep_on_digits_came_to_what_its_config_says():
         assert ", ".join(shown) in said
 
 
-_PAGES = ("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained")
+_PAGES = (
+    *("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained"),
+    "watching",
+)
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in _PAGES)])
@@ -113,3 +116,12 @@ def test_help_shows_an_example(command, capsys):
         main([command, "--help"])
     assert done.value.code == 0
     assert f"example: resnet-jax {command}" in capsys.readouterr().out
+
+
+def test_the_status_in_the_docs_is_that_of_the_command(capsys, monkeypatch):
+    text = (ROOT / "docs" / "watching.md").read_text()
+    shown = re.search(r"\$ resnet-jax status (\S+)\n(.*?)\nlast log line", text, re.DOTALL)
+    workdir, lines = shown.groups()
+    monkeypatch.chdir(ROOT)
+    assert main(["status", workdir]) == 0
+    assert capsys.readouterr().out.startswith(lines)

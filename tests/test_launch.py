@@ -146,17 +146,18 @@ def test_the_coordinators_port_is_the_one_that_jax_uses(container):
 # ---------------------------------------------------------------- scripts
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "tpu_vm.sh"])
+@pytest.mark.parametrize("name", ["slurm.sh", "slurm_sweep.sh", "slurm_requeue.sh", "tpu_vm.sh"])
 def test_scripts_are_clean(name):
     script = LAUNCH / name
-    assert os.access(script, os.X_OK)
+    assert os.access(script, os.X_OK) == (name != "slurm_requeue.sh")  # which is sourced
     subprocess.run(["bash", "-n", script], check=True)
     beside_python = Path(sys.executable).with_name("shellcheck")
     if found := (beside_python if beside_python.exists() else shutil.which("shellcheck")):
-        subprocess.run([found, "--severity=style", script], check=True)
+        command = [found, "--external-sources", "--severity=style", script]
+        subprocess.run(command, check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "tpu_vm.sh"])
+@pytest.mark.parametrize("name", ["slurm_requeue.sh", "tpu_vm.sh"])
 def test_scripts_know_the_exit_codes(name):
     text = (LAUNCH / name).read_text()
     assert f"STOPPED_EARLY={errors.STOPPED_EARLY} PEER_LOST={PEER_LOST}" in text

@@ -15,9 +15,10 @@ from tests.test_launch import FINAL, LAUNCH, PEER_LOST, ROOT
 
 
 class Slurm:
-    """A place where launch/slurm.sh runs among fakes of SLURM's commands."""
+    """A place where a script of launch/ runs among fakes of SLURM's commands."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, script="slurm.sh"):
+        self.script = LAUNCH / script
         self.log = folder / "calls"
         self.environment = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
@@ -31,12 +32,13 @@ class Slurm:
         self.srun = folder / "bin" / "srun"
         self.log_call = LOG_CALL.format(name='"${0##*/}"', log=self.log)
         (folder / "train.py").touch()
+        (folder / "launch").symlink_to(LAUNCH)
         executable(folder / "bin" / "scontrol", self.log_call)
 
     def start(self, *arguments, srun="exit 0", **environment):
         executable(self.srun, f"{self.log_call}\n{srun}")
         return subprocess.Popen(
-            ["bash", LAUNCH / "slurm.sh", *arguments],
+            ["bash", self.script, *arguments],
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

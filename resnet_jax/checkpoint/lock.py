@@ -142,18 +142,43 @@ def _keep_renewing(held: _Held, on_lost: Callable[[str], None]) -> None:
         )
 
 
-def holder_of(workdir: epath.Path) -> str:
-    """A description of the living holder of the lock, without waiting; "" if there is none.
+@dataclasses.dataclass(frozen=True)
+class LockState:
+    """What is known of a lock without waiting for its renewal.
 
-    Whether a holder on another host is alive is decided by the clocks of both hosts.
+    Attributes:
+        holder: the process that the lock names.
+        is_alive: whether the holder is alive. Of a process on another host, the clocks of both
+            hosts decide.
+        age_s: seconds since the last renewal; None if the lock doesn't tell.
+    """
+
+    holder: Holder
+    is_alive: bool
+    age_s: float | None
+
+
+def lock_state(workdir: epath.Path) -> LockState | None:
+    """The state of the lock of `workdir`; None without a lock.
 
     Raises:
         OSError: the lock can't be read.
     """
     holder = read_lock(workdir / LOCK)
     if holder is None:
-        return ""
+        return None
+    age_s = None if holder.renewed is None else max(0.0, time.time() - holder.renewed)
     is_alive = holder.is_alive()
     if is_alive is None:
-        is_alive = time.time() - (holder.renewed or 0) < _STALE_S
-    return str(holder) if is_alive else ""
+        is_alive = age_s is not None and age_s < _STALE_S
+    return LockState(holder, is_alive, age_s)
+
+
+def holder_of(workdir: epath.Path) -> str:
+    """A description of the living holder of the lock, without waiting; "" if there is none.
+
+    Raises:
+        OSError: the lock can't be read.
+    """
+    state = lock_state(workdir)
+    return str(state.holder) if state and state.is_alive else ""

@@ -24,6 +24,8 @@ GOODPUT = "goodput.json"
 CURVES = "curves.png"
 DIAGNOSTICS = "diagnostics.png"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+PROCESS = "process.json"
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:
@@ -65,7 +67,7 @@ def prepare_workdir(workdir: epath.Path) -> None:
             write_atomically(probe, "probe")
             probe.unlink()
     except ImportError:
-        raise WriteError(_no_client(workdir)) from None
+        raise WriteError(no_client(workdir)) from None
     except OSError as error:
         raise WriteError(
             f"Work directory {workdir} can't be written ({error.strerror or error}); nothing was"
@@ -106,7 +108,8 @@ def remove_temporary_files(workdir: epath.Path) -> None:
         ) from None
 
 
-def _no_client(workdir: epath.Path) -> str:
+def no_client(workdir: epath.Path) -> str:
+    """The message for a directory in a bucket whose client isn't installed."""
     extra = "gcs" if os.fspath(workdir).startswith("gs:") else "s3"
     return f"Work directory {workdir} needs a client of that kind of bucket: {install_hint(extra)}."
 
@@ -121,7 +124,7 @@ def read_config(workdir: epath.Path) -> str:
     try:
         return read_document(path).decode()
     except ImportError:
-        raise ConfigError(_no_client(workdir)) from None
+        raise ConfigError(no_client(workdir)) from None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"{workdir} isn't the directory of a run: {CONFIG}: {error.strerror}."

@@ -23,6 +23,7 @@ from resnet_jax.cli import (
     predict,
     prepare,
     reproduce,
+    status,
     summary,
     sweep,
     verify,
@@ -52,6 +53,7 @@ _SUBCOMMANDS = {
     "reproduce": reproduce,
     "sweep": sweep,
     "compare": compare,
+    "status": status,
     "verify": verify,
 }
 

@@ -1,9 +1,14 @@
-"""resnet-jax sweep: train the runs of a config file, several at a time; tabulate their scores."""
+"""resnet-jax sweep: train the runs of a config file, and gather their scores in a table.
+
+One command trains all runs on this machine, or `--task=N` trains the N-th run, so that a cluster's
+scheduler starts the runs; `--collect` gathers the scores alone.
+"""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
 import contextlib
+import dataclasses
 import inspect
 import json
 import re
@@ -16,10 +21,13 @@ from rich.console import Console
 from resnet_jax.cli.common.config_errors import explain
 from resnet_jax.cli.common.config_flag import add_config_argument, load_config
 from resnet_jax.cli.common.tables import Table
+from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
 from resnet_jax.errors import STOPPED_EARLY, ConfigError, UsageError, WriteError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from etils import epath
 
     from resnet_jax.research.sweep import PlannedRun
@@ -37,32 +45,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, help="each run has a folder of its own there")
-    parser.add_argument(
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
         "--processes",
         type=int,
         default=1,
         help="runs at a time, each on a GPU or TPU chip of its own (default: 1, on all of them)",
     )
+    how.add_argument(
+        "--task",
+        type=int,
+        metavar="N",
+        help="train the N-th run alone, counted from 0: for the tasks of a scheduler",
+    )
+    how.add_argument(
+        "--collect", action="store_true", help="train nothing; gather the scores there are"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train the runs that aren't finished, and write the table after each run."""
+    """Train all runs, or the run of a task, or none; write the table unless it is a task."""
     import jax
 
-    from resnet_jax.checkpoint.stop import StopRequest
     from resnet_jax.checkpoint.workdir import prepare_workdir
-    from resnet_jax.research.sweep import check_runs, labels_of, plan_runs
-    from resnet_jax.research.workers import Ended, environments_for, train_all
+    from resnet_jax.research.sweep import check_runs, plan_runs
     from resnet_jax.utils.paths import as_path
 
     if args.processes < 1:
         raise UsageError(f"--processes is {args.processes}; it must be at least 1.")
     jax.config.update("jax_platforms", "cpu")  # the processes of the runs use the accelerators
-    runs = plan_runs(load_config(args), _overrides(args))
-    _refuse_what_the_sweep_sets(args, runs)
+    planned = plan_runs(load_config(args), _overrides(args))
+    _refuse_what_the_sweep_sets(args, planned)
     workdir = as_path(args.workdir)
+    if args.collect:
+        return _collect(planned, workdir)
+    runs = planned if args.task is None else _of_task(planned, args.task)
     check_runs(runs, workdir)
     prepare_workdir(workdir)
+    # Several tasks of a sweep would overwrite the table with older ones.
+    writes = args.task is None
+    failed = _train(runs, workdir, processes=args.processes, writes=writes)
+    document = _document(runs, workdir)
+    if writes:
+        _write(document, workdir)
+    else:
+        document |= {"task": args.task, "tasks": len(planned), "files": []}
+    document["failed"] = {
+        name: {"exit_code": ended.exit_code, "reason": _reason(ended)}
+        for name, ended in failed.items()
+    }
+    if failed:
+        document["exit_code"] = next(iter(failed.values())).exit_code
+    elif document["finished"] < len(runs):
+        document["exit_code"] = STOPPED_EARLY
+    return document
+
+
+def _of_task(runs: "tuple[PlannedRun, ...]", task: int) -> "tuple[PlannedRun, ...]":
+    if not 0 <= task < len(runs):
+        raise UsageError(
+            f"--task is {task}; the sweep has {len(runs)} runs, --task=0 to {len(runs) - 1}."
+        )
+    return (runs[task],)
+
+
+def _train(
+    runs: "Sequence[PlannedRun]",
+    workdir: "epath.Path",
+    *,
+    processes: int,
+    writes: bool,
+) -> "dict[str, Ended]":
+    """Train the runs that aren't finished; with `writes`, write the table after each run.
+
+    Returns:
+        How the runs ended that failed, by name.
+    """
+    from resnet_jax.checkpoint.stop import StopRequest
+    from resnet_jax.research.sweep import labels_of
+    from resnet_jax.research.workers import Ended, environments_for, train_all
+
     left = [one for one in runs if not one.is_finished(workdir)]
     failed: dict[str, Ended] = {}
     with (
@@ -73,12 +135,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 left,
                 workdir,
                 command=_CHILD,
-                environments=environments_for(args.processes) if left else [],
+                environments=environments_for(processes) if left else [],
                 stop=stop,
             )
         ) as events,
     ):
-        progress.say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
+        if len(runs) > 1:
+            progress.say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
         for one, event in events:
             if not isinstance(event, Ended):
                 progress.show(one.name, event)
@@ -90,19 +153,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 progress.end(one.name, f"failed with exit code {event.exit_code}: {_reason(event)}")
             else:
                 progress.end(one.name, f"{event.state} after {event.wall_s:.0f} s")
-            if event.state == "finished":
+            if event.state == "finished" and writes:
                 _write(_document(runs, workdir), workdir)
+    return failed
+
+
+def _collect(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, Any]:
+    """Write the table of the runs that are finished, and read the status of the others."""
     document = _document(runs, workdir)
     _write(document, workdir)
-    document["failed"] = {
-        name: {"exit_code": ended.exit_code, "reason": _reason(ended)}
-        for name, ended in failed.items()
-    }
-    if failed:
-        document["exit_code"] = next(iter(failed.values())).exit_code
-    elif document["finished"] < len(runs):
-        document["exit_code"] = STOPPED_EARLY
-    return document
+    left = [one for one in runs if not one.is_finished(workdir)]
+    document["left"] = {one.name: _status_of(workdir / one.name) for one in left}
+    document["failed"] = {}
+    return document | ({"exit_code": STOPPED_EARLY} if left else {})
+
+
+def _status_of(folder: "epath.Path") -> dict[str, Any] | None:
+    """The status of a run; None if it hasn't begun."""
+    from resnet_jax.logging.status import read_status
+
+    try:
+        return dataclasses.asdict(read_status(folder))
+    except ConfigError:
+        return None
 
 
 def _overrides(args: argparse.Namespace) -> list[Any]:
@@ -138,7 +211,7 @@ def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRu
                 raise UsageError(f"--config.{field} is given, but {one.name} of the sweep sets it.")
 
 
-def _document(runs: "tuple[PlannedRun, ...]", workdir: "epath.Path") -> dict[str, Any]:
+def _document(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, Any]:
     """The scores of the finished runs, as a JSON-like document."""
     from resnet_jax.research.scores import group_rows, made_by, sweep_rows
     from resnet_jax.research.sweep import overridden_fields
@@ -197,10 +270,18 @@ def show(document: dict[str, Any], console: Console) -> None:
             )
         console.print(table)
     total, failed = len(document["runs"]), document["failed"]
-    console.print(f"{document['finished']} of {total} runs are finished")
+    if "task" in document:
+        state = "is finished" if document["finished"] else "isn't finished"
+        of = f"run {document['task']} of 0 to {document['tasks'] - 1}"
+        console.print(f"{of}, {document['runs'][0]}, {state}", markup=False)
+    else:
+        console.print(f"{document['finished']} of {total} runs are finished")
+    for name, status in document.get("left", {}).items():
+        console.print(f"{name}: {one_line(status) if status else 'not begun'}", markup=False)
     for name, failure in failed.items():
         code, reason = failure["exit_code"], failure["reason"]
         console.print(f"{name}: failed with exit code {code}: {reason}", markup=False)
-    if document["finished"] < total:
-        console.print("the same command goes on with the others")
-    console.print(f"scores: {document['files'][0]}", markup=False)
+    if document["finished"] < total and "left" not in document:
+        console.print("the same command goes on" + " with the others" * ("task" not in document))
+    if document["files"]:
+        console.print(f"scores: {document['files'][0]}", markup=False)

@@ -66,6 +66,9 @@ AT_LEAST_1 = Check("must be at least 1", lambda value: value is None or value >=
 NOT_NEGATIVE = Check("can't be negative", lambda value: value >= 0)
 BELOW_1 = Check("must be at least 0 and less than 1", lambda value: 0 <= value < 1)
 UP_TO_1 = Check("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)
+POWER_OF_TWO = Check(
+    "can be 0 or a power of two", lambda value: value >= 0 and value & (value - 1) == 0
+)
 SHARE = Check("must be at least 0, at most 1", lambda value: 0 <= value <= 1)
 PROBABILITY = Check("is a probability, 0 to 1", lambda value: 0 <= value <= 1)
 NUMBERS = Check("must be a tuple of numbers", _are_numbers)
@@ -74,6 +77,7 @@ RANGE_OF_SHARES = Check(
 )
 SEED = Check("must be less than 2**32 and can't be negative", lambda value: 0 <= value < 2**32)
 WORKERS = Check("can be -1, 0 or more", lambda value: value >= -1)
+LOCAL = Check("is a folder of this host, or empty", lambda value: "://" not in value)
 SPLIT = Check("names the split to train on", bool)
 
 

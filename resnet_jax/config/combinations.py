@@ -19,6 +19,8 @@ def check_combinations(config: ConfigDict) -> None:
     else:
         _check_in_memory(config)
     _check_training(config)
+    if config.mesh.shards:
+        _check_shards(config)
 
 
 def _check_normalization(config: ConfigDict) -> None:
@@ -99,3 +101,16 @@ def _check_training(config: ConfigDict) -> None:
             f"bce_threshold is {config.bce_threshold}, and loss is 'softmax'; the threshold is for"
             " 'bce' and 'bce_sum'."
         )
+
+
+def _check_shards(config: ConfigDict) -> None:
+    reasons = {
+        "seeds": (config.seeds, "train each seed in a run of its own"),
+        "accumulate": (config.accumulate > 1, "the shards of a device are micro-batches already"),
+        "diagnostics.every": (config.diagnostics.every, "its sums aren't over shards"),
+    }
+    for name, (is_set, reason) in reasons.items():
+        if is_set:
+            raise ConfigError(
+                f"mesh.shards is {config.mesh.shards}, which doesn't go with {name}: {reason}."
+            )

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 from resnet_jax.config.checks import (
     AT_LEAST_1,
     BELOW_1,
+    LOCAL,
     NOT_NEGATIVE,
     NUMBERS,
     POSITIVE,
+    POWER_OF_TWO,
     PROBABILITY,
     RANGE_OF_SHARES,
     SEED,
@@ -140,6 +142,9 @@ FIELDS: tuple[Field, ...] = (
     Field("save_attempts", 10, POSITIVE, may_change=True,
           doc="Saves that may fail in a row before the run ends."),
     Field("log_every", 20, POSITIVE, "Steps between log points.", may_change=True),
+    Field("prometheus_dir", "", LOCAL, may_change=True,
+          doc="Folder in which the run writes [a file for Prometheus](watching.md#prometheus);"
+              " empty for none."),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
           doc="Steps that the devices take without the host."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,
@@ -230,6 +235,8 @@ FIELDS: tuple[Field, ...] = (
           doc="Devices along the data axis; -1 for all. A batch is split over data × fsdp."),
     Field("mesh.fsdp", 1, None, may_change=True,
           doc="Devices over which parameters and the optimiser's state are split."),
+    Field("mesh.shards", 0, POWER_OF_TWO,
+          doc="Fixed shards of a batch, for the same bits on any mesh; 0 leaves sums to XLA."),
 )
 # fmt: on
 

@@ -18,6 +18,7 @@ from rich.progress import (
 
 from resnet_jax.checkpoint.stop import NOTHING_LOST
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.logging.display import clock_text, percent_text, seconds_left
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
 
@@ -111,17 +112,17 @@ class TrainingConsole:
         self.say("")
         if scores:
             self.say(
-                f"top-1 {_percent(scores)} of {scores['examples']:,}"
+                f"top-1 {percent_text(scores)} of {scores['examples']:,}"
                 f" {'test' if 'test' in summary['final'] else 'validation'} images"
-                f" after {summary['epochs']:.3g} epochs and {_clock(summary['wall_s'])}"
+                f" after {summary['epochs']:.3g} epochs and {clock_text(summary['wall_s'])}"
             )
         if averaged := summary["final"].get("test_ema"):
-            self.say(f"moving averages: top-1 {_percent(averaged)} on test")
+            self.say(f"moving averages: top-1 {percent_text(averaged)} on test")
         if summary["best"] and "test" in summary["best"]:
             best = summary["best"]
             self.say(
                 f"best validation checkpoint: step {best['step']:,},"
-                f" top-1 {_percent(best['test'])} on test"
+                f" top-1 {percent_text(best['test'])} on test"
             )
         self.say(f"curves:   {workdir / CURVES}")
         self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
@@ -149,12 +150,10 @@ class TrainingConsole:
         ):
             return
         self._last_line = now
-        seeds = len(record["seeds"]["loss"]) if "seeds" in record else 1
-        images_per_step = seeds * record["examples"] / record["step"]  # of all seeds together
-        eta_s = (self._total - record["step"]) * images_per_step / record["img_per_s"]
+        left_s = seconds_left(record, self._total)
+        eta = "" if left_s is None else f"  ETA {clock_text(left_s)}"
         self.say(
-            f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}"
-            f"  ETA {_clock(eta_s)}"
+            f"step {record['step']}/{self._total}  epoch {record['epoch']:.2f}  {numbers}{eta}"
         )
 
     def evaluation(self, record: dict[str, Any]) -> None:
@@ -162,18 +161,6 @@ class TrainingConsole:
         weights = " (moving average)" if record["weights"] == "ema" else ""
         self.say(
             f"step {record['step']}/{self._total}  {record['split']}{weights}:"
-            f" top-1 {_percent(record)}  loss {record['loss']:.4f}"
+            f" top-1 {percent_text(record)}  loss {record['loss']:.4f}"
             f"  ({record['examples']:,} images)"
         )
-
-
-def _percent(scores: dict[str, Any]) -> str:
-    """Return the top-1 accuracy in percent; with several seeds mean and standard deviation."""
-    spread = f" ± {100 * scores['std']['top1']:.2f}" if "std" in scores else ""
-    return f"{100 * scores['top1']:.2f}{spread} %"
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,15 +12,14 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import METRICS, write_atomically
+from resnet_jax.checkpoint.workdir import METRICS, TENSORBOARD, write_atomically
 from resnet_jax.errors import DataError, WriteError
+from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.logging.tensorboard import TensorBoard
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import is_remote, read_document
 
 _log = logging.getLogger(__name__)
-
-_TENSORBOARD = "tensorboard"  # folder of the events
 
 
 class MetricsLog:
@@ -35,7 +34,14 @@ class MetricsLog:
         history: all records of the run, including those before a restart.
     """
 
-    def __init__(self, workdir: epath.Path, *, start_step: int, records: int | None = None) -> None:
+    def __init__(
+        self,
+        workdir: epath.Path,
+        *,
+        start_step: int,
+        records: int | None = None,
+        prometheus: PrometheusFile | None = None,
+    ) -> None:
         """Open the log of a run that goes on at `start_step`.
 
         Records of later steps are dropped: the run will write them again. An unfinished last line
@@ -46,6 +52,7 @@ class MetricsLog:
             start_step: step of the checkpoint that the run goes on from, or 0.
             records: number of records at that checkpoint, if known. A different number is a
                 warning.
+            prometheus: gets the records, too.
 
         Raises:
             DataError: metrics.jsonl is damaged, or can't be read.
@@ -69,7 +76,7 @@ class MetricsLog:
                 " its curves are drawn from what is there.",
                 *(path, len(self.history), records, start_step),
             )
-        self._workdir = workdir
+        self._workdir, self._prometheus = workdir, prometheus
         self._gathered = (
             tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
         )
@@ -78,7 +85,7 @@ class MetricsLog:
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
-        self._board = TensorBoard(folder / _TENSORBOARD, start_step=start_step)
+        self._board = TensorBoard(folder / TENSORBOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
@@ -87,6 +94,8 @@ class MetricsLog:
         if not self._writes:
             return
         self._board.write(record)
+        if self._prometheus:
+            self._prometheus.write(self.history)
         behind = bool(self._unwritten)
         self._unwritten.append(record)
         try:
@@ -131,7 +140,7 @@ class MetricsLog:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
-        self._board.sync(self._workdir / _TENSORBOARD)
+        self._board.sync(self._workdir / TENSORBOARD)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -147,6 +156,8 @@ class MetricsLog:
         finally:
             self._file.close()
             self._board.close()
+            if self._prometheus:
+                self._prometheus.close(self.history)
             if self._gathered:
                 self._gathered.cleanup()
 
@@ -240,7 +251,8 @@ def _check_spread(name: str, values: Any, needed: list[str]) -> None:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # isfinite() fails for long integers
         raise ValueError(f'"{name}" is no finite number')
 
 

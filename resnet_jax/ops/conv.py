@@ -97,10 +97,13 @@ def _by_xla(a: Array, b: Array, *, missing: int, window: Window, levels: Levels)
 
 
 def _lower_on_cpu(ctx: Any, *operands: Any, missing: int, window: Window, levels: Levels) -> Any:
-    """The lowering rule for CPUs: oneDNN only for one device, and not in exported programs."""
+    """The lowering rule for CPUs: oneDNN only for one device, and not in exported programs.
+
+    Within `jax.shard_map`, whose context has a mesh, a device convolves its own images alone.
+    """
     module = ctx.module_context
-    context = module.axis_context  # has a mesh within `jax.shard_map`
-    devices = context.mesh.size if hasattr(context, "mesh") else context.num_devices
+    context = module.axis_context
+    devices = 1 if isinstance(context, mlir.SPMDAxisContext) else context.num_devices
     exported = module.lowering_parameters.for_export
     formulas = (conv_cpu.input_gradient, conv_cpu.kernel_gradient, conv_cpu.forward)
     functions = [partial(f, whole_batch=devices > 1) for f in formulas]

@@ -169,15 +169,18 @@ def _train(spec: TrainSpec, best: dict[str, float], macs: int, seconds: float) -
 
 def _evaluation(spec: TrainSpec, seconds: float) -> dict[str, float]:
     mesh, first = spec.mesh, spec.singles[0]
-    _, size = batches_of(2**31, batch_size=spec.config.eval_batch_size, mesh=mesh)
+    parts = spec.shards.count if spec.shards else mesh.size
+    _, size = batches_of(2**31, batch_size=spec.config.eval_batch_size, parts=parts)
     shapes = abstract_batches(_SCORED_BATCHES, size, spec.evaluation_shape, mesh)
     batches = tuple(
         _random(shape, most)
         for shape, most in zip(shapes, (256, first.model.num_classes, 2), strict=True)
     )
     state = _initial_state(first)
-    score = make_score(first.model.apply, mesh)
-    timing = _median_s(lambda: score(state.variables(), state.normalization, batches), seconds)
+    score = make_score(first.model.apply, mesh, shards=spec.shards)
+    timing = _median_s(
+        lambda: score(state.variables(), state.normalization, batches, None), seconds
+    )
     return {"img_per_s": _SCORED_BATCHES * size / timing["s"], "batch_size": size}
 
 

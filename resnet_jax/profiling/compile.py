@@ -98,6 +98,12 @@ def make_spec(config: ConfigDict, slice_: Slice, *, batch_per_chip: int | None =
             f"mesh.data {data} × mesh.fsdp {fsdp} is {data * fsdp} devices, but {slice_.name} has"
             f" {have}; use mesh.data=-1 for all of them."
         )
+    if config.mesh.shards not in (0, have):
+        raise ConfigError(
+            f"mesh.shards is {config.mesh.shards}, and {slice_.name} has {have} devices. A compiled"
+            " program doesn't tell how many shards a device takes, so its figures would be those of"
+            f" one shard; use mesh.shards={have}."
+        )
     return TrainSpec.without_data(config, make_mesh(data=data, fsdp=fsdp, devices=slice_.devices))
 
 
@@ -128,7 +134,11 @@ def compile_evaluation(spec: TrainSpec) -> Program | TooLarge | None:
     examples = known_length(config, split)
     image_shape = spec.evaluation_shape
     _, batches, size = chunks_of(
-        examples, image_shape, batch_size=config.eval_batch_size, mesh=spec.mesh
+        examples,
+        image_shape,
+        batch_size=config.eval_batch_size,
+        mesh=spec.mesh,
+        shards=spec.shards,
     )
     state = spec.singles[0].abstract_state
     whole = replicated(spec.mesh)
@@ -137,10 +147,11 @@ def compile_evaluation(spec: TrainSpec) -> Program | TooLarge | None:
         (state.variables(), state.normalization),
     )
     return compile_program(
-        make_score(spec.model.apply, spec.mesh),
+        make_score(spec.model.apply, spec.mesh, shards=spec.shards),
         variables,
         normalization,
         abstract_batches(batches, size, image_shape, spec.mesh),
+        None,
         devices=spec.mesh.size,
     )
 

@@ -8,6 +8,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible
+from resnet_jax.parallel.shards import make_shards
 from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import REGISTERED
 from resnet_jax.train.optimizer import OPTIMIZERS
@@ -46,11 +47,49 @@ def check_batch(config: ml_collections.ConfigDict, mesh: Mesh | None) -> None:
     what = "batch_size / accumulate" if micro_batches > 1 else "batch_size"
     if mesh:
         check_divisible(what, config.batch_size // micro_batches, mesh)
+        make_shards(config.mesh.shards, mesh)
     group = config.model.bn_group_size
     if group and config.batch_size // micro_batches % group:
         raise ConfigError(
             f"{what} is {config.batch_size // micro_batches}, which doesn't split into groups of"
             f" model.bn_group_size = {group}."
+        )
+
+
+def check_shards(config: ml_collections.ConfigDict, model: Network) -> None:
+    """Check that the batch splits into `mesh.shards`, and normalisation is within a shard.
+
+    Raises:
+        ConfigError: naming the size that doesn't split.
+    """
+    shards, group = config.mesh.shards, config.model.bn_group_size
+    if not shards:
+        return
+    if config.batch_size % shards:
+        below = config.batch_size - config.batch_size % shards
+        choices = f"{below} or {below + shards}" if below else str(shards)
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, which doesn't split into mesh.shards = {shards}"
+            f" shards; use {choices}."
+        )
+    size = config.batch_size // shards
+    if size % 2 and size > 1 and (config.mixup or config.cutmix):
+        raise ConfigError(
+            f"mesh.shards is {shards}, which gives shards of {size} examples; mixup and cutmix mix"
+            " pairs, and the pairs must be within a shard."
+        )
+    normalization = model.normalization()
+    if normalization.kind != "batch" or normalization.frozen or shards == 1:
+        return
+    if not group:
+        raise ConfigError(
+            f"mesh.shards is {shards}, and batch normalisation is over the whole batch; set"
+            f" model.bn_group_size to {size} or a divisor of {size}, or mesh.shards to 0."
+        )
+    if size % group:
+        raise ConfigError(
+            f"mesh.shards is {shards}, and its shards of {size} examples don't split into groups"
+            f" of model.bn_group_size = {group}."
         )
 
 

@@ -79,9 +79,9 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
         a `scan` can't have, so that log, evaluation and checkpoint points may cut a dispatch short
         without a second compilation.
     """
-    seeds, resident = spec.seeds, spec.resident
-    mesh = seeds.step_mesh
-    shardings = state_shardings(spec.abstract_single_state, mesh) if mesh else None
+    seeds, resident, shards = spec.seeds, spec.resident, spec.shards
+    shardings = state_shardings(spec.abstract_single_state, spec.mesh)
+    mesh = None if shards else seeds.step_mesh
 
     def run_single(
         state: TrainState,
@@ -100,26 +100,41 @@ def make_train_steps(spec: TrainSpec) -> jax.stages.Wrapped:
 
         def body(i: jax.Array, state: TrainState) -> TrainState:
             batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
-            state = train_step(state, batch, config=config, mesh=mesh, teacher=teacher)
+            if shards:
+                state = shards.gather(state, shardings)
+            state = train_step(
+                state, batch, config=config, mesh=mesh, shards=shards, teacher=teacher
+            )
+            if shards:
+                return shards.split(state, shardings)
             return jax.lax.with_sharding_constraint(state, shardings) if mesh else state
 
         return jax.lax.fori_loop(0, steps, body, state)
 
     teachers = 1 if spec.teacher_model else 0
     per_seed = (True, not resident, not resident, True, True, False, True, *[False] * teachers)
-    mapped = seeds.map(run_single, per_seed)
+    layout, by_step = seeds.state_sharding(spec.abstract_single_state), seeds.batch_sharding
+    whole = replicated(spec.mesh)
+    data = whole if resident else by_step
+    in_shardings = (layout, data, data, by_step, by_step, whole)
+    if shards:
+        mapped = shards.map_devices(
+            run_single,
+            in_shardings=(*in_shardings, whole, *[whole] * teachers),
+            out_shardings=layout,
+        )
+    else:
+        mapped = seeds.map(run_single, per_seed)
 
     def run(state, images, labels, ids, epochs, steps, *teacher):  # type: ignore[no-untyped-def]
         return mapped(state, images, labels, ids, epochs, steps, dict(seeds.varied), *teacher)
 
-    layout, by_step = seeds.state_sharding(spec.abstract_single_state), seeds.batch_sharding
-    whole = replicated(spec.mesh)
-    data = whole if resident else by_step
     return jax.jit(
         run,
-        in_shardings=(layout, data, data, by_step, by_step, whole, *[whole] * teachers),
+        in_shardings=(*in_shardings, *[whole] * teachers),
         out_shardings=layout,
         donate_argnums=0,
+        compiler_options=shards.compiler_options if shards else None,
     )
 
 

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.normalization import normalize
 from resnet_jax.parallel.mesh import batch_sharding, put_global, replicated
+from resnet_jax.parallel.sharding import state_shardings
+from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train.metrics import RESERVED, finite_or_largest, masked_sums, with_spread
 
 _RESIDENT_BYTES = 2**30
@@ -129,6 +131,7 @@ class Evaluator:
         batch_size: int,
         mesh: Mesh,
         metrics: Sequence[str] = (),
+        shards: FixedShards | None = None,
     ) -> None:
         """Lay the split out in batches of equal size, with a mask for the padding.
 
@@ -139,13 +142,15 @@ class Evaluator:
                 the number of devices; the metrics don't depend on it.
             mesh: the devices.
             metrics: names of registered metrics to score beside `METRICS`.
+            shards: fixed shards of a batch, whose sums have the same bits on any mesh. The batch
+                size is rounded up to a multiple of their number instead.
         """
         self._apply, self._data, self._mesh, self._metrics = apply, data, mesh, metrics
+        self._shards = shards
         shape = data.images.shape[1:]
-        self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh)
+        self._chunks = chunks_of(len(data), shape, batch_size=batch_size, mesh=mesh, shards=shards)
         self._resident = self._chunk(0) if self._chunks[0] == 1 else None
         self._programs: dict[bool, jax.stages.Wrapped] = {}
-        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def __call__(self, variables: Any, normalization: Any, *, mirrored: bool = False) -> Evaluation:
         """Evaluate `variables` on the whole split; the arguments are as in `predict_logits`.
@@ -155,10 +160,14 @@ class Evaluator:
         """
         if mirrored not in self._programs:
             self._programs[mirrored] = make_score(
-                self._apply, self._mesh, mirrored=mirrored, metrics=self._metrics
+                self._apply,
+                self._mesh,
+                mirrored=mirrored,
+                metrics=self._metrics,
+                shards=self._shards,
             )
         score = functools.partial(self._programs[mirrored], variables, normalization)
-        sums = score(self._resident) if self._resident else self._sums_of_chunks(score)
+        sums = score(self._resident, None) if self._resident else self._sums_of_chunks(score)
         sums = jax.device_get(sums)
         counted = int(sums["examples"])
         if counted != len(self._data):
@@ -169,12 +178,11 @@ class Evaluator:
             confusion=sums["confusion"].astype(np.int64),
         )
 
-    def _sums_of_chunks(self, score: Callable[[Any], dict[str, Any]]) -> Any:
+    def _sums_of_chunks(self, score: Callable[[Any, Any], dict[str, Any]]) -> Any:
         """The sums over all chunks. The next chunk is sent while one is evaluated."""
         sums, chunk = None, self._chunk(0)
         for number in range(self._chunks[0]):
-            done = score(chunk)
-            before, sums = sums, self._add(sums, done) if sums else done
+            before, sums = sums, score(chunk, sums)
             if number + 1 < self._chunks[0]:
                 chunk = self._chunk(number + 1)
             # Keeps at most two chunks on the devices.
@@ -212,13 +220,19 @@ def mean_over_seeds(scores: Sequence[Evaluation]) -> Evaluation:
 
 
 def chunks_of(
-    examples: int, image_shape: Sequence[int], *, batch_size: int, mesh: Mesh
+    examples: int,
+    image_shape: Sequence[int],
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    shards: FixedShards | None = None,
 ) -> tuple[int, int, int]:
     """(Chunks, batches per chunk, examples per batch) in which a split is evaluated.
 
     There is a single chunk if the split is small enough to stay on the devices.
     """
-    batches, batch_size = batches_of(examples, batch_size=batch_size, mesh=mesh)
+    parts = shards.count if shards else mesh.size
+    batches, batch_size = batches_of(examples, batch_size=batch_size, parts=parts)
     bytes_of_batch = batch_size // mesh.size * math.prod(image_shape)
     if batches * bytes_of_batch <= _RESIDENT_BYTES:
         return 1, batches, batch_size
@@ -227,30 +241,41 @@ def chunks_of(
     return chunks, -(-batches // chunks), batch_size
 
 
-def batches_of(examples: int, *, batch_size: int, mesh: Mesh) -> tuple[int, int]:
-    """(Batches, examples per batch) in which a split is evaluated."""
-    devices = mesh.size
-    batch_size = -(-min(batch_size, examples) // devices) * devices
+def batches_of(examples: int, *, batch_size: int, parts: int) -> tuple[int, int]:
+    """(Batches, examples per batch) in which a split is evaluated.
+
+    Args:
+        examples: of the split.
+        batch_size: is rounded up to a multiple of `parts`.
+        parts: of equal size, into which a batch is split: devices or fixed shards.
+    """
+    batch_size = -(-min(batch_size, examples) // parts) * parts
     return -(-examples // batch_size), batch_size
 
 
 def make_score(
-    apply: Apply, mesh: Mesh, *, mirrored: bool = False, metrics: Sequence[str] = ()
+    apply: Apply,
+    mesh: Mesh,
+    *,
+    mirrored: bool = False,
+    metrics: Sequence[str] = (),
+    shards: FixedShards | None = None,
 ) -> jax.stages.Wrapped:
-    """Make the jitted evaluation of a split: `score(variables, normalization, batches)`.
+    """Make the jitted evaluation of a split: `score(variables, normalization, batches, earlier)`.
 
     `batches` are images, labels and masks, [batches, examples per batch, …], split over the mesh
     along the second dimension. The result has sums over the examples whose mask is true:
-    "examples", "metrics" by name, "confusion" [k, k].
+    "examples", "metrics" by name, "confusion" [k, k]. They are added to the sums `earlier` of
+    other batches, or to zero for None.
 
     Args:
         apply, mirrored: as in `predict_logits`.
         mesh: the devices.
-        metrics: as in `Evaluator`.
+        metrics, shards: as in `Evaluator`.
     """
 
-    def score(variables: Any, normalization: Any, batches: Any) -> dict[str, Any]:
-        def sums_of(batch: Any) -> dict[str, Any]:
+    def score(variables: Any, normalization: Any, batches: Any, earlier: Any) -> dict[str, Any]:
+        def sums_of(batch: Any, _: Any = None) -> dict[str, Any]:
             images, labels, mask = batch
             logits = predict_logits(apply, variables, images, normalization, mirrored=mirrored)
             classes, ones = logits.shape[-1], mask.astype(jnp.int32)
@@ -262,17 +287,35 @@ def make_score(
             }
 
         def body(sums: Any, batch: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, sums_of(batch)), None
+            more = shards.sum(sums_of, batch) if shards else sums_of(batch)
+            return jax.tree.map(jnp.add, sums, more), None
 
         first = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), batches)
         shapes = jax.eval_shape(sums_of, first)
         zero = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-        return jax.lax.scan(body, zero, batches)[0]
+        return jax.lax.scan(body, zero if earlier is None else earlier, batches)[0]
+
+    def on_each_device(variables: Any, *rest: Any) -> dict[str, Any]:
+        assert shards
+        shardings = state_shardings(variables, mesh)
+
+        def gathered(variables: Any, *rest: Any) -> dict[str, Any]:
+            return score(shards.gather(variables, shardings), *rest)
+
+        mapped = shards.map_devices(
+            gathered, in_shardings=(shardings, whole, data, whole), out_shardings=whole
+        )
+        return mapped(variables, *rest)
 
     whole = replicated(mesh)
     # No sharding is imposed on the variables: kernels may be split, and are gathered where used.
     data = batch_sharding(mesh, axis=1)
-    return jax.jit(score, in_shardings=(None, whole, data), out_shardings=whole)
+    return jax.jit(
+        on_each_device if shards else score,
+        in_shardings=(None, whole, data, whole),
+        out_shardings=whole,
+        compiler_options=shards.compiler_options if shards else None,
+    )
 
 
 def abstract_batches(

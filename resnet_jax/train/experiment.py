@@ -208,7 +208,12 @@ class Experiment:
         metrics = self.spec.config.metrics
         return {
             split: Evaluator(
-                self.spec.model.apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics
+                self.spec.model.apply,
+                data,
+                batch_size=batch_size,
+                mesh=mesh,
+                metrics=metrics,
+                shards=self.spec.shards,
             )
             for split, data in self.dataset.splits.items()
             if split != "train"

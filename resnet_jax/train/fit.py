@@ -35,12 +35,15 @@ from resnet_jax.config.schema import check_complete, validate
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.logging.process import recorded_process
+from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.parallel.job.agreement import (
     MAIN,
     all_gather_object,
     check_consistent,
     is_main,
 )
+from resnet_jax.parallel.shards import fix_thread_pool
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
@@ -52,6 +55,7 @@ from resnet_jax.train.loop import train_loop
 from resnet_jax.train.nonfinite import NonfiniteRecord
 from resnet_jax.train.precise_bn import PreciseStatistics
 from resnet_jax.train.pretrained import name_model
+from resnet_jax.train.profile import ProfiledSteps, check_steps
 from resnet_jax.train.records import Recorder
 from resnet_jax.train.recovery import Recovery
 from resnet_jax.train.restore import Beginning, restore_or_begin
@@ -94,6 +98,7 @@ def fit(
     workdir: epath.PathLike,
     *,
     stop_at_step: int | None = None,
+    profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
     started_s: float = 0.0,
@@ -105,6 +110,8 @@ def fit(
         workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
             processes of a job must share it. It may be in a bucket: gs://….
         stop_at_step: save and return after this step, as if a signal had asked for it.
+        profile: the first and the last training step to trace; the first step of a run is 1. The
+            trace is in the folder tensorboard/plugins/profile of `workdir`.
         stop: a request that the caller has entered already; by default `fit` listens for signals
             itself while it trains.
         on_hang: called in another thread with a message when there was no progress for
@@ -114,7 +121,7 @@ def fit(
         started_s: seconds since this process started, which goodput.json counts as start-up.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1.
+        UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
@@ -126,13 +133,22 @@ def fit(
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
+    if (shards := config.get("mesh", {}).get("shards") or 0) > 0:
+        fix_thread_pool(shards)
     try:
         with (
             contextlib.nullcontext(stop) if stop else StopRequest() as request,
             contextlib.ExitStack() as held,
         ):
             return _fit(
-                config, workdir, held, request, account, stop_at_step=stop_at_step, on_hang=on_hang
+                config,
+                workdir,
+                held,
+                request,
+                account,
+                stop_at_step=stop_at_step,
+                profile=profile,
+                on_hang=on_hang,
             )
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
@@ -167,10 +183,11 @@ def _fit(
     account: TimeAccount,
     *,
     stop_at_step: int | None,
+    profile: tuple[int, int] | None,
     on_hang: Callable[[str], None] | None,
 ) -> FitResult:
     """Check everything that can be checked before anything is compiled, lock, and train."""
-    fingerprint = job_fingerprint(config, stop_at_step=stop_at_step)
+    fingerprint = job_fingerprint(config, stop_at_step=stop_at_step, profile=profile)
     with interrupt_immediately(stop), check_consistent(fingerprint) as common:
         check_complete(config)
         here = None if is_remote(workdir) else Path(workdir)
@@ -185,6 +202,8 @@ def _fit(
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
         experiment = Experiment.make(config)
+        if profile:
+            check_steps(profile, total_steps=experiment.spec.intervals.total_steps)
         common["the data's fingerprint"] = experiment.dataset.fingerprint
         if new and experiment.pretrained:
             common["the weights to begin with"] = experiment.pretrained.sha256
@@ -212,6 +231,7 @@ def _fit(
             watchdog,
             Clock(account),
             stop_at_step=stop_at_step,
+            profile=profile,
             check_workdir=check_workdir,
         )
     except BaseException:
@@ -228,6 +248,7 @@ def _run(
     clock: Clock,
     *,
     stop_at_step: int | None,
+    profile: tuple[int, int] | None,
     check_workdir: Callable[[], None],
 ) -> FitResult:
     """Restore the newest good checkpoint, train to the end or a stop, and put on record."""
@@ -249,7 +270,15 @@ def _run(
 
     scorer = Scorer(experiment.evaluators(), spec)
     with (
-        MetricsLog(workdir, start_step=step, records=begin.records) as log,
+        recorded_process(
+            workdir, start_step=step, total_steps=total_steps, check_workdir=check_workdir
+        ),
+        MetricsLog(
+            workdir,
+            start_step=step,
+            records=begin.records,
+            prometheus=_prometheus(config.prometheus_dir, workdir, total_steps=total_steps),
+        ) as log,
         TrainingConsole(total_steps=total_steps, start_step=step) as console,
     ):
         _open(console, spec, workdir, begin)
@@ -273,13 +302,17 @@ def _run(
         )
         recovery = Recovery(spec, nonfinite, checkpoints, saver)
         if step < total_steps:
-            with contextlib.closing(experiment.loader()) as loader:
+            with contextlib.ExitStack() as used:
+                loader = used.enter_context(contextlib.closing(experiment.loader()))
                 with interrupt_immediately(stop):
                     loader.start(step)  # reads images while the step compiles
                     teacher = experiment.teacher_variables()
-                    run_steps = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
+                    compiled = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
+                    run_steps = used.enter_context(
+                        ProfiledSteps(compiled, profile, workdir, watchdog=watchdog)
+                    )
                     measure = PreciseStatistics(spec) if config.precise_bn else None
-                    run_steps.compile(state, step)
+                    compiled.compile(state, step)
                 validate = functools.partial(scorer, "validation")
                 state, step = train_loop(
                     state,
@@ -319,6 +352,10 @@ def _run(
         )
         goodput.end()
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
+
+
+def _prometheus(folder: str, workdir: epath.Path, *, total_steps: int) -> PrometheusFile | None:
+    return PrometheusFile(as_path(folder), workdir, total_steps=total_steps) if folder else None
 
 
 def _open(console: TrainingConsole, spec: TrainSpec, workdir: epath.Path, begin: Beginning) -> None:

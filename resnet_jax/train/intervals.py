@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 
 import ml_collections
 
@@ -96,8 +97,16 @@ class Intervals:
         """Return whether diagnostics are due after `step` steps; with diagnostics, step 0 is."""
         return bool(self.diagnose_every) and (step == 0 or self._passes(step, self.diagnose_every))
 
-    def next_action(self, step: int, *, stop_at_step: int | None) -> int:
-        """Return the next step after which the dispatch ends or a periodic action is due."""
+    def next_action(
+        self, step: int, *, stop_at_step: int | None, ends: Collection[int] = ()
+    ) -> int:
+        """Return the next step after which the dispatch ends or a periodic action is due.
+
+        Args:
+            step: number of steps done.
+            stop_at_step: the run stops after this step.
+            ends: other steps after which a dispatch ends.
+        """
         steps = [
             step + self.steps_per_dispatch,
             self.total_steps,
@@ -107,9 +116,8 @@ class Intervals:
         ]
         if self.diagnose_every:
             steps.append(self._next_passing(step, self.diagnose_every))
-        if stop_at_step is not None and stop_at_step > step:
-            steps.append(stop_at_step)
-        return min(steps)
+        given = ends if stop_at_step is None else (*ends, stop_at_step)
+        return min(*steps, *(end for end in given if end > step))
 
     def _passes(self, step: int, every: int) -> bool:
         """Return whether this step crosses a multiple of `every` examples, or is the last."""

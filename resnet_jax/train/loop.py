@@ -7,9 +7,9 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.job.agreement import ProcessFlags, all_gather_object
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.nonfinite import NonfiniteError
+from resnet_jax.train.profile import ProfiledSteps
 from resnet_jax.train.records import Recorder
 from resnet_jax.train.recovery import Recovery
 from resnet_jax.train.saving import Saver
@@ -27,7 +27,7 @@ def train_loop(
     *,
     spec: TrainSpec,
     loader: Loader,
-    run_steps: CompiledSteps,
+    run_steps: ProfiledSteps,
     measure_statistics: Callable[[TrainState, Loader], TrainState] | None,
     validate: Callable[[TrainState, int], dict[str, Evaluation]] | None,
     diagnose: Callable[[TrainState], "Sequence[Measured]"],
@@ -50,7 +50,7 @@ def train_loop(
         step: steps done.
         spec: of the run.
         loader: source of the batches.
-        run_steps: takes steps.
+        run_steps: takes steps, and says after which of them a dispatch must end.
         measure_statistics: measures running statistics anew before an evaluation, or None.
         validate: scores a state on the validation split, or None without that split.
         diagnose: measures the inside of the network.
@@ -81,7 +81,10 @@ def train_loop(
     waited_s = 0.0  # for images, since the last log point
     while step < intervals.total_steps and not stopping:
         # Next batch.
-        first, step = step, intervals.next_action(step, stop_at_step=stop_at_step)
+        first, step = (
+            step,
+            intervals.next_action(step, stop_at_step=stop_at_step, ends=run_steps.ends),
+        )
         watchdog.now(f"training steps {first + 1} to {step}")
         waited_before_s = loader.waited_s
         batches = loader.take(first)

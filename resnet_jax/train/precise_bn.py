@@ -6,6 +6,7 @@ fixed parameters instead.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.mesh import batch_sharding, replicated
+from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train.dispatch import pick_batch
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
@@ -27,17 +29,26 @@ class PreciseStatistics:
     def __init__(self, spec: TrainSpec) -> None:
         """Compile nothing yet. `spec.config.precise_bn` is the number of steps to average over."""
         self._steps = spec.config.precise_bn
-        seeds, resident = spec.seeds, spec.resident
-        mesh, model = seeds.step_mesh, spec.model.copy(bn_momentum=0.0)
+        seeds, resident, shards = spec.seeds, spec.resident, spec.shards
+        self._parts = shards.count if shards else spec.batch_shape[1]
+        mesh, model = None if shards else seeds.step_mesh, spec.model.copy(bn_momentum=0.0)
         # The new running statistics are then those of the batch alone. Fields that vary with the
         # seeds have no effect on them.
         config = dataclasses.replace(spec.step, model=model)
 
+        shardings = seeds.state_sharding(spec.abstract_single_state)
+
         def measure(state, images, labels, ids, epochs, steps):  # type: ignore[no-untyped-def]
+            if shards:
+                state = shards.gather(state, shardings)
+
             def body(i: jax.Array, sums: Any) -> Any:
                 batch = pick_batch(i, images, labels, ids, epochs, mesh=mesh, resident=resident)
                 of_step = state.replace(step=state.step + i)  # for dropout
-                more = sum_moments(of_step, batch, config=config, mesh=mesh)
+                if shards:
+                    more = sum_shard_moments(of_step, batch, config=config, shards=shards)
+                else:
+                    more = sum_moments(of_step, batch, config=config, mesh=mesh)
                 return jax.tree.map(jnp.add, sums, more)
 
             zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
@@ -45,9 +56,16 @@ class PreciseStatistics:
 
         per_seed = (True, not resident, not resident, True, True, False)
         layout = batch_sharding(spec.mesh, axis=0) if seeds.spread else replicated(spec.mesh)
-        self._measure = jax.jit(seeds.map(measure, per_seed), out_shardings=layout)
-        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=layout)
-        self._population = jax.jit(_population, out_shardings=layout)
+        mapped = seeds.map(measure, per_seed)
+        if shards:
+            by_step = seeds.batch_sharding
+            data = layout if resident else by_step
+            arguments = (shardings, data, data, by_step, by_step, layout)
+            mapped = shards.map_devices(measure, in_shardings=arguments, out_shardings=layout)
+        options = shards.compiler_options if shards else None
+        jit = functools.partial(jax.jit, out_shardings=layout, compiler_options=options)
+        self._measure, self._population = jit(mapped), jit(_population)
+        self._add = jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def __call__(self, state: TrainState, loader: Loader) -> TrainState:
         """Return the state with the statistics of the batches of its last steps."""
@@ -63,12 +81,11 @@ class PreciseStatistics:
         sums: Any = None
         while step < done:
             batches = loader.take(step)
-            *_, steps, micro_batches, _ = batches.ids.shape
-            count = min(steps, done - step)
+            count = min(batches.ids.shape[-3], done - step)
             more = self._measure(state, *batches, count)
             sums = self._add(sums, more) if sums else more
             step += count
-        return self._population(sums, np.float32((done - first) * micro_batches))
+        return self._population(sums, np.float32((done - first) * self._parts))
 
 
 def sum_moments(state: TrainState, batch: Batch, *, config: StepConfig, mesh: Mesh | None) -> Any:
@@ -94,6 +111,17 @@ def sum_moments(state: TrainState, batch: Batch, *, config: StepConfig, mesh: Me
 
     zero = jax.tree.map(jnp.zeros_like, state.batch_stats)
     return jax.lax.scan(add, zero, (batch, jnp.arange(len(batch.labels))))[0]
+
+
+def sum_shard_moments(
+    state: TrainState, batch: Batch, *, config: StepConfig, shards: FixedShards
+) -> Any:
+    """Sum the moments over the shards of a batch; otherwise as `sum_moments`."""
+
+    def of_shard(shard: Batch, number: jax.Array) -> Any:
+        return _moments(forward_backward(state, shard, number, config, None, None).batch_stats)
+
+    return shards.sum(of_shard, Batch(*(array[0] for array in batch)))
 
 
 def _moments(stats: Any) -> Any:

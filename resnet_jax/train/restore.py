@@ -54,7 +54,8 @@ def restore_or_begin(
     """
     spec, dataset, teacher = experiment.spec, experiment.dataset, experiment.teacher
     devices = spec.mesh.devices
-    convolutions = native.describe(devices.flat[0].platform, devices.size)
+    together = 1 if spec.shards or spec.seeds.spread else devices.size
+    convolutions = native.describe(devices.flat[0].platform, together)
     here = environment(devices.size, convolutions) | {"settings": free_fields(spec.config)}
     facts = RunFacts(
         class_names=dataset.class_names,

@@ -21,12 +21,14 @@ from resnet_jax.models.network import Network
 from resnet_jax.models.presets import create_model, init_variables
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import replicated
+from resnet_jax.parallel.shards import FixedShards, make_shards
 from resnet_jax.train.checks import (
     check_batch,
     check_fine_tuning,
     check_images,
     check_names,
     check_precise_statistics,
+    check_shards,
 )
 from resnet_jax.train.data_sizes import duration_unit, evaluation_crop, known_length, known_set
 from resnet_jax.train.distillation import DistillConfig, teacher_model
@@ -57,6 +59,7 @@ class TrainSpec:
         step: what a training step does.
         teacher_model: the network to distil from, or None.
         seeds: the seeds of the run.
+        shards: the fixed shards of a batch, or None.
     """
 
     config: ml_collections.ConfigDict
@@ -67,6 +70,7 @@ class TrainSpec:
     step: StepConfig
     teacher_model: ResNet | None
     seeds: SeedAxis
+    shards: FixedShards | None
 
     @classmethod
     def make(
@@ -92,6 +96,7 @@ class TrainSpec:
         if head_only and model.normalization().kind == "batch":
             model = model.copy(bn_frozen=True)  # else running statistics would change
         check_precise_statistics(config, model)
+        check_shards(config, model)
         return cls(
             config=config,
             mesh=mesh,
@@ -111,6 +116,7 @@ class TrainSpec:
             ),
             teacher_model=teacher_model(config, num_classes),
             seeds=SeedAxis.make(config, mesh),
+            shards=make_shards(config.mesh.shards, mesh),
         )
 
     @classmethod

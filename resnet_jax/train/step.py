@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from resnet_jax.data.augment.config import AugmentConfig, augment_batch, example_keys
 from resnet_jax.models.network import Network
 from resnet_jax.parallel.sharding import GATHERED, gather
+from resnet_jax.parallel.shards import FixedShards, isolated
 from resnet_jax.train.distillation import DistillConfig
 from resnet_jax.train.ema import EmaConfig, update_ema
 from resnet_jax.train.losses import LossConfig
@@ -77,6 +78,7 @@ def train_step(
     *,
     config: StepConfig,
     mesh: Mesh | None,
+    shards: FixedShards | None = None,
     teacher: TeacherApply | None = None,
 ) -> TrainState:
     """Take one optimiser step on a batch, and add the batch to the metrics.
@@ -85,10 +87,21 @@ def train_step(
         state: before the step.
         batch: the examples.
         config: what to do.
-        mesh: the mesh of the arrays; None if each device holds all of them.
+        mesh: the mesh of the arrays; None if each device holds all of them, and with `shards`.
+        shards: fixed shards of the batch. This function then runs on each device, with the whole
+            state and the device's part of the batch, and returns the same state on all devices.
         teacher: the network to distil from.
     """
+    if shards:
+        done = shard_gradients(state, batch, config, shards, teacher)
+        examples = batch.labels.size * shards.mesh.size
+        return isolated(lambda *of: update(*of, config=config, examples=examples), state, done)
     done = batch_gradients(state, batch, config, mesh, teacher)
+    return update(state, done, config=config, examples=batch.labels.size)
+
+
+def update(state: TrainState, done: Gradients, *, config: StepConfig, examples: int) -> TrainState:
+    """Take an optimiser step with the gradients of a batch of that many examples."""
     updates, opt_state = config.optimizer.update(done.params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     variables = {"params": params, "batch_stats": done.batch_stats}
@@ -104,7 +117,7 @@ def train_step(
     meter = state.meter.add(
         state.step,
         finite=finite,
-        examples=batch.labels.size,
+        examples=examples,
         loss=done.loss,
         grad_norm=grad_norm,
         sums=done.metrics,
@@ -143,6 +156,35 @@ def batch_gradients(
         params=jax.tree.map(lambda total: total / micro_batches, sums.params),
         batch_stats=merge_statistics(running, momentum=config.model.normalization().momentum),
     )
+
+
+def shard_gradients(
+    state: TrainState,
+    batch: Batch,
+    config: StepConfig,
+    shards: FixedShards,
+    teacher: TeacherApply | None,
+) -> Gradients:
+    """Compute the gradients of a batch shard by shard, and average them as a binary tree.
+
+    Normalisation, SAM and mixing see one shard at a time. Dropout and stochastic depth draw by the
+    number of the shard. Nothing depends on the device or on the number of devices.
+    """
+    momentum = config.model.normalization().momentum
+
+    def of_shard(shard: Batch, number: jax.Array) -> Gradients:
+        done = forward_backward(state, shard, number, config, None, teacher)
+        moved = shifted_moments(done.batch_stats, state.batch_stats, momentum=momentum)
+        return done._replace(batch_stats=moved)
+
+    def average(sums: Gradients, before: Any) -> Gradients:
+        means = jax.tree.map(lambda total: total / shards.count, (sums.params, sums.batch_stats))
+        params, moments = means
+        stats = merge_moments(moments, before, momentum=momentum)
+        return sums._replace(params=params, batch_stats=stats)
+
+    sums = shards.sum(of_shard, Batch(*(array[0] for array in batch)))
+    return isolated(average, sums, state.batch_stats)
 
 
 def forward_backward(
@@ -226,6 +268,31 @@ def merge_statistics(running: Any, *, momentum: float) -> Any:
         return {k: merge_statistics(v, momentum=momentum) for k, v in running.items()}
     between = running["mean"].var(axis=0) / (1 - momentum)
     return {"mean": running["mean"].mean(axis=0), "var": running["var"].mean(axis=0) + between}
+
+
+def shifted_moments(running: Any, before: Any, *, momentum: float) -> Any:
+    """Return moments of a shard whose means over the shards give the statistics of the batch.
+
+    The moments are those of `merge_statistics` about the statistics before the step, so that
+    little is lost when the square of a mean is subtracted from the mean of squares.
+
+    Args:
+        running: the running statistics that the shard alone would give, a tree of {"mean", "var"}.
+        before: the running statistics before the step.
+        momentum: share of `before` in `running`.
+    """
+    if "var" not in running:
+        return {k: shifted_moments(v, before[k], momentum=momentum) for k, v in running.items()}
+    moved = running["mean"] - before["mean"]
+    return {"mean": moved, "var": running["var"] + jnp.square(moved) / (1 - momentum)}
+
+
+def merge_moments(means: Any, before: Any, *, momentum: float) -> Any:
+    """Return the running statistics of a batch from the means of `shifted_moments`."""
+    if "var" not in means:
+        return {k: merge_moments(v, before[k], momentum=momentum) for k, v in means.items()}
+    within = means["var"] - jnp.square(means["mean"]) / (1 - momentum)
+    return {"mean": before["mean"] + means["mean"], "var": jnp.maximum(within, 0.0)}
 
 
 def all_finite(tree: Any) -> Bool[Array, ""]:

@@ -2,7 +2,11 @@
 
 import csv
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
@@ -135,3 +139,77 @@ def test_runs_are_trained_and_a_stopped_one_goes_on(tmp_path, capsys):
     assert float(last["top1"]) == summary["final"]["test"]["top1"]
     assert (last["step"], last["examples"], last["seed"]) == ("12", "100", "0")
     assert last["schedule.base_lr"] == str(make_tiny_config().schedule.base_lr)
+
+
+_TASKS = ["--workdir={runs}", "--config={file}:1,2,3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task=3"], "--task is 3; the sweep has 3 runs, --task=0 to 2."),
+        (["--task=-1"], "--task is -1; the sweep has 3 runs"),
+        (["--task=x"], "--task: invalid int value: 'x'"),
+        (["--task=1", "--processes=2"], "not allowed with argument"),
+        (["--task=1", "--collect"], "not allowed with argument"),
+    ],
+)
+def test_mistakes_of_tasks_are_one_line(arguments, message, file, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    filled = [one.format(file=file, runs=runs) for one in (*_TASKS, *arguments)]
+    assert_one_line(["sweep", *filled], 64, message, capsys)
+    assert not runs.exists()
+
+
+def test_a_task_trains_its_run_and_who_collects_writes_the_table(file, fake, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    arguments = [one.format(file=file, runs=runs) for one in _TASKS]
+    assert main(["sweep", *arguments, "--task=1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1] == "run 1 of 0 to 2, seed=2, is finished"
+    assert [path.name for path in runs.iterdir()] == ["seed=2"]
+
+    assert main(["sweep", *arguments, "--collect"]) == 75  # there are others
+    captured = capsys.readouterr()
+    assert "begins" not in captured.err
+    assert "1 of 3 runs are finished\nseed=1: not begun\nseed=3: not begun\n" in captured.out
+    assert [row["run"] for row in _rows(runs)] == ["seed=2"]
+
+    summary = runs / "seed=2" / "summary.json"
+    before = summary.stat().st_mtime_ns
+    assert [main(["sweep", *arguments, f"--task={task}"]) for task in range(3)] == [0, 0, 0]
+    assert summary.stat().st_mtime_ns == before  # a finished run is left alone
+    capsys.readouterr()
+    assert main(["sweep", *arguments, "--collect", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["finished"], document["left"]) == (3, {})
+    assert [row["top1"] for row in _rows(runs)] == ["0.91", "0.92", "0.93"]
+
+
+def test_a_task_that_fails_ends_with_the_code_of_its_run(file, fake, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    arguments = [f"--config={file}:70,1", f"--workdir={workdir}"]
+    assert main(["sweep", *arguments, "--task=0"]) == 70
+    captured = capsys.readouterr()
+    assert "failed with exit code 70: The loss of step 3 isn't finite." in captured.out
+    assert "the same command goes on\n" in captured.out
+    assert not list(workdir.glob("sweep.*"))
+
+
+def test_what_cannot_be_collected_is_one_line(file, tmp_path, capsys):
+    arguments = ["sweep", f"--config={file}:1", f"--workdir={tmp_path}/none", "--collect"]
+    assert_one_line(arguments, 73, "none can't be written: No such file or directory", capsys)
+
+
+def test_a_task_that_is_told_to_stop_ends_with_75(file, fake, tmp_path, capsys):
+    workdir = tmp_path / "runs"
+    pid_file = workdir / "seed=75" / "pid"
+
+    def stop():
+        while not (pid_file.exists() and pid_file.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    assert main(["sweep", f"--config={file}:75,1", f"--workdir={workdir}", "--task=0"]) == 75
+    assert "run 0 of 0 to 1, seed=75, isn't finished" in capsys.readouterr().out

@@ -37,6 +37,7 @@ def _command(*arguments: str, folder) -> Ended:
         ([DIGITS, "-f"], 64, "Unknown command line flag 'f'"),
         ([DIGITS, "--stop_at_step=nan"], 64, "--stop_at_step=nan"),
         ([DIGITS, "--stop_at_step=-1"], 64, "stop_at_step is -1; it must be at least 1"),
+        ([DIGITS, "--profile=9:3"], 64, "--profile is '9:3'; it must be START:STOP"),
         ([DIGITS, "--config.duration=nan"], 78, "duration is nan; it must be finite"),
         ([DIGITS, "--config.hang_timeout_s=inf"], 78, "hang_timeout_s is inf"),
         ([DIGITS, "--config.schedule.base_lr=-inf"], 78, "schedule.base_lr is -inf"),

@@ -144,6 +144,13 @@ def test_bytes_per_image_have_not_grown(whole_batch, groups, bottlenecks):
         ("seed", 0, 0, UsageError, "--batch-per-chip is 0"),
         ("mesh.data", 3, 8, ConfigError, "mesh.data 3 × mesh.fsdp 1 is 3 devices, but v5e:4x4 has"),
         ("mesh.fsdp", 3, 8, ConfigError, "mesh.fsdp is 3, but the number of devices is 16"),
+        (
+            "mesh.shards",
+            32,
+            8,
+            ConfigError,
+            "mesh.shards is 32, and v5e:4x4 has 16 devices.*use mesh.shards=16",
+        ),
         ("data.name", "cifar11", 8, ConfigError, "'cifar11', whose sizes aren't known .* 'cifar1"),
         ("data.train", "tran", 8, ConfigError, "Did you mean 'train'"),
     ],

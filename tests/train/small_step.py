@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train.state import init_state
 from resnet_jax.train.step import Batch, StepConfig, train_step
 
@@ -22,10 +23,12 @@ class Small(Network):
     """Normalisation and a classifier."""
 
     num_classes: int = CLASSES
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x, *, train=False):
         x = BatchNorm(train=train, update_stats=train, name="bn1")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="fc")(x.reshape(len(x), -1))
 
     def normalization(self):
@@ -46,19 +49,28 @@ def make_batch(step, *, micro_batches=1, examples=8):
     )
 
 
-def run_steps(batches, *, devices=1, **fields):
+def run_steps(batches, *, devices=1, shards=0, **fields):
     """The states before each of the steps and after the last, on the host."""
-    config = StepConfig(model=MODEL, optimizer=optax.sgd(RATE), **fields)
+    config = StepConfig(**{"model": MODEL, "optimizer": optax.sgd(RATE)} | fields)
     state = init_state(
-        MODEL,
+        config.model,
         config.optimizer,
         seed=0,
         image_shape=(2, 2, 1),
         normalization={"mean": np.full(1, 127.5, np.float32), "std": np.full(1, 73.6, np.float32)},
         with_ema=config.ema.decay > 0,
     )
-    step = functools.partial(train_step, config=config, mesh=make_mesh(data=devices))
-    step, states = jax.jit(step), [state]
+    mesh = make_mesh(data=devices)
+    fixed = FixedShards(shards, mesh) if shards else None
+    step = functools.partial(train_step, config=config, mesh=mesh)
+    if fixed:
+        step = fixed.map_devices(
+            functools.partial(train_step, config=config, mesh=None, shards=fixed),
+            in_shardings=(replicated(mesh), batch_sharding(mesh, axis=1)),
+            out_shardings=replicated(mesh),
+        )
+    step = jax.jit(step, compiler_options=fixed.compiler_options if fixed else None)
+    states = [state]
     for batch in batches:
         states.append(step(states[-1], batch))
     return jax.device_get(states)

@@ -7,6 +7,7 @@ import pytest
 
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train import evaluate
 from resnet_jax.train.evaluate import Evaluator
 
@@ -104,3 +105,22 @@ def test_a_miscount_is_an_error(monkeypatch):
 def test_jax_is_given_eight_devices():
     """The meshes of this suite would otherwise all be the same."""
     assert jax.device_count() == 8
+
+
+def test_scores_by_fixed_shards_have_the_same_bits_on_another_mesh_and_in_chunks(monkeypatch):
+    data, norm = _image_set(50), {"mean": np.float32(0), "std": np.float32(7)}
+    scores = []
+    for devices, chunk in [(1, None), (4, 7 * 8)]:
+        if chunk:
+            monkeypatch.setattr(evaluate, "_RESIDENT_BYTES", 0)
+            monkeypatch.setattr(evaluate, "_CHUNK_BYTES", chunk)
+        mesh = make_mesh(data=devices)
+        evaluator = Evaluator(
+            brightness, data, batch_size=13, mesh=mesh, shards=FixedShards(8, mesh)
+        )
+        scores.append(evaluator({"gain": jnp.float32(0.3)}, norm))
+    logits = data.images[:, 0, :, 0].astype(np.float64) / 7 * 0.3
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(50), data.labels]
+    assert scores[0].loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert scores[1].metrics == scores[0].metrics
+    np.testing.assert_array_equal(scores[1].confusion, scores[0].confusion)

@@ -38,16 +38,16 @@ def _start(
     return job
 
 
-def _finish(job: list[Running]) -> list[Ended]:
+def _finish(job: list[Running], *, timeout_s: float = 120.0) -> list[Ended]:
     try:
-        return [process.end() for process in job]
+        return [process.end(timeout_s=timeout_s) for process in job]
     finally:
         for process in job:
             process.kill()
 
 
-def _run(workdir, *arguments, **options) -> list[Ended]:
-    return _finish(_start(workdir, *arguments, **options))
+def run_job(workdir, *arguments, timeout_s: float = 120.0, **options) -> list[Ended]:
+    return _finish(_start(workdir, *arguments, **options), timeout_s=timeout_s)
 
 
 def _codes(job: list[Ended]) -> list[int]:
@@ -72,15 +72,21 @@ def _assert_same_losses(workdir, expected) -> None:
 def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run(whole, tmp_path):
     """Two processes of four devices, four of one, then one: order, augmentation, scores agree."""
     workdir = tmp_path / "run"
-    first = _run(workdir, "--stop_at_step=5", "--config.mesh.fsdp=2", processes=2, devices=4)
+    first = run_job(
+        *(workdir, "--stop_at_step=5", "--config.mesh.fsdp=2", "--profile=2:3"),
+        processes=2,
+        devices=4,
+    )
     assert _codes(first) == [75, 75], first
     assert "stopped at step 5 of 12" in first[0].said
     # One process speaks for all; only gloo, which CPUs use, has a word of its own.
     assert not re.search("resnet|step|stopped", first[1].said)
-    second = _run(workdir, "--stop_at_step=9", processes=4, devices=1)
+    (trace,) = (workdir / "tensorboard" / "plugins" / "profile").iterdir()
+    assert len(list(trace.glob("*.xplane.pb"))) == 1  # of the process that writes
+    second = run_job(workdir, "--stop_at_step=9", processes=4, devices=1)
     assert _codes(second) == [75] * 4, second
     assert "resuming" in second[0].said
-    last = _run(workdir, processes=1, devices=2)
+    last = run_job(workdir, processes=1, devices=2)
     assert _codes(last) == [0], last
 
     keys = ("step", "split", "examples", "weights")
@@ -98,7 +104,7 @@ def test_a_job_of_two_processes_runs_to_its_end(whole, tmp_path):
     """Exact evaluation and one writer, images sent from the hosts, kernels split over both."""
     workdir = tmp_path / "run"
     fields = ("--config.data.resident=False", "--config.mesh.fsdp=4")
-    job = _run(workdir, *fields, processes=2, devices=2)
+    job = run_job(workdir, *fields, processes=2, devices=2)
     assert _codes(job) == [0, 0], job
     _assert_same_losses(workdir, whole)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -112,10 +118,10 @@ def test_a_job_decodes_on_each_host_what_its_devices_need(tmp_path):
     """Two processes, of which each decodes half of a batch, go on where one stopped."""
     images = write(tmp_path / "images", {"cat": 40, "dog": 40}, shape=(12, 14))
     fields = streamed(images)
-    job = [_run(tmp_path / "one", *fields, processes=1, devices=4)]
-    job += [_run(tmp_path / "two", *fields, "--stop_at_step=5", processes=1, devices=2)]
+    job = [run_job(tmp_path / "one", *fields, processes=1, devices=4)]
+    job += [run_job(tmp_path / "two", *fields, "--stop_at_step=5", processes=1, devices=2)]
     assert [_codes(ended) for ended in job] == [[0], [75]], job
-    last = _run(tmp_path / "two", *fields, processes=2, devices=2)
+    last = run_job(tmp_path / "two", *fields, processes=2, devices=2)
     assert _codes(last) == [0, 0], last
     _assert_same_losses(tmp_path / "two", tmp_path / "one")
 
@@ -124,11 +130,11 @@ def test_a_job_decodes_on_each_host_what_its_devices_need(tmp_path):
 def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_path):
     workdir = tmp_path / "run"
     fields = ("--config.model.width=32", "--config.mesh.fsdp=2", "--config.checkpoint_every=32")
-    job = _run(workdir, "--stop_at_step=3", *fields, processes=2, devices=1)
+    job = run_job(workdir, "--stop_at_step=3", *fields, processes=2, devices=1)
     assert _codes(job) == [75, 75], job
     for part in (workdir / "checkpoints/3/state/ocdbt.process_1/d").iterdir():
         os.truncate(part, 10)
-    job = _run(workdir, "--stop_at_step=4", *fields, processes=2, devices=1)
+    job = run_job(workdir, "--stop_at_step=4", *fields, processes=2, devices=1)
     assert _codes(job) == [75, 75], job
     assert "The checkpoint of step 3 is damaged" in job[0].said
     assert f"resuming {workdir} at step 2" in job[0].said
@@ -152,7 +158,7 @@ def test_a_signal_to_one_process_stops_all_of_them_at_the_same_step(tmp_path):
 
 
 def test_different_numbers_of_devices_are_named(tmp_path):
-    for ended in _run(tmp_path / "run", processes=2, devices=1, own_devices=2):
+    for ended in run_job(tmp_path / "run", processes=2, devices=1, own_devices=2):
         assert ended.code == 78, ended
         (line,) = _errors(ended)
         assert "number of devices: 1 in process 0, 2 in process 1" in line
@@ -222,7 +228,7 @@ def test_a_process_that_stands_still_for_two_minutes_costs_nothing(tmp_path):
 @pytest.mark.thorough
 def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
     fault = "resnet_jax.data.loaders.in_memory:InMemoryLoader.take:4:hang"
-    job = _run(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
+    job = run_job(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
     assert _codes(job) == [71, 71], job
     for ended in job:
         (line,) = _errors(ended)
@@ -253,7 +259,7 @@ def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
 )
 def test_processes_that_differ_end_before_the_first_step(own, codes, messages, tmp_path):
     own = [argument.format(other=tmp_path / "other") for argument in own]
-    job = _run(tmp_path / "run", processes=2, devices=1, own=own)
+    job = run_job(tmp_path / "run", processes=2, devices=1, own=own)
     assert _codes(job) == codes, job
     for ended, message in zip(job, messages, strict=True):
         assert "step " not in ended.said

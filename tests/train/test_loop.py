@@ -40,7 +40,9 @@ class Run:
         self.waited_s += 1.0
         return f"batches of {step}"
 
-    def steps(self, state, batches, *, first, steps):
+    ends = ()  # steps after which a dispatch must end
+
+    def __call__(self, state, batches, *, first, steps):
         assert batches == f"batches of {first}"
         self.done.append(f"steps {first + 1}-{first + steps}")
         return state.replace(step=state.step + steps)
@@ -63,7 +65,7 @@ class Run:
             **{
                 "spec": self.spec,
                 "loader": self,
-                "run_steps": self.steps,
+                "run_steps": self,
                 "measure_statistics": None,
                 "validate": self.validate,
                 "diagnose": lambda state: f"measured {int(state.step)}",
@@ -194,6 +196,14 @@ def test_a_run_that_is_told_to_stop_saves_where_it_is(how):
     state, step = run.train(stop_at_step=4 if how == "step" else None)
     assert (int(state.step), step) == (4, 4)
     assert run.done[-3:] == ["steps 4-4", "log 4", "save 4, last"]
+
+
+def test_a_dispatch_ends_where_a_trace_begins_and_ends():
+    run = Run(log_every=100, eval_every=100.0 * BATCH, checkpoint_every=100.0 * BATCH)
+    run.ends = (0, 1, 5)
+    run.train()
+    dispatches = [done for done in run.done if done.startswith("steps")]
+    assert dispatches == ["steps 1-1", "steps 2-5", "steps 6-6"]
 
 
 def test_a_signal_during_the_diagnostics_of_step_0_ends_the_run_there():

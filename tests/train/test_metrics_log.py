@@ -38,6 +38,7 @@ def warnings(caplog):
         (TRAIN | {"step": 2.5}, '"step" is no number of a step'),
         (TRAIN | {"step": -2}, '"step" is no number of a step'),
         (TRAIN | {"loss": "low"}, '"loss" is no finite number'),
+        (TRAIN | {"loss": 10**400}, '"loss" is no finite number'),
         (TRAIN | {"top1": True}, '"top1" is no finite number'),
         (TRAIN | {"grad_norm": None}, '"grad_norm" is no finite number'),
         (TRAIN | {"loss": float("nan")}, "NaN is no finite number"),

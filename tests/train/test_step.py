@@ -2,11 +2,15 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from resnet_jax.config.schema import default_config
+from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.train.dispatch import make_train_steps
+from resnet_jax.train.ema import EmaConfig
 from resnet_jax.train.experiment import Experiment
+from tests.train.small_step import RATE, Small, make_batch, run_steps
 
 
 def _train(config, *, devices: int, steps: int):
@@ -149,3 +153,30 @@ def test_each_kind_of_network_has_a_step(name, stages, accumulate):
     steps = make_train_steps(experiment.spec)
     after = jax.eval_shape(steps, state, *experiment.spec.abstract_batches(), 1)
     assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_fixed_shards_have_the_same_bits_on_one_device_and_on_eight():
+    """All of the state, with dropout, augmentation and a clipped gradient."""
+    fields = {
+        "model": Small(dropout=0.2),
+        "optimizer": optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(RATE, momentum=0.9)),
+        "augment": AugmentConfig(crop_padding=1, flip=True),
+        "ema": EmaConfig(decay=0.9),
+    }
+    batches = [make_batch(step, examples=32) for step in range(4)]
+    one, eight = (run_steps(batches, devices=n, shards=8, **fields)[-1] for n in (1, 8))
+    assert one.meter.examples == 4 * 32
+    for (path, leaf), other in zip(
+        jax.tree.leaves_with_path(one), jax.tree.leaves(eight), strict=True
+    ):
+        assert leaf.tobytes() == other.tobytes(), jax.tree_util.keystr(path)
+
+
+def test_running_statistics_of_shards_are_those_of_the_whole_batch():
+    """By the law of total variance, though each shard is normalised on its own."""
+    batch = make_batch(0, examples=32)
+    _, after = run_steps([batch], shards=8)
+    images = (np.float64(batch.images[0]) - 127.5) / np.float64(np.float32(73.6))
+    statistics = after.batch_stats["bn1"]
+    np.testing.assert_allclose(statistics["mean"], 0.1 * images.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * images.var((0, 1, 2)), rtol=1e-5)

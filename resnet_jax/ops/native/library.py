@@ -150,7 +150,7 @@ def find() -> State:
 
 
 def describe(platform: str, devices: int) -> str:
-    """Name what computes convolutions in programs for so many devices of a platform."""
+    """Name what computes convolutions that are split over so many devices of a platform."""
     used = state() if platform == "cpu" and devices == 1 else None
     return used.name if used and used.library else "XLA"
 

@@ -111,6 +111,33 @@ def test_a_program_for_several_devices_runs_xlas(onednn):
     assert not any(target in text for target in TARGETS)
 
 
+def test_each_device_of_a_shard_map_runs_onednns_and_the_number_of_devices_changes_no_bit(onednn):
+    ours, _, *args = _convolutions(CASES[0], jnp.float32)
+    images, kernel, grad = (np.concatenate([a, a]) if i != 1 else a for i, a in enumerate(args))
+
+    def run(devices):
+        mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
+        half = len(images) // 2
+
+        def in_halves(images, kernel, grad):
+            halves = [
+                _both_passes(ours)(images[i : i + half], kernel, grad[i : i + half])
+                for i in range(0, len(images), half)
+            ]
+            return jax.tree.map(lambda *parts: jnp.stack(parts), *halves)
+
+        specs = (jax.P("data"), jax.P(), jax.P("data"))
+        mapped = jax.shard_map(
+            in_halves, mesh=mesh, in_specs=specs, out_specs=jax.P("data"), check_vma=False
+        )
+        lowered = jax.jit(mapped).lower(images, kernel, grad)
+        assert any(target in lowered.as_text() for target in TARGETS)
+        return jax.device_get(lowered.compile()(images, kernel, grad))
+
+    for one, two in zip(jax.tree.leaves(run(1)), jax.tree.leaves(run(2)), strict=True):
+        assert one.tobytes() == two.tobytes()
+
+
 # Preset, its fields, image size, whether batch norm uses the batch's statistics, tolerance.
 # ResNet-50 amplifies rounding: statistics of 32 values in its last stage take the gradients of
 # float32 3.0 % away from float64's with XLA's convolutions, 2.4 % with oneDNN's. With running

@@ -1,0 +1,33 @@
+# shellcheck shell=bash
+# Sourced by the scripts for SLURM in this folder.
+
+readonly STOPPED_EARLY=75 PEER_LOST=71       # resnet_jax/errors.py
+readonly MOST_RESTARTS="${MOST_RESTARTS:-20}" # after PEER_LOST; a run that saved may always go on
+
+fail() {
+  echo "error: $1" >&2
+  exit 64
+}
+
+# Runs a command, and queues the job again if its exit code says that the run can go on.
+run_and_requeue() {
+  trap : TERM # when SLURM signals all of the job, this shell outlives the tasks, to see their code
+  local status=0
+  "$@" || status=$? # the highest code of all tasks
+
+  case "$status" in
+    "$STOPPED_EARLY")
+      echo "stopped early, saved: job $SLURM_JOB_ID goes back to the queue" >&2 ;;
+    "$PEER_LOST")
+      if ((${SLURM_RESTART_COUNT:-0} >= MOST_RESTARTS)); then
+        echo "a process was lost, after $SLURM_RESTART_COUNT restarts; not trying again" >&2
+        exit "$status"
+      fi
+      echo "a process was lost: job $SLURM_JOB_ID goes back to the queue" >&2 ;;
+    *) exit "$status" ;;
+  esac
+  # "Incomplete": a job that was cancelled meanwhile stays so. This normally ends the script.
+  scontrol requeue Incomplete "$SLURM_JOB_ID" ||
+    echo "error: job $SLURM_JOB_ID can't be queued again; sbatch the same command to go on" >&2
+  exit "$status"
+}
