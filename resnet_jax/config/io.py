@@ -67,13 +67,13 @@ def bound_fields(config: ConfigDict) -> dict[str, Any]:
 def free_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the fields that may differ when a run is resumed, as in JSON, by dotted name.
 
-    `data.dir` is left out: it is a path of one machine.
+    Fields that name folders of one machine are left out.
     """
     bound = bound_fields(config)
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(json.loads(to_json(config))).items()
-        if name not in bound and name != "data.dir"
+        if name not in bound and name not in ("data.dir", "prometheus_dir")
     }
 
 

@@ -106,12 +106,15 @@ def _largest(there: np.ndarray, here: np.ndarray) -> float:
     return float(np.nan_to_num(apart, nan=np.inf).max())
 
 
-def describe_other(recorded: Mapping[str, Any] | None, here: Mapping[str, Any]) -> str:
+def describe_other(
+    recorded: Mapping[str, Any] | None, here: Mapping[str, Any], *, fixed_shards: bool
+) -> str:
     """Say what else computes the replay than the run: hardware, versions, code; "" if nothing.
 
     Args:
         recorded: an environment of the run; None if the run's version recorded none.
         here: `environment` of this process.
+        fixed_shards: the bits don't depend on the number of devices and processes.
     """
     if recorded is None:
         return "the run doesn't record what computed it"
@@ -120,6 +123,7 @@ def describe_other(recorded: Mapping[str, Any] | None, here: Mapping[str, Any]) 
         for section in ("hardware", "versions")
         for name, value in here[section].items()
         if recorded[section].get(name) != value
+        and not (fixed_shards and name in ("devices", "processes"))
     ]
     changed += [
         f"{name} {recorded[name]}, here {here[name]}"

@@ -94,7 +94,7 @@ def replay(run: RunRecord, first: int, last: int, *, data_dir: str | None) -> Re
             _train(config, folder, stop)
         differences = tuple(_differences(run, first, last, folder))
     others = (
-        describe_other(entry, _here(config))
+        describe_other(entry, _here(config), fixed_shards=config.mesh.shards > 0)
         for (_, entry), config in zip(parts, configs, strict=True)
     )
     return Replay(
@@ -120,6 +120,7 @@ def _config(run: RunRecord, entry: Mapping[str, Any] | None, data_dir: str | Non
         _arrange(config, entry["hardware"]["devices"])
     if data_dir:
         config.data.dir = data_dir
+    config.prometheus_dir = ""  # its file is that of the run
     config.checkpoint_every, config.keep_every = config.duration, 0.0
     config.keep_checkpoints = 1
     return config

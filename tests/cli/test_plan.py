@@ -62,8 +62,8 @@ def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
 
 def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "verify.md").read_text()
-    command, _, output = page.partition("$ resnet-jax ")[2].partition("```")[0].partition("\n")
-    arguments = [one.replace("configs/", f"{ROOT}/configs/") for one in command.split()]
+    command, _, output = page.partition("$ resnet-jax plan ")[2].partition("```")[0].partition("\n")
+    arguments = ["plan", *command.replace("configs/", f"{ROOT}/configs/").split()]
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 0
     assert capsys.readouterr().out == output

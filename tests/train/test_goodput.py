@@ -8,8 +8,8 @@ import time
 import pytest
 from etils import epath
 
-import resnet_jax
 from resnet_jax.train import goodput
+from resnet_jax.train.fit import fit
 from resnet_jax.train.goodput import (
     PHASES,
     Goodput,
@@ -184,7 +184,7 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp
     walls = []
     for stop_at_step in (6, None):
         began = time.monotonic()
-        result = resnet_jax.fit(tiny_config, tmp_path, stop_at_step=stop_at_step)
+        result = fit(tiny_config, tmp_path, stop_at_step=stop_at_step)
         walls.append(time.monotonic() - began)
     document = json.loads((tmp_path / "goodput.json").read_text())
     for one, wall_s in zip(document["starts"], walls, strict=True):
@@ -198,7 +198,7 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp
     assert summary.keys() == totals_of(document["starts"]).keys()
 
     before = (tmp_path / "goodput.json").read_bytes()
-    resnet_jax.fit(tiny_config, tmp_path)  # finished before
+    fit(tiny_config, tmp_path)  # finished before
     assert (tmp_path / "goodput.json").read_bytes() == before
 
 
