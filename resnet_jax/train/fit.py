@@ -309,7 +309,7 @@ def _run(
                     teacher = experiment.teacher_variables()
                     compiled = CompiledSteps(spec, teacher, clock=clock, watchdog=watchdog)
                     run_steps = used.enter_context(
-                        ProfiledSteps(compiled, profile, workdir, watchdog=watchdog)
+                        ProfiledSteps(compiled, profile, workdir, clock=clock, watchdog=watchdog)
                     )
                     measure = PreciseStatistics(spec) if config.precise_bn else None
                     compiled.compile(state, step)

@@ -14,6 +14,7 @@ from resnet_jax.checkpoint.workdir import TENSORBOARD, write_atomically
 from resnet_jax.data.loaders.loader import DeviceBatches
 from resnet_jax.errors import UsageError
 from resnet_jax.parallel.job.agreement import is_main
+from resnet_jax.train.clock import Clock
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
@@ -70,6 +71,7 @@ class ProfiledSteps:
         steps: Steps | None,
         workdir: epath.Path,
         *,
+        clock: Clock,
         watchdog: Watchdog,
     ) -> None:
         """Trace nothing yet.
@@ -79,10 +81,11 @@ class ProfiledSteps:
             steps: the steps to trace; None traces nothing. Of steps that an earlier process has
                 taken, those that are left.
             workdir: directory of the run; the trace goes to its folder for TensorBoard.
+            clock: paused while the trace is begun and written.
             watchdog: told when the trace is written.
         """
         self.ends = () if steps is None else (steps[0] - 1, steps[1])
-        self._run_steps, self._watchdog = run_steps, watchdog
+        self._run_steps, self._clock, self._watchdog = run_steps, clock, watchdog
         self._steps = steps if is_main() else None
         self._target = workdir / TENSORBOARD
         self._tracing = contextlib.ExitStack()
@@ -98,15 +101,15 @@ class ProfiledSteps:
         last = self._steps[1]
         if not self._is_tracing:
             self._run_steps.compile(state, first)  # a compilation isn't a part of the steps
-            jax.block_until_ready((state, batches))
-            self._begin()
+            with self._clock.paused((state, batches), "evaluation"):
+                self._begin()
         with jax.profiler.StepTraceAnnotation("train", step_num=first + 1):
             state = self._run_steps(state, batches, first=first, steps=steps)
         if self._is_tracing:
             self._newest = state
             if first + steps >= last:
-                jax.block_until_ready(state)
-                self._end()
+                with self._clock.paused(state, "evaluation"):
+                    self._end()
         return state
 
     def __enter__(self) -> "ProfiledSteps":

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import time
 from types import SimpleNamespace
 
 import jax
@@ -14,6 +15,7 @@ from etils import epath
 import resnet_jax
 from resnet_jax.errors import UsageError
 from resnet_jax.train import profile
+from resnet_jax.train.clock import Clock
 from resnet_jax.train.profile import ProfiledSteps, parse_steps
 from tests.conftest import make_tiny_config
 
@@ -35,9 +37,11 @@ class Steps:
         return self._run(state, np.int32(steps))
 
 
-def _profiled(steps, workdir, run_steps=None):
+def _profiled(steps, workdir, run_steps=None, clock=None):
     watchdog = SimpleNamespace(now=lambda doing: None)
-    return ProfiledSteps(run_steps or Steps(), steps, epath.Path(workdir), watchdog=watchdog)
+    return ProfiledSteps(
+        run_steps or Steps(), steps, epath.Path(workdir), clock=clock or Clock(), watchdog=watchdog
+    )
 
 
 def _take(profiled, *ends):
@@ -97,6 +101,17 @@ def test_a_run_that_goes_on_behind_the_first_step_traces_the_rest(tmp_path):
     with profiled:
         profiled(jnp.ones((8, 8)), "batches", first=4, steps=2)
     assert _tanhs(tmp_path) == 2
+
+
+def test_writing_the_trace_is_no_part_of_the_training_speed(tmp_path, monkeypatch):
+    stop = jax.profiler.stop_trace
+    monkeypatch.setattr(profile.jax.profiler, "stop_trace", lambda: (time.sleep(2.0), stop()))
+    clock = Clock()
+    profiled = _profiled((1, 2), tmp_path, clock=clock)
+    profiled._run_steps.compile(jnp.ones((8, 8)), 0)
+    clock.start_lap(0)
+    _take(profiled, 2)
+    assert clock.lap(2, 1)[1] < 2.0
 
 
 @pytest.mark.parametrize("call", ["start_trace", "stop_trace"])
