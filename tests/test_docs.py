@@ -43,7 +43,9 @@ def test_the_readme_counts_the_models():
 def test_every_result_names_how_it_came_about(path):
     summary = json.loads(path.read_text())
     assert re.fullmatch(r"[0-9a-f]{40}", summary["commit"])  # and no uncommitted changes
-    assert summary["command"].startswith("python train.py --config=configs/")
+    assert re.match(
+        r"python (train\.py --config=configs/|\S*resnet-jax sweep --config=)", summary["command"]
+    )
     assert summary["versions"]["jax"]
     assert summary["hardware"]["cpu"]
     assert isinstance(summary["seed"], int)
