@@ -75,6 +75,15 @@ def test_slurm_queues_a_job_again_that_can_go_on(slurm, code):
     assert "back to the queue" in err
 
 
+def test_slurm_queues_one_task_of_an_array_again(slurm):
+    """The job ID of one of the tasks is the array's."""
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "5"}
+    returned, _, err = slurm.run(srun="exit 75", **array)
+    assert returned == errors.STOPPED_EARLY
+    assert called(slurm.log)[-1] == ["scontrol", "requeue", "Incomplete", "42_5"]
+    assert "job 42_5 goes back to the queue" in err
+
+
 def test_slurm_gives_up_on_losses_but_never_on_a_run_that_saved(slurm):
     returned, _, err = slurm.run(srun=f"exit {PEER_LOST}", SLURM_RESTART_COUNT="20")
     assert (returned, slurm.requeued) == (PEER_LOST, False)
