@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from resnet_jax.errors import StoppedEarly
+from resnet_jax.utils.streams import run_with_timeout
 
 _NOTICE = b"stopping at the next safe point, where all is saved; Ctrl-C again gives up\n"
 
@@ -16,6 +17,8 @@ NOTHING_LOST = (
     "stopped before the first step; nothing was lost, and the same command starts the run again"
 )
 
+
+_FAILURE_S = 3.0  # for the actions of `on_failure` before a signal ends the process
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -50,6 +53,8 @@ class StopRequest:
         self._end = end
         self._previous: dict[int, object] = {}
         self._immediate_message: str | None = None  # inside `interrupt_immediately`
+        self._on_failure: list[Callable[[], object]] = []
+        self._ending = threading.Lock()
 
     def __enter__(self) -> "StopRequest":
         # Python delivers signals to the main thread only, and lets only it install handlers.
@@ -103,8 +108,24 @@ class StopRequest:
             self._stop_here(message)
 
     @contextlib.contextmanager
+    def on_failure(self, action: Callable[[], object]) -> Iterator[None]:
+        """Call `action` if an error leaves the context, or before a signal ends the process inside.
+
+        Before the process ends, another thread calls the actions, the innermost first, and waits
+        for them for three seconds: a file system may hang.
+        """
+        self._on_failure.append(action)
+        try:
+            yield
+        except BaseException:
+            action()
+            raise
+        finally:
+            self._on_failure.remove(action)
+
+    @contextlib.contextmanager
     def _ending_the_process(self, message: str) -> Iterator[None]:
-        """Inside this context another thread calls `end` on a signal."""
+        """Inside this context another thread ends the process on a signal."""
         if self._end is None:
             yield
             return
@@ -115,7 +136,7 @@ class StopRequest:
             while number := receiver.recv(1):
                 # Signals outside `_previous` have other handlers.
                 if number[0] in self._previous and self._immediate_message:
-                    end(message)
+                    self._end_process(end, message)
 
         thread = threading.Thread(target=listen, args=(self._end,), daemon=True)
         thread.start()
@@ -146,5 +167,14 @@ class StopRequest:
     def _stop_here(self, message: str) -> None:
         self._immediate_message = None  # raise only once
         if self._end:
-            self._end(message)
+            self._end_process(self._end, message)
         raise StoppedEarly(message)
+
+    def _end_process(self, end: Callable[[str], object], message: str) -> None:
+        def act() -> None:
+            for action in reversed(self._on_failure):
+                action()
+
+        with self._ending:  # the main thread doesn't end the process while another thread writes
+            run_with_timeout(act, timeout_s=_FAILURE_S)
+            end(message)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn
 from etils import epath
 
 from resnet_jax.checkpoint.lock import LOCK, LockState, lock_state
+from resnet_jax.checkpoint.lock_holder import Holder
 from resnet_jax.checkpoint.newest import NewestCheckpoint, age_s, newest_checkpoint
 from resnet_jax.checkpoint.retention import best_fn
 from resnet_jax.checkpoint.workdir import (
@@ -35,10 +36,11 @@ class RunStatus:
 
     Attributes:
         workdir: directory of the run.
-        state: "starting" (a process holds the lock and hasn't compiled yet), "running",
-            "finished" (summary.json is written), "stopped" (on request, saved), "failed", "lost"
-            (the process ended without a word: killed, stuck, or its host was lost), or "unknown"
-            (no process holds the lock, and an older version left no record of its process).
+        state: "starting" (a process holds the lock, and reads data, restores or waits for the other
+            processes), "running" (that process compiles, trains, scores or saves), "finished"
+            (summary.json is written), "stopped" (on request, saved), "failed", "lost" (the process
+            ended without a word: killed, stuck, or its host was lost), or "unknown" (no process
+            holds the lock, and an older version left no record of its process).
         reason: of a failure.
         holder: the process that holds the lock, as text.
         lock: "free"; "held"; "stale", of a process that has ended.
@@ -56,7 +58,7 @@ class RunStatus:
         goodput: where the wall time of all starts went.
         log_age_s: seconds since metrics.jsonl was written. In a bucket it is written with each
             checkpoint.
-        started: when the last process began to train, in seconds since 1970.
+        started: when the last process took the lock, in seconds since 1970.
         ended: when it ended.
         devices: number and kind of its devices.
         problems: files that can't be read, or are damaged, a sentence each.
@@ -157,14 +159,21 @@ def _state(
     if lock and lock.is_alive:
         if not process:  # older versions recorded no process
             return "running" if has_records else "starting"
-        same = (_text(process, "host"), _number(process, "pid"))
-        is_training = same == (lock.holder.host, lock.holder.pid) and process.get("ended") is None
-        return "running" if is_training else "starting"
+        trains = _number(process, "start_step") is not None and process.get("ended") is None
+        return "running" if trains and _is_of(process, lock.holder) else "starting"
     if not process:
         return "unknown"
     if process.get("ended") is None:
         return "lost"
     return "failed" if process.get("error") else "stopped"
+
+
+def _is_of(process: dict[str, Any], holder: Holder) -> bool:
+    """Whether process.json is of the process that holds the lock."""
+    if token := _text(process, "token"):
+        return token == holder.token
+    # Older versions recorded no token.
+    return (_text(process, "host"), _number(process, "pid")) == (holder.host, holder.pid)
 
 
 def _read_lock(workdir: epath.Path, problems: list[str]) -> LockState | None:

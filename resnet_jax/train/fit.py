@@ -32,10 +32,10 @@ from resnet_jax.checkpoint.workdir import (
 from resnet_jax.config.extensions import extension_digests, import_extensions
 from resnet_jax.config.io import bound_fields, describe_differences, to_json
 from resnet_jax.config.schema import check_complete, validate
-from resnet_jax.errors import ConfigError, UsageError, WriteError
+from resnet_jax.errors import ConfigError, ResnetJaxError, UsageError, WriteError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
-from resnet_jax.logging.process import recorded_process
+from resnet_jax.logging.process import ProcessRecord, recorded_process
 from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.parallel.job.agreement import (
     MAIN,
@@ -49,7 +49,7 @@ from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.finish import finish_run, show_finished
-from resnet_jax.train.goodput import Goodput, TimeAccount
+from resnet_jax.train.goodput import Goodput, TimeAccount, record_end
 from resnet_jax.train.job_fingerprint import job_fingerprint
 from resnet_jax.train.loop import train_loop
 from resnet_jax.train.nonfinite import NonfiniteRecord
@@ -201,6 +201,10 @@ def _fit(
         )
         config = name_model(config, workdir)
         new = check_config(workdir, to_json(config), describe_differences)
+        record = held.enter_context(recorded_process(workdir, check_workdir=check_workdir))
+        held.enter_context(stop.on_failure(record.end))
+        end_account = functools.partial(record_end, workdir, account)
+        held.enter_context(stop.on_failure(_if_ours(check_workdir, end_account)))
         experiment = Experiment.make(config)
         if profile:
             check_steps(profile, total_steps=experiment.spec.intervals.total_steps)
@@ -227,9 +231,11 @@ def _fit(
             experiment,
             workdir,
             checkpoints,
+            held,
             stop,
             watchdog,
             Clock(account),
+            record,
             stop_at_step=stop_at_step,
             profile=profile,
             check_workdir=check_workdir,
@@ -243,9 +249,11 @@ def _run(
     experiment: Experiment,
     workdir: epath.Path,
     checkpoints: Checkpointer,
+    held: contextlib.ExitStack,
     stop: StopRequest,
     watchdog: Watchdog,
     clock: Clock,
+    record: ProcessRecord,
     *,
     stop_at_step: int | None,
     profile: tuple[int, int] | None,
@@ -268,11 +276,11 @@ def _run(
                 history, evaluation = show_finished(workdir, console)
             return FitResult(state, history, evaluation, begin.best, stopped_early=False)
 
+    record.trains(start_step=step, total_steps=total_steps)
+    goodput = Goodput(workdir, clock.account, first_step=step)
+    held.enter_context(stop.on_failure(_if_ours(check_workdir, goodput.end)))
     scorer = Scorer(experiment.evaluators(), spec)
     with (
-        recorded_process(
-            workdir, start_step=step, total_steps=total_steps, check_workdir=check_workdir
-        ),
         MetricsLog(
             workdir,
             start_step=step,
@@ -284,7 +292,6 @@ def _run(
         _open(console, spec, workdir, begin)
         if begin.change:
             console.say(begin.change)
-        goodput = Goodput(workdir, clock.account, first_step=step)
         recorder = Recorder(spec, workdir, log=log, console=console, clock=clock, goodput=goodput)
         nonfinite = NonfiniteRecord(
             workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
@@ -352,6 +359,17 @@ def _run(
         )
         goodput.end()
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
+
+
+def _if_ours(check_workdir: Callable[[], None], write: Callable[[], None]) -> Callable[[], None]:
+    """Return a function that calls `write` unless another run has taken over the directory."""
+
+    def write_if_ours() -> None:
+        with contextlib.suppress(ResnetJaxError):
+            check_workdir()
+            write()
+
+    return write_if_ours
 
 
 def _prometheus(folder: str, workdir: epath.Path, *, total_steps: int) -> PrometheusFile | None:

@@ -146,6 +146,16 @@ class Goodput:
         self._not_before = now + (now - began) / _SHARE
 
 
+def record_end(workdir: epath.Path, account: TimeAccount) -> None:
+    """Put on record that a process ended by itself before it could go on from a checkpoint.
+
+    After a process that was killed, the time until then is lost, but not the time from then on.
+    """
+    starts = read_starts(workdir / GOODPUT)
+    if starts and not starts[-1].get("ended"):
+        Goodput(workdir, account, first_step=starts[-1]["last_step"]).end()
+
+
 def read_starts(path: epath.Path) -> list[dict[str, Any]]:
     """Return the starts in a goodput.json; [] if there is none or it is damaged."""
     try:

@@ -11,6 +11,7 @@ import time
 import pytest
 from etils import epath
 
+from resnet_jax import checkpoint
 from resnet_jax.checkpoint.stop import NOTHING_LOST, StopRequest
 from resnet_jax.errors import StoppedEarly
 from resnet_jax.logging.console import TrainingConsole
@@ -112,6 +113,31 @@ def test_a_deferred_signal_ends_the_process_afterwards():
     with pytest.raises(StoppedEarly, match="outer"):
         run()
     assert ended == ["outer"]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_what_is_written_before_a_signal_ends_the_process_never_keeps_it(hangs, monkeypatch):
+    monkeypatch.setattr(checkpoint.stop, "_FAILURE_S", 0.2)
+    done = []
+
+    def write():
+        if hangs:
+            time.sleep(30)
+        done.append("written")
+
+    began = time.monotonic()
+    with (
+        contextlib.suppress(StoppedEarly),
+        StopRequest(done.append) as stop,
+        stop.on_failure(lambda: None if hangs else done.append("outer")),
+        stop.interrupt_immediately("ended"),
+        stop.on_failure(write),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while "ended" not in done:
+            time.sleep(0.01)
+    assert done[: done.index("ended")] == ([] if hangs else ["written", "outer"])
+    assert time.monotonic() - began < 10
 
 
 def test_other_signals_dont_end_the_process():

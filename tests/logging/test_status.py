@@ -76,6 +76,10 @@ def test_a_run_that_is_under_way(tmp_path):
         ({"holder": "own"}, "running", "held"),  # of an older version
         ({"holder": "own", "process": {"pid": 1}}, "starting", "held"),
         ({"holder": "own", "process": {"ended": 5.0}}, "starting", "held"),
+        ({"holder": "own", "process": {"start_step": None, "steps": None}}, "starting", "held"),
+        ({"holder": "far", "process": {"token": "abc"}}, "running", "held"),
+        # The process before in a pod of the same name.
+        ({"holder": "far", "process": {"host": "far", "pid": 7, "token": "b"}}, "starting", "held"),
         ({"holder": "far", "process": {"host": "far", "pid": 7}}, "running", "held"),
         ({"holder": "dead", "process": {}}, "lost", "stale"),
         ({"process": {}}, "lost", "free"),

@@ -8,13 +8,16 @@ import time
 import pytest
 from etils import epath
 
+from resnet_jax.errors import NumericalError
 from resnet_jax.train import goodput
+from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.fit import fit
 from resnet_jax.train.goodput import (
     PHASES,
     Goodput,
     TimeAccount,
     read_starts,
+    record_end,
     totals_of,
     without_lost_steps,
 )
@@ -94,6 +97,39 @@ def test_steps_that_are_trained_again_and_the_time_until_the_next_start_are_lost
     assert totals["seconds"] == _seconds(start_up=3.0, step=23.0, save=2.0) | {"lost": 29.0}
     assert totals["goodput"] == round(23 / 57, 4)
     assert (totals["steps"], totals["saves"], totals["restarts"]) == (8, 2, 2)
+
+
+def test_a_process_that_ends_before_it_goes_on_ends_the_lost_time(clock, tmp_path):
+    path = epath.Path(tmp_path)
+    writer = _start(clock, (path, TimeAccount()), 0)
+    clock.now += 10
+    writer.saved(4)
+    clock.now += 6
+    writer.reached(6)  # and killed
+
+    clock.now += 20
+    account = TimeAccount()
+    clock.now += 2
+    record_end(path, account)
+    before = (path / "goodput.json").read_bytes()
+    record_end(path, account)
+    assert (path / "goodput.json").read_bytes() == before
+    clock.now += 500  # in the queue
+
+    totals = _start(clock, (path, TimeAccount()), 4).totals()
+    assert totals["seconds"] == _seconds(start_up=2.0, step=10.0) | {"lost": 28.0}
+    assert totals["restarts"] == 2
+
+
+def test_a_run_that_ends_by_an_error_has_ended(tiny_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise NumericalError("The loss isn't finite.")
+
+    monkeypatch.setattr(CompiledSteps, "compile", fail)
+    with pytest.raises(NumericalError):
+        fit(tiny_config, tmp_path)
+    (start,) = json.loads((tmp_path / "goodput.json").read_text())["starts"]
+    assert start["ended"]
 
 
 def test_a_start_that_was_killed_before_it_saved_is_lost_whole(clock):
