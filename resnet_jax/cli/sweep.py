@@ -159,13 +159,21 @@ def _train(
 
 
 def _collect(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, Any]:
-    """Write the table of the runs that are finished, and read the status of the others."""
+    """Read the status of the runs that aren't finished, and write the table of the others.
+
+    If the folder can't be written, as on a machine that only watches, the document says so.
+    """
     document = _document(runs, workdir)
-    _write(document, workdir)
     left = [one for one in runs if not one.is_finished(workdir)]
-    document["left"] = {one.name: _status_of(workdir / one.name) for one in left}
-    document["failed"] = {}
-    return document | ({"exit_code": STOPPED_EARLY} if left else {})
+    states = {one.name: _status_of(workdir / one.name) for one in left}
+    end = {"exit_code": STOPPED_EARLY} if left else {}
+    try:
+        _write(document, workdir)
+    except WriteError as error:
+        if not workdir.exists():
+            raise
+        end = {"files": [], "error": str(error), "exit_code": error.exit_code}
+    return document | {"left": states, "failed": {}} | end
 
 
 def _status_of(folder: "epath.Path") -> dict[str, Any] | None:
@@ -249,7 +257,11 @@ def _reason(ended: "Ended") -> str:
 
 
 def show(document: dict[str, Any], console: Console) -> None:
-    """Print a row per group of runs that differ in the seed, and the number of finished runs."""
+    """Print a row per group of runs that differ in the seed, and the number of finished runs.
+
+    Raises:
+        WriteError: the table couldn't be written.
+    """
     from resnet_jax.research.scores import HEADING, SHOWN, error_percent
 
     groups = document["groups"]
@@ -285,3 +297,5 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print("the same command goes on" + " with the others" * ("task" not in document))
     if document["files"]:
         console.print(f"scores: {document['files'][0]}", markup=False)
+    if "error" in document:
+        raise WriteError(document["error"])

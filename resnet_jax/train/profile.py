@@ -116,22 +116,27 @@ class ProfiledSteps:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Write the trace of a run that ends before the last of the steps."""
+        """Write the trace of a run that ends before the last of the steps.
+
+        A run that took none of the steps logs a warning.
+        """
         if self._is_tracing:
             whole = [leaf for leaf in jax.tree.leaves(self._newest) if not leaf.is_deleted()]
             jax.block_until_ready(whole)  # a dispatch returns before its steps are done
             self._end()
+        elif self._steps is not None:
+            _log.warning("No step is traced: this process took none of %d:%d.", *self._steps)
 
     def _begin(self) -> None:
         folder = self._target
-        if is_remote(folder):
-            folder = epath.Path(self._tracing.enter_context(tempfile.TemporaryDirectory()))
         options = jax.profiler.ProfileOptions()
         options.python_tracer_level = 0  # it slows down the steps
         self._is_tracing = True
         with self._warning():
+            if is_remote(folder):
+                folder = epath.Path(self._tracing.enter_context(tempfile.TemporaryDirectory()))
             jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
-        self._folder = Path(folder)
+            self._folder = Path(folder)
 
     def _end(self) -> None:
         self._watchdog.now("writing the trace of training steps")

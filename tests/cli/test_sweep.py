@@ -201,6 +201,19 @@ def test_what_cannot_be_collected_is_one_line(file, tmp_path, capsys):
     assert_one_line(arguments, 73, "none can't be written: No such file or directory", capsys)
 
 
+def test_who_cannot_write_collects_the_status_all_the_same(file, tmp_path, capsys):
+    (tmp_path / "sweep.csv").mkdir()
+    arguments = ["sweep", f"--config={file}:1,2", f"--workdir={tmp_path}", "--collect"]
+    assert main(arguments) == 73
+    said = capsys.readouterr()
+    assert said.out == "0 of 2 runs are finished\nseed=1: not begun\nseed=2: not begun\n"
+    assert said.err.startswith(f"error: {tmp_path} can't be written: ")
+    assert main([*arguments, "--json"]) == 73
+    document = json.loads(capsys.readouterr().out)
+    assert (document["left"], document["files"]) == ({"seed=1": None, "seed=2": None}, [])
+    assert "can't be written" in document["error"]
+
+
 def test_a_task_that_is_told_to_stop_ends_with_75(file, fake, tmp_path, capsys):
     workdir = tmp_path / "runs"
     pid_file = workdir / "seed=75" / "pid"

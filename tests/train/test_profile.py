@@ -130,6 +130,29 @@ def test_a_trace_that_cannot_be_made_is_a_warning(call, tmp_path, monkeypatch, c
     assert "can't be traced (no profiler); the run goes on" in caplog.text
 
 
+def test_a_full_disk_of_temporary_files_ends_no_run_in_a_bucket(tmp_path, monkeypatch, caplog):
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)
+    monkeypatch.setattr(profile.tempfile, "TemporaryDirectory", fail)
+    steps = Steps()
+    _take(_profiled((2, 3), "gs://bucket/run", steps), 1, 2, 3)
+    assert [first for first, _ in steps.taken] == [0, 1, 2]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "No space left on device); the run goes on" in caplog.text
+
+
+@pytest.mark.parametrize("steps", [(3, 4), (1, 1), None])
+def test_a_run_that_takes_none_of_the_steps_says_so(steps, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("resnet_jax"), "propagate", True)
+    with _profiled(steps, tmp_path) as profiled:
+        profiled(jnp.ones((8, 8)), "batches", first=1, steps=1)
+    said = [] if steps is None else [f"this process took none of {steps[0]}:{steps[1]}."]
+    assert [record.getMessage().partition(": ")[2] for record in caplog.records] == said
+    assert not (tmp_path / "tensorboard").exists()
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "5", "x", "1:", ":2", "0:3", "4:3", "-1:3", "1:2:3", "1.5:2", "٣:٤", "1:99999999999"],
