@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_WRITES = 5.0
+_SHARE = 0.01  # of the time that may go into writing: of a run in a bucket it reads the bucket
 
 # Metric → the field of a training record, and the help text.
 _TRAINING = {
@@ -39,8 +40,8 @@ _SCORES = {
 class PrometheusFile:
     """Writes the last numbers of a run in the text format of Prometheus.
 
-    The file is replaced atomically, at log points that are at least five seconds apart, and when
-    the run ends. A file that can't be written is a warning, not an error.
+    The file is replaced atomically, at log points that are at least five seconds apart, as often as
+    takes at most a hundredth of the time, and when the run ends. A file that can't be written is a warning, not an error.
     """
 
     def __init__(self, folder: epath.Path, workdir: epath.Path, *, total_steps: int) -> None:
@@ -56,13 +57,13 @@ class PrometheusFile:
         digest = hashlib.sha256(os.fsencode(label)).hexdigest()[:8]
         self.path = folder / f"resnet_jax-{name}-{digest}.prom"
         self._workdir, self._total_steps = workdir, total_steps
-        self._logged, self._written = time.time(), float("-inf")
+        self._logged, self._not_before = time.time(), float("-inf")
         self._has_failed = False
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the last records, unless the file was written a moment ago."""
         self._logged = time.time()
-        if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+        if time.monotonic() >= self._not_before:
             self._write(history, running=True)
 
     def close(self, history: Sequence[Mapping[str, Any]]) -> None:
@@ -72,9 +73,9 @@ class PrometheusFile:
     def _write(self, history: Sequence[Mapping[str, Any]], *, running: bool) -> None:
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415 - few need it
 
+        began = time.monotonic()
         registry = CollectorRegistry()
         registry.register(_Collected(self._gauges(history, running=running)))
-        self._written = time.monotonic()
         try:
             write_atomically(self.path, generate_latest(registry))
         except OSError as error:
@@ -84,6 +85,8 @@ class PrometheusFile:
             self._has_failed = True
         else:
             self._has_failed = False
+        cost_s = time.monotonic() - began
+        self._not_before = began + max(_SECONDS_BETWEEN_WRITES, cost_s / _SHARE)
 
     def _gauges(
         self, history: Sequence[Mapping[str, Any]], *, running: bool

@@ -85,6 +85,21 @@ def test_it_is_written_every_few_seconds_at_most(file, monkeypatch):
     assert _samples(file.path)["step",] == 4
 
 
+def test_a_slow_bucket_takes_a_hundredth_of_the_time(file, monkeypatch):
+    now, reads = [100.0], []
+
+    def read(workdir):
+        reads.append(now[0])
+        now[0] += 2.0
+
+    monkeypatch.setattr(prometheus.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(prometheus, "newest_checkpoint", read)
+    while now[0] < 1100.0:
+        file.write([TRAIN])
+        now[0] += 1.0
+    assert len(reads) == 5
+
+
 @pytest.mark.parametrize("name", ['a "quoted" name', "back\\slash", "line\nbreak", "ünï — 2"])
 def test_any_name_of_a_run_is_a_label(name, tmp_path):
     file = PrometheusFile(epath.Path(tmp_path), epath.Path(tmp_path / name), total_steps=1)
