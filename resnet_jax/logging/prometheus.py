@@ -41,7 +41,8 @@ class PrometheusFile:
     """Writes the last numbers of a run in the text format of Prometheus.
 
     The file is replaced atomically, at log points that are at least five seconds apart, as often as
-    takes at most a hundredth of the time, and when the run ends. A file that can't be written is a warning, not an error.
+    takes at most a hundredth of the time, and when the run ends. A file that can't be written is a
+    warning, not an error.
     """
 
     def __init__(self, folder: epath.Path, workdir: epath.Path, *, total_steps: int) -> None:

@@ -1,7 +1,8 @@
 """Where the wall time of a run went, over all its starts: goodput.json.
 
 Goodput is the share of the wall time that went into training steps that count. A step doesn't count
-if its process was killed before the next checkpoint.
+if its process was killed before the next checkpoint, or if the run went back to a checkpoint before
+the step because of numbers that aren't finite.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 Phase = Literal["start_up", "restore", "compile", "data_wait", "step", "evaluation", "save"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 LOST = "lost"
-"""Steps that were trained again, and the time from a killed process to the next one."""
+"""Steps that don't count, and the time from a killed process to the next one."""
 
 _SHARE = 0.01  # of the time that may go into writing goodput.json
 _SAVES = 8  # recent checkpoints whose times are kept
@@ -68,6 +69,10 @@ class TimeAccount:
         self._seconds["step"] -= seconds
         self._seconds["data_wait"] += seconds
 
+    def take_back(self, seconds: float) -> None:
+        """Count seconds of the phase "step", which have passed, as no phase."""
+        self._seconds["step"] -= seconds
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each phase so far."""
         self.enter(self._phase)
@@ -99,6 +104,7 @@ class Goodput:
             "saves": 0,
             "checkpoints": [],
         }
+        self._lost_s = 0.0
         self._not_before = 0.0
         self._warned = False
         self._write()  # the time of a process that is killed before its first log point is lost too
@@ -117,6 +123,16 @@ class Goodput:
         self._start["checkpoints"] = [*self._start["checkpoints"], here][-_SAVES:]
         self._write()
 
+    def went_back(self, step: int) -> None:
+        """Count the time in steps since the checkpoint of `step`, which was restored, as lost."""
+        good = [one for one in self._start["checkpoints"] if one["step"] <= step]
+        kept_s = good[-1]["seconds"]["step"] if good else 0.0
+        lost_s = self._account.seconds()["step"] - kept_s
+        self._account.take_back(lost_s)
+        self._lost_s = round(self._lost_s + lost_s, 3)
+        self._start["checkpoints"] = good
+        self._write()
+
     def end(self) -> None:
         """Write the file for the last time: this process loses nothing."""
         self._start["ended"] = True
@@ -128,7 +144,10 @@ class Goodput:
 
     def _now(self) -> dict[str, Any]:
         seconds = self._account.seconds()
-        return self._start | {"updated": round(time.time(), 3), "seconds": {**seconds, LOST: 0.0}}
+        return self._start | {
+            "updated": round(time.time(), 3),
+            "seconds": {**seconds, LOST: self._lost_s},
+        }
 
     def _write(self) -> None:
         if not is_main():

@@ -90,7 +90,7 @@ class Recovery:
         good, state, progress = restored
         self._record.write(found.steps, f"went back to step {good}")
         self._record.add(1, f"{found}; went back to the checkpoint of step {good}")
-        self._saver.reset_best(progress["best"])
+        self._saver.went_back(good, progress["best"])
         return state.moved_to(step).replace(meter=self._spec.empty_metrics())
 
     def error(self, found: NonfiniteError) -> NumericalError:

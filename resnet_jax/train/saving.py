@@ -78,7 +78,7 @@ class Saver:
             log: written before each checkpoint, as is `nonfinite`.
             nonfinite: record of steps that weren't finite.
             clock: of the run.
-            goodput: told of each save.
+            goodput: told of each save, and of each return to a checkpoint.
             log_every: steps between log points, the unit of the pause after a failed save.
             attempts: number of saves in a row whose failure ends the run.
         """
@@ -145,8 +145,9 @@ class Saver:
         except WriteError as error:
             self._count_failure(error, step, last=last)
 
-    def reset_best(self, best: dict[str, Any] | None) -> None:
-        """Go back to the best of a checkpoint that was restored."""
+    def went_back(self, step: int, best: dict[str, Any] | None) -> None:
+        """Go back to the best of the checkpoint of `step`, which was restored."""
+        self._goodput.went_back(step)
         self.best = self._best_on_disk = self._best_being_saved = best
 
     def _choose_best(self, step: int, scored: Evaluation) -> None:

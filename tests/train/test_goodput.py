@@ -132,6 +132,31 @@ def test_a_run_that_ends_by_an_error_has_ended(tiny_config, tmp_path, monkeypatc
     assert start["ended"]
 
 
+def test_steps_before_a_return_to_a_checkpoint_are_lost(clock, tmp_path):
+    path, account = epath.Path(tmp_path), TimeAccount()
+    writer = _start(clock, (path, account), 0)
+    clock.now += 10
+    writer.saved(4)
+    clock.now += 6
+    with account.phase("restore"):
+        clock.now += 2
+        writer.went_back(4)
+    with account.phase("save"):
+        clock.now += 1
+        writer.saved(8)  # the state of step 4
+    clock.now += 5
+    with account.phase("restore"):
+        writer.went_back(8)
+    clock.now += 3
+    expected = _seconds(start_up=1.0, step=13.0, restore=2.0, save=1.0) | {"lost": 11.0}
+    assert writer.totals()["seconds"] == expected
+    writer.reached(12)  # and killed
+
+    totals = _start(clock, (path, TimeAccount()), 8).totals()
+    expected = _seconds(start_up=2.0, step=10.0, restore=2.0, save=1.0) | {"lost": 14.0}
+    assert totals["seconds"] == expected
+
+
 def test_a_start_that_was_killed_before_it_saved_is_lost_whole(clock):
     killed = {
         "began": 0.0,

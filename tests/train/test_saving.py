@@ -51,7 +51,7 @@ def _saver(order, *, attempts=10, best=None):
         ),
         nonfinite=SimpleNamespace(sync=lambda: order.append("nonfinite"), count=3),
         clock=Clock(),
-        goodput=SimpleNamespace(saved=lambda step: None),
+        goodput=SimpleNamespace(saved=lambda step: None, went_back=lambda step: None),
         log_every=10,
         attempts=attempts,
     )
@@ -134,5 +134,5 @@ def test_the_best_is_a_step_that_has_a_checkpoint(order, pauses):
     assert checkpoints.saved[12]["best"]["step"] == 12
     saver.save(16, None, _scores(0.1), last=True)
     assert saver.best["step"] == 12
-    saver.reset_best(None)
+    saver.went_back(4, None)
     assert saver.best is None
