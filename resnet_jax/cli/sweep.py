@@ -166,7 +166,7 @@ def _collect(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, A
     document = _document(runs, workdir)
     left = [one for one in runs if not one.is_finished(workdir)]
     states = {one.name: _status_of(workdir / one.name) for one in left}
-    end = {"exit_code": STOPPED_EARLY} if left else {}
+    end: dict[str, Any] = {"exit_code": STOPPED_EARLY} if left else {}
     try:
         _write(document, workdir)
     except WriteError as error:
