@@ -38,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mtbf-hours",
-        type=_positive,
+        type=_hours,
         required=True,
         metavar="H",
-        help="mean time between failures of one chip or GPU; a slice of n fails n times as often",
+        help="mean time between failures of one chip or GPU; a slice of n fails n times as often;"
+        " inf: no failures",
     )
     parser.add_argument(
         "--step-s",
@@ -62,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw goodput over the interval")
 
 
+def _hours(text: str) -> float:
+    """Parse --mtbf-hours; "inf" for machines that never fail."""
+    return math.inf if text == "inf" else _positive(text)
+
+
 def _positive(text: str) -> float:
     value = _not_negative(text)
     if not value:
@@ -74,8 +80,8 @@ def _not_negative(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= 0:  # NaN isn't
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number of at least 0")
+    if not 0 <= value < math.inf:  # NaN isn't
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a finite number of at least 0")
     return value
 
 

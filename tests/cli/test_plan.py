@@ -74,7 +74,8 @@ def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, cap
     [
         (("--step-s=0.4,0.1",), 64, "--save-s and --restart-s are missing"),
         ((*COSTS, "--step-s=0.4"), 64, "--step-s has 1 values for 2 slices"),
-        ((*COSTS, "--step-s=0.4,x"), 64, "'x' isn't a number of at least 0"),
+        ((*COSTS, "--step-s=0.4,x"), 64, "'x' isn't a finite number of at least 0"),
+        ((*COSTS, "--step-s=0.4,inf"), 64, "'inf' isn't a finite number of at least 0"),
         ((*COSTS, "--step-s=1,1", "--out=x.txt"), 64, "must end in .png"),
         ((*COSTS, "--step-s=1,1", "--out=/no/x.png"), 73, "there is no folder /no"),
         ((*COSTS, "--step-s=1", "--topology=v9:2x2"), 64, "isn't of a known TPU"),
@@ -89,8 +90,23 @@ def test_mistakes_are_one_line(arguments, code, message, capsys):
     assert said.count("\n") == 1
 
 
-def test_an_impossible_mtbf_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--mtbf-hours=0", "'0' isn't greater than 0"),
+        ("--mtbf-hours=nan", "'nan' isn't a finite number of at least 0"),
+        ("--save-s=inf", "'inf' isn't a finite number of at least 0"),
+        ("--restart-s=inf", "'inf' isn't a finite number of at least 0"),
+    ],
+)
+def test_impossible_times_are_refused(argument, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*ARGUMENTS, "--mtbf-hours=0"])
+        main([*ARGUMENTS, *COSTS, "--step-s=1,1", argument])
     assert ended.value.code == 64
-    assert "isn't greater than 0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_machines_that_never_fail_need_one_checkpoint(capsys):
+    assert main([*ARGUMENTS, *COSTS, "--step-s=1,1", "--mtbf-hours=inf", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plans"][0]["best"]["steps"] == document["steps"]
