@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "config": args.config,
         "steps": length.steps,
         "unit": length.unit,
+        "eval_every": length.eval_interval and length.eval_interval / length.per_unit,
         "mtbf_hours": None if math.isinf(args.mtbf_hours) else args.mtbf_hours,
         "step_s_by": "--step-s" if given else "data sheets",
         "plans": plans,
@@ -206,5 +207,12 @@ def show(document: dict[str, Any], console: Console) -> None:
         f" training for {first['save_s']:.3g} s, a start takes {first['restart_s']:.3g} s."
         " Goodput is the share of time in steps that count; the interval is Daly's (2006)."
     )
+    evaluates = document["eval_every"]
+    rows = (row[which] for row in document["plans"] for which in ("best", "configured"))
+    if evaluates and any(row["checkpoint_every"] >= evaluates for row in rows):
+        console.print(
+            "Each evaluation on the validation split saves a checkpoint, so that eval_every bounds"
+            f" the interval: now {evaluates:,.6g} {document['unit']}."
+        )
     if document["figure"]:
         console.print(f"figure: {document['figure']}", markup=False)

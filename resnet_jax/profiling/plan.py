@@ -79,13 +79,16 @@ class Length:
         steps: of the run.
         per_unit: steps of a `config.duration_unit`.
         unit: name of the unit.
-        interval: steps between checkpoints by the config.
+        interval: steps between checkpoints by the config: the smaller of `checkpoint_every` and,
+            with a validation split, `eval_every`, because each evaluation saves a checkpoint.
+        eval_interval: steps between evaluations; None without a validation split.
     """
 
     steps: int
     per_unit: float
     unit: str
     interval: int
+    eval_interval: int | None
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Length":
@@ -97,14 +100,16 @@ class Length:
         spec = TrainSpec.without_data(config, make_mesh(data=1))
         intervals = spec.intervals
         unit = duration_unit(config, intervals.train_examples)
+        saves, evaluates = (
+            min(max(1, round(examples / intervals.batch_size)), intervals.total_steps)
+            for examples in (intervals.checkpoint_every, intervals.eval_every)
+        )
         return cls(
             intervals.total_steps,
             unit / intervals.batch_size,
             config.duration_unit,
-            min(
-                max(1, round(intervals.checkpoint_every / intervals.batch_size)),
-                intervals.total_steps,
-            ),
+            interval=min(saves, evaluates) if config.data.validation else saves,
+            eval_interval=evaluates if config.data.validation else None,
         )
 
 

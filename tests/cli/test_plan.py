@@ -106,6 +106,21 @@ def test_impossible_times_are_refused(argument, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_evaluations_on_a_validation_split_save_too(capsys):
+    """The config's intervals are in examples, and its batches have 128."""
+    arguments = (*ARGUMENTS, *COSTS, "--step-s=0.4,0.1", "--config.checkpoint_every=384000")
+    intervals, said = [], []
+    for validation in ("train[45000:]", ""):
+        one = (*arguments, f"--config.data.validation={validation}", "--config.eval_every=12800")
+        assert main([*one, "--json"]) == 0
+        plans = json.loads(capsys.readouterr().out)["plans"]
+        intervals.append([row["configured"]["steps"] for row in plans])
+        assert main([*one]) == 0
+        said.append("bounds the interval: now 12,800 examples." in capsys.readouterr().out)
+    assert intervals == [[100] * 2, [3000] * 2]
+    assert said == [True, False]
+
+
 def test_machines_that_never_fail_need_one_checkpoint(capsys):
     assert main([*ARGUMENTS, *COSTS, "--step-s=1,1", "--mtbf-hours=inf", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
