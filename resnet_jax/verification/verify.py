@@ -79,6 +79,7 @@ def verify_run(
     Raises:
         UsageError: `workdir` isn't the name of a folder.
         ConfigError: `workdir` isn't a run, or the run can't be trained here.
+        WriteError: a process trains the run, or the temporary folder can't be written.
         DataError: the run has no checkpoint, a document is damaged, or the data are missing.
         StoppedEarly: a signal stopped the verification.
     """

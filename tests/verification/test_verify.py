@@ -1,7 +1,9 @@
 """`resnet-jax verify` accepts an intact run and names what was changed in any other."""
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,11 +15,12 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.cli.main import main
 from resnet_jax.config.io import bound_fields
 from resnet_jax.data.loaders import sampler
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging import provenance
 from resnet_jax.verification.replay import unreplayable
 from resnet_jax.verification.run_record import read_run
@@ -324,6 +327,43 @@ def test_a_slice_in_which_the_run_went_back_cannot_be_trained_again(run):
     assert unreplayable(record, 6, 8) == ""  # by default the run would have ended
     progress["environments"][-1]["settings"]["nonfinite.policy"] = "rollback"
     assert "went back" in unreplayable(record, 6, 8)
+
+
+def test_a_run_that_is_training_is_refused(run, capsys):
+    with locked(epath.Path(run)):
+        assert main(["verify", str(run), "--slices=0"]) == 73
+    said = capsys.readouterr()
+    assert f"{run} is in use by process {os.getpid()} on " in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_not_damaged(run, monkeypatch):
+    listed = CheckpointReader.steps
+
+    def steps(reader):
+        found = listed(reader)
+        shutil.rmtree(run / "checkpoints" / "4", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(CheckpointReader, "steps", steps)
+    found = verify_run(run, slices=0)
+    assert _failed(found) == []
+    assert [(part.first, part.last) for part in found.slices] == [(0, 2), (2, 6), (6, 8)]
+
+
+def test_a_checkpoint_that_is_half_deleted_by_a_run_that_began_is_not_damaged(run, monkeypatch):
+    listed = CheckpointReader.steps
+    with contextlib.ExitStack() as training:
+
+        def steps(reader):
+            training.enter_context(locked(epath.Path(run)))
+            shutil.rmtree(run / "checkpoints" / "4" / "state", ignore_errors=True)
+            return listed(reader)
+
+        monkeypatch.setattr(CheckpointReader, "steps", steps)
+        with pytest.raises(WriteError, match="is in use by"):
+            verify_run(run, slices=0)
 
 
 def test_a_run_without_checkpoints_is_refused_in_one_line(run, capsys):
