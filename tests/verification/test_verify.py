@@ -1,11 +1,13 @@
 """`resnet-jax verify` accepts an intact run and names what was changed in any other."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from resnet_jax.config.io import bound_fields
 from resnet_jax.data.loaders import sampler
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging import provenance
-from resnet_jax.verification.replay import unreplayable
+from resnet_jax.verification.replay import replay, unreplayable
 from resnet_jax.verification.run_record import read_run
 from resnet_jax.verification.verify import Verification, verify_run
 from tests.runs import start
@@ -364,6 +366,42 @@ def test_a_checkpoint_that_is_half_deleted_by_a_run_that_began_is_not_damaged(ru
         monkeypatch.setattr(CheckpointReader, "steps", steps)
         with pytest.raises(WriteError, match="is in use by"):
             verify_run(run, slices=0)
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(
+    original, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    written = type(epath.Path(folder)).open
+
+    def full(path, mode="r", *args, **kwargs):
+        if mode == "wb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, mode, *args, **kwargs)
+
+    def refused():
+        assert main(["verify", str(original), "--slices=1"]) == 73
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"The temporary folder {folder} can't be written (" in said
+        assert "TMPDIR" in said
+        return said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(folder)), "open", full)
+        assert "No space left on device" in refused()
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    assert "No such file or directory" in refused()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(run, tmp_path):
+    record = read_run(epath.Path(run))
+    shutil.rmtree(run / "checkpoints" / "6")
+    with pytest.raises(DataError, match=r"checkpoints/6 can't be read \(No such file") as found:
+        replay(record, 6, 8, data_dir=None)
+    assert "\n" not in str(found.value)
 
 
 def test_a_run_without_checkpoints_is_refused_in_one_line(run, capsys):
