@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.utils.paths import as_path
-from resnet_jax.verification.documents import Check, check_documents
+from resnet_jax.verification.documents import DATA, Check, check_documents
 from resnet_jax.verification.replay import Replay, replay, unreplayable
 from resnet_jax.verification.run_record import RunRecord, read_run
 
@@ -85,10 +85,11 @@ def verify_run(
     """
     run = read_run(as_path(workdir))
     checks = check_documents(run, Experiment.make(_config_here(run, data_dir)))
+    others = any(check.what == DATA and check.passed is False for check in checks)
     results = []
     chosen = _choose(run, slices)
     for first, last in _all_slices(run):
-        reason = unreplayable(run, first, last)
+        reason = "the data are others" if others else unreplayable(run, first, last)
         if not reason and (first, last) not in chosen:
             reason = "not chosen (--slices)"
         if reason:

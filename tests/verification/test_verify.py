@@ -21,6 +21,7 @@ from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.cli.main import main
 from resnet_jax.config.io import bound_fields
+from resnet_jax.data import datasets
 from resnet_jax.data.loaders import sampler
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging import provenance
@@ -174,6 +175,20 @@ def test_a_copy_of_another_checkpoint_is_found(run):
     )
     assert [part.reason for part in found.slices][2:] == ["checkpoint 6 is damaged"] * 2
     assert found.verdict == "differs"
+
+
+def test_other_data_are_named_and_nothing_is_trained(original, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "_fingerprint", lambda *_: "0123456789abcdef")
+    assert main(["verify", str(original), "--json"]) == 65
+    document = json.loads(capsys.readouterr().out)
+    checks = {check["what"]: check for check in document["checks"]}
+    assert [what for what, check in checks.items() if check["passed"] is False] == [
+        "data",
+        "summary.json",
+    ]
+    assert "the data have the fingerprint 0123456789abcdef" in checks["data"]["detail"]
+    assert [row["reason"] for row in document["slices"]] == ["the data are others"] * 4
+    assert document["verdict"] == "differs"
 
 
 @pytest.mark.thorough
