@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         metavar="WORKDIR",
-        help="a run whose goodput.json tells --save-s, --restart-s and the share of evaluation",
+        help="a run whose goodput.json tells --save-s, --restart-s and the share of evaluation;"
+        " of a run that was never killed, --restart-s lacks the time until the next process starts",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw goodput over the interval")
 

@@ -60,6 +60,35 @@ def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["plans"][0]["save_s"] == 7
 
 
+def test_a_killed_run_tells_its_downtime_and_only_saves_that_count(tmp_path, capsys):
+    """A start of 10 s was killed at 100 s; a minute later another of 20 s went back to step 4."""
+    phases = {"restore": 0.0, "compile": 0.0, "data_wait": 0.0, "evaluation": 0.0, "lost": 0.0}
+    at_4 = phases | {"start_up": 10.0, "step": 40.0, "save": 3.0}
+    killed = {
+        "began": 0.0,
+        "updated": 100.0,
+        "first_step": 0,
+        "last_step": 4,
+        "saves": 1,
+        "checkpoints": [{"step": 4, "saves": 1, "seconds": at_4}],
+        "seconds": at_4 | {"lost": 107.0},
+    }
+    resumed = killed | {
+        "began": 160.0,
+        "updated": 260.0,
+        "ended": True,
+        "first_step": 4,
+        "last_step": 8,
+        "seconds": phases | {"start_up": 20.0, "step": 40.0, "save": 5.0},
+    }
+    later = resumed | {"began": 9_000.0, "updated": 9_100.0, "first_step": 8, "last_step": 12}
+    (tmp_path / "goodput.json").write_text(json.dumps({"starts": [killed, resumed, later]}))
+    assert main([*ARGUMENTS, "--step-s=1,1", f"--run={tmp_path}", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["plans"][0]
+    assert row["restart_s"] == pytest.approx((10 + 20 + 20) / 3 + 60)
+    assert row["save_s"] == pytest.approx((3 + 5 + 5) / 3)
+
+
 def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "verify.md").read_text()
     command, _, output = page.partition("$ resnet-jax plan ")[2].partition("```")[0].partition("\n")

@@ -113,6 +113,24 @@ def test_a_start_that_was_killed_before_it_saved_is_lost_whole(clock):
     assert [start["seconds"]["lost"] for start in again] == [60.0, 55.0]
 
 
+def test_saves_that_are_lost_do_not_count(clock, tmp_path):
+    """The run goes back to the checkpoint of step 2; saves took 2 s."""
+    path, account = epath.Path(tmp_path), TimeAccount()
+    writer = _start(clock, (path, account), 0)
+    for step in (2, 4, 6):
+        with account.phase("save"):
+            clock.now += 2
+            writer.saved(step)
+    starts = read_starts(path / "goodput.json")
+    totals = totals_of(without_lost_steps(starts, first_step=2, now=5e8 + clock.now))
+    assert (totals["saves"], totals["seconds"]["save"], totals["seconds"]["lost"]) == (1, 2.0, 4.0)
+
+    for one in starts[0]["checkpoints"]:
+        del one["saves"]  # of an older version
+    totals = totals_of(without_lost_steps(starts, first_step=2, now=5e8 + clock.now))
+    assert (totals["saves"], totals["seconds"]["save"]) == (3, 2.0)
+
+
 def test_steps_of_several_starts_are_lost_with_their_checkpoints(clock):
     """The newest two checkpoints were damaged, so that the run goes back over a restart."""
     first = {
