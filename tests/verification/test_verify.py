@@ -313,6 +313,17 @@ def test_a_run_of_several_seeds_with_skipped_steps_is_verified(tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_run_of_four_seeds_on_as_many_devices_is_verified(tmp_path):
+    config = _config(seeds=(0, 1, 2, 3))
+    config.mesh.data = 4
+    resnet_jax.fit(config, tmp_path)
+    found = verify_run(tmp_path, slices=2)
+    assert [check.passed for check in found.checks] == [True] * 6
+    assert [part.outcome for part in found.slices] == ["", "equal", "", "equal"]
+    assert [part.replayed.other for part in found.slices if part.replayed] == ["", ""]
+
+
+@pytest.mark.thorough
 def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_path):
     """The digests are of whole arrays, of which each process has a part."""
     port = portpicker.pick_unused_port()
