@@ -250,6 +250,17 @@ def test_a_difference_on_another_machine_is_reported_and_no_fault(run, monkeypat
     assert "bits can't be compared" in capsys.readouterr().out
 
 
+def test_what_xla_computes_with_is_on_record(original, monkeypatch):
+    """On fewer cores or by other flags the bits differ, which is no fault of the run."""
+    recorded = read_run(epath.Path(original)).environments[-1]
+    assert recorded["xla_flags"] == provenance.environment(1, "")["xla_flags"]
+    assert recorded["xla_threads"] >= 8  # devices of this process
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=/home/me/b --xla_dump_to=/x --xla_a=1")
+    monkeypatch.setenv("PJRT_NPROC", "64")
+    here = provenance.environment(1, "")
+    assert (here["xla_flags"], here["xla_threads"]) == ("--xla_a=1 --xla_b=b", 64)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
