@@ -180,14 +180,17 @@ class Evaluator:
 
     def _sums_of_chunks(self, score: Callable[[Any, Any], dict[str, Any]]) -> Any:
         """The sums over all chunks. The next chunk is sent while one is evaluated."""
-        sums, chunk = None, self._chunk(0)
+        chunk = self._chunk(0)
+        shapes = jax.eval_shape(score, chunk, None)
+        # Sums from the beginning: without, the first chunk would need a program of its own.
+        zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
+        sums = put_global(zeros, replicated(self._mesh))
         for number in range(self._chunks[0]):
             before, sums = sums, score(chunk, sums)
             if number + 1 < self._chunks[0]:
                 chunk = self._chunk(number + 1)
             # Keeps at most two chunks on the devices.
             jax.block_until_ready(before)
-        assert sums
         return sums
 
     def _chunk(self, number: int) -> Any:

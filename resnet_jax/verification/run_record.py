@@ -50,6 +50,18 @@ class RunRecord:
         return [] if newest is None else list(self.progress(newest).get("environments", []))
 
 
+def recorded_config(workdir: epath.Path) -> ConfigDict:
+    """Read the config of a run.
+
+    Raises:
+        ConfigError: `workdir` isn't a run.
+    """
+    try:
+        return from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+
+
 def read_run(workdir: epath.Path) -> RunRecord:
     """Read the record of a run; compare each checkpoint with its checksums.
 
@@ -57,10 +69,7 @@ def read_run(workdir: epath.Path) -> RunRecord:
         ConfigError: `workdir` isn't a run.
         DataError: the run has no checkpoint, or a document is damaged.
     """
-    try:
-        config = from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    config = recorded_config(workdir)
     directory = workdir / CHECKPOINTS
     with bucket_errors(directory):
         has_checkpoints = directory.is_dir()
