@@ -61,9 +61,9 @@ def test_a_file_may_register_names_itself(file, fake, tmp_path):
     """It is imported for the config, and again for its sweep."""
     lines = (
         "from resnet_jax import register_metric\n"
-        "@register_metric('doubt')\n"
         "def doubt(logits, labels):\n"
         "    return 1 - logits.max(axis=-1)\n"
+        "register_metric('doubt', doubt)\n"
     )
     file.write_text(lines + file.read_text())
     assert main(["sweep", f"--config={file}:1", f"--workdir={tmp_path / 'runs'}"]) == 0
