@@ -299,9 +299,19 @@ def test_a_run_of_several_seeds_with_skipped_steps_is_verified(tmp_path):
 
 @pytest.mark.thorough
 def test_a_run_with_fixed_shards_is_verified_in_a_process_of_its_own(tmp_path):
-    """Both use threads by the number of shards: they are fixed before JAX starts."""
-    wide = ("--config.model.width=16", "--config.mesh.shards=16", "--config.model.bn_group_size=2")
-    assert start(tmp_path / "run", *wide, "--config.keep_checkpoints=6").end().code == 0
+    """With as many threads as the run: the number is fixed before JAX starts."""
+    fields = (
+        "--config.model.stage_sizes=(1,)",
+        "--config.model.width=16",  # wide enough for sums that are split by threads
+        "--config.model.bn_group_size=32",
+        "--config.mesh.shards=8",
+        "--config.batch_size=256",
+        "--config.duration=1024",
+        "--config.eval_every=1024",
+        "--config.checkpoint_every=256",
+        "--config.keep_checkpoints=6",
+    )
+    assert start(tmp_path / "run", *fields).end().code == 0
     environment = {**os.environ, "XLA_FLAGS": ""}
     environment.pop("PJRT_NPROC", None)
     done = subprocess.run(
