@@ -183,7 +183,7 @@ class Evaluator:
     def _sums_of_chunks(self, score: jax.stages.Wrapped, constants: tuple[Any, Any]) -> Any:
         """The sums over all chunks. The next chunk is sent while one is evaluated."""
         chunk = self._chunk(0)
-        shapes = score.eval_shape(*constants, chunk, None)
+        shapes = score.trace(*constants, chunk, None).out_info
         # The first chunk gets sums, too: with None it would need a program of its own.
         zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
         sums = put_global(zeros, replicated(self._mesh))

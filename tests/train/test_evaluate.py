@@ -121,6 +121,7 @@ def test_chunks_are_evaluated_by_one_program(fixed, monkeypatch, caplog):
     assert caplog.text.count("Finished XLA compilation of jit(") == 1
 
 
+@pytest.mark.thorough
 def test_scores_by_fixed_shards_have_the_same_bits_on_another_mesh_and_in_chunks(monkeypatch):
     data, norm = _image_set(50), {"mean": np.float32(0), "std": np.float32(7)}
     scores = []
