@@ -18,9 +18,9 @@ from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, METRICS, read_con
 from resnet_jax.config.schema import set_field
 from resnet_jax.errors import DataError, StoppedEarly, WriteError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.logging.provenance import environment
-from resnet_jax.ops.native import library as native
+from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.fit import fit
+from resnet_jax.train.restore import environment_of
 from resnet_jax.utils.paths import bucket_errors
 from resnet_jax.verification.compare import (
     Difference,
@@ -133,16 +133,13 @@ def _arrange(config: ConfigDict, devices: int) -> None:
     if devices <= jax.device_count():
         config.mesh.data = devices // config.mesh.fsdp
         return
-    micro_batch = config.batch_size // config.accumulate
-    config.mesh.data, config.mesh.fsdp = math.gcd(micro_batch, jax.device_count()), 1
+    parts = config.mesh.shards or config.batch_size // config.accumulate
+    config.mesh.data, config.mesh.fsdp = math.gcd(parts, jax.device_count()), 1
 
 
 def _here(config: ConfigDict) -> dict[str, Any]:
     """The environment of this process, which trains by `config`."""
-    devices = config.mesh.data * config.mesh.fsdp
-    if config.mesh.data == -1:
-        devices = jax.device_count()
-    return environment(devices, native.describe(jax.devices()[0].platform, devices))
+    return environment_of(config, make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp))
 
 
 def _copy_start(run: RunRecord, first: int, folder: epath.Path) -> None:

@@ -51,6 +51,18 @@ class RunRecord:
         return [] if newest is None else list(self.progress(newest).get("environments", []))
 
 
+def recorded_config(workdir: epath.Path) -> ConfigDict:
+    """Read the config of a run.
+
+    Raises:
+        ConfigError: `workdir` isn't a run.
+    """
+    try:
+        return from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+
+
 def read_run(workdir: epath.Path) -> RunRecord:
     """Read the record of a run; compare each checkpoint with its checksums.
 
@@ -59,10 +71,7 @@ def read_run(workdir: epath.Path) -> RunRecord:
         WriteError: a process trains the run, and changes what is read.
         DataError: the run has no checkpoint, or a document is damaged.
     """
-    try:
-        config = from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    config = recorded_config(workdir)
     _check_at_rest(workdir)
     directory = workdir / CHECKPOINTS
     with bucket_errors(directory):

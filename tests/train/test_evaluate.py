@@ -107,6 +107,21 @@ def test_jax_is_given_eight_devices():
     assert jax.device_count() == 8
 
 
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_chunks_are_evaluated_by_one_program(fixed, monkeypatch, caplog):
+    monkeypatch.setattr(evaluate, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(evaluate, "_CHUNK_BYTES", 7 * 8)
+    mesh = make_mesh(data=2)
+    shards = FixedShards(4, mesh) if fixed else None
+    evaluator = Evaluator(brightness, _image_set(50), batch_size=8, mesh=mesh, shards=shards)
+    assert evaluator._chunks[0] > 2
+    constants = {"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)}
+    with jax.log_compiles():
+        evaluator(*constants)
+    assert caplog.text.count("Finished XLA compilation of jit(") == 1
+
+
+@pytest.mark.thorough
 def test_scores_by_fixed_shards_have_the_same_bits_on_another_mesh_and_in_chunks(monkeypatch):
     data, norm = _image_set(50), {"mean": np.float32(0), "std": np.float32(7)}
     scores = []

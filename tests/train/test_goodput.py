@@ -198,6 +198,7 @@ def test_a_file_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     assert caplog.text.count("can't be written") == 1
 
 
+@pytest.mark.thorough
 def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp_path):
     walls = []
     for stop_at_step in (6, None):

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -216,15 +218,18 @@ def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
     assert found.slices[-1].outcome == "differs"
 
 
-def test_one_flipped_bit_is_found_by_the_checksum(run):
-    arrays = (run / "checkpoints" / "6" / "state").rglob("d/*")
-    file = max(arrays, key=lambda path: path.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(data)
+def test_one_flipped_bit_is_found_by_the_checksum(run, tmp_path):
+    """In an array whose file is sound, so that nothing but the checksum can tell."""
+    shutil.copytree(run, tmp_path / "other")
+    _forge(tmp_path / "other", 8, _flip_bit)
+    state = run / "checkpoints" / "8" / "state"
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "8" / "state", state)
     found = verify_run(run, slices=0)
     assert _failed(found) == ["checkpoints"]
-    assert _check(found, "checkpoints").detail.startswith("step 6: ")
+    detail = _check(found, "checkpoints").detail
+    assert detail.startswith("step 8: ")
+    assert "params.fc.kernel" in detail
 
 
 def test_one_flipped_bit_under_forged_checksums_is_found_by_training_again(run, capsys):
@@ -332,6 +337,35 @@ def test_a_run_of_four_seeds_on_as_many_devices_is_verified(tmp_path):
     assert [check.passed for check in found.checks] == [True] * 6
     assert [part.outcome for part in found.slices] == ["", "equal", "", "equal"]
     assert [part.replayed.other for part in found.slices if part.replayed] == ["", ""]
+
+
+@pytest.mark.thorough
+def test_a_run_with_fixed_shards_is_verified_in_a_process_of_its_own(tmp_path):
+    """With as many threads as the run: the number is fixed before JAX starts."""
+    fields = (
+        "--config.model.stage_sizes=(1,)",
+        "--config.model.width=16",  # wide enough for sums that are split by threads
+        "--config.model.bn_group_size=32",
+        "--config.mesh.shards=8",
+        "--config.batch_size=256",
+        "--config.duration=1024",
+        "--config.eval_every=1024",
+        "--config.checkpoint_every=256",
+        "--config.keep_checkpoints=6",
+    )
+    assert start(tmp_path / "run", *fields).end().code == 0
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment.pop("PJRT_NPROC", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path / "run"), "--slices=1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PJRT_NPROC" not in done.stderr
+    assert "is verified" in done.stdout
 
 
 @pytest.mark.thorough
