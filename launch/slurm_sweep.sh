@@ -6,9 +6,9 @@
 #   resnet-jax sweep --config=configs/digits_sweep.py --workdir=/shared/sweep --collect
 #   bash launch/slurm_sweep.sh --dry-run --config=…      shows what would run
 #
-# The second command, on any machine that sees the folder, writes the table of the scores, and says
-# how many runs there are and how far each is. All arguments go to `resnet-jax sweep`. A run has one
-# process, which uses all GPUs of its task. $PYTHON is the interpreter (default: .venv/bin/python).
+# The second command, on any machine that can write the folder, writes the table of the scores, and
+# says how many runs there are and how far each is. All arguments go to `resnet-jax sweep`. A run has
+# one process, which uses all GPUs of its task. $PYTHON is the interpreter (default: .venv/bin/python).
 #
 #SBATCH --job-name=resnet_jax_sweep
 #SBATCH --nodes=1

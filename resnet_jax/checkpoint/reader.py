@@ -181,7 +181,7 @@ class CheckpointReader:
         except Exception as error:  # Orbax and TensorStore raise many types for damaged files
             folder = self.directory / str(step)
             others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
-            if _is_missing(folder):
+            if is_missing(folder):
                 raise DataError(f"There is no checkpoint {folder}; there are: {others}.") from error
             raise DataError(
                 f"The checkpoint of step {step} can't be restored ({first_line(error)}). Move"
@@ -189,8 +189,8 @@ class CheckpointReader:
             ) from error
 
 
-def _is_missing(folder: epath.Path) -> bool:
-    """Whether it is known that there is no such folder."""
+def is_missing(folder: epath.Path) -> bool:
+    """Return whether it is known that there is no such folder."""
     try:
         with bucket_errors(folder):
             return not folder.exists()

@@ -38,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mtbf-hours",
-        type=_positive,
+        type=_hours,
         required=True,
         metavar="H",
-        help="mean time between failures of one chip or GPU; a slice of n fails n times as often",
+        help="mean time between failures of one chip or GPU; a slice of n fails n times as often;"
+        " inf: no failures",
     )
     parser.add_argument(
         "--step-s",
@@ -57,9 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run",
         metavar="WORKDIR",
-        help="a run whose goodput.json tells --save-s, --restart-s and the share of evaluation",
+        help="a run whose goodput.json tells --save-s, --restart-s and the share of evaluation;"
+        " of a run that was never killed, --restart-s lacks the time until the next process starts",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw goodput over the interval")
+
+
+def _hours(text: str) -> float:
+    """Parse --mtbf-hours; "inf" for machines that never fail."""
+    return math.inf if text == "inf" else _positive(text)
 
 
 def _positive(text: str) -> float:
@@ -74,8 +81,8 @@ def _not_negative(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not value >= 0:  # NaN isn't
-        raise argparse.ArgumentTypeError(f"{text!r} isn't a number of at least 0")
+    if not 0 <= value < math.inf:  # NaN isn't
+        raise argparse.ArgumentTypeError(f"{text!r} isn't a finite number of at least 0")
     return value
 
 
@@ -117,6 +124,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "config": args.config,
         "steps": length.steps,
         "unit": length.unit,
+        "eval_every": length.eval_interval and length.eval_interval / length.per_unit,
         "mtbf_hours": None if math.isinf(args.mtbf_hours) else args.mtbf_hours,
         "step_s_by": "--step-s" if given else "data sheets",
         "plans": plans,
@@ -200,5 +208,12 @@ def show(document: dict[str, Any], console: Console) -> None:
         f" training for {first['save_s']:.3g} s, a start takes {first['restart_s']:.3g} s."
         " Goodput is the share of time in steps that count; the interval is Daly's (2006)."
     )
+    evaluates = document["eval_every"]
+    rows = (row[which] for row in document["plans"] for which in ("best", "configured"))
+    if evaluates and any(row["checkpoint_every"] >= evaluates for row in rows):
+        console.print(
+            "Each evaluation on the validation split saves a checkpoint, so that eval_every bounds"
+            f" the interval: now {evaluates:,.6g} {document['unit']}."
+        )
     if document["figure"]:
         console.print(f"figure: {document['figure']}", markup=False)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from resnet_jax.cli.common.config_errors import explain
-from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.config_flag import CONFIG_MODULE, add_config_argument, load_config
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
@@ -194,7 +194,8 @@ def _overrides(args: argparse.Namespace) -> list[Any]:
     """
     file, _, argument = args.config.partition(":")
     try:
-        sweep = runpy.run_path(file).get("sweep")
+        # The file was imported under this name, to which the names that it registers belong.
+        sweep = runpy.run_path(file, run_name=CONFIG_MODULE).get("sweep")
         if not callable(sweep):
             raise ConfigError(
                 f"{file} has no function sweep(), which yields overrides, such as"

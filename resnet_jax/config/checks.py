@@ -67,7 +67,8 @@ NOT_NEGATIVE = Check("can't be negative", lambda value: value >= 0)
 BELOW_1 = Check("must be at least 0 and less than 1", lambda value: 0 <= value < 1)
 UP_TO_1 = Check("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)
 POWER_OF_TWO = Check(
-    "can be 0 or a power of two", lambda value: value >= 0 and value & (value - 1) == 0
+    "can be 0 or a power of two",
+    lambda value: isinstance(value, int) and value >= 0 and value & (value - 1) == 0,
 )
 SHARE = Check("must be at least 0, at most 1", lambda value: 0 <= value <= 1)
 PROBABILITY = Check("is a probability, 0 to 1", lambda value: 0 <= value <= 1)

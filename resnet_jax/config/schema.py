@@ -84,6 +84,16 @@ def validate(config: ConfigDict) -> None:
     """
     check_complete(config)
     import_extensions(config.extensions or ())
+    check_fields(config)
+
+
+def check_fields(config: ConfigDict) -> None:
+    """Check what can be checked without extensions, data or devices.
+
+    Raises:
+        ConfigError: as `validate`.
+    """
+    check_complete(config)
     values = flatten(config)
     for name, value in values.items():
         check_finite(name, value)

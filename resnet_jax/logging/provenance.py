@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 from resnet_jax import __version__
+from resnet_jax.utils.cores import usable_cores
 
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -63,7 +65,26 @@ def environment(devices: int, convolutions: str) -> dict[str, Any]:
         "versions": package_versions(),
         "hardware": hardware() | {"devices": devices},
         "convolutions": convolutions,
+        "xla_flags": _xla_flags(),
+        "xla_threads": _xla_threads(),
     }
+
+
+def _xla_flags() -> str:
+    """Return the flags that the user gave to XLA, sorted, without those that only write files."""
+    flags = (flag for name in _FLAGS for flag in os.environ.get(name, "").split())
+    return " ".join(
+        sorted(_without_folder(flag) for flag in flags if not flag.startswith("--xla_dump"))
+    )
+
+
+def _xla_threads() -> int | None:
+    """Return the number of XLA's threads on CPUs, by which it splits sums; None on accelerators."""
+    if jax.default_backend() != "cpu":
+        return None
+    given = os.environ.get("PJRT_NPROC", "")
+    threads = int(given) if given.isdecimal() else usable_cores()
+    return max(threads, jax.local_device_count())
 
 
 @functools.cache

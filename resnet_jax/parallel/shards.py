@@ -8,6 +8,7 @@ are a subtree; the upper levels are ordered sums of the devices' subtrees.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import AXES
 
 Tree = TypeVar("Tree")
+
+_POOL = "PJRT_NPROC"  # environment variable
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,7 @@ class FixedShards:
 
         Args:
             of_shard: from the arrays of a shard and the shard's number, 0 to S - 1.
-            batch: arrays with a device's part of a batch in front, a multiple of `per_device`.
+            batch: arrays [examples of this device, …]; their number is a multiple of `per_device`.
 
         Returns:
             The sums, on every device.
@@ -140,6 +144,61 @@ class FixedShards:
         return jax.tree.map(part, tree, shardings)
 
 
+def make_shards(count: int, mesh: Mesh) -> FixedShards | None:
+    """The shards of `mesh.shards` = `count`; None for 0.
+
+    Raises:
+        ConfigError: the shards don't split evenly over the devices.
+    """
+    if not count:
+        return None
+    devices, fsdp = mesh.size, mesh.shape["fsdp"]
+    if count % devices:
+        fewer = 1 << (min(devices, count).bit_length() - 1)
+        if devices & (devices - 1) == 0:
+            advice = f"mesh.shards = {devices} or a larger power of two"
+        elif fsdp == 1:
+            advice = f"mesh.data = {fewer}"
+        else:
+            advice = f"{fewer} devices (mesh.data × mesh.fsdp)"
+        raise ConfigError(
+            f"mesh.shards is {count}, which isn't divisible by {devices} devices; use {advice}."
+        )
+    return FixedShards(count, mesh)
+
+
+def fix_thread_pool(shards: int) -> None:
+    """Give XLA's thread pool on CPUs as many threads as there are shards.
+
+    XLA's matrix products on a CPU split long sums by the number of threads, which is otherwise the
+    number of cores or of devices in the process, whichever is larger. XLA reads the number from the
+    environment variable `PJRT_NPROC` when JAX starts its backend. A variable that the user has set
+    stays. A warning is logged if the pool has another size, or may have another size because JAX
+    has started already.
+    """
+    if not shards:
+        return
+    where = "so CPUs may compute other bits than in other processes"
+    if (found := os.environ.get(_POOL, str(shards))) != str(shards):
+        _log.warning("%s is %s and mesh.shards is %d, %s.", _POOL, found, shards, where)
+    elif not _jax_has_started():
+        os.environ[_POOL] = str(shards)
+    elif _POOL not in os.environ and jax.default_backend() == "cpu":
+        _log.warning(
+            "JAX has started without %s=%d (mesh.shards), %s; set %s first.",
+            _POOL,
+            shards,
+            where,
+            _POOL,
+        )
+
+
+def _jax_has_started() -> bool:
+    from jax._src import xla_bridge  # noqa: PLC0415 - JAX has no public name for it
+
+    return xla_bridge.backends_are_initialized()
+
+
 def isolated(function: Callable[..., Tree], *arguments: Any) -> Tree:
     """Return `function(*arguments)`, compiled apart from what is before and after.
 
@@ -201,29 +260,3 @@ def _unpack(vectors: list[Array], shapes: Tree) -> Tree:
 
 def _dtypes(leaves: list[Any]) -> list[Any]:
     return list(dict.fromkeys(leaf.dtype for leaf in leaves))
-
-
-def make_shards(count: int, mesh: Mesh) -> FixedShards | None:
-    """The shards of `mesh.shards` = `count`; None for 0.
-
-    Raises:
-        ConfigError: the shards don't split evenly over the devices.
-    """
-    if not count:
-        return None
-    if count % mesh.size:
-        raise ConfigError(
-            f"mesh.shards is {count}, which isn't divisible by {mesh.size} devices; use a power of"
-            f" two of at least {1 << (mesh.size - 1).bit_length()}, or 1, 2, 4, … devices."
-        )
-    return FixedShards(count, mesh)
-
-
-def fix_thread_pool(shards: int) -> None:
-    """Give XLA's thread pool on CPUs as many threads as there are shards.
-
-    XLA's matrix products on a CPU split long sums by the number of threads, which is otherwise the
-    number of cores or of devices in the process, whichever is larger. This function has an effect
-    only before JAX starts its CPU backend, and none if the user has set `PJRT_NPROC`.
-    """
-    os.environ.setdefault("PJRT_NPROC", str(shards))

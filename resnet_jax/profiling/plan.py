@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from resnet_jax.profiling.goodput import (
     simulate_wall_s,
 )
 from resnet_jax.train.data_sizes import duration_unit
-from resnet_jax.train.goodput import read_starts, totals_of
+from resnet_jax.train.goodput import downtimes_s, read_starts, totals_of
 from resnet_jax.train.spec import TrainSpec
 
 _MOST_FAILURES = 2_000  # expected of a run that is simulated
@@ -40,7 +41,9 @@ class Measured:
         step_s: seconds of a training step.
         other_s: seconds per step of evaluation and of waiting for data.
         save_s: seconds that training halts for a checkpoint.
-        restart_s: mean seconds from the beginning of a process to its first step.
+        restart_s: mean seconds from the beginning of a process to its first step, plus the mean
+            seconds from the last record of a killed process to the beginning of the next, if one
+            was killed.
     """
 
     step_s: float
@@ -67,7 +70,7 @@ def measured(workdir: epath.Path) -> Measured:
         step_s=seconds["step"] / steps,
         other_s=(seconds["evaluation"] + seconds["data_wait"]) / steps,
         save_s=seconds["save"] / totals["saves"],
-        restart_s=sum(restarts) / len(restarts),
+        restart_s=statistics.mean(restarts) + statistics.mean(downtimes_s(starts) or [0.0]),
     )
 
 
@@ -79,13 +82,16 @@ class Length:
         steps: of the run.
         per_unit: steps of a `config.duration_unit`.
         unit: name of the unit.
-        interval: steps between checkpoints by the config.
+        interval: steps between checkpoints by the config: the smaller of `checkpoint_every` and,
+            with a validation split, `eval_every`, because each evaluation saves a checkpoint.
+        eval_interval: steps between evaluations; None without a validation split.
     """
 
     steps: int
     per_unit: float
     unit: str
     interval: int
+    eval_interval: int | None
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Length":
@@ -97,14 +103,16 @@ class Length:
         spec = TrainSpec.without_data(config, make_mesh(data=1))
         intervals = spec.intervals
         unit = duration_unit(config, intervals.train_examples)
+        saves, evaluates = (
+            min(max(1, round(examples / intervals.batch_size)), intervals.total_steps)
+            for examples in (intervals.checkpoint_every, intervals.eval_every)
+        )
         return cls(
             intervals.total_steps,
             unit / intervals.batch_size,
             config.duration_unit,
-            min(
-                max(1, round(intervals.checkpoint_every / intervals.batch_size)),
-                intervals.total_steps,
-            ),
+            interval=min(saves, evaluates) if config.data.validation else saves,
+            eval_interval=evaluates if config.data.validation else None,
         )
 
 

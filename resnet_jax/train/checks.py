@@ -3,12 +3,13 @@
 import ml_collections
 from jax.sharding import Mesh
 
+from resnet_jax.config.schema import check_fields
 from resnet_jax.data.augment.config import AUGMENTATIONS
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import check_divisible
-from resnet_jax.parallel.shards import make_shards
+from resnet_jax.parallel.shards import fix_thread_pool, make_shards
 from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import REGISTERED
 from resnet_jax.train.optimizer import OPTIMIZERS
@@ -65,18 +66,12 @@ def check_shards(config: ml_collections.ConfigDict, model: Network) -> None:
     shards, group = config.mesh.shards, config.model.bn_group_size
     if not shards:
         return
-    if config.batch_size % shards:
-        below = config.batch_size - config.batch_size % shards
-        choices = f"{below} or {below + shards}" if below else str(shards)
-        raise ConfigError(
-            f"batch_size is {config.batch_size}, which doesn't split into mesh.shards = {shards}"
-            f" shards; use {choices}."
-        )
+    _check_split(config)
     size = config.batch_size // shards
-    if size % 2 and size > 1 and (config.mixup or config.cutmix):
+    if size % 2 and (config.mixup or config.cutmix):
         raise ConfigError(
-            f"mesh.shards is {shards}, which gives shards of {size} examples; mixup and cutmix mix"
-            " pairs, and the pairs must be within a shard."
+            f"mesh.shards is {shards}, which gives shards of {size} example{'s' * (size != 1)};"
+            " mixup and cutmix mix pairs, and the pairs must be within a shard."
         )
     normalization = model.normalization()
     if normalization.kind != "batch" or normalization.frozen or shards == 1:
@@ -90,6 +85,32 @@ def check_shards(config: ml_collections.ConfigDict, model: Network) -> None:
         raise ConfigError(
             f"mesh.shards is {shards}, and its shards of {size} examples don't split into groups"
             f" of model.bn_group_size = {group}."
+        )
+
+
+def fix_threads(config: ml_collections.ConfigDict) -> None:
+    """Fix the size of XLA's thread pool for `mesh.shards`; call this before JAX starts.
+
+    A config that `validate` and `check_shards` refuse changes nothing here: the processes of a job
+    refuse it together.
+    """
+    try:
+        check_fields(config)
+        if config.mesh.shards:
+            _check_split(config)
+    except ConfigError:
+        return
+    fix_thread_pool(config.mesh.shards)
+
+
+def _check_split(config: ml_collections.ConfigDict) -> None:
+    shards = config.mesh.shards
+    if config.batch_size % shards:
+        below = config.batch_size - config.batch_size % shards
+        choices = f"{below} or {below + shards}" if below else str(shards)
+        raise ConfigError(
+            f"batch_size is {config.batch_size}, which doesn't split into mesh.shards = {shards}"
+            f" shards; use {choices}."
         )
 
 

@@ -1,7 +1,6 @@
 """Inference, and exact evaluation: every example of a split counts once, which is asserted."""
 
 import dataclasses
-import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -166,8 +165,11 @@ class Evaluator:
                 metrics=self._metrics,
                 shards=self._shards,
             )
-        score = functools.partial(self._programs[mirrored], variables, normalization)
-        sums = score(self._resident, None) if self._resident else self._sums_of_chunks(score)
+        score, constants = self._programs[mirrored], (variables, normalization)
+        if self._resident:
+            sums = score(*constants, self._resident, None)
+        else:
+            sums = self._sums_of_chunks(score, constants)
         sums = jax.device_get(sums)
         counted = int(sums["examples"])
         if counted != len(self._data):
@@ -178,16 +180,19 @@ class Evaluator:
             confusion=sums["confusion"].astype(np.int64),
         )
 
-    def _sums_of_chunks(self, score: Callable[[Any, Any], dict[str, Any]]) -> Any:
+    def _sums_of_chunks(self, score: jax.stages.Wrapped, constants: tuple[Any, Any]) -> Any:
         """The sums over all chunks. The next chunk is sent while one is evaluated."""
-        sums, chunk = None, self._chunk(0)
+        chunk = self._chunk(0)
+        shapes = score.trace(*constants, chunk, None).out_info
+        # The first chunk gets sums, too: with None it would need a program of its own.
+        zeros = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
+        sums = put_global(zeros, replicated(self._mesh))
         for number in range(self._chunks[0]):
-            before, sums = sums, score(chunk, sums)
+            before, sums = sums, score(*constants, chunk, sums)
             if number + 1 < self._chunks[0]:
                 chunk = self._chunk(number + 1)
             # Keeps at most two chunks on the devices.
             jax.block_until_ready(before)
-        assert sums
         return sums
 
     def _chunk(self, number: int) -> Any:

@@ -43,7 +43,7 @@ from resnet_jax.parallel.job.agreement import (
     check_consistent,
     is_main,
 )
-from resnet_jax.parallel.shards import fix_thread_pool
+from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
@@ -133,8 +133,7 @@ def fit(
     if stop_at_step is not None and stop_at_step < 1:
         raise UsageError(f"stop_at_step is {stop_at_step}; it must be at least 1.")
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
-    if (shards := config.get("mesh", {}).get("shards") or 0) > 0:
-        fix_thread_pool(shards)
+    fix_threads(config)
     try:
         with (
             contextlib.nullcontext(stop) if stop else StopRequest() as request,

@@ -6,6 +6,7 @@ the step because of numbers that aren't finite.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -119,7 +120,8 @@ class Goodput:
         """Note that a checkpoint of `step` is being written, and write the file."""
         self._start["last_step"] = step
         self._start["saves"] += 1
-        here = {"step": step, "seconds": self._account.seconds()}
+        saves = self._start["saves"]
+        here = {"step": step, "saves": saves, "seconds": self._account.seconds()}
         self._start["checkpoints"] = [*self._start["checkpoints"], here][-_SAVES:]
         self._write()
 
@@ -180,7 +182,8 @@ def read_starts(path: epath.Path) -> list[dict[str, Any]]:
     try:
         starts = list(json.loads(read_document(path))["starts"])
         found = without_lost_steps(starts, first_step=0, now=time.time())
-        if not all(math.isfinite(totals_of(one)["wall_s"]) for one in (starts, found)):
+        walls = [totals_of(one)["wall_s"] for one in (starts, found)]
+        if not all(math.isfinite(number) for number in (*walls, *downtimes_s(starts))):
             raise ValueError("a number isn't finite")
     except FileNotFoundError:
         return []
@@ -196,7 +199,8 @@ def without_lost_steps(
     """Count as lost what starts did after the checkpoint that the next start goes on from.
 
     After a start that was killed, the time until the next start is lost too. After a start that
-    was told to stop, it isn't part of the run.
+    was told to stop, it isn't part of the run. Saves are cut like their seconds; in files of older
+    versions, which don't count them at each checkpoint, only if all steps of a start are lost.
 
     Args:
         starts: in order.
@@ -206,17 +210,27 @@ def without_lost_steps(
     found = []
     for start in starts:
         seconds = dict(start["seconds"])
-        kept = seconds
+        kept, saves = seconds, start["saves"]
         if start["last_step"] > first_step:
             good = [one for one in start["checkpoints"] if one["step"] <= first_step]
             kept = dict(good[-1]["seconds"]) if good else dict.fromkeys(PHASES, 0.0)
+            saves = good[-1].get("saves", saves) if good else 0
             kept[LOST] = seconds[LOST] + sum(seconds[phase] - kept[phase] for phase in PHASES)
         if start is starts[-1] and not start.get("ended"):
             kept = kept | {LOST: kept[LOST] + max(0.0, now - start["updated"])}
         last_step = min(start["last_step"], first_step)
         rounded = {phase: round(value, 3) for phase, value in kept.items()}
-        found.append(start | {"last_step": last_step, "seconds": rounded})
+        found.append(start | {"last_step": last_step, "saves": saves, "seconds": rounded})
     return found
+
+
+def downtimes_s(starts: list[dict[str, Any]]) -> list[float]:
+    """Return the seconds from the last record of each killed start to the beginning of the next."""
+    return [
+        max(0.0, after["began"] - before["updated"])
+        for before, after in itertools.pairwise(starts)
+        if not before.get("ended")
+    ]
 
 
 def totals_of(starts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,7 +238,7 @@ def totals_of(starts: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         "goodput", the share of "step" in "wall_s"; "wall_s"; "seconds" by phase and "lost";
-        "steps" that count; "saves"; "restarts".
+        "steps" and "saves" that count; "restarts".
     """
     seconds: Mapping[str, float] = {
         phase: round(sum(start["seconds"][phase] for start in starts), 3)

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Any
 
 from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.config.extensions import describe_changes, extension_digests
@@ -12,6 +14,7 @@ from resnet_jax.errors import DataError
 from resnet_jax.logging.provenance import environment
 from resnet_jax.ops.native import library as native
 from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.multi_seed import SeedAxis
 from resnet_jax.train.pretrained import check_unchanged
 from resnet_jax.train.saving import RunFacts
 from resnet_jax.train.state import TrainState
@@ -43,6 +46,13 @@ class Beginning:
     change: str = ""
 
 
+def environment_of(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """The `environment` of this process, which trains by `config` on the devices of `mesh`."""
+    devices = mesh.devices
+    together = 1 if config.mesh.shards or SeedAxis.make(config, mesh).spread else devices.size
+    return environment(devices.size, native.describe(devices.flat[0].platform, together))
+
+
 def restore_or_begin(
     experiment: Experiment, checkpoints: Checkpointer, workdir: epath.Path
 ) -> Beginning:
@@ -53,10 +63,8 @@ def restore_or_begin(
         DataError: the data aren't those that the run began with, or no checkpoint is good.
     """
     spec, dataset, teacher = experiment.spec, experiment.dataset, experiment.teacher
-    devices = spec.mesh.devices
-    together = 1 if spec.shards or spec.seeds.spread else devices.size
-    convolutions = native.describe(devices.flat[0].platform, together)
-    here = environment(devices.size, convolutions) | {"settings": free_fields(spec.config)}
+    here = environment_of(spec.config, spec.mesh)
+    convolutions, here = here["convolutions"], here | {"settings": free_fields(spec.config)}
     facts = RunFacts(
         class_names=dataset.class_names,
         image_shape=spec.evaluation_shape,

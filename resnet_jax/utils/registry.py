@@ -63,5 +63,6 @@ class Registry(dict[str, T]):
         """
         if name in self:
             return self[name]
-        known = ", ".join([*self, "or a name that a module of extensions registers"])
+        other = f"{'or ' if self else ''}a name that a module of extensions registers"
+        known = ", ".join([*self, other])
         raise ConfigError(f"{field} {name!r}; it can be {known}.{did_you_mean(name, self)}")

@@ -109,12 +109,15 @@ def _largest(there: np.ndarray, here: np.ndarray) -> float:
 def describe_other(
     recorded: Mapping[str, Any] | None, here: Mapping[str, Any], *, fixed_shards: bool
 ) -> str:
-    """Say what else computes the replay than the run: hardware, versions, code; "" if nothing.
+    """Say what else computes the replay than the run: hardware, versions, code, XLA's settings.
 
     Args:
         recorded: an environment of the run; None if the run's version recorded none.
         here: `environment` of this process.
         fixed_shards: the bits don't depend on the number of devices and processes.
+
+    Returns:
+        What differs, or what isn't on record; "" if nothing.
     """
     if recorded is None:
         return "the run doesn't record what computed it"
@@ -126,8 +129,8 @@ def describe_other(
         and not (fixed_shards and name in ("devices", "processes"))
     ]
     changed += [
-        f"{name} {recorded[name]}, here {here[name]}"
-        for name in ("convolutions", "code")
-        if recorded[name] != here[name]
+        f"{name} {recorded.get(name, 'not on record') or 'none'}, here {here[name] or 'none'}"
+        for name in ("convolutions", "code", "xla_flags", "xla_threads")
+        if recorded.get(name) != here[name]
     ]
     return "; ".join(changed)

@@ -12,6 +12,9 @@ from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.records import last_trained
 from resnet_jax.verification.run_record import RunRecord
 
+DATA = "data"
+"""`Check.what` of the check that the data are those of the run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -38,7 +41,7 @@ def check_documents(run: RunRecord, experiment: Experiment) -> list[Check]:
     orders = experiment.spec.orders()
     return [
         _checkpoints(run),
-        _check("data", _data_faults(run, experiment), "the fingerprint is the recorded one"),
+        _check(DATA, _data_faults(run, experiment), "the fingerprint is the recorded one"),
         _order(run, orders),
         _metrics(run),
         _code(run),

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,12 +16,12 @@ from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, METRICS, read_config
 from resnet_jax.config.schema import set_field
-from resnet_jax.errors import DataError, StoppedEarly
+from resnet_jax.errors import DataError, StoppedEarly, WriteError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.logging.provenance import environment
-from resnet_jax.ops.native import library as native
+from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.fit import fit
-from resnet_jax.utils.paths import bucket_errors, is_remote, read_document
+from resnet_jax.train.restore import environment_of
+from resnet_jax.utils.paths import bucket_errors
 from resnet_jax.verification.compare import (
     Difference,
     describe_other,
@@ -30,6 +29,8 @@ from resnet_jax.verification.compare import (
     first_record_difference,
 )
 from resnet_jax.verification.run_record import RunRecord
+
+_PIECE = 2**24  # bytes that are copied at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def replay(run: RunRecord, first: int, last: int, *, data_dir: str | None) -> Re
         data_dir: folder of the data; None for the folder of the config.
 
     Raises:
+        WriteError: the temporary folder can't be written.
         ResnetJaxError: as `fit`.
         StoppedEarly: a signal stopped the replay.
     """
@@ -87,8 +89,8 @@ def replay(run: RunRecord, first: int, last: int, *, data_dir: str | None) -> Re
         parts.insert(0, (first, None))
     configs = [_config(run, entry, data_dir) for _, entry in parts]
     stops = [*(step for step, _ in parts[1:]), last]
-    with tempfile.TemporaryDirectory(prefix="resnet_jax-verify-") as name:
-        folder = epath.Path(name) / "run"
+    with _temporary_folder() as temporary:
+        folder = temporary / "run"
         _copy_start(run, first, folder)
         for config, stop in zip(configs, stops, strict=True):
             _train(config, folder, stop)
@@ -131,16 +133,13 @@ def _arrange(config: ConfigDict, devices: int) -> None:
     if devices <= jax.device_count():
         config.mesh.data = devices // config.mesh.fsdp
         return
-    micro_batch = config.batch_size // config.accumulate
-    config.mesh.data, config.mesh.fsdp = math.gcd(micro_batch, jax.device_count()), 1
+    parts = config.mesh.shards or config.batch_size // config.accumulate
+    config.mesh.data, config.mesh.fsdp = math.gcd(parts, jax.device_count()), 1
 
 
 def _here(config: ConfigDict) -> dict[str, Any]:
     """The environment of this process, which trains by `config`."""
-    devices = config.mesh.data * config.mesh.fsdp
-    if config.mesh.data == -1:
-        devices = jax.device_count()
-    return environment(devices, native.describe(jax.devices()[0].platform, devices))
+    return environment_of(config, make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp))
 
 
 def _copy_start(run: RunRecord, first: int, folder: epath.Path) -> None:
@@ -149,36 +148,72 @@ def _copy_start(run: RunRecord, first: int, folder: epath.Path) -> None:
     The best checkpoint so far is copied too: the test split is scored with it at the end.
 
     Raises:
-        DataError: a checkpoint can't be read; a run that is training may have deleted it.
+        DataError: a file can't be read; a run that began meanwhile may have deleted it.
+        OSError: `folder` can't be written.
     """
     if not first:
         return
     (folder / CHECKPOINTS).mkdir(parents=True)
     (folder / CONFIG).write_text(read_config(run.workdir))
     if run.records:  # `fit` drops the lines of later steps
-        (folder / METRICS).write_bytes(read_document(run.workdir / METRICS))
+        _copy(run.workdir / METRICS, folder / METRICS)
     best = (run.progress(first)["best"] or {}).get("step", first)
     for step in {first, best} & set(run.manifests):
-        source = run.workdir / CHECKPOINTS / str(step)
-        try:
-            _copy_tree(source, folder / CHECKPOINTS / str(step))
-        except OSError as error:
-            raise DataError(
-                f"The checkpoint {source} can't be read ({error.strerror or error})."
-            ) from None
+        _copy(run.workdir / CHECKPOINTS / str(step), folder / CHECKPOINTS / str(step))
 
 
-def _copy_tree(source: epath.Path, target: epath.Path) -> None:
-    if not is_remote(source):
-        shutil.copytree(source, target)
+def _copy(source: epath.Path, target: epath.Path) -> None:
+    """Copy a file or a folder. Reading and writing raise errors of their own, unlike in `shutil`.
+
+    Raises:
+        DataError: `source` can't be read.
+        OSError: `target` can't be written.
+    """
+    with _read_errors(source):
+        paths = list(source.iterdir()) if source.is_dir() else None
+    if paths is None:
+        with target.open("wb") as file:
+            for piece in _pieces(source):
+                file.write(piece)
         return
     target.mkdir()
-    with bucket_errors(source):
-        for path in source.iterdir():
-            if path.is_dir():
-                _copy_tree(path, target / path.name)
-            else:
-                (target / path.name).write_bytes(path.read_bytes())
+    for path in paths:
+        _copy(path, target / path.name)
+
+
+def _pieces(source: epath.Path) -> Iterator[bytes]:
+    with _read_errors(source), source.open("rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+@contextlib.contextmanager
+def _read_errors(path: epath.Path) -> Iterator[None]:
+    try:
+        with bucket_errors(path):
+            yield
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[epath.Path]:
+    """Make a folder for the replay, and remove it at the end.
+
+    Raises:
+        WriteError: the folder can't be written.
+    """
+    advice = "The run is as it was. TMPDIR names the folder for temporary files; choose another."
+    try:
+        with tempfile.TemporaryDirectory(prefix="resnet_jax-verify-") as name:
+            yield epath.Path(name)
+    except OSError as error:
+        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # else no folder can be used
+        raise WriteError(
+            f"The temporary folder{where} can't be written ({error.strerror or error}). {advice}"
+        ) from None
+    except WriteError as error:  # of `fit`, whose advice is about the run
+        raise WriteError(f"The replay failed: {error} {advice}") from None
 
 
 def _train(config: ConfigDict, folder: epath.Path, stop: int) -> None:

@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import find_corruption
 from resnet_jax.checkpoint.corruption import first_line
-from resnet_jax.checkpoint.reader import CheckpointReader
+from resnet_jax.checkpoint.lock import LOCK, holder_of
+from resnet_jax.checkpoint.reader import CheckpointReader, is_missing
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, METRICS, SUMMARY, read_config
 from resnet_jax.config.io import bound_fields, from_json
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.utils.paths import bucket_errors
@@ -50,17 +51,28 @@ class RunRecord:
         return [] if newest is None else list(self.progress(newest).get("environments", []))
 
 
+def recorded_config(workdir: epath.Path) -> ConfigDict:
+    """Read the config of a run.
+
+    Raises:
+        ConfigError: `workdir` isn't a run.
+    """
+    try:
+        return from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+
+
 def read_run(workdir: epath.Path) -> RunRecord:
     """Read the record of a run; compare each checkpoint with its checksums.
 
     Raises:
         ConfigError: `workdir` isn't a run.
+        WriteError: a process trains the run, and changes what is read.
         DataError: the run has no checkpoint, or a document is damaged.
     """
-    try:
-        config = from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    config = recorded_config(workdir)
+    _check_at_rest(workdir)
     directory = workdir / CHECKPOINTS
     with bucket_errors(directory):
         has_checkpoints = directory.is_dir()
@@ -69,19 +81,19 @@ def read_run(workdir: epath.Path) -> RunRecord:
     with contextlib.closing(CheckpointReader(directory, run=bound_fields(config))) as reader:
         manifests, damaged = {}, {}
         for step in reader.steps():
+            folder = reader.directory / str(step)
             try:
                 manifest = reader.manifest(step)
+                reason = find_corruption(reader.manager, folder, manifest["checksums"])
             except DataError as error:
-                damaged[step] = first_line(error.__cause__ or error)
-                continue
-            folder = reader.directory / str(step)
-            reason = find_corruption(reader.manager, folder, manifest["checksums"])
-            if reason:
-                damaged[step] = reason
-            elif reason is None:
+                reason = first_line(error.__cause__ or error)
+            if reason is None:
                 raise DataError(f"The checkpoint {folder} can't be read.")
-            else:
+            if not reason:
                 manifests[step] = manifest
+            elif not is_missing(folder):  # a run that began meanwhile may have deleted it
+                damaged[step] = reason
+    _check_at_rest(workdir)  # else a checkpoint that is half deleted would count as damaged
     if not manifests and not damaged:
         raise _no_checkpoints(workdir)
     with bucket_errors(workdir):
@@ -91,6 +103,18 @@ def read_run(workdir: epath.Path) -> RunRecord:
         with read_summary(workdir) as found:
             summary = dict(found)
     return RunRecord(workdir, config, read_metrics(workdir / METRICS), manifests, damaged, summary)
+
+
+def _check_at_rest(workdir: epath.Path) -> None:
+    try:
+        holder = holder_of(workdir)
+    except OSError as error:
+        raise DataError(f"{workdir / LOCK} can't be read ({error.strerror or error}).") from None
+    if holder:
+        raise WriteError(
+            f"{workdir} is in use by {holder}. A run must be at rest to be verified: wait for that"
+            " process, or stop it."
+        )
 
 
 def _no_checkpoints(workdir: epath.Path) -> DataError:

@@ -6,11 +6,12 @@ import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.utils.paths import as_path
-from resnet_jax.verification.documents import Check, check_documents
+from resnet_jax.verification.documents import DATA, Check, check_documents
 from resnet_jax.verification.replay import Replay, replay, unreplayable
-from resnet_jax.verification.run_record import RunRecord, read_run
+from resnet_jax.verification.run_record import RunRecord, read_run, recorded_config
 
 _log = logging.getLogger(__name__)
 
@@ -79,15 +80,18 @@ def verify_run(
     Raises:
         UsageError: `workdir` isn't the name of a folder.
         ConfigError: `workdir` isn't a run, or the run can't be trained here.
+        WriteError: a process trains the run, or the temporary folder can't be written.
         DataError: the run has no checkpoint, a document is damaged, or the data are missing.
         StoppedEarly: a signal stopped the verification.
     """
+    fix_threads(recorded_config(as_path(workdir)))  # reading checkpoints starts JAX
     run = read_run(as_path(workdir))
     checks = check_documents(run, Experiment.make(_config_here(run, data_dir)))
+    others = any(check.what == DATA and check.passed is False for check in checks)
     results = []
     chosen = _choose(run, slices)
     for first, last in _all_slices(run):
-        reason = unreplayable(run, first, last)
+        reason = "the data are others" if others else unreplayable(run, first, last)
         if not reason and (first, last) not in chosen:
             reason = "not chosen (--slices)"
         if reason:

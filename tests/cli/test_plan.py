@@ -61,6 +61,35 @@ def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["plans"][0]["save_s"] == 7
 
 
+def test_a_killed_run_tells_its_downtime_and_only_saves_that_count(tmp_path, capsys):
+    """A start of 10 s was killed at 100 s; a minute later another of 20 s went back to step 4."""
+    phases = {"restore": 0.0, "compile": 0.0, "data_wait": 0.0, "evaluation": 0.0, "lost": 0.0}
+    at_4 = phases | {"start_up": 10.0, "step": 40.0, "save": 3.0}
+    killed = {
+        "began": 0.0,
+        "updated": 100.0,
+        "first_step": 0,
+        "last_step": 4,
+        "saves": 1,
+        "checkpoints": [{"step": 4, "saves": 1, "seconds": at_4}],
+        "seconds": at_4 | {"lost": 107.0},
+    }
+    resumed = killed | {
+        "began": 160.0,
+        "updated": 260.0,
+        "ended": True,
+        "first_step": 4,
+        "last_step": 8,
+        "seconds": phases | {"start_up": 20.0, "step": 40.0, "save": 5.0},
+    }
+    later = resumed | {"began": 9_000.0, "updated": 9_100.0, "first_step": 8, "last_step": 12}
+    (tmp_path / "goodput.json").write_text(json.dumps({"starts": [killed, resumed, later]}))
+    assert main([*ARGUMENTS, "--step-s=1,1", f"--run={tmp_path}", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["plans"][0]
+    assert row["restart_s"] == pytest.approx((10 + 20 + 20) / 3 + 60)
+    assert row["save_s"] == pytest.approx((3 + 5 + 5) / 3)
+
+
 def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, capsys):
     page = (ROOT / "docs" / "verify.md").read_text()
     command, _, output = page.partition("$ resnet-jax plan ")[2].partition("```")[0].partition("\n")
@@ -75,7 +104,8 @@ def test_the_example_of_the_docs_prints_what_they_say(tmp_path, monkeypatch, cap
     [
         (("--step-s=0.4,0.1",), 64, "--save-s and --restart-s are missing"),
         ((*COSTS, "--step-s=0.4"), 64, "--step-s has 1 values for 2 slices"),
-        ((*COSTS, "--step-s=0.4,x"), 64, "'x' isn't a number of at least 0"),
+        ((*COSTS, "--step-s=0.4,x"), 64, "'x' isn't a finite number of at least 0"),
+        ((*COSTS, "--step-s=0.4,inf"), 64, "'inf' isn't a finite number of at least 0"),
         ((*COSTS, "--step-s=1,1", "--out=x.txt"), 64, "must end in .png"),
         ((*COSTS, "--step-s=1,1", "--out=/no/x.png"), 73, "there is no folder /no"),
         ((*COSTS, "--step-s=1", "--topology=v9:2x2"), 64, "isn't of a known TPU"),
@@ -90,8 +120,38 @@ def test_mistakes_are_one_line(arguments, code, message, capsys):
     assert said.count("\n") == 1
 
 
-def test_an_impossible_mtbf_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--mtbf-hours=0", "'0' isn't greater than 0"),
+        ("--mtbf-hours=nan", "'nan' isn't a finite number of at least 0"),
+        ("--save-s=inf", "'inf' isn't a finite number of at least 0"),
+        ("--restart-s=inf", "'inf' isn't a finite number of at least 0"),
+    ],
+)
+def test_impossible_times_are_refused(argument, message, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*ARGUMENTS, "--mtbf-hours=0"])
+        main([*ARGUMENTS, *COSTS, "--step-s=1,1", argument])
     assert ended.value.code == 64
-    assert "isn't greater than 0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_evaluations_on_a_validation_split_save_too(capsys):
+    """The config's intervals are in examples, and its batches have 128."""
+    arguments = (*ARGUMENTS, *COSTS, "--step-s=0.4,0.1", "--config.checkpoint_every=384000")
+    intervals, said = [], []
+    for validation in ("train[45000:]", ""):
+        one = (*arguments, f"--config.data.validation={validation}", "--config.eval_every=12800")
+        assert main([*one, "--json"]) == 0
+        plans = json.loads(capsys.readouterr().out)["plans"]
+        intervals.append([row["configured"]["steps"] for row in plans])
+        assert main([*one]) == 0
+        said.append("bounds the interval: now 12,800 examples." in capsys.readouterr().out)
+    assert intervals == [[100] * 2, [3000] * 2]
+    assert said == [True, False]
+
+
+def test_machines_that_never_fail_need_one_checkpoint(capsys):
+    assert main([*ARGUMENTS, *COSTS, "--step-s=1,1", "--mtbf-hours=inf", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plans"][0]["best"]["steps"] == document["steps"]

@@ -13,6 +13,7 @@ import pytest
 import resnet_jax
 from resnet_jax.cli import sweep
 from resnet_jax.cli.main import main
+from resnet_jax.train.metrics import REGISTERED
 from tests.cli.mistakes import assert_one_line
 from tests.conftest import make_tiny_config
 from tests.research import fake_child
@@ -54,6 +55,19 @@ def test_a_failure_is_one_line_and_the_exit_code(file, fake, tmp_path, capsys):
     assert "seed=70: failed with exit code 70: The loss of step 3 isn't finite.\n" in captured.out
     assert "1 of 3 runs are finished" in captured.out
     assert [row["run"] for row in _rows(workdir)] == ["seed=1"]
+
+
+def test_a_file_may_register_names_itself(file, fake, tmp_path):
+    """It is imported for the config, and again for its sweep."""
+    lines = (
+        "from resnet_jax import register_metric\n"
+        "def doubt(logits, labels):\n"
+        "    return 1 - logits.max(axis=-1)\n"
+        "register_metric('doubt', doubt)\n"
+    )
+    file.write_text(lines + file.read_text())
+    assert main(["sweep", f"--config={file}:1", f"--workdir={tmp_path / 'runs'}"]) == 0
+    REGISTERED.pop("doubt")
 
 
 @pytest.mark.thorough

@@ -54,7 +54,11 @@ def test_a_config_without_a_field_is_refused_with_its_name(field, tmp_path):
             "data.policy is 'trivail'; it can be trivial, randaugment or empty."
             " Did you mean 'trivial'?",
         ),
-        ("prometheus_dir", "gs://b", "prometheus_dir is 'gs://b'; it is a folder of this host, or"),
+        (
+            "prometheus_dir",
+            "gs://b",
+            "prometheus_dir is 'gs://b'; it is a folder of this host, or empty.",
+        ),
         ("data.magnitude", 10.5, "data.magnitude is 10.5; it can be 0 to 10."),
         ("data.image_size", 0, "data.image_size is 0; it must be at least 1."),
         ("data.workers", -2, "data.workers is -2; it can be -1, 0 or more."),

@@ -188,6 +188,7 @@ def test_the_traffic_is_that_of_an_all_reduce():
         ({"model.bn_group_size": 8}, "shards of 4 examples don't split into groups of"),
         ({"model.bn_group_size": None}, "batch normalisation is over the whole batch; set"),
         ({"batch_size": 24, "model.bn_group_size": 3}, "pairs must be within a shard"),
+        ({"batch_size": 8, "model.bn_group_size": 1}, "which gives shards of 1 example; mixup and"),
         ({"seeds": (0, 1)}, "mesh.shards is 8, which doesn't go with seeds"),
         ({"accumulate": 2}, "mesh.shards is 8, which doesn't go with accumulate"),
         ({"diagnostics.every": 32.0}, "mesh.shards is 8, which doesn't go with diagnostics.every"),

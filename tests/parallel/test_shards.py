@@ -1,3 +1,6 @@
+import os
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +8,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.parallel import shards as shards_module
 from resnet_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from resnet_jax.parallel.sharding import state_shardings
-from resnet_jax.parallel.shards import FixedShards, isolated, make_shards
+from resnet_jax.parallel.shards import FixedShards, fix_thread_pool, isolated, make_shards
 
 MESHES = [(1, 1), (2, 1), (8, 1), (2, 4)]
 RANDOM = np.random.default_rng(0)
@@ -86,5 +90,42 @@ def test_shards_that_do_not_divide_among_the_devices_are_refused():
     assert make_shards(8, make_mesh(data=2, fsdp=4)).per_device == 1
     with pytest.raises(ConfigError, match="mesh.shards is 4, which isn.t divisible by 8"):
         make_shards(4, make_mesh(data=8))
-    with pytest.raises(ConfigError, match="isn't divisible by 3 devices.*at least 4"):
-        make_shards(2, make_mesh(data=3))
+
+
+@pytest.mark.parametrize(
+    ("count", "mesh", "advice"),
+    [
+        (8, {"data": 3}, "isn't divisible by 3 devices; use mesh.data = 2."),
+        (8, {"data": 7}, "isn't divisible by 7 devices; use mesh.data = 4."),
+        (2, {"data": 5}, "isn't divisible by 5 devices; use mesh.data = 2."),
+        (2, {"data": 4}, "isn't divisible by 4 devices; use mesh.shards = 4 or a larger power of"),
+        (8, {"data": 2, "fsdp": 3}, "by 6 devices; use 4 devices (mesh.data × mesh.fsdp)."),
+    ],
+)
+def test_the_advice_on_shards_and_devices_can_be_followed(count, mesh, advice):
+    with pytest.raises(ConfigError, match=re.escape(advice)):
+        make_shards(count, make_mesh(**mesh))
+
+
+def test_the_thread_pool_is_fixed_before_jax_starts(monkeypatch, caplog):
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    monkeypatch.setattr(shards_module, "_jax_has_started", lambda: False)
+    fix_thread_pool(0)
+    assert "PJRT_NPROC" not in os.environ
+    fix_thread_pool(8)
+    assert os.environ["PJRT_NPROC"] == "8"
+    fix_thread_pool(8)
+    assert caplog.text == ""
+    fix_thread_pool(4)
+    assert os.environ["PJRT_NPROC"] == "8"
+    assert "PJRT_NPROC is 8 and mesh.shards is 4" in caplog.text
+
+
+def test_a_thread_pool_that_may_have_another_size_is_one_warning(monkeypatch, caplog):
+    """JAX has started in this process."""
+    jax.devices()
+    monkeypatch.delenv("PJRT_NPROC", raising=False)
+    fix_thread_pool(8)
+    assert "PJRT_NPROC" not in os.environ
+    (record,) = caplog.records
+    assert record.getMessage().startswith("JAX has started without PJRT_NPROC=8")

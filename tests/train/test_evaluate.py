@@ -10,6 +10,7 @@ from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.parallel.shards import FixedShards
 from resnet_jax.train import evaluate
 from resnet_jax.train.evaluate import Evaluator
+from tests.compilations import compilations
 
 
 def brightness(variables, images):
@@ -107,6 +108,21 @@ def test_jax_is_given_eight_devices():
     assert jax.device_count() == 8
 
 
+@pytest.mark.parametrize("fixed", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_chunks_are_evaluated_by_one_program(fixed, monkeypatch):
+    monkeypatch.setattr(evaluate, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(evaluate, "_CHUNK_BYTES", 7 * 8)
+    mesh = make_mesh(data=2)
+    shards = FixedShards(4, mesh) if fixed else None
+    evaluator = Evaluator(brightness, _image_set(50), batch_size=8, mesh=mesh, shards=shards)
+    assert evaluator._chunks[0] > 2
+    constants = {"gain": jnp.float32(0.01)}, {"mean": np.float32(0), "std": np.float32(1)}
+    with compilations() as programs:
+        evaluator(*constants)
+    assert len(programs) == 1
+
+
+@pytest.mark.thorough
 def test_scores_by_fixed_shards_have_the_same_bits_on_another_mesh_and_in_chunks(monkeypatch):
     data, norm = _image_set(50), {"mean": np.float32(0), "std": np.float32(7)}
     scores = []

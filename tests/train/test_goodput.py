@@ -174,6 +174,24 @@ def test_a_start_that_was_killed_before_it_saved_is_lost_whole(clock):
     assert [start["seconds"]["lost"] for start in again] == [60.0, 55.0]
 
 
+def test_saves_that_are_lost_do_not_count(clock, tmp_path):
+    """The run goes back to the checkpoint of step 2; saves took 2 s."""
+    path, account = epath.Path(tmp_path), TimeAccount()
+    writer = _start(clock, (path, account), 0)
+    for step in (2, 4, 6):
+        with account.phase("save"):
+            clock.now += 2
+            writer.saved(step)
+    starts = read_starts(path / "goodput.json")
+    totals = totals_of(without_lost_steps(starts, first_step=2, now=5e8 + clock.now))
+    assert (totals["saves"], totals["seconds"]["save"], totals["seconds"]["lost"]) == (1, 2.0, 4.0)
+
+    for one in starts[0]["checkpoints"]:
+        del one["saves"]  # of an older version
+    totals = totals_of(without_lost_steps(starts, first_step=2, now=5e8 + clock.now))
+    assert (totals["saves"], totals["seconds"]["save"]) == (3, 2.0)
+
+
 def test_steps_of_several_starts_are_lost_with_their_checkpoints(clock):
     """The newest two checkpoints were damaged, so that the run goes back over a restart."""
     first = {
@@ -241,6 +259,7 @@ def test_a_file_that_cannot_be_written_is_one_warning(tmp_path, caplog):
     assert caplog.text.count("can't be written") == 1
 
 
+@pytest.mark.thorough
 def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp_path):
     walls = []
     for stop_at_step in (6, None):

@@ -155,6 +155,7 @@ def test_each_kind_of_network_has_a_step(name, stages, accumulate):
     assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
+@pytest.mark.thorough
 def test_fixed_shards_have_the_same_bits_on_one_device_and_on_eight():
     """All of the state, with dropout, augmentation and a clipped gradient."""
     fields = {

@@ -18,6 +18,8 @@ def test_entries_are_found_by_name_and_added():
         "loss is 'fokal'; it can be softmax, focal, or a name that a module of extensions"
         " registers. Did you mean 'focal'?"
     )
+    with pytest.raises(ConfigError, match="'x'; it can be a name that a module of extensions"):
+        Registry("metric", {}).find("metrics names", "x")
 
 
 @pytest.mark.parametrize(

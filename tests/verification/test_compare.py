@@ -18,6 +18,8 @@ HERE = {
     "versions": {"jaxlib": "0.10.0"},
     "convolutions": "XLA",
     "code": "abc",
+    "xla_flags": "",
+    "xla_threads": 4,
 }
 
 
@@ -77,3 +79,7 @@ def test_what_else_computes_is_named():
     assert describe(other, fixed_shards=True) == ""
     other = HERE | {"versions": {"jaxlib": "0.11.0"}}
     assert describe(other, fixed_shards=True) == "jaxlib 0.11.0, here 0.10.0"
+    other = HERE | {"xla_flags": "--xla_a=1", "xla_threads": 8}
+    assert describe(other) == "xla_flags --xla_a=1, here none; xla_threads 8, here 4"
+    older = {name: value for name, value in HERE.items() if name != "xla_threads"}
+    assert describe(older) == "xla_threads not on record, here 4"

@@ -1,9 +1,15 @@
 """`resnet-jax verify` accepts an intact run and names what was changed in any other."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +19,15 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.checkpointer import Checkpointer
+from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.cli.main import main
 from resnet_jax.config.io import bound_fields
+from resnet_jax.data import datasets
 from resnet_jax.data.loaders import sampler
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging import provenance
-from resnet_jax.verification.replay import unreplayable
+from resnet_jax.verification.replay import replay, unreplayable
 from resnet_jax.verification.run_record import read_run
 from resnet_jax.verification.verify import Verification, verify_run
 from tests.runs import start
@@ -171,6 +179,20 @@ def test_a_copy_of_another_checkpoint_is_found(run):
     assert found.verdict == "differs"
 
 
+def test_other_data_are_named_and_nothing_is_trained(original, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "_fingerprint", lambda *_: "0123456789abcdef")
+    assert main(["verify", str(original), "--json"]) == 65
+    document = json.loads(capsys.readouterr().out)
+    checks = {check["what"]: check for check in document["checks"]}
+    assert [what for what, check in checks.items() if check["passed"] is False] == [
+        "data",
+        "summary.json",
+    ]
+    assert "the data have the fingerprint 0123456789abcdef" in checks["data"]["detail"]
+    assert [row["reason"] for row in document["slices"]] == ["the data are others"] * 4
+    assert document["verdict"] == "differs"
+
+
 @pytest.mark.thorough
 def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
     run, tmp_path, monkeypatch
@@ -196,15 +218,18 @@ def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
     assert found.slices[-1].outcome == "differs"
 
 
-def test_one_flipped_bit_is_found_by_the_checksum(run):
-    arrays = (run / "checkpoints" / "6" / "state").rglob("d/*")
-    file = max(arrays, key=lambda path: path.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 4
-    file.write_bytes(data)
+def test_one_flipped_bit_is_found_by_the_checksum(run, tmp_path):
+    """In an array whose file is sound, so that nothing but the checksum can tell."""
+    shutil.copytree(run, tmp_path / "other")
+    _forge(tmp_path / "other", 8, _flip_bit)
+    state = run / "checkpoints" / "8" / "state"
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "8" / "state", state)
     found = verify_run(run, slices=0)
     assert _failed(found) == ["checkpoints"]
-    assert _check(found, "checkpoints").detail.startswith("step 6: ")
+    detail = _check(found, "checkpoints").detail
+    assert detail.startswith("step 8: ")
+    assert "params.fc.kernel" in detail
 
 
 def test_one_flipped_bit_under_forged_checksums_is_found_by_training_again(run, capsys):
@@ -228,6 +253,17 @@ def test_a_difference_on_another_machine_is_reported_and_no_fault(run, monkeypat
     assert 0 < replayed.differences[-1].largest < 1e-6
     assert main(["verify", str(run), "--slices=1"]) == 0
     assert "bits can't be compared" in capsys.readouterr().out
+
+
+def test_what_xla_computes_with_is_on_record(original, monkeypatch):
+    """On fewer cores or by other flags the bits differ, which is no fault of the run."""
+    recorded = read_run(epath.Path(original)).environments[-1]
+    assert recorded["xla_flags"] == provenance.environment(1, "")["xla_flags"]
+    assert recorded["xla_threads"] >= 8  # devices of this process
+    monkeypatch.setenv("XLA_FLAGS", "--xla_b=/home/me/b --xla_dump_to=/x --xla_a=1")
+    monkeypatch.setenv("PJRT_NPROC", "64")
+    here = provenance.environment(1, "")
+    assert (here["xla_flags"], here["xla_threads"]) == ("--xla_a=1 --xla_b=b", 64)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +329,46 @@ def test_a_run_of_several_seeds_with_skipped_steps_is_verified(tmp_path):
 
 
 @pytest.mark.thorough
+def test_a_run_of_four_seeds_on_as_many_devices_is_verified(tmp_path):
+    config = _config(seeds=(0, 1, 2, 3))
+    config.mesh.data = 4
+    resnet_jax.fit(config, tmp_path)
+    found = verify_run(tmp_path, slices=2)
+    assert [check.passed for check in found.checks] == [True] * 6
+    assert [part.outcome for part in found.slices] == ["", "equal", "", "equal"]
+    assert [part.replayed.other for part in found.slices if part.replayed] == ["", ""]
+
+
+@pytest.mark.thorough
+def test_a_run_with_fixed_shards_is_verified_in_a_process_of_its_own(tmp_path):
+    """With as many threads as the run: the number is fixed before JAX starts."""
+    fields = (
+        "--config.model.stage_sizes=(1,)",
+        "--config.model.width=16",  # wide enough for sums that are split by threads
+        "--config.model.bn_group_size=32",
+        "--config.mesh.shards=8",
+        "--config.batch_size=256",
+        "--config.duration=1024",
+        "--config.eval_every=1024",
+        "--config.checkpoint_every=256",
+        "--config.keep_checkpoints=6",
+    )
+    assert start(tmp_path / "run", *fields).end().code == 0
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment.pop("PJRT_NPROC", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path / "run"), "--slices=1"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PJRT_NPROC" not in done.stderr
+    assert "is verified" in done.stdout
+
+
+@pytest.mark.thorough
 def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_path):
     """The digests are of whole arrays, of which each process has a part."""
     port = portpicker.pick_unused_port()
@@ -325,6 +401,79 @@ def test_a_slice_in_which_the_run_went_back_cannot_be_trained_again(run):
     assert unreplayable(record, 6, 8) == ""  # by default the run would have ended
     progress["environments"][-1]["settings"]["nonfinite.policy"] = "rollback"
     assert "went back" in unreplayable(record, 6, 8)
+
+
+def test_a_run_that_is_training_is_refused(run, capsys):
+    with locked(epath.Path(run)):
+        assert main(["verify", str(run), "--slices=0"]) == 73
+    said = capsys.readouterr()
+    assert f"{run} is in use by process {os.getpid()} on " in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_not_damaged(run, monkeypatch):
+    listed = CheckpointReader.steps
+
+    def steps(reader):
+        found = listed(reader)
+        shutil.rmtree(run / "checkpoints" / "4", ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(CheckpointReader, "steps", steps)
+    found = verify_run(run, slices=0)
+    assert _failed(found) == []
+    assert [(part.first, part.last) for part in found.slices] == [(0, 2), (2, 6), (6, 8)]
+
+
+def test_a_checkpoint_that_is_half_deleted_by_a_run_that_began_is_not_damaged(run, monkeypatch):
+    listed = CheckpointReader.steps
+    with contextlib.ExitStack() as training:
+
+        def steps(reader):
+            training.enter_context(locked(epath.Path(run)))
+            shutil.rmtree(run / "checkpoints" / "4" / "state", ignore_errors=True)
+            return listed(reader)
+
+        monkeypatch.setattr(CheckpointReader, "steps", steps)
+        with pytest.raises(WriteError, match="is in use by"):
+            verify_run(run, slices=0)
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_named(
+    original, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    written = type(epath.Path(folder)).open
+
+    def full(path, mode="r", *args, **kwargs):
+        if mode == "wb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, mode, *args, **kwargs)
+
+    def refused():
+        assert main(["verify", str(original), "--slices=1"]) == 73
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f"The temporary folder {folder} can't be written (" in said
+        assert "TMPDIR" in said
+        return said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(epath.Path(folder)), "open", full)
+        assert "No space left on device" in refused()
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
+    assert "No such file or directory" in refused()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(run, tmp_path):
+    record = read_run(epath.Path(run))
+    shutil.rmtree(run / "checkpoints" / "6")
+    with pytest.raises(DataError, match=r"checkpoints/6 can't be read \(No such file") as found:
+        replay(record, 6, 8, data_dir=None)
+    assert "\n" not in str(found.value)
 
 
 def test_a_run_without_checkpoints_is_refused_in_one_line(run, capsys):

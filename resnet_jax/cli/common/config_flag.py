@@ -18,6 +18,9 @@ from resnet_jax.errors import UsageError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+CONFIG_MODULE = "config_config"
+"""Name under which ml_collections imports the file of the flag --config."""
+
 _OVERRIDE = r"--?(?:no)?config\.([^=]+)(=.*)?"  # the field, and the value unless it follows
 
 

@@ -8,7 +8,6 @@ at any step.
 import concurrent.futures
 import dataclasses
 import logging
-import os
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.data.readers.encoded import EncodedSet
 from resnet_jax.errors import DataError, PeerError
 from resnet_jax.parallel.mesh import batch_sharding, put_global
+from resnet_jax.utils.cores import usable_cores
 from resnet_jax.utils.files import ensure_open_files
 from resnet_jax.utils.subprocess import die_with_parent
 
@@ -153,7 +153,7 @@ class StreamingLoader:
         """
         self.waited_s = 0.0
         # Decoders release the GIL: on a few cores, threads are faster than processes.
-        self.workers = (_cores() - 1) // _THREADS if workers < 0 else workers
+        self.workers = (usable_cores() - 1) // _THREADS if workers < 0 else workers
         if self.workers:
             files = _FILES + _FILES_PER_WORKER * self.workers
             ensure_open_files(files, what=f"data.workers={self.workers}")
@@ -266,7 +266,7 @@ class StreamingLoader:
 
 def _iterate(pieces: PieceSource, *, workers: int) -> Any:
     """Return Grain's iterator over all pieces, in order."""
-    threads = max(1, _cores() // max(1, workers))
+    threads = max(1, usable_cores() // max(1, workers))
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
     data = grain.MapDataset.source(pieces).to_iter_dataset(ahead)
     if workers:
@@ -277,8 +277,3 @@ def _iterate(pieces: PieceSource, *, workers: int) -> Any:
         )
         data = data.mp_prefetch(options, worker_init_fn=die_with_parent)
     return iter(data)
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
