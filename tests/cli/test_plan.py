@@ -43,6 +43,7 @@ def test_slices_are_compared_and_drawn(tmp_path, capsys):
     assert "Daly's (2006)" in said
 
 
+@pytest.mark.thorough
 def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=6)
     capsys.readouterr()

@@ -155,6 +155,7 @@ def test_variables_that_would_have_one_name_in_a_file_are_refused(tmp_path):
         resnet_jax.save_weights(tmp_path / "w.safetensors", model, variables)
 
 
+@pytest.mark.thorough
 def test_a_run_trains_it_and_is_restored(tiny_config, tmp_path, user):
     tiny_config.model.name = "eca20"
     tiny_config.model.eca_kernel_size = 5

@@ -44,6 +44,7 @@ def test_pooling_before_normalisation_is_pooling_after_it(group_size):
         np.testing.assert_allclose(actual, other, rtol=1e-5, atol=3e-5)
 
 
+@pytest.mark.thorough
 def test_a_network_of_float64_trains_with_the_statistics_of_a_batch():
     """Each platform's form of a normalised product has moments of one type."""
     fields = {"stage_sizes": (1, 1), "width": 4, "num_classes": 3}

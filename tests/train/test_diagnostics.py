@@ -101,6 +101,7 @@ def test_statistics_that_are_the_probes_have_no_drift(probe):
     assert found == pytest.approx(np.log(2) / layers, rel=0.02)
 
 
+@pytest.mark.thorough
 def test_the_drift_is_of_the_maps_that_are_normalised(probe):
     """Also where a convolution before, or a pooling after the normalisation is fused with it."""
     fields = {"branch": "bottleneck", "stem": "imagenet", "stage_sizes": (1,)}

@@ -202,6 +202,7 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp
     assert (tmp_path / "goodput.json").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_a_killed_run_has_lost_time(tmp_path):
     running = start(tmp_path / "run", "--config.checkpoint_every=192").logs(10)
     running.kill()

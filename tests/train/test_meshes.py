@@ -98,6 +98,7 @@ def groups():
     return _train(_experiment(model__bn_group_size=8), steps=6)
 
 
+@pytest.mark.thorough
 def test_accumulation_equals_the_large_batch_for_statistics_of_groups(groups):
     """Running statistics included, and on a mesh where each group is spread over two devices."""
     small = {"model__bn_group_size": 8, "accumulate": 2, "mesh__data": 2, "mesh__fsdp": 2}

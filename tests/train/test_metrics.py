@@ -55,7 +55,8 @@ def test_equal_logits_are_ranked_as_by_argmax():
     np.testing.assert_array_equal(rank(logits.at[:, 0].set(jnp.nan), jnp.arange(4)), [5] * 4)
 
 
-@pytest.mark.parametrize("seeds", [(), pytest.param((0, 1), marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("seeds", [(), (0, 1)])
 def test_a_metric_of_the_table_is_in_all_records(seeds, tiny_config, tmp_path, monkeypatch):
     def confidence(logits, labels):
         return jax.nn.softmax(logits).max(axis=-1)

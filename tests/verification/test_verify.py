@@ -215,6 +215,7 @@ def test_one_flipped_bit_under_forged_checksums_is_found_by_training_again(run, 
     assert "1 of 1 slices differ" in said
 
 
+@pytest.mark.thorough
 def test_a_difference_on_another_machine_is_reported_and_no_fault(run, monkeypatch, capsys):
     _forge(run, 8, _flip_bit)
     here = provenance.hardware() | {"cpu": "another processor"}

@@ -166,6 +166,7 @@ def test_a_library_that_fails_its_check_is_not_recorded(body, message, tmp_path)
     assert not library.record_of(path).exists()
 
 
+@pytest.mark.thorough
 def test_a_library_that_fails_its_check_takes_an_earlier_one_with_it(
     onednn_library, monkeypatch, tmp_path
 ):
