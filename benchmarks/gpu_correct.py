@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gpu_speed
@@ -54,15 +55,17 @@ def _forms(task: Task) -> dict[str, tuple[Callable[..., Any], list[np.ndarray]]]
     def normal(*shape: int, scale: float = 1, shift: float = 0) -> np.ndarray:
         return (shift + scale * rng.normal(size=shape)).astype(jnp.bfloat16)  # exact in both types
 
-    def normalised(x: Any, kernel: Any, scale: Any, bias: Any) -> Any:
+    def normalised(groups: int, x: Any, kernel: Any, scale: Any, bias: Any) -> Any:
         product = PointwiseProduct(x, kernel)
-        return batch_normalise(product, scale, bias, groups=1, epsilon=1e-5, dtype=x.dtype)
+        return batch_normalise(product, scale, bias, groups=groups, epsilon=1e-5, dtype=x.dtype)
 
     maps = normal(n, size, size, 64)
     kernel, scale, bias = normal(64, 256, scale=1 / 8), normal(256, shift=1), normal(256)
+    convolved = [maps, kernel, scale, bias]
     return {
         "ReLU": (relu, [maps]),
-        "normalised convolution": (normalised, [maps, kernel, scale, bias]),
+        "normalised convolution": (partial(normalised, 1), convolved),
+        "normalised convolution, two groups": (partial(normalised, 2), convolved),
         "pooling": (max_pool, [normal(n, 2 * size, 2 * size, 64)]),
     }
 

@@ -123,6 +123,8 @@ def test_every_item_at_toy_size(tmp_path):
         result = json.loads((root / "build" / "gpu_toy" / f"{item}.json").read_text())
         assert result["complete"], item
         assert result["results"], item
+        if item == "correct":
+            assert result["results"]["normalised convolution, two groups"]
         for field in ("command", "commit", "versions", "device", "seeds", "wall_s"):
             assert result[field], (item, field)
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)

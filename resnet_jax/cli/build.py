@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-HELP = "Compile and check oneDNN's convolutions, which a single CPU device then uses."
+HELP = "Compile and check oneDNN's convolutions, which CPUs then use."
 EXAMPLE = "pip install 'resnet-linen[cpu]' && resnet-jax build"
 
 
@@ -42,4 +42,7 @@ def show(document: dict[str, Any], console: Console) -> None:
         f"checked: {document['checked']} random convolutions and gradients are right;"
         f" {document['refused']} others, which oneDNN has no kernel for, are left to XLA"
     )
-    console.print("used on a single CPU device; RESNET_JAX_NATIVE=0 leaves it alone")
+    console.print(
+        "used where a CPU device computes whole arrays: one device, fixed shards (mesh.shards), or"
+        " seeds of its own; RESNET_JAX_NATIVE=0 leaves it alone"
+    )

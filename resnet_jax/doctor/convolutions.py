@@ -12,7 +12,8 @@ def check_convolutions() -> Iterator[Finding]:
     if state.library:
         yield ok(
             "convolutions",
-            f"on a single CPU device by {state.name}, which was checked on this machine",
+            f"by {state.name}, which was checked on this machine, where a CPU device computes"
+            " whole arrays: one device, fixed shards, or seeds of its own",
         )
     elif state.built:
         yield warn(

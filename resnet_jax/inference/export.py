@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from resnet_jax.errors import ConfigError, WriteError, did_you_mean
 from resnet_jax.models.folding import fold_batch_norm
@@ -39,7 +40,7 @@ _PACKAGES = ("flax", "jax", "jaxlib")
 
 
 def export_program(
-    model: Network,
+    model: nn.Module,
     variables: Mapping[str, Any],
     image_shape: tuple[int, int, int],
     *,
@@ -49,12 +50,12 @@ def export_program(
 ) -> jax.export.Exported:
     """Lower the inference of a network to a program from images to logits.
 
-    Batch normalisation uses the running statistics, and is folded into convolutions
-    (`fold_batch_norm`). The program computes what `model.apply` computes up to rounding: in the
-    model's `dtype`, with float32 logits.
+    Batch normalisation uses the running statistics, and that of a `Network` is folded into
+    convolutions (`fold_batch_norm`). The program computes what `model.apply` computes up to
+    rounding: in the model's `dtype`, with float32 logits.
 
     Args:
-        model: a network.
+        model: a network, or any module of images [n, h, w, c] that gives logits [n, k].
         variables: the network's variables, which become constants.
         image_shape: (h, w, c).
         normalization: {"mean", "std"} in grey levels; the program then takes uint8 images as they
@@ -75,7 +76,9 @@ def export_program(
     statistics = None if normalization is None else jax.device_get(normalization)
     if statistics is not None:
         _check_statistics(statistics, image_shape)
-    variables = jax.device_get(fold_batch_norm(model, variables, image_shape))
+    if isinstance(model, Network):
+        variables = fold_batch_norm(model, variables, image_shape)
+    variables = jax.device_get(variables)
 
     def logits(images: jax.Array) -> Any:
         return predict_logits(model.apply, variables, images, statistics)

@@ -43,10 +43,18 @@ class Predictor:
             variables: its variables.
             normalization: {"mean", "std"} in grey levels.
             fit: gives images the shape that the network takes.
+
+        Raises:
+            NumericalError: a variable isn't finite.
         """
         self.fit = fit
         self._model = model
         folded = fold_batch_norm(model, variables, fit.shape)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(folded)):
+            raise NumericalError(
+                "The network's weights aren't finite: the training that made them diverged, or they"
+                " are damaged. Use an earlier checkpoint, or train again."
+            )
         self._arrays = jax.device_put((folded, dict(normalization)))
         self._apply = fuse(model.apply)
 

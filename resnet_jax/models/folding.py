@@ -7,7 +7,7 @@ convolution, the factor is a part of the kernel and the offset is the bias (Jaco
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,21 @@ from resnet_jax.models.network import Network
 from resnet_jax.models.norms import BatchNorm
 
 _Path = tuple[str, ...]
-_Pair = tuple[_Path, _Path, float]
+
+
+class _Pair(NamedTuple):
+    """A normalisation to be folded.
+
+    Attributes:
+        kernel, bias: paths of the convolution's arrays.
+        norm: path of the normalisation.
+        epsilon: of the normalisation.
+    """
+
+    kernel: _Path
+    bias: _Path
+    norm: _Path
+    epsilon: float
 
 
 def fold_batch_norm(
@@ -43,8 +57,8 @@ def fold_batch_norm(
         image_shape: (h, w, c) of an image that the network takes.
 
     Returns:
-        Variables in which folded normalisations have no entries and their convolutions have a
-        "bias". Folded kernels and biases are float32 or wider.
+        Variables in which a folded normalisation has the entry "folded" alone, and a convolution
+        without a bias has a "folded_bias". Folded kernels and biases are float32 or wider.
     """
     pairs = tuple(_pairs(model, variables, image_shape))
     # One program, which compiles faster than the operations one by one.
@@ -53,13 +67,13 @@ def fold_batch_norm(
 
 def _fold(variables: dict[str, Any], pairs: tuple[_Pair, ...]) -> dict[str, Any]:
     flat = flatten_dict(unfreeze(variables))
-    for conv, norm, epsilon in pairs:
+    for kernel, bias, norm, epsilon in pairs:
         scale, offset = (flat.pop(("params", *norm, name)) for name in ("scale", "bias"))
         mean, var = (flat.pop(("batch_stats", *norm, name)) for name in ("mean", "var"))
-        kernel, bias = ("params", *conv, "kernel"), ("params", *conv, "bias")
         wide = jnp.promote_types(flat[kernel].dtype, jnp.float32)
         factor = scale.astype(wide) * jax.lax.rsqrt(var.astype(wide) + epsilon)
-        # The kernels of blocks in a loop have an axis for the blocks in front.
+        # The arrays of blocks in a loop have an axis for the blocks in front.
+        flat["params", *norm, "folded"] = jnp.ones(scale.shape[:-1], bool)
         flat[kernel] = flat[kernel].astype(wide) * factor[..., None, None, None, :]
         flat[bias] = (flat.get(bias, 0) - mean.astype(wide)) * factor + offset.astype(wide)
     folded = unflatten_dict(flat)
@@ -72,12 +86,15 @@ def _pairs(
     """Paths of the convolutions and normalisations to be folded, and epsilons."""
     paths: dict[str, _Path] = {}  # of the layers whose result or argument has a tag
     epsilons: dict[str, float] = {}  # of the normalisations
+    biases: dict[str, str] = {}  # names of the convolutions' biases
 
     def tagged(value: Array, layer: nn.Module) -> Array:
         tag = "/".join((type(layer).__name__, *layer.path))
         paths[tag] = layer.path
         if isinstance(layer, BatchNorm):
             epsilons[tag] = layer.epsilon
+        if isinstance(layer, Conv):
+            biases[tag] = "bias" if layer.use_bias else "folded_bias"
         return checkpoint_name(value, tag)
 
     def mark(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -101,8 +118,11 @@ def _pairs(
     for jaxpr in jaxprs:
         for source, target in _only_uses(jaxpr):
             once = calls[source] == calls[target] == 1  # a layer may be called twice
-            if once and source not in epsilons and target in epsilons:
-                yield paths[source], paths[target], epsilons[target]
+            if once and source in biases and target in epsilons:
+                conv = ("params", *paths[source])
+                yield _Pair(
+                    (*conv, "kernel"), (*conv, biases[source]), paths[target], epsilons[target]
+                )
 
 
 def _only_uses(jaxpr: Jaxpr) -> Iterator[tuple[str, str]]:

@@ -50,8 +50,8 @@ class Conv(nn.Module):
             init = nn.initializers.constant(self.initial_bias)
             bias = self.param("bias", init, (self.features,), self.param_dtype)
             y += bias.astype(y.dtype)
-        elif self.has_variable("params", "bias"):  # that of a folded normalisation (folding.py)
-            bias = self.get_variable("params", "bias")
+        elif self.has_variable("params", "folded_bias"):  # of a normalisation (folding.py)
+            bias = self.get_variable("params", "folded_bias")
             y = (y.astype(bias.dtype) + bias).astype(y.dtype)
         return y
 

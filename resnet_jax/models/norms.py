@@ -47,19 +47,18 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Maps) -> Float[Array, "n h w c"]:
         """Return the normalised maps `x` [n, h, w, c], of type `dtype`.
 
-        Without variables, `fold_batch_norm` has folded the normalisation into the convolution
-        before it: maps are returned as they are.
+        If `fold_batch_norm` folded the normalisation into the convolution before it, there is the
+        parameter "folded" alone: maps are returned as they are.
 
         Raises:
             ConfigError: with `train`, the normalisation was folded.
             ValueError: the batch doesn't split into groups of `group_size`.
         """
         n, c = x.shape[0], x.shape[-1]
-        known = self.has_variable("params", "scale") or self.has_variable("batch_stats", "mean")
-        if not known and not self.is_initializing():
+        if self.has_variable("params", "folded"):
             if self.train:
                 raise ConfigError(
-                    f"{'/'.join(self.path)} has no variables: fold_batch_norm folded it. Train the"
+                    f"{'/'.join(self.path)} can't be trained: fold_batch_norm folded it. Train the"
                     " variables from before the folding."
                 )
             return maps_of(x).astype(self.dtype)

@@ -54,16 +54,17 @@ def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
     The bodies of loops stay as they are (`model.scan`).
 
     Args:
-        function: of trees of arrays, such as `model.apply`.
+        function: of trees of arrays, such as `model.apply`. Keyword arguments may be anything.
 
     Returns:
-        A function of the same arguments and results. Results differ by rounding; derivatives of
-        every order exist.
+        A function of the same arguments and results. Results differ by rounding. NaN stays NaN;
+        where oneDNN is used, ReLU of minus infinity is NaN. Derivatives of every order exist.
     """
 
     @functools.wraps(function)
-    def fused(*args: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    def fused(*args: Any, **kwargs: Any) -> Any:
+        given = functools.partial(function, **kwargs)
+        closed, shapes = jax.make_jaxpr(given, return_shape=True)(*args)
         results = _Run(closed.jaxpr)(closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
@@ -92,11 +93,10 @@ class _Chain(NamedTuple):
         """The result."""
         rest = [a for a in (self.bias, self.summand) if a is not None]
         ends = Ends(self.bias is not None, self.summand is not None, self.relu)
-        if ends == Ends():
-            y = _plain(self.x, self.kernel, window=self.window, ends=ends)
-        else:
-            y = _fused_p.bind(self.x, self.kernel, *rest, window=self.window, ends=ends)
-        return y.astype(self.dtype)
+        if self.dtype == self.x.dtype and ends != Ends():
+            return _fused_p.bind(self.x, self.kernel, *rest, window=self.window, ends=ends)
+        y = _plain(self.x, self.kernel, window=self.window, ends=Ends()).astype(self.dtype)
+        return y if self.bias is None else y + self.bias  # not rounded to the type of `x`
 
     def add(self, other: Array) -> "_Chain | None":
         """The sum with an array of the shape of the features, where it can be fused."""
@@ -186,7 +186,8 @@ class _Run:
         if name == "convert_element_type":
             dtype = eqn.params["new_dtype"]
             wide = jnp.promote_types(chain.dtype, jnp.float32)
-            fits = dtype == chain.x.dtype or (dtype == wide and not chain.relu)
+            is_widened = dtype == wide and chain.bias is chain.summand is None and not chain.relu
+            fits = dtype == chain.x.dtype or is_widened
             return chain._replace(dtype=dtype) if fits else None
         if _is_relu(eqn):
             return chain._replace(relu=True) if chain.dtype == chain.x.dtype else None

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import resnet_jax
 from resnet_jax.data.images.normalization import normalize
@@ -123,6 +124,23 @@ def test_every_family_takes_any_number_of_images(name, fields):
     )
     program = export_program(model, variables, SHAPE)
     assert str(program.out_avals[0]) == "float32[n,5]"
+
+
+class _Plain(nn.Module):
+    """A network of another library: it has no `features`."""
+
+    @nn.compact
+    def __call__(self, images):
+        maps = nn.BatchNorm(use_running_average=True)(nn.Conv(4, (3, 3))(images))
+        return nn.Dense(5)(nn.relu(maps).mean(axis=(1, 2)))
+
+
+def test_any_module_can_be_exported():
+    model, images = _Plain(), jnp.ones((2, *SHAPE))
+    variables = model.init(jax.random.key(0), images)
+    program = export_program(model, variables, SHAPE, platforms=["cpu"])
+    wanted = model.apply(variables, images)
+    np.testing.assert_allclose(program.call(images), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_description_tells_what_a_caller_needs(program, tmp_path):

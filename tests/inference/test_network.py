@@ -93,7 +93,7 @@ def test_a_run_that_scaled_nothing_refuses_other_sizes(network):
 def test_numbers_that_are_not_finite_are_no_probabilities(network):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, network.variables)
     network.__dict__["variables"] = broken
-    with pytest.raises(NumericalError, match="logits aren't finite"):
+    with pytest.raises(NumericalError, match="weights aren't finite"):
         network.predict([pixels()])
 
 

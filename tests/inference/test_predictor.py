@@ -8,19 +8,46 @@ import resnet_jax
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
-from resnet_jax.errors import DataError
+from resnet_jax.errors import DataError, NumericalError
 from resnet_jax.inference.predictor import Predictor
 from tests.compilations import compilations
 from tests.data.hostile_images import pixels
 
+_NORMALIZATION = {"mean": np.full(3, 120.0), "std": np.full(3, 60.0)}
+
+
+def _network():
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1,), width=4, num_classes=3)
+    drawn = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
+    return model, jax.tree.map(lambda leaf: leaf + 0.3, drawn)
+
 
 @pytest.fixture(scope="module")
 def predictor():
-    model = resnet_jax.create_model("resnet20", stage_sizes=(1,), width=4, num_classes=3)
-    drawn = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
-    variables = jax.tree.map(lambda leaf: leaf + 0.3, drawn)
-    normalization = {"mean": np.full(3, 120.0), "std": np.full(3, 60.0)}
-    return Predictor(model, variables, normalization, Fit((8, 8, 3)))
+    return Predictor(*_network(), _NORMALIZATION, Fit((8, 8, 3)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    model, variables = _network()
+    variables["params"]["bn1"]["bias"] = np.array([0, 0, value, 0], np.float32)
+    with pytest.raises(NumericalError, match="weights aren't finite"):
+        Predictor(model, variables, _NORMALIZATION, Fit((8, 8, 3)))
+
+
+@pytest.mark.parametrize("library", ["XLA", "oneDNN"])
+def test_activations_that_overflow_give_no_probabilities(library, request):
+    """The block's second convolution multiplies infinity by zero; ReLU follows."""
+    if library == "oneDNN":
+        request.getfixturevalue("onednn")
+    model, variables = _network()
+    params = variables["params"]
+    params["conv1"]["kernel"] *= 1e30
+    params["layer1_0"]["conv1"]["kernel"] *= 1e30
+    params["layer1_0"]["conv2"]["kernel"] *= 0
+    predictor = Predictor(model, variables, _NORMALIZATION, Fit((8, 8, 3)))
+    with pytest.raises(NumericalError, match="logits aren't finite"):
+        predictor([pixels(8, 8, seed=0)])
 
 
 def test_a_program_is_compiled_once_for_each_size_of_a_batch(predictor):

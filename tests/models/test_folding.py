@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.errors import ScopeParamNotFoundError
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
@@ -176,5 +177,28 @@ def test_kernels_of_bfloat16_become_float32():
 def test_a_folded_network_is_not_trained():
     model, variables, images, shape = _network("resnet20", _SMALL)
     folded = resnet_jax.fold_batch_norm(model, variables, shape)
-    with pytest.raises(ConfigError, match="bn1 has no variables: fold_batch_norm folded it"):
+    with pytest.raises(ConfigError, match="bn1 can't be trained: fold_batch_norm folded it"):
         model.apply(folded, images, train=True, mutable=["batch_stats"])
+
+
+def _without(variables, name):
+    return {kind: {k: v for k, v in tree.items() if k != name} for kind, tree in variables.items()}
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_missing_normalisation_is_an_error(folded):
+    model, variables, images, shape = _network("resnet20", _SMALL)
+    if folded:
+        variables = resnet_jax.fold_batch_norm(model, variables, shape)
+    with pytest.raises(ScopeParamNotFoundError, match="scale"):
+        model.apply(_without(variables, "bn1"), images)
+
+
+def test_a_bias_that_the_network_does_not_have_is_ignored():
+    model, variables, images, shape = _network("resnet20", _SMALL)
+    params = variables["params"]
+    stray = variables | {"params": params | {"conv1": params["conv1"] | {"bias": jnp.full(8, 5.0)}}}
+    wanted = model.apply(variables, images)
+    np.testing.assert_array_equal(model.apply(stray, images), wanted)
+    folded = resnet_jax.fold_batch_norm(model, stray, shape)
+    np.testing.assert_allclose(model.apply(folded, images), wanted, rtol=1e-4, atol=1e-4)

@@ -36,6 +36,10 @@ CHAINS = {
     "of two": (lambda x, k, b, s: relu(_conv(x, k) + _wide_bias(s, k, b)), (True, True, True)),
     "sum before bias": (lambda x, k, b, s: (s + _conv(x, k)) + b, (False, True, False)),
     "relu before sum": (lambda x, k, b, s: s + relu(_conv(x, k)), (False, False, True)),
+    "float32 between": (
+        lambda x, k, b, s: relu(_conv(x, k).astype(jnp.float32).astype(x.dtype)),
+        (False, False, True),
+    ),
     "recomputed": (jax.checkpoint(lambda x, k, b, s: relu(_conv(x, k) + b)), (True, False, True)),
 }
 
@@ -57,6 +61,28 @@ def test_a_chain_is_one_operation_with_the_same_result(name, dtype):
     assert found.dtype == dtype
     rtol = 1e-5 if dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=rtol, atol=4 * rtol)
+
+
+def test_a_sum_that_stays_float32_is_not_rounded_to_bfloat16():
+    def wide(x, kernel, bias):
+        return _conv(x, kernel).astype(jnp.float32) + bias
+
+    x, kernel, bias, _ = _arrays(jnp.bfloat16)
+    arrays = x, kernel, bias.astype(jnp.float32) / 1000
+    found, wanted = jax.jit(fuse(wide))(*arrays), jax.jit(wide)(*arrays)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_keyword_arguments_go_to_the_function():
+    def chain(x, kernel, *, bias, method):
+        return {"conv": _conv, "relu": lambda *a: relu(_conv(*a) + bias)}[method](x, kernel)
+
+    x, kernel, bias, _ = _arrays()
+    run = jax.jit(lambda x, kernel, bias: fuse(chain)(x, kernel, bias=bias, method="relu"))
+    assert "Ends(bias=True, summand=False, relu=True)" in str(jax.make_jaxpr(run)(x, kernel, bias))
+    wanted = chain(x, kernel, bias=bias, method="relu")
+    np.testing.assert_allclose(run(x, kernel, bias), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_used_twice_is_computed_once():

@@ -67,6 +67,8 @@ def check(path: Path, *, seconds: float, seed: int = 0) -> dict[str, Any]:
         checked += 1
         if not error <= 1:
             wrong.append(f"{problem}: {error:.3g} times the error that rounding allows")
+        if problem.relu and not _keeps_nan(library, problem, arrays):
+            wrong.append(f"{problem}: NaN becomes a number")
     return {"oneDNN": library.onednn(), "checked": checked, "refused": refused, "wrong": wrong}
 
 
@@ -160,6 +162,19 @@ def _error(
     if len(errors) < attempted:  # a call or its thread failed
         return np.inf
     return float(np.max(errors))  # NaN if one of them is
+
+
+def _keeps_nan(library: Library, problem: Problem, arrays: list[np.ndarray]) -> bool:
+    """Whether the features that depend on a NaN of the images are NaN."""
+    dtype = ml_dtypes.bfloat16 if problem.bfloat16 else np.float32
+    *arrays, bias = arrays
+    images = arrays[0].copy()
+    _, height, width, _ = images.shape
+    images[0, height // 2, width // 2, 0] = np.nan
+    expected = _exact(problem, [images, *arrays[1:]], bias)
+    x, kernel, y = (np.ascontiguousarray(a.astype(dtype)) for a in (images, *arrays[1:]))
+    done = library.attempt(problem, x, kernel, y, bias.astype(np.float32))
+    return done and bool(np.isnan(y[np.isnan(expected)]).all())
 
 
 def _exact(problem: Problem, arrays: list[np.ndarray], bias: np.ndarray) -> np.ndarray:

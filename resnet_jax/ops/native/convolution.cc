@@ -1,6 +1,7 @@
 // Convolutions by oneDNN, for XLA on CPU: images NHWC, kernels HWIO, float32 or bfloat16.
 //
-// A convolution may end with a bias, the sum with an array of the result's shape, and ReLU.
+// A convolution may end with a bias, the sum with an array of the result's shape, and ReLU. NaN stays
+// NaN, as in XLA's maximum with 0.
 //
 // Images and gradients keep their layout. Kernels, which are small, are reordered into the blocked
 // layout that oneDNN chooses.
@@ -12,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <string>
@@ -121,12 +123,21 @@ constexpr auto kTraining = dnnl::prop_kind::forward_training;
 #if DNNL_VERSION_MAJOR >= 3
 #define DESCRIBE_FORWARD(engine, attributes, ...) {engine, __VA_ARGS__, attributes}
 #define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {engine, __VA_ARGS__, hint, attributes}
-#define RELU dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #else
 #define DESCRIBE_FORWARD(engine, attributes, ...) {{__VA_ARGS__}, attributes, engine}
 #define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {{__VA_ARGS__}, attributes, engine, hint}
-#define RELU 1.f, dnnl::algorithm::eltwise_relu, 0.f, 0.f
 #endif
+
+// oneDNN's own ReLU turns NaN into 0. x · min(max(ax, 0), 1) with the largest float32 a is ReLU for
+// all normal x, and keeps NaN; minus infinity becomes NaN.
+void AppendRelu(dnnl::post_ops& after) {
+#if DNNL_VERSION_MAJOR >= 3
+  constexpr float steepest = std::numeric_limits<float>::max();
+  after.append_eltwise(dnnl::algorithm::eltwise_hardswish, steepest, 0.f);
+#else  // whose hardswish has fixed coefficients
+  throw dnnl::error(dnnl_unimplemented, "there is no ReLU that keeps NaN");
+#endif
+}
 
 template <class Descriptor>
 void SetPrimitive(Plan& plan, const Descriptor& descriptor, const memory::desc& blocked_kernel) {
@@ -152,7 +163,7 @@ Plan MakePlan(const Problem& p) {
   forward_attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::post_ops after;
   if (p.sum) after.append_sum(1.f);
-  if (p.relu) after.append_eltwise(RELU);
+  if (p.relu) AppendRelu(after);
   forward_attributes.set_post_ops(after);
   plan.bias = p.Bias();
 

@@ -156,7 +156,13 @@ def find() -> State:
 
 
 def describe(platform: str, devices: int) -> str:
-    """Name what computes convolutions that are split over so many devices of a platform."""
+    """Name what computes convolutions that are split over so many devices of a platform.
+
+    Args:
+        platform: "cpu", for example.
+        devices: 1 where a device computes whole arrays: one device, fixed shards, or seeds of its
+            own.
+    """
     used = state() if platform == "cpu" and devices == 1 else None
     return used.name if used and used.library else "XLA"
 

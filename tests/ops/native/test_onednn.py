@@ -125,6 +125,25 @@ def test_what_follows_a_convolution_is_part_of_its_call(case, dtype, onednn):
     _close(summand, wide[3], 0.0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_nan_stays_nan_in_a_chain_that_ends_in_relu(case, dtype, onednn):
+    ours, xla, x, kernel, summand = _convolutions(case, dtype)
+
+    def ended(conv, x, kernel, summand):
+        return relu(summand + conv(x, kernel)), relu(conv(x, kernel))
+
+    x = x.at[0, 0, 0, 0].set(jnp.nan).at[1, 1, 1, 1].set(jnp.inf)
+    summand = summand.at[2, 1, 1, 1].set(jnp.nan)
+    run = jax.jit(fuse(partial(ended, ours)))
+    assert "relu = true" in run.lower(x, kernel, summand).as_text()
+    found = run(x, kernel, summand)
+    for ours_, xlas in zip(found, jax.jit(partial(ended, xla))(x, kernel, summand), strict=True):
+        assert jnp.isnan(xlas).any()
+        assert jnp.isnan(ours_)[jnp.isnan(xlas)].all()
+        assert (ours_ == jnp.inf)[xlas == jnp.inf].all()
+
+
 def test_inference_of_a_network_is_one_call_for_each_convolution(onednn):
     model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=16, num_classes=5)
     variables = resnet_jax.init_variables(model, jax.random.key(0), (16, 16, 3))
