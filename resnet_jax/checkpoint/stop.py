@@ -17,6 +17,7 @@ NOTHING_LOST = (
     "stopped before the first step; nothing was lost, and the same command starts the run again"
 )
 
+FailureAction = Callable[[BaseException | None], object]
 
 _FAILURE_S = 3.0  # for the actions of `on_failure` before a signal ends the process
 
@@ -53,7 +54,7 @@ class StopRequest:
         self._end = end
         self._previous: dict[int, object] = {}
         self._immediate_message: str | None = None  # inside `interrupt_immediately`
-        self._on_failure: list[Callable[[], object]] = []
+        self._on_failure: list[FailureAction] = []
         self._ending = threading.Lock()
 
     def __enter__(self) -> "StopRequest":
@@ -108,17 +109,18 @@ class StopRequest:
             self._stop_here(message)
 
     @contextlib.contextmanager
-    def on_failure(self, action: Callable[[], object]) -> Iterator[None]:
+    def on_failure(self, action: FailureAction) -> Iterator[None]:
         """Call `action` if an error leaves the context, or before a signal ends the process inside.
 
-        Before the process ends, another thread calls the actions, the innermost first, and waits
-        for them for three seconds: a file system may hang.
+        The action takes the error, which is None if a signal ends the process. Before the process
+        ends, another thread calls the actions, the innermost first, and waits for them for three
+        seconds: a file system may hang.
         """
         self._on_failure.append(action)
         try:
             yield
-        except BaseException:
-            action()
+        except BaseException as error:
+            action(error)
             raise
         finally:
             self._on_failure.remove(action)
@@ -173,7 +175,7 @@ class StopRequest:
     def _end_process(self, end: Callable[[str], object], message: str) -> None:
         def act() -> None:
             for action in reversed(self._on_failure):
-                action()
+                action(None)
 
         with self._ending:  # the main thread doesn't end the process while another thread writes
             run_with_timeout(act, timeout_s=_FAILURE_S)

@@ -49,12 +49,12 @@ class Predictor:
         """
         self.fit = fit
         self._model = model
-        folded = fold_batch_norm(model, variables, fit.shape)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(folded)):
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
             raise NumericalError(
                 "The network's weights aren't finite: the training that made them diverged, or they"
                 " are damaged. Use an earlier checkpoint, or train again."
             )
+        folded = fold_batch_norm(model, variables, fit.shape)
         self._arrays = jax.device_put((folded, dict(normalization)))
         self._apply = fuse(model.apply)
 

@@ -19,7 +19,7 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.shared import check_shared
-from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.checkpoint.stop import FailureAction, StopRequest
 from resnet_jax.checkpoint.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -360,10 +360,10 @@ def _run(
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
 
 
-def _if_ours(check_workdir: Callable[[], None], write: Callable[[], None]) -> Callable[[], None]:
+def _if_ours(check_workdir: Callable[[], None], write: Callable[[], None]) -> FailureAction:
     """Return a function that calls `write` unless another run has taken over the directory."""
 
-    def write_if_ours() -> None:
+    def write_if_ours(_: BaseException | None) -> None:
         with contextlib.suppress(ResnetJaxError):
             check_workdir()
             write()

@@ -120,7 +120,7 @@ def test_what_is_written_before_a_signal_ends_the_process_never_keeps_it(hangs, 
     monkeypatch.setattr(checkpoint.stop, "_FAILURE_S", 0.2)
     done = []
 
-    def write():
+    def write(_):
         if hangs:
             time.sleep(30)
         done.append("written")
@@ -129,7 +129,7 @@ def test_what_is_written_before_a_signal_ends_the_process_never_keeps_it(hangs, 
     with (
         contextlib.suppress(StoppedEarly),
         StopRequest(done.append) as stop,
-        stop.on_failure(lambda: None if hangs else done.append("outer")),
+        stop.on_failure(lambda _: None if hangs else done.append("outer")),
         stop.interrupt_immediately("ended"),
         stop.on_failure(write),
     ):
