@@ -35,7 +35,7 @@ def test_weights_that_are_not_finite_are_refused(value):
         Predictor(model, variables, _NORMALIZATION, Fit((8, 8, 3)))
 
 
-@pytest.mark.parametrize("library", ["XLA", "oneDNN"])
+@pytest.mark.parametrize("library", ["XLA", pytest.param("oneDNN", marks=pytest.mark.thorough)])
 def test_activations_that_overflow_give_no_probabilities(library, request):
     """The block's second convolution multiplies infinity by zero; ReLU follows."""
     if library == "oneDNN":

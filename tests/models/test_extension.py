@@ -97,6 +97,7 @@ def test_its_fields_are_config_fields_and_checked():
         resnet_jax.create_model("resnet20", branch="eca")
 
 
+@pytest.mark.thorough
 def test_features_scan_summary_and_weight_decay_know_it():
     model = resnet_jax.create_model("resnet20", branch="eca_basic", **TINY)
     variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))

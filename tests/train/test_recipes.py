@@ -16,10 +16,8 @@ EXAMPLES, BATCH, SIZE = 24, 8, 8
 MODELS = {"resnet_rs": "resnetrs50", "stochastic_depth": "resnet110_sd", "fixup": "fixup_resnet20"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.thorough] * (name != "rsb_a2")) for name in RECIPES],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", RECIPES)
 def test_three_steps(name):
     """Losses are finite and parameters move; images of an early size have a step of their own."""
     config = make(name, model=MODELS.get(name, "resnet18"))
