@@ -6,14 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
 import numpy as np
-import portpicker
 import pytest
 from etils import epath
 
@@ -30,30 +26,14 @@ from resnet_jax.logging import provenance
 from resnet_jax.verification.replay import replay, unreplayable
 from resnet_jax.verification.run_record import read_run
 from resnet_jax.verification.verify import Verification, verify_run
-from tests.runs import start
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "runs"
-
-
-def _config(**fields):
-    from tests.conftest import make_tiny_config
-
-    config = make_tiny_config()
-    config.model.stage_sizes = (1,)
-    config.duration = 8 * 32.0
-    config.checkpoint_every = 2 * 32.0
-    config.log_every = 2
-    config.keep_checkpoints = 4
-    for name, value in fields.items():
-        config[name] = value
-    return config
+from tests.verification.runs import edit_record, failed_checks, make_config
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
     """Eight steps with checkpoints of steps 2, 4, 6 and 8; not to be changed."""
     workdir = tmp_path_factory.mktemp("original") / "run"
-    resnet_jax.fit(_config(), workdir)
+    resnet_jax.fit(make_config(), workdir)
     return workdir
 
 
@@ -68,10 +48,6 @@ def _check(found: Verification, what: str):
     return next(check for check in found.checks if check.what == what)
 
 
-def _failed(found: Verification) -> list[str]:
-    return [check.what for check in found.checks if check.passed is False]
-
-
 def _files(folder: Path) -> dict[str, tuple[str, int]]:
     return {
         str(path.relative_to(folder)): (
@@ -83,19 +59,9 @@ def _files(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def _edit_line(run: Path, step: int, **fields) -> None:
-    """Change fields of the training record of a step."""
-    path = run / "metrics.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    for record in records:
-        if (record["step"], record["split"]) == (step, "train"):
-            record.update(fields)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
 def _forge(run: Path, step: int, change) -> None:
     """Save a checkpoint again with other arrays, whose checksums and seal are right."""
-    config = _config()
+    config = make_config()
     directory, bound = run / "checkpoints", bound_fields(config)
     reader = CheckpointReader(directory, run=bound)
     state, progress = reader.restore_on_one_device(step)
@@ -128,28 +94,10 @@ def test_the_last_slice_of_an_intact_run_has_the_same_bits_and_nothing_is_change
     assert found.verdict == "verified"
 
 
-@pytest.mark.thorough
-def test_all_slices_of_a_run_that_was_stopped_and_changed_settings(tmp_path, capsys):
-    """Its log interval changed within a slice; so did the number of steps per dispatch."""
-    config = _config(keep_checkpoints=1, keep_every=4 * 32.0)
-    config.checkpoint_every = 32.0
-    config.precise_bn = 2
-    resnet_jax.fit(config, tmp_path, stop_at_step=3)
-    config.log_every, config.steps_per_dispatch = 5, 2
-    resnet_jax.fit(config, tmp_path)
-    found = verify_run(tmp_path, slices=None)
-    steps = [part.last for part in found.slices]
-    assert {4, 8} <= set(steps) <= {4, 7, 8}  # 7 unless 8 was verified before the end
-    assert {part.outcome for part in found.slices} == {"equal"}
-    assert _failed(found) == []
-    assert main(["verify", str(tmp_path), "--slices=all"]) == 0
-    assert f"is verified: {len(steps)} slices have the same bits." in capsys.readouterr().out
-
-
 def test_an_edited_line_is_found(run, capsys):
-    _edit_line(run, 8, loss=0.5)
+    edit_record(run, 8, loss=0.5)
     found = verify_run(run, slices=0)
-    assert _failed(found) == ["metrics.jsonl", "summary.json"]
+    assert failed_checks(found) == ["metrics.jsonl", "summary.json"]
     assert "before checkpoint 8" in _check(found, "metrics.jsonl").detail
 
     assert main(["verify", str(run), "--slices=1", "--json"]) == 65
@@ -161,7 +109,7 @@ def test_an_edited_line_is_found(run, capsys):
 
 
 def test_a_line_of_another_batch_order_is_found(run):
-    _edit_line(run, 2, batches="0123456789abcdef")
+    edit_record(run, 2, batches="0123456789abcdef")
     found = verify_run(run, slices=0)
     assert _check(found, "order of examples").detail == (
         "the batches of steps 1 to 2 aren't those of the config"
@@ -203,9 +151,9 @@ def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
     permutation = sampler.epoch_permutation
     with monkeypatch.context() as patch:
         patch.setattr(sampler, "epoch_permutation", other)
-        resnet_jax.fit(_config(), tmp_path / "other")
+        resnet_jax.fit(make_config(), tmp_path / "other")
     found = verify_run(tmp_path / "other", slices=1)
-    assert _failed(found) == ["order of examples"]
+    assert failed_checks(found) == ["order of examples"]
     assert [part.outcome for part in found.slices][-1] == "differs"
     assert found.slices[-1].replayed.differences[0].what == "train batches" or (
         found.slices[-1].replayed.differences[0].step == 8
@@ -214,7 +162,7 @@ def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
     shutil.rmtree(run / "checkpoints" / "8")
     shutil.copytree(tmp_path / "other" / "checkpoints" / "8", run / "checkpoints" / "8")
     found = verify_run(run, slices=1)
-    assert "metrics.jsonl" in _failed(found)
+    assert "metrics.jsonl" in failed_checks(found)
     assert found.slices[-1].outcome == "differs"
 
 
@@ -226,7 +174,7 @@ def test_one_flipped_bit_is_found_by_the_checksum(run, tmp_path):
     shutil.rmtree(state)
     shutil.copytree(tmp_path / "other" / "checkpoints" / "8" / "state", state)
     found = verify_run(run, slices=0)
-    assert _failed(found) == ["checkpoints"]
+    assert failed_checks(found) == ["checkpoints"]
     detail = _check(found, "checkpoints").detail
     assert detail.startswith("step 8: ")
     assert "params.fc.kernel" in detail
@@ -289,108 +237,8 @@ def test_a_summary_of_another_run_is_found(change, expected, run):
             summary[name] = summary[name] | value if isinstance(value, dict) else value
     path.write_text(json.dumps(summary))
     found = verify_run(run, slices=0)
-    assert _failed(found) == ["summary.json"]
+    assert failed_checks(found) == ["summary.json"]
     assert expected in _check(found, "summary.json").detail
-
-
-@pytest.mark.thorough
-def test_a_run_of_an_older_version_is_verified_as_far_as_it_goes(tmp_path):
-    """It has checksums, but no digests of its records, and doesn't say what computed it."""
-    with tarfile.open(GOLDEN / "0.1.0.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    found = verify_run(tmp_path / "run", slices=None)
-    assert {check.what: check.passed for check in found.checks} == {
-        "checkpoints": True,
-        "data": True,
-        "order of examples": None,
-        "metrics.jsonl": None,
-        "code and hardware": None,
-        "summary.json": None,
-    }
-    last = found.slices[-1]
-    assert last.outcome in ("equal", "other")
-    assert last.replayed.other == "the run doesn't record what computed it"
-    assert all(one.largest < 1e-2 for one in last.replayed.differences)
-
-
-@pytest.mark.thorough
-def test_a_run_of_several_seeds_with_skipped_steps_is_verified(tmp_path):
-    """The lines have lists of values, and the digests are of the batches of both seeds."""
-    config = _config(seeds=(0, 1), batch_size=32)
-    config.nonfinite.policy = "skip"
-    resnet_jax.fit(config, tmp_path)
-    found = verify_run(tmp_path, slices=1)
-    assert _failed(found) == []
-    assert found.slices[-1].outcome == "equal"
-    _edit_line(tmp_path, 8, seeds={"loss": [1.0, 2.0], "top1": [0.1, 0.2]})
-    found = verify_run(tmp_path, slices=1)
-    assert _failed(found) == ["metrics.jsonl", "summary.json"]
-    assert found.slices[-1].replayed.differences[0].what == "train seeds"
-
-
-@pytest.mark.thorough
-def test_a_run_of_four_seeds_on_as_many_devices_is_verified(tmp_path):
-    config = _config(seeds=(0, 1, 2, 3))
-    config.mesh.data = 4
-    resnet_jax.fit(config, tmp_path)
-    found = verify_run(tmp_path, slices=2)
-    assert [check.passed for check in found.checks] == [True] * 6
-    assert [part.outcome for part in found.slices] == ["", "equal", "", "equal"]
-    assert [part.replayed.other for part in found.slices if part.replayed] == ["", ""]
-
-
-@pytest.mark.thorough
-def test_a_run_with_fixed_shards_is_verified_in_a_process_of_its_own(tmp_path):
-    """With as many threads as the run: the number is fixed before JAX starts."""
-    fields = (
-        "--config.model.stage_sizes=(1,)",
-        "--config.model.width=16",  # wide enough for sums that are split by threads
-        "--config.model.bn_group_size=32",
-        "--config.mesh.shards=8",
-        "--config.batch_size=256",
-        "--config.duration=1024",
-        "--config.eval_every=1024",
-        "--config.checkpoint_every=256",
-        "--config.keep_checkpoints=6",
-    )
-    assert start(tmp_path / "run", *fields).end().code == 0
-    environment = {**os.environ, "XLA_FLAGS": ""}
-    environment.pop("PJRT_NPROC", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet_jax", "verify", str(tmp_path / "run"), "--slices=1"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "PJRT_NPROC" not in done.stderr
-    assert "is verified" in done.stdout
-
-
-@pytest.mark.thorough
-def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_path):
-    """The digests are of whole arrays, of which each process has a part."""
-    port = portpicker.pick_unused_port()
-    workdir = tmp_path / "run"
-    arguments = (
-        f"--coordinator=127.0.0.1:{port}",
-        "--num_processes=2",
-        "--coordinator_timeout_s=60",
-        "--config.mesh.fsdp=2",
-        "--config.keep_checkpoints=6",
-    )
-    job = [start(workdir, *arguments, f"--process_id={n}", devices=2) for n in range(2)]
-    assert [process.end().code for process in job] == [0, 0]
-    found = verify_run(workdir, slices=2)
-    assert [check.passed for check in found.checks] == [True] * 6
-    replayed = [part.replayed for part in found.slices if part.replayed]
-    assert len(replayed) == 2
-    for one in replayed:
-        assert "processes 2, here 1" in one.other
-        assert "devices" not in one.other
-        assert all(difference.largest < 1e-2 for difference in one.differences)
-    assert found.verdict in ("verified", "undecided")
 
 
 def test_a_slice_in_which_the_run_went_back_cannot_be_trained_again(run):
@@ -422,7 +270,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_not_damaged(run, monkeypatch)
 
     monkeypatch.setattr(CheckpointReader, "steps", steps)
     found = verify_run(run, slices=0)
-    assert _failed(found) == []
+    assert failed_checks(found) == []
     assert [(part.first, part.last) for part in found.slices] == [(0, 2), (2, 6), (6, 8)]
 
 
