@@ -47,6 +47,7 @@ def age_s(path: epath.Path) -> float | None:
     """Seconds since a file or folder was written, by the clock of this host; None if unknown."""
     try:
         with bucket_errors(path):
-            return max(0.0, time.time() - path.stat().mtime)
+            written = path.stat().mtime
     except (OSError, TypeError):  # a bucket has no folders, and may tell no time
         return None
+    return max(0.0, time.time() - written) if written else None  # 0: a bucket's folder
