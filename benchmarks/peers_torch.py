@@ -57,15 +57,18 @@ def torch_contender(
 
 
 def _torch_network(network: str, classes: int) -> Any:
+    """ResNet-20 of the CIFAR experiments, or torchvision's ResNet-50, as PyTorch's users write it.
+
+    torchvision itself can't be imported where its kernels are for another build of PyTorch.
+    """
+    return (_resnet20 if network == "resnet20" else _resnet50)(classes)
+
+
+def _resnet20(classes: int) -> Any:
     from torch import nn  # noqa: PLC0415
     from torch.nn import functional as F  # noqa: N812, PLC0415
 
-    if network != "resnet20":
-        import torchvision  # noqa: PLC0415
-
-        return getattr(torchvision.models, network)(num_classes=classes)
-
-    class Unit(nn.Module):
+    class Basic(nn.Module):
         def __init__(self, before: int, width: int, stride: int) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
@@ -80,9 +83,43 @@ def _torch_network(network: str, classes: int) -> Any:
 
     widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2
     widths += [(32, 64, 2)] + [(64, 64, 1)] * 2
-    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    stem = (nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
-    return nn.Sequential(*stem, *(Unit(*shape) for shape in widths), *head)
+    return nn.Sequential(*stem, *(Basic(*shape) for shape in widths), *head)
+
+
+def _resnet50(classes: int) -> Any:
+    from torch import nn  # noqa: PLC0415
+
+    class Bottleneck(nn.Module):
+        def __init__(self, before: int, width: int, stride: int) -> None:
+            super().__init__()
+            after = 4 * width
+            self.conv1 = nn.Conv2d(before, width, 1, bias=False)
+            self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+            self.conv3 = nn.Conv2d(width, after, 1, bias=False)
+            self.bn1, self.bn2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+            self.bn3, self.relu = nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+            self.downsample = nn.Identity()
+            if before != after:
+                projection = nn.Conv2d(before, after, 1, stride, bias=False)
+                self.downsample = nn.Sequential(projection, nn.BatchNorm2d(after))
+
+        def forward(self, x: Any) -> Any:
+            y = self.relu(self.bn1(self.conv1(x)))
+            y = self.relu(self.bn2(self.conv2(y)))
+            y = self.bn3(self.conv3(y))
+            y += self.downsample(x)
+            return self.relu(y)
+
+    blocks, before = [], 64
+    for width, count, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for number in range(count):
+            blocks.append(Bottleneck(before, width, 1 if number else stride))
+            before = 4 * width
+    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+    return nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head)
 
 
 def runtime_contender(name: str, network: str, size: int, classes: int, batch: int) -> Steps:

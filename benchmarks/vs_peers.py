@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
     parser.add_argument("--modes", default=",".join(MODES))
     parser.add_argument("--contenders", help="some of them, with commas between; default: all")
-    parser.add_argument("--torch-python", help="a Python that has PyTorch and torchvision")
+    parser.add_argument("--torch-python", help="a Python that has PyTorch")
     parser.add_argument("--flax", help="a checkout of google/flax")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
