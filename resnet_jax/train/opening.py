@@ -45,14 +45,7 @@ from resnet_jax.utils.paths import bucket_errors, is_remote
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Requests:
-    """Requests to stop and to trace; see the arguments of `fit`.
-
-    Attributes:
-        stop: set by a signal.
-        stop_at_step: stop after this step, or None.
-        profile: the steps to trace, or None.
-        on_hang: called in another thread if the run is stuck, or None.
-    """
+    """What the caller asks for beside the config; see the arguments of `fit`."""
 
     stop: StopRequest
     stop_at_step: int | None = None
@@ -133,11 +126,7 @@ def open_run(
 ) -> Iterator[OpenRun]:
     """Check everything that can be checked before anything is compiled, lock, and restore.
 
-    Args:
-        config: the run's configuration.
-        workdir: directory of the run, which is locked inside the context.
-        requests: of the caller; the caller has entered `requests.stop`.
-        account: where the time of this process goes.
+    Inside the context the directory is locked. The caller has entered `requests.stop`.
 
     Raises:
         ResnetJaxError: as `fit`.
