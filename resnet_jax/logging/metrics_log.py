@@ -204,7 +204,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_checked(json.loads(line, parse_constant=_refuse)))
+            records.append(_checked(json.loads(line, parse_constant=refuse_constant)))
             _check_same_seeds(records)
         except (ValueError, RecursionError) as error:
             why = "not JSON" if isinstance(error, json.JSONDecodeError) else error
@@ -270,5 +270,6 @@ def _check_same_seeds(records: list[dict[str, Any]]) -> None:
         raise ValueError("other seeds than in the first line")
 
 
-def _refuse(constant: str) -> NoReturn:
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which JSON doesn't have."""
     raise ValueError(f"{constant} is no finite number")
