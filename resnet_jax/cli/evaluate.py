@@ -225,9 +225,7 @@ def _per_class(confusion: "np.ndarray", class_names: tuple[str, ...]) -> list[di
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the scores and the table of classes."""
     if "classes" in document:
-        table = Table("class")
-        for heading in ("examples", "correct", "recall", "precision"):
-            table.add_column(heading, justify="right")
+        table = Table("class", numbers=("examples", "correct", "recall", "precision"))
         for row in document["classes"]:
             shares = ["–" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision")]
             table.add_row(row["class"], str(row["examples"]), str(row["correct"]), *shares)

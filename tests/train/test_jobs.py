@@ -100,6 +100,7 @@ def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run
     assert summary["final"]["test"]["examples"] == 100
 
 
+@pytest.mark.thorough
 def test_a_job_of_two_processes_runs_to_its_end(whole, tmp_path):
     """Exact evaluation and one writer, images sent from the hosts, kernels split over both."""
     workdir = tmp_path / "run"
