@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from resnet_jax.data.datasets import Dataset
+    from resnet_jax.data.images.preprocessing import Preprocessing
     from resnet_jax.train.evaluate import Evaluation
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -149,11 +150,11 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         args.data,
         splits={"scored": args.split},
         data_dir=args.data_dir,
-        crop=preprocessing.crop,
-        channels=3,
+        crop=None if _fits(args.data, preprocessing) else preprocessing.crop,
+        channels=preprocessing.shape[-1],
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
-    fit = Fit((preprocessing.size, preprocessing.size, 3), preprocessing.crop)
+    fit = Fit(preprocessing.shape, preprocessing.crop)
     predictor = Predictor(model, network.variables, preprocessing.normalization, fit)
     scores = predictor.evaluate(
         dataset.splits["scored"],
@@ -179,6 +180,15 @@ def _as_they_come(data: str, preset: str) -> dict[str, Any]:
     if known is None or not known.one_size or known.image_shape != find_preset(preset).image_shape:
         return {}
     return {"size": known.image_shape[0], "resize": None, "interpolation": "bilinear"}
+
+
+def _fits(data: str, preprocessing: "Preprocessing") -> bool:
+    """Whether scaling and cropping wouldn't change the images of a data set."""
+    from resnet_jax.data.dataset_info import find_known
+
+    known = find_known(data)
+    same_size = preprocessing.resize in (None, preprocessing.size)
+    return bool(known and known.one_size and known.image_shape == preprocessing.shape and same_size)
 
 
 def _check_classes(

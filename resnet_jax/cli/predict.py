@@ -127,13 +127,12 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
 
     network = load_network(args)
     preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
-    size = preprocessing.size
     # Without scaling, a crop would show only the centre of a photograph.
-    fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
+    fit = Fit(preprocessing.shape, preprocessing.crop if preprocessing.resize else None)
     classifier = Classifier(
         Predictor(network.model, network.variables, preprocessing.normalization, fit),
         preprocessing.class_names,
-        remedy=f"--resize {size} makes images fit",
+        remedy=f"--resize {preprocessing.size} makes images fit",
     )
     return classifier, {
         "weights": str(args.weights),

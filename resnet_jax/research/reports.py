@@ -12,15 +12,27 @@ def difference(
     baseline: TrainedRun | None,
     measure: Callable[[TrainedRun], Sequence[float]],
 ) -> tuple[float, ...]:
-    """The measure of each seed of a run minus the baseline's; () if a run is missing.
+    """The measure of each common seed of a run minus the baseline's; () if a run is missing.
 
     Args:
-        run, baseline: runs of the same seeds.
+        run, baseline: runs of some seeds.
         measure: one value per seed, such as `TrainedRun.test_errors`.
     """
     if run is None or baseline is None:
         return ()
-    return tuple(a - b for a, b in zip(measure(run), measure(baseline), strict=True))
+    return paired(run.seeds, measure(run), baseline.seeds, measure(baseline))
+
+
+def paired(
+    seeds: Sequence[int],
+    values: Sequence[float],
+    baseline_seeds: Sequence[int],
+    baseline_values: Sequence[float],
+) -> tuple[float, ...]:
+    """The values minus the baseline's values, for the seeds that both have."""
+    baseline = dict(zip(baseline_seeds, baseline_values, strict=True))
+    of_seeds = zip(seeds, values, strict=True)
+    return tuple(value - baseline[seed] for seed, value in of_seeds if seed in baseline)
 
 
 def error_rows(
