@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from resnet_jax.data.datasets import Dataset
-    from resnet_jax.data.images.preprocessing import Preprocessing
     from resnet_jax.train.evaluate import Evaluation
 
 _PICTURES = (".png", ".pdf", ".svg")
@@ -150,7 +149,7 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         args.data,
         splits={"scored": args.split},
         data_dir=args.data_dir,
-        crop=None if _fits(args.data, preprocessing) else preprocessing.crop,
+        crop=preprocessing.crop,
         channels=preprocessing.shape[-1],
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
@@ -180,15 +179,6 @@ def _as_they_come(data: str, preset: str) -> dict[str, Any]:
     if known is None or not known.one_size or known.image_shape != find_preset(preset).image_shape:
         return {}
     return {"size": known.image_shape[0], "resize": None, "interpolation": "bilinear"}
-
-
-def _fits(data: str, preprocessing: "Preprocessing") -> bool:
-    """Whether scaling and cropping wouldn't change the images of a data set."""
-    from resnet_jax.data.dataset_info import find_known
-
-    known = find_known(data)
-    same_size = preprocessing.resize in (None, preprocessing.size)
-    return bool(known and known.one_size and known.image_shape == preprocessing.shape and same_size)
 
 
 def _check_classes(

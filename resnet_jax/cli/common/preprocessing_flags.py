@@ -120,13 +120,14 @@ def preprocessing_of(
 
 
 def describe_preprocessing(preprocessing: "Preprocessing") -> dict[str, Any]:
-    """The fields of a preprocessing for a JSON document, without class names and mean image.
+    """The fields of a preprocessing for a JSON document, without the class names.
 
     With a mean image, "mean" has the means of its channels, and "mean_image" is true.
     """
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
-    fields["mean_image"] = preprocessing.mean_image is not None
+    if fields.pop("mean_image") is not None:
+        fields["mean_image"] = True
     return fields
 
 
