@@ -7,7 +7,7 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, METRICS, read_config
 from resnet_jax.config.io import from_json
-from resnet_jax.errors import WriteError
+from resnet_jax.errors import DataError, WriteError
 from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.inference.pretrained import pretrained
 from resnet_jax.utils.paths import bucket_errors
@@ -33,8 +33,16 @@ def find_by_log(folder: epath.Path) -> TrainedNetwork | None:
     """The network of a run from the published weights whose card pins the run's metrics.jsonl.
 
     None if the weights of this run aren't published.
+
+    Raises:
+        DataError: the log can't be read.
     """
-    digest = hashlib.sha256((folder / METRICS).read_bytes()).hexdigest()
+    try:
+        with bucket_errors(folder):
+            digest = hashlib.sha256((folder / METRICS).read_bytes()).hexdigest()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{folder / METRICS} can't be read ({reason}).") from None
     weights = next((w for w in list_weights() if w.card["log_sha256"] == digest), None)
     if weights is None:
         return None

@@ -20,19 +20,22 @@ def difference(
     """
     if run is None or baseline is None:
         return ()
-    return paired(run.seeds, measure(run), baseline.seeds, measure(baseline))
+    pairs = pair_seeds(run, measure(run), baseline, measure(baseline))
+    return tuple(value - other for value, other in pairs)
 
 
-def paired(
-    seeds: Sequence[int],
-    values: Sequence[float],
-    baseline_seeds: Sequence[int],
-    baseline_values: Sequence[float],
-) -> tuple[float, ...]:
-    """The values minus the baseline's values, for the seeds that both have."""
-    baseline = dict(zip(baseline_seeds, baseline_values, strict=True))
-    of_seeds = zip(seeds, values, strict=True)
-    return tuple(value - baseline[seed] for seed, value in of_seeds if seed in baseline)
+def pair_seeds(
+    run: TrainedRun, values: Sequence[float], baseline: TrainedRun, others: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Pairs of values for the seeds that a run and its baseline both have.
+
+    Args:
+        run, baseline: runs of some seeds.
+        values, others: one value per seed of `run`, and of `baseline`.
+    """
+    of_baseline = dict(zip(baseline.seeds, others, strict=True))
+    of_run = zip(run.seeds, values, strict=True)
+    return [(value, of_baseline[seed]) for seed, value in of_run if seed in of_baseline]
 
 
 def error_rows(

@@ -76,7 +76,7 @@ class TrainedRun:
     def train_errors(self) -> tuple[float, ...]:
         """Mean top-1 error on the augmented training images of the last epoch, in percent.
 
-        An epoch isn't a whole number of log intervals; log points of the last epoch's length count.
+        It is the mean over the log points less than an epoch before the last log point.
         """
         epochs, values = self.curve("train", "top1")
         return tuple(100 * (1 - values[:, epochs > epochs[-1] - 1].mean(axis=1)))
@@ -207,13 +207,17 @@ class Runner:
                 if name not in planned_runs():
                     continue
                 done = planned_runs()[name].is_finished(folder.parent)
-                if done and (_has_network(folder) or not weights):
+                if done and _has_log(folder) and (_has_network(folder) or not weights):
                     finished[seed] = folder
                 elif name not in self.missing:
                     self.missing.append(name)
             if finished:
                 found[network] = TrainedRun(finished)
         return found
+
+
+def _has_log(folder: epath.Path) -> bool:
+    return bool(read_metrics(folder / METRICS))
 
 
 def _has_network(folder: epath.Path) -> bool:

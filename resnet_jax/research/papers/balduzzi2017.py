@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.evaluation import load_inputs
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.reports import paired
+from resnet_jax.research.reports import pair_seeds
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA
@@ -174,9 +174,9 @@ def run_cifar(runner: Runner) -> Report:
     def at_lag(name: str, baseline: str) -> tuple[float, ...]:
         if name not in found or baseline not in found:
             return ()
-        values = {n: found[n][:, _LAG].tolist() for n in (name, baseline)}
-        seeds = {n: trained[n].seeds for n in (name, baseline)}
-        return paired(seeds[name], values[name], seeds[baseline], values[baseline])
+        values, others = (found[n][:, _LAG].tolist() for n in (name, baseline))
+        pairs = pair_seeds(trained[name], values, trained[baseline], others)
+        return tuple(value - other for value, other in pairs)
 
     measure = f"autocorrelation of a logit's derivative at lag {_LAG} of {_PATH_POINTS}"
     row = functools.partial(Row, source=_SOURCE, data=f"{DATA}, trained")

@@ -10,7 +10,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.evaluation import load_inputs
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.reports import paired
+from resnet_jax.research.reports import pair_seeds
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA, NETWORKS
@@ -65,9 +65,9 @@ def _report(
     for less, more in order:
         ratios: tuple[float, ...] = ()
         if less in found and more in found:
-            means = {name: np.log(found[name].mean(axis=1)).tolist() for name in (less, more)}
-            both = (trained[more].seeds, means[more], trained[less].seeds, means[less])
-            ratios = tuple(np.exp(paired(*both)).tolist())
+            means = {name: found[name].mean(axis=1).tolist() for name in (less, more)}
+            pairs = pair_seeds(trained[more], means[more], trained[less], means[less])
+            ratios = tuple(of_more / of_less for of_more, of_less in pairs)
         rows.append(
             Row(
                 what=f"mean response of {more} / that of {less}",

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from resnet_jax.research.configs import digits, plain_and_residual_cifar10
 from resnet_jax.research.evaluation import load_images, make_evaluator
 from resnet_jax.research.figures import journal_style, new_panels
-from resnet_jax.research.reports import paired
+from resnet_jax.research.reports import pair_seeds
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA, NETWORKS
@@ -100,7 +100,8 @@ def _report(
             measured: tuple[float, ...] = ()
             if residual in found and plain in found:
                 wide, narrow = ([share(grid) for grid in found[n]] for n in (residual, plain))
-                measured = paired(trained[residual].seeds, wide, trained[plain].seeds, narrow)
+                pairs = pair_seeds(trained[residual], wide, trained[plain], narrow)
+                measured = tuple(of_wide - of_narrow for of_wide, of_narrow in pairs)
             rows.append(
                 Row(
                     what=f"share of the plane with a loss {what}: {residual} less {plain}",
