@@ -1,6 +1,5 @@
 """Reproductions of the size "cifar" from finished runs, which may be some of all."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.configs import digits
 from resnet_jax.research.papers.balduzzi2017 import path_derivatives
 from resnet_jax.research.runner import Runner, TrainedRun
-from resnet_jax.research.sweep import plan_runs
+from resnet_jax.research.sweep import PlannedRun, plan_runs
 from resnet_jax.research.table6 import planned_runs
 from tests.research.tiny import SHAPE, make_tiny_network
 
@@ -154,8 +153,9 @@ def tiny_runs(tmp_path_factory):
     for run in planned.values():
         resnet_jax.fit(run.config, folder / run.name)
     # Planned, and not trained.
-    missing = dataclasses.replace(planned["plain20_eighth_seed0"], name="plain20_eighth_seed1")
-    missing.config.seed = 1
+    config = planned["plain20_eighth_seed0"].config.copy_and_resolve_references()
+    config.seed = 1
+    missing = PlannedRun("plain20_eighth_seed1", ("seed",), config, is_named=True)
     return folder, planned | {missing.name: missing}
 
 
@@ -174,7 +174,7 @@ def test_all_are_reproduced_from_tiny_runs(tiny_runs, tmp_path, capsys, monkeypa
             assert (row["verdict"] == "open") == (row["n"] == 0)
         if name != "veit2016-lesion":  # which has no plain-56
             assert any(row["n"] for row in result["rows"])
-    assert results["he2015-table6"]["missing"] == []
+        assert result["missing"] == ["plain20_eighth_seed1"]
     for name in ("he2015-fig6", "he2015-fig7", "li2018", "veit2016-lesion"):
         assert all(row["n"] == 1 or "20" in row["what"] for row in results[name]["rows"]), name
     two = results["he2015-table6"]["rows"][1]
