@@ -152,10 +152,10 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         splits={"scored": args.split},
         data_dir=args.data_dir,
         crop=preprocessing.crop,
-        channels=3,
+        channels=preprocessing.shape[-1],
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
-    fit = Fit((preprocessing.size, preprocessing.size, 3), preprocessing.crop)
+    fit = Fit(preprocessing.shape, preprocessing.crop)
     predictor = Predictor(model, network.variables, preprocessing.normalization, fit)
     scores = predictor.evaluate(
         dataset.splits["scored"],

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config.schema import streams
 from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.fit import Fit
-from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network
@@ -78,24 +78,27 @@ class TrainedNetwork:
     def preprocessing(self) -> Preprocessing | None:
         """How images are prepared for the network, for a weight file.
 
-        None if a weight file can't say it: with a mean image, grey images, or images that aren't
-        square.
+        None if a weight file can't say it: with images that aren't square, or that have neither
+        one nor three channels.
 
         Raises:
             ConfigError: the name of a class isn't a line of text.
         """
         height, width, channels = self.image_shape
-        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
-        if (height, channels) != (width, 3) or mean.shape != (3,):
+        if height != width or channels not in (1, 3):
             return None
+        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
         data, crop = self.config.data, self.image_fit.crop
+        of_channels = mean.mean(axis=(0, 1)) if mean.ndim == 3 else mean
         return Preprocessing(
-            mean=tuple(map(float, data.mean)) or tuple((mean / 255).tolist()),  # type: ignore[arg-type]
-            std=tuple(map(float, data.std)) or tuple((std / 255).tolist()),  # type: ignore[arg-type]
+            mean=tuple(map(float, data.mean)) or tuple((of_channels / 255).tolist()),
+            std=tuple(map(float, data.std))
+            or tuple((np.broadcast_to(std, channels) / 255).tolist()),
             size=height,
             resize=crop.cover[0] if crop and crop.cover else None,
             interpolation=crop.interpolation if crop else "bilinear",
             class_names=self.class_names,
+            mean_image=encode_mean_image(mean) if mean.ndim == 3 else None,
         )
 
     @functools.cached_property

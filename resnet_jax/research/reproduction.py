@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.research.runner import Runner, Size
 
-Verdict = Literal["reproduced", "consistent (n=1)", "not reproduced", "not run: budget"]
+Verdict = Literal["reproduced", "consistent (n=1)", "not reproduced", "not run: budget", "open"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Row:
         accepts: the values that count as reproduced. With several seeds, the mean and one standard
             error to either side of it must be accepted.
         exact: the measurement isn't random, so that a single value suffices.
+        unmeasured: the verdict without measurements; "open" if runs aren't finished.
     """
 
     what: str
@@ -55,6 +56,7 @@ class Row:
     measured: tuple[float, ...]
     accepts: Within
     exact: bool = False
+    unmeasured: Verdict = "not run: budget"
 
     @property
     def n(self) -> int:
@@ -75,7 +77,7 @@ class Row:
     def verdict(self) -> Verdict:
         """The verdict; a single seed can't reproduce a random quantity."""
         if self.mean is None:
-            return "not run: budget"
+            return self.unmeasured
         error = (self.std or 0.0) / math.sqrt(self.n)
         # A NaN isn't accepted either.
         if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):
@@ -127,8 +129,8 @@ class Reproduction:
         title: the subject in a few words.
         paper: authors, year and arXiv number.
         claim: the claim of the paper, in a sentence.
-        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "full"
-            needs an accelerator.
+        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "cifar"
+            uses the finished runs of configs/cifar10_table6.py, "full" needs an accelerator.
     """
 
     name: str
@@ -143,6 +145,7 @@ def overall(verdicts: list[Verdict]) -> str:
     ranks: tuple[Verdict, ...] = (
         "not reproduced",
         "not run: budget",
+        "open",
         "consistent (n=1)",
         "reproduced",
     )
