@@ -6,7 +6,7 @@ from table_text import RESULTS, markdown, minutes, read
 
 from resnet_jax.research.catalogue import REPRODUCTIONS
 
-_ROW = ("what", "on", "published", "source", "measured", "accepted", "verdict")
+_ROW = ("what", "on", "published", "source", "measured", "95 % interval", "accepted", "verdict")
 
 
 def papers_section() -> str:
@@ -22,6 +22,7 @@ def papers_section() -> str:
                 _value(row["published"]),
                 row["source"],
                 _measured(row),
+                " … ".join(map(_value, row["interval"])) if row["interval"] else "–",
                 row["accepts"],
                 row["verdict"],
             )
