@@ -13,7 +13,7 @@ from resnet_jax.config.schema import default_config
 
 
 def get_config() -> ConfigDict:
-    """Six epochs of one-cycle training, three seeds in one program."""
+    """Four epochs of one-cycle training, three seeds in one program."""
     config = default_config()
     config.model.name = "resnet20"
     config.model.stage_sizes = (1, 1, 1)  # 6 n + 2 layers with n = 1
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True  # clothes are worn both ways
 
     config.batch_size = 128
-    config.duration = 6.0
+    config.duration = 4.0
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 5e-4
     config.schedule.name = "cosine"
