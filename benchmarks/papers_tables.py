@@ -9,7 +9,7 @@ from resnet_jax.models.published import PUBLISHED
 from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.table6 import planned_runs
 
-_ROW = ("what", "on", "published", "source", "measured", "accepted", "verdict")
+_ROW = ("what", "on", "published", "source", "measured", "95 % interval", "accepted", "verdict")
 
 
 def papers_section() -> str:
@@ -38,6 +38,7 @@ def _result(name: str, size: str, *, after: str = "") -> list[str]:
             _value(row["published"]),
             row["source"],
             _measured(row),
+            " … ".join(map(_value, row["interval"])) if row["interval"] else "–",
             row["accepts"],
             row["verdict"],
         )

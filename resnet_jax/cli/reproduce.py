@@ -118,7 +118,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         return
     for result in document["results"]:
         table = Table(
-            *("what", "on", "published", "source", "measured", "n", "accepted", "verdict"),
+            *("what", "on", "published", "source", "measured", "n", "95 % interval"),
+            *("accepted", "verdict"),
             title=result["title"],
         )
         for row in result["rows"]:
@@ -136,9 +137,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     measured = "–" if mean is None else _number(mean)
     if std is not None:
         measured += f" ± {_number(std)}"
+    if row["sampling_error"] is not None:
+        measured += f" (± {row['sampling_error']:.2f} by the choice of images)"
+    interval = " … ".join(map(_number, row["interval"])) if row["interval"] else "–"
     shown = "–" if published is None else _number(published)
     n = "exact" if row["exact"] else str(row["n"])
-    cells = (shown, row["source"], measured, n, row["accepts"], row["verdict"])
+    cells = (shown, row["source"], measured, n, interval, row["accepts"], row["verdict"])
     return row["what"], row["data"], *cells
 
 

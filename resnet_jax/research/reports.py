@@ -63,6 +63,7 @@ def error_rows(
             data="CIFAR-10",
             measured=trained[name].test_errors() if name in trained else (),
             accepts=accepts(error),
+            images=trained[name].test_images if name in trained else None,
         )
         for name, error in published.items()
     )

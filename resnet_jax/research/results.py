@@ -33,7 +33,10 @@ _COLUMNS = (
     "data",
     "mean",
     "std",
+    "low",
+    "high",
     "n",
+    "sampling_error",
     "accepts",
     "verdict",
 )
@@ -90,7 +93,10 @@ def reproduce(
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"artefact": reproduction.name, "size": size, **row} for row in rows)
+    for row in rows:
+        low, high = row["interval"] or (None, None)
+        about = {"artefact": reproduction.name, "size": size, "low": low, "high": high}
+        writer.writerow(about | row)
     files = {
         "json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
         "csv": table.getvalue().encode(),

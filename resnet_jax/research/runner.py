@@ -65,6 +65,11 @@ class TrainedRun:
         """Top-1 error on the test images after the last step, in percent, of each seed."""
         return tuple(100 * (1 - value) for value in self.curve("test", "top1")[1][:, -1])
 
+    @property
+    def test_images(self) -> int:
+        """The number of test images."""
+        return next(r["examples"] for r in self._records[0] if r["split"] == "test")
+
     def train_losses(self) -> tuple[float, ...]:
         """Mean loss on the augmented training images at the last log point, of each seed.
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.data.images.image_files import read_upright
+from resnet_jax.data.images.image_files import decode_upright, read_file
 from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from tests.data import hostile_images
@@ -230,7 +230,7 @@ def test_files_of_other_modes_come_as_rgb_at_their_size(mode, tmp_path):
     path = tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}"
     image.save(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
-    np.testing.assert_array_equal(read_upright(path), expected)
+    np.testing.assert_array_equal(decode_upright(read_file(path)), expected)
 
 
 def test_a_photo_is_set_upright_and_decoded_whole(tmp_path):
@@ -238,13 +238,13 @@ def test_a_photo_is_set_upright_and_decoded_whole(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(_noise(300, 500)).save(tmp_path / "photo.jpg", exif=exif)
     expected = np.asarray(Image.open(tmp_path / "photo.jpg").transpose(Image.ROTATE_270))
-    np.testing.assert_array_equal(read_upright(tmp_path / "photo.jpg"), expected)
+    np.testing.assert_array_equal(decode_upright(read_file(tmp_path / "photo.jpg")), expected)
 
 
 @pytest.mark.parametrize("name", hostile_images.HOSTILE)
-def test_a_hostile_file_is_refused_by_name(name, tmp_path):
+def test_a_hostile_file_is_refused(name, tmp_path):
     content, message = hostile_images.HOSTILE[name]
     (tmp_path / "a.png").write_bytes(content())
     with pytest.raises(DataError, match=message) as caught:
-        read_upright(tmp_path / "a.png")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.png'} can't be read: it")
+        decode_upright(read_file(tmp_path / "a.png"))
+    assert str(caught.value).startswith("it ")
