@@ -41,6 +41,7 @@ def run_cifar(runner: Runner) -> Report:
             data=_ON[length],
             measured=runs[length][name].test_errors() if name in runs[length] else (),
             accepts=Within(high=PUBLISHED[name].error + _TOLERANCE[length]),
+            images=runs[length][name].test_images if name in runs[length] else None,
         )
         for length, name in judged
     ]
