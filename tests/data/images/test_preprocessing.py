@@ -12,7 +12,7 @@ from PIL import Image
 
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.data.images.image_files import decode_upright, read_file
-from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop
+from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from tests.data import hostile_images
 
@@ -128,6 +128,30 @@ def test_what_is_kept_as_text_comes_back(mean, std, size, resize, interpolation,
     found = Preprocessing.from_metadata({"format": "pt"} | metadata)
     assert found == preprocessing
     assert Preprocessing.from_metadata({"format": "pt"}) is None
+
+
+def test_grey_images_and_mean_images_come_back():
+    image = np.random.default_rng(0).uniform(0, 255, (4, 4, 1)).astype(np.float32)
+    grey = Preprocessing((0.3,), (0.2,), 4, 4, mean_image=encode_mean_image(image))
+    found = Preprocessing.from_metadata(grey.metadata())
+    assert found == grey
+    assert found.shape == (4, 4, 1)
+    np.testing.assert_array_equal(found.normalization["mean"], image)
+    pixels = _noise(6, 5)[..., :1]
+    crop = found.apply(pixels)
+    assert crop.shape == (4, 4, 1)
+    expected = (crop - image) / (255 * 0.2)
+    np.testing.assert_allclose(found.normalize(crop[None])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean_image", ["", "AAAA", "no base64", "ä", 5, (1, 2), "AADAfwAA" * 8])
+def test_a_mean_image_that_is_none_is_refused(mean_image):
+    with pytest.raises(ConfigError, match="^mean_image is .* base64 of 2×2×3 float32 values"):
+        Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 2, mean_image=mean_image)
+
+
+def test_a_file_without_a_mean_image_is_that_of_earlier_versions():
+    assert "mean_image" not in IMAGENET.metadata()[KEY]
 
 
 def _note(**changes):
