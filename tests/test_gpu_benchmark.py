@@ -98,7 +98,7 @@ def test_what_keeps_timm_from_training_is_told(load, tmp_path, monkeypatch, timm
     (tmp_path / "timm.py").write_text(timm)
     monkeypatch.syspath_prepend(str(tmp_path))
     peer = load("gpu_timm").Timm(toy=True)
-    found = peer.prepare(compiled=False, seconds=5 if why == "no time" else 60)
+    found = peer.prepare(compiled=False, seconds=1 if why == "no time" else 60)
     for process in peer._process._processes.values():
         process.kill()
     peer.end()
