@@ -45,6 +45,7 @@ def train_again(source: Path, checkout: Path, run: Path) -> None:
     first = steps_of(source)[-2]
     shutil.copytree(source / "checkpoints" / str(first), run / "checkpoints" / str(first))
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve())}
+    environment.pop("RESNET_JAX_NATIVE", None)  # the checkout has a library of its own
     command = [sys.executable, "-c", _TRAIN, str(run)]
     subprocess.run(command, cwd=checkout, env=environment, check=True)
 
