@@ -87,7 +87,11 @@ def train_in_other_order(run: Path, steps: int) -> None:
     shutil.rmtree(run / "checkpoints" / str(steps))
     (run / "summary.json").unlink()
     permutation = sampler.epoch_permutation
-    sampler.epoch_permutation = lambda *given: np.roll(permutation(*given), 1)
+
+    def other(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+        return np.roll(permutation(seed, epoch, num_examples), 1)
+
+    sampler.epoch_permutation = other
     try:
         resnet_jax.fit(config_of(run), run)
     finally:
