@@ -6,6 +6,7 @@
 #include <exception>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "parts.h"
@@ -36,7 +37,7 @@ class Execution {
   Execution(const Key& key, const Call& call, const Arrays& arrays, bool poison)
       : kind_(static_cast<Kind>(key[0])), key_(key), call_(call), arrays_(arrays), poison_(poison) {}
 
-  void Run(ffi::ThreadPool* pool) {
+  void Run() {
     const Plan& plan = call_.parts[0].plan;
     memory kernel(plan.kernel, Engine(), arrays_.kernel);
     memory blocked = plan.reorders ? Allocate(plan.blocked_kernel) : kernel;
@@ -56,18 +57,30 @@ class Execution {
     } else {
       Reorder(kernel, blocked);
     }
-    ForEach(pool, kernels.size(), [&](size_t i) {
-      if (!call_.on_one_thread) return Compute(call_.parts[i], kernels[i]);
-      OneThread guard;
-      Compute(call_.parts[i], kernels[i]);
+    // The arguments are allocated here: threads wait for one another to allocate memory.
+    std::vector<Arguments> arguments;
+    for (size_t i = 0; i < kernels.size(); ++i)
+      arguments.push_back(ArgumentsOf(call_.parts[i], kernels[i]));
+    ForEach(kernels.size(), [&](size_t i) {
+      std::optional<OneThread> guard;
+      if (call_.on_one_thread) guard.emplace();
+      call_.parts[i].plan.primitive.execute(Stream(), arguments[i]);
+      Stream().wait();
     });
     if (kind_ == kKernelGradient) {
-      ForEach(pool, kernels.size(), [&](size_t i) { Add(kernels, i); });
+      ForEach(kernels.size(), [&](size_t i) { Add(kernels, i); });
       Reorder(blocked, kernel);
     }
   }
 
  private:
+  using Arguments = std::unordered_map<int, memory>;
+
+  static dnnl::stream& Stream() {
+    thread_local dnnl::stream stream(Engine());
+    return stream;
+  }
+
   static void* Offset(void* data, int64_t elements, bool bfloat16) {
     return static_cast<char*>(data) + elements * (bfloat16 ? 2 : 4);
   }
@@ -94,35 +107,30 @@ class Execution {
     if (!plan.reorders) return;
     std::optional<OneThread> guard;
     if (call_.on_one_thread && from.get_desc().get_size() < kLargeKernel) guard.emplace();
-    dnnl::stream stream(Engine());
     memory scratchpad = Allocate(plan.reorder_scratchpad);
-    plan.reorder.execute(stream, {{DNNL_ARG_FROM, from},
-                                  {DNNL_ARG_TO, to},
-                                  {DNNL_ARG_SCRATCHPAD, scratchpad}});
-    stream.wait();
+    plan.reorder.execute(Stream(), {{DNNL_ARG_FROM, from},
+                                    {DNNL_ARG_TO, to},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    Stream().wait();
   }
 
-  void Compute(const Part& part, const memory& blocked) const {
+  Arguments ArgumentsOf(const Part& part, const memory& blocked) const {
     const Plan& plan = part.plan;
-    dnnl::stream stream(Engine());
     memory image(plan.image, Engine(), Offset(arrays_.x, part.x, key_[1]));
     memory features(plan.features, Engine(), Offset(arrays_.y, part.y, key_[1]));
-    memory bias(plan.bias, Engine(), arrays_.bias);
-    memory scratchpad = Allocate(plan.scratchpad);
+    Arguments arguments{{DNNL_ARG_SCRATCHPAD, Allocate(plan.scratchpad)}};
     if (kind_ == kKernelGradient) {
-      plan.primitive.execute(stream, {{DNNL_ARG_SRC, image},
-                                      {DNNL_ARG_DIFF_DST, features},
-                                      {DNNL_ARG_DIFF_WEIGHTS, blocked},
-                                      {DNNL_ARG_SCRATCHPAD, scratchpad}});
+      arguments.insert({{DNNL_ARG_SRC, image},
+                        {DNNL_ARG_DIFF_DST, features},
+                        {DNNL_ARG_DIFF_WEIGHTS, blocked}});
     } else {
       bool forward = kind_ == kForward;
-      plan.primitive.execute(stream, {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
-                                      {DNNL_ARG_WEIGHTS, blocked},
-                                      {DNNL_ARG_BIAS, bias},
-                                      {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features},
-                                      {DNNL_ARG_SCRATCHPAD, scratchpad}});
+      arguments.insert({{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
+                        {DNNL_ARG_WEIGHTS, blocked},
+                        {DNNL_ARG_BIAS, memory(plan.bias, Engine(), arrays_.bias)},
+                        {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
     }
-    stream.wait();
+    return arguments;
   }
 
   Kind kind_;
@@ -132,7 +140,7 @@ class Execution {
   bool poison_;
 };
 
-ffi::Error Run(Key key, ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
+ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
                const ffi::AnyBuffer& y, void* bias, Span strides, Span padding, Span dilation) {
   key[1] = x.element_type() == ffi::DataType::BF16;
   auto* end = &key[5];
@@ -140,7 +148,7 @@ ffi::Error Run(Key key, ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ff
     end = std::copy(span.begin(), span.end(), end);
   Arrays arrays{x.untyped_data(), k.untyped_data(), y.untyped_data(), bias};
   try {
-    Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run(&pool);
+    Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run();
     return ffi::Error::Success();
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
@@ -243,7 +251,7 @@ extern "C" int resnet_jax_try(const int64_t* problem, int64_t threads, void* x, 
                               void* y, void* bias) {
   try {
     auto key = ToKey(problem);
-    Execution(key, FindCall(key, threads), {x, kernel, y, bias}, true).Run(nullptr);
+    Execution(key, FindCall(key, threads), {x, kernel, y, bias}, true).Run();
     return 1;
   } catch (const std::exception&) {
     return 0;

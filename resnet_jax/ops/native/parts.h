@@ -1,14 +1,18 @@
-// Problems in parts, on the threads of XLA's pool.
+// Problems in parts, on threads of this library.
 //
-// OpenMP's threads, which oneDNN uses by itself, would compete with XLA's for the cores, and a small
-// convolution takes less time than the system needs to wake one of them.
+// OpenMP gives each thread that calls oneDNN threads of its own, and XLA calls oneDNN from several. If
+// they sleep in between, a small convolution takes less time than the system needs to wake them; if
+// they don't, they take the cores from one another.
 
 #pragma once
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -17,9 +21,6 @@
 #include <vector>
 
 #include "plan.h"
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
 
 // Of OpenMP's library, if oneDNN uses one.
 extern "C" {
@@ -127,7 +128,7 @@ inline Call MakeCall(const Key& key, int64_t threads) {
   }
 }
 
-// How a problem is computed on so many threads of XLA's, or on oneDNN's own (0); decided once in a
+// How a problem is computed on so many threads, or on oneDNN's own (0); decided once in a
 // process. Throws where oneDNN has no kernel for it.
 inline const Call& FindCall(const Key& key, int64_t threads) {
   static std::mutex mutex;
@@ -139,32 +140,97 @@ inline const Call& FindCall(const Key& key, int64_t threads) {
   return found->second;
 }
 
-// Calls f(0), …, f(count - 1) on this thread and on those of XLA's pool. Only calls that have begun
-// are waited for, so that threads that sleep, or are busy, hold nothing up.
-template <class F>
-void ForEach(ffi::ThreadPool* pool, size_t count, const F& f) {
-  struct Work {
-    const F& f;
-    size_t count;
-    std::atomic<size_t> next{0}, done{0};
-    std::exception_ptr failure;  // of the call that set `failed`
-    std::atomic<bool> failed{false};
-    Work(const F& f, size_t count) : f(f), count(count) {}
+// Calls of a function that threads share.
+class Work {
+ public:
+  Work(const std::function<void(size_t)>& function, size_t count)
+      : function_(function), count_(count) {}
 
-    void Take() {
-      for (size_t i; (i = next.fetch_add(1)) < count;) {
-        try {
-          f(i);
-        } catch (...) {
-          if (!failed.exchange(true)) failure = std::current_exception();
-        }
-        done.fetch_add(1);
+  // Makes calls that no thread has begun, until there are none.
+  void Take() {
+    for (size_t i; (i = next_.fetch_add(1)) < count_;) {
+      try {
+        function_(i);
+      } catch (...) {
+        if (!failed_.exchange(true)) failure_ = std::current_exception();
       }
+      done_.fetch_add(1);
     }
-  };
-  auto work = std::make_shared<Work>(f, count);
-  for (size_t i = 1; pool && i < count; ++i) pool->Schedule([work] { work->Take(); });
+  }
+
+  // Waits for all calls; throws what a call threw.
+  void Wait() const {
+    while (done_ < count_) std::this_thread::yield();
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  const std::function<void(size_t)>& function_;  // which exists until all calls have ended
+  size_t count_;
+  std::atomic<size_t> next_{0}, done_{0};
+  std::atomic<bool> failed_{false};
+  std::exception_ptr failure_;
+};
+
+// Threads that help with work, one fewer than the machine has cores. To wake a thread takes longer
+// than a small convolution, so a thread waits awake for a while, for the convolution that follows.
+// Threads of XLA's pool would do that, too, but they wait much longer, and all at once.
+class Helpers {
+ public:
+  static Helpers& Get() {
+    static auto* helpers = new Helpers;  // the threads need it until the process ends
+    return *helpers;
+  }
+
+  void Call(std::shared_ptr<Work> work) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      work_ = std::move(work);
+    }
+    ++number_;  // without the lock, or threads that are awake would fall asleep on it
+    if (!asleep_) return;
+    std::lock_guard<std::mutex> lock(mutex_);  // until a thread that was about to sleep does
+    wake_.notify_all();
+  }
+
+ private:
+  static constexpr auto kAwake = std::chrono::microseconds(50);
+
+  Helpers() {
+    for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i)
+      std::thread([this] { Help(); }).detach();
+  }
+
+  void Help() {
+    using Clock = std::chrono::steady_clock;
+    for (uint64_t seen = 0;;) {
+      auto ends = Clock::now() + kAwake;
+      while (number_ == seen && Clock::now() < ends) std::this_thread::yield();
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (number_ == seen) {
+        ++asleep_;
+        wake_.wait(lock, [&] { return number_ != seen; });
+        --asleep_;
+      }
+      seen = number_;
+      auto work = work_;
+      lock.unlock();
+      work->Take();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::shared_ptr<Work> work_;  // of the last call
+  std::atomic<uint64_t> number_{0};  // of calls
+  std::atomic<int> asleep_{0};
+};
+
+// Calls f(0), …, f(count - 1) on this thread and on the helpers. Only calls that have begun are waited
+// for, so that threads that sleep, or are busy, hold nothing up.
+inline void ForEach(size_t count, const std::function<void(size_t)>& function) {
+  auto work = std::make_shared<Work>(function, count);
+  if (count > 1) Helpers::Get().Call(work);
   work->Take();
-  while (work->done < count) std::this_thread::yield();
-  if (work->failure) std::rethrow_exception(work->failure);
+  work->Wait();
 }
