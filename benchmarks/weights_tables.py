@@ -37,7 +37,7 @@ def _card(card: dict[str, Any]) -> str:
     rows = (
         ("network", f"`{card['model']}`, {card['params']:,} parameters, {card['file']['type']}"),
         ("training", f"{card['note']}: {card['recipe']}; {card['epochs']:.1f} epochs"),
-        ("seed", f"{card['seed']}, chosen before the training"),
+        ("seed", str(card["seed"])),
         ("data", f"{data['name']}, fingerprint `{data['fingerprint']}`; images: {counts}"),
         ("splits", f"training `{data['train']}`, test `{data['test']}`; weights of the last step"),
         ("classes", ", ".join(data["classes"])),

@@ -102,7 +102,7 @@ def _weights_table(cards: list[dict[str, Any]]) -> Table:
     table.add_column("weights", no_wrap=True)
     for heading in ("data", "parameters", "top-1", "calibration error"):
         table.add_column(heading, justify="right")
-    for heading in ("recipe", "licence"):
+    for heading in ("training", "licence"):
         table.add_column(heading)
     for card in cards:
         scores = card["scores"]
@@ -110,6 +110,6 @@ def _weights_table(cards: list[dict[str, Any]]) -> Table:
             *(card["name"], card["data"]["name"], f"{card['params']:,}"),
             f"{100 * scores['top1']:.2f} % of {scores['examples']:,}",
             f"{100 * scores['calibration_error']:.1f} %",
-            *(card["recipe"], card["licence"]),
+            *(card["note"], card["licence"]),
         )
     return table
