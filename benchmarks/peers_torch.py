@@ -33,7 +33,7 @@ def torch_contender(
         if device == "cuda":
             torch.cuda.synchronize()
 
-    if mode == "inference":
+    if mode != "train":
         model.eval()
 
         def classify(count: int) -> None:

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     prepare_workdir(workdir)
     # Several tasks of a sweep would overwrite the table with older ones.
     writes = args.task is None
-    failed = _train(runs, workdir, processes=args.processes, writes=writes)
+    file = args.config.partition(":")[0]
+    failed = _train(runs, workdir, file=file, processes=args.processes, writes=writes)
     document = _document(runs, workdir)
     if writes:
         _write(document, workdir)
@@ -114,6 +115,7 @@ def _train(
     runs: "Sequence[PlannedRun]",
     workdir: "epath.Path",
     *,
+    file: str,
     processes: int,
     writes: bool,
 ) -> "dict[str, Ended]":
@@ -135,7 +137,7 @@ def _train(
             train_all(
                 left,
                 workdir,
-                command=_CHILD,
+                command=[*_CHILD, file],
                 environments=environments_for(processes) if left else [],
                 stop=stop,
             )

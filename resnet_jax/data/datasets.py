@@ -170,7 +170,8 @@ def open_source(
 ) -> Source:
     """Locate a data set; nothing is decoded yet. Arguments and errors as `load_dataset`."""
     if name == "digits":
-        if crop:
+        size = Digits.image_shape[:2]
+        if crop and (crop.size != size or crop.cover not in (None, size)):
             raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
         return Digits()
     if name == "folder":

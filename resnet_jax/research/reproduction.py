@@ -12,7 +12,12 @@ from resnet_jax.research.runner import Runner, Size
 from resnet_jax.research.significance import mean_interval, sampling_error
 
 Verdict = Literal[
-    "reproduced", "consistent (n=1)", "undecided", "not reproduced", "not run: budget"
+    "reproduced",
+    "consistent (n=1)",
+    "undecided",
+    "not reproduced",
+    "not run: budget",
+    "open",
 ]
 
 
@@ -52,6 +57,7 @@ class Row:
         ratio: the measurement is a positive ratio, which varies by factors: the interval is that of
             the geometric mean.
         images: the number of test images, if the measured quantity is a test error in percent.
+        unmeasured: the verdict without measurements; "open" if runs aren't finished.
     """
 
     what: str
@@ -63,6 +69,7 @@ class Row:
     exact: bool = False
     ratio: bool = False
     images: int | None = None
+    unmeasured: Verdict = "not run: budget"
 
     @property
     def n(self) -> int:
@@ -100,7 +107,7 @@ class Row:
         would decide.
         """
         if self.mean is None:
-            return "not run: budget"
+            return self.unmeasured
         if not math.isfinite(self.mean):
             return "not reproduced"
         if self.interval is None:
@@ -163,8 +170,8 @@ class Reproduction:
         title: the subject in a few words.
         paper: authors, year and arXiv number.
         claim: the claim of the paper, in a sentence.
-        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "full"
-            needs an accelerator.
+        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "cifar"
+            uses the finished runs of configs/cifar10_table6.py, "full" needs an accelerator.
     """
 
     name: str
@@ -179,6 +186,7 @@ def overall(verdicts: list[Verdict]) -> str:
     ranks: tuple[Verdict, ...] = (
         "not reproduced",
         "not run: budget",
+        "open",
         "undecided",
         "consistent (n=1)",
         "reproduced",

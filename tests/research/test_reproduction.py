@@ -59,6 +59,7 @@ def test_a_table_is_as_good_as_its_worst_row():
     assert overall(["reproduced", "reproduced"]) == "reproduced"
     assert overall(["reproduced", "consistent (n=1)"]) == "consistent (n=1) (1 of 2)"
     assert overall(["not run: budget", "not reproduced"]) == "not reproduced (1 of 2)"
+    assert overall(["open", "consistent (n=1)", "open"]) == "open (2 of 3)"
     assert overall(["reproduced", "undecided", "consistent (n=1)"]) == "undecided (1 of 3)"
 
 
@@ -88,6 +89,7 @@ def test_committed_verdicts_follow_from_the_committed_values(path):
             exact=row["exact"],
             ratio=row["ratio"],
             images=row["images"],
+            unmeasured=row["verdict"] if not row["measured"] else "not run: budget",
         )
         assert again.to_json() == row
     assert result["verdict"] == overall([row["verdict"] for row in result["rows"]])
@@ -126,6 +128,7 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
         [],
     )
     assert listed["he2015-table1"]["full"] == "as cpu"
+    assert listed["he2015-table1"]["cifar"] == "–"
     committed = json.loads((COMMITTED / "he2016-table1.cpu.json").read_text())["verdict"]
     assert listed["he2016-table1"]["cpu"] == committed
     assert listed["he2016-table1"]["committed"] == ["cpu"]
@@ -145,7 +148,9 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         ([], "Which one? `resnet-jax reproduce --list` names them."),
-        (["he2015-table6"], "There is no artefact 'he2015-table6'. Did you mean 'he2015-table1'"),
+        (["he2015-table0"], "There is no artefact 'he2015-table0'. Did you mean 'he2015-table"),
+        (["he2016-table1", "--size=cifar"], "he2016-table1 has no size 'cifar'."),
+        (["he2015-fig6", "--size=cifar", "--runs=x"], "--runs: there is no folder x."),
         (["he2015-fig6", "--seeds=0"], "--seeds is 0; it must be at least 1."),
         (["he2015-fig6", "--budget=-1"], "--budget is -1.0; it can't be negative."),
     ],

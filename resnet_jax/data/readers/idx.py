@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, cast
 
 import numpy as np
 
@@ -144,7 +144,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with open_regular_file(path) as raw:
             if path.suffix == ".gz":
                 with gzip.open(raw) as file:
-                    yield file
+                    yield cast("IO[bytes]", file)
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
