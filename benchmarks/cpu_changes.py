@@ -29,7 +29,6 @@ BATCH = {"resnet20": 128, "resnet50": 8}
 Call = Callable[[int], None]
 Clock = Callable[[], float]
 _PROFILED = 8  # steps
-_ROUNDS = 5
 OFF = {"RESNET_JAX_NATIVE": "0"}
 STEPS = {
     "train": ("train", "resnet_jax onednn"),
@@ -200,7 +199,7 @@ def before_and_after(args: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {"commit_before": subprocess.check_output(git, text=True).strip()}
     trees = {"before": args.before, "after": ROOT}
     given = argparse.Namespace(
-        network=args.network, batch=BATCH[args.network], flax="", seconds=args.seconds / _ROUNDS
+        network=args.network, batch=BATCH[args.network], flax="", seconds=args.seconds / args.rounds
     )
     for what, (mode, contender) in STEPS.items():
         processes = {}
@@ -209,7 +208,7 @@ def before_and_after(args: argparse.Namespace) -> dict[str, Any]:
             processes[name] = Process(sys.executable, contender, given, mode)
         batch = 1 if mode == "latency" else given.batch
         rounds = []
-        for _ in range(_ROUNDS):
+        for _ in range(args.rounds):
             rounds.append({name: one.img_per_s(batch) for name, one in processes.items()})
         for process in processes.values():
             process.close()
@@ -229,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=BATCH, default="resnet20")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a comparison")
+    parser.add_argument("--rounds", type=int, default=5, help="of a comparison with --before")
     parser.add_argument("--all-cores", action="store_true")
     parser.add_argument("--before", type=Path, help="another checkout, whose library is built")
     parser.add_argument("--out", type=Path)

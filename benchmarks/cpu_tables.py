@@ -61,25 +61,54 @@ def changes_table() -> str:
     return markdown(("time on one core without it, divided by time with it", *titles), rows)
 
 
+def before_table() -> str:
+    """Speed after the changes of threads and of Winograd's forms, divided by speed before."""
+    names = {
+        "train": "training, oneDNN",
+        "train_bfloat16": "training, oneDNN, bfloat16",
+        "inference": "inference, oneDNN",
+        "latency": "inference of one image, oneDNN",
+        "train_pure": "training, XLA",
+        "inference_pure": "inference, XLA",
+        "latency_pure": "inference of one image, XLA",
+    }
+    results = [r for r in _results("cpu_changes_*.json") if "before_and_after" in r]
+    rows = []
+    for key, name in names.items():
+        cells = []
+        for result in results:
+            of = result["before_and_after"][key]
+            ratio = of["after_divided_by_before"]
+            cells.append(f"{ratio:.2f} ({of['lowest']:.2f} to {of['highest']:.2f})")
+        rows.append((name, *cells))
+    titles = [
+        f"{r['network']}, {r['batch_size']} images, {r['processor']['kind']}" for r in results
+    ]
+    return markdown(("img/s after, divided by before", *titles), rows)
+
+
 def profile_table() -> str:
-    """Where the time of a training step goes, on one core."""
+    """Where the time of a training step goes, before and after, on all cores."""
     kinds = ("convolution", "normalisation", "elementwise", "other")
     names = {
+        "profile_pure_before": "XLA, before",
         "profile_pure": "XLA",
-        "profile_with_onednns_convolutions": "oneDNN's convolutions",
+        "profile_with_onednn_before": "oneDNN, before",
+        "profile_with_onednn": "oneDNN",
     }
     rows = []
     for result in _results("cpu_changes_*.json"):
-        for measurement, name in names.items():
+        for measurement in (name for name in names if name in result):
             of = result[measurement]
             shares = (f"{100 * of['shares'].get(kind, 0):.0f} %" for kind in kinds)
-            what = f"{result['network']}, {result['batch_size']} images: {name}"
+            what = f"{result['network']}, {result['batch_size']} images: {names[measurement]}"
             rows.append((what, *shares))
-    return markdown(("shares of a training step on one core", *kinds), rows)
+    return markdown(("shares of a training step", *kinds), rows)
 
 
 TABLES = {
     "peers": ("docs/performance.md", peers_table),
     "cpu-changes": ("docs/performance.md", changes_table),
+    "cpu-before": ("docs/performance.md", before_table),
     "cpu-profile": ("docs/performance.md", profile_table),
 }

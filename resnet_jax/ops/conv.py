@@ -105,8 +105,11 @@ def _by_xla(a: Array, b: Array, *, missing: int, window: Window, levels: Levels)
 def _lower_on_cpu(ctx: Any, *operands: Any, missing: int, window: Window, levels: Levels) -> Any:
     """The lowering rule for CPUs, with oneDNN where a program may call it."""
     devices = native.devices_of(ctx.module_context)
-    formulas = (conv_cpu.input_gradient, conv_cpu.kernel_gradient, conv_cpu.forward)
-    functions = [partial(f, whole_batch=devices > 1) for f in formulas]
+    functions: list[Callable[..., Array]] = [
+        partial(conv_cpu.input_gradient, whole_batch=devices > 1),
+        partial(conv_cpu.kernel_gradient, whole_batch=devices > 1),
+        conv_cpu.forward,
+    ]
     if native.is_allowed(ctx.module_context):
         alternatives: tuple[Callable[..., Array | None], ...] = (
             native.input_gradient,

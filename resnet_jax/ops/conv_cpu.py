@@ -4,7 +4,7 @@ XLA's convolutions are fast on a CPU only in their plain form: NHWC images, HWIO
 larger than the image, one group. The kernel's gradient that XLA derives doesn't have that form;
 inside a `while` loop it misses the fast path and takes some 60 times longer, which rules out
 scanned training steps. The formulas below write every gradient as a plain convolution or as matrix
-products, and 3×3 convolutions by Winograd's algorithm where that is faster.
+products, and gradients of 3×3 convolutions by Winograd's algorithm where that is faster.
 """
 
 import math
@@ -52,22 +52,24 @@ class Window(NamedTuple):
         return h, w
 
 
-def forward(x: Array, kernel: Array, window: Window, *, whole_batch: bool) -> Array:
+def forward(x: Array, kernel: Array, window: Window) -> Array:
     """Features [n, ho, wo, co].
 
     Args:
         x: images [n, h, w, ci].
         kernel: [kh, kw, ci / groups, co], of the dtype of `x`.
         window: the static part of the convolution.
-        whole_batch: compute all images at once, because they may be split over devices.
     """
-    if window.groups > 1:
-        return xla_conv(x, kernel, window)
-    return _conv(x, kernel, window, whole_batch)
+    if window.groups == 1 and _is_product(window):
+        return _product_conv(x, kernel, window)
+    return xla_conv(x, kernel, window)
 
 
 def input_gradient(kernel: Array, grad: Array, window: Window, *, whole_batch: bool) -> Array:
-    """The gradient of the images from the gradient of the features; arguments as in `forward`."""
+    """The gradient of the images from the gradient of the features; arguments as in `forward`.
+
+    With `whole_batch`, compute all images at once, because they may be split over devices.
+    """
     if window.groups > 1 or _exceeds(window):
         shape = (grad.shape[0], *window.image, kernel.shape[2] * window.groups)
         return transposed(lambda x: _product_conv(x, kernel, window), shape, grad)
@@ -103,8 +105,13 @@ def xla_conv(x: Array, kernel: Array, window: Window, **options: Any) -> Array:
     )
 
 
+def _is_product(window: Window) -> bool:
+    """Whether a matrix product is faster than XLA's convolution."""
+    return window.taps == (1, 1) or _exceeds(window)
+
+
 def _conv(x: Array, kernel: Array, window: Window, whole_batch: bool) -> Array:
-    if window.taps == (1, 1) or _exceeds(window):
+    if _is_product(window):
         return _product_conv(x, kernel, window)
     if not _prefers_winograd(x.shape, kernel.shape, window, channels=32):
         return xla_conv(x, kernel, window)

@@ -182,7 +182,7 @@ class Helpers {
     return *helpers;
   }
 
-  void Call(std::shared_ptr<Work> work) {
+  void Call(std::shared_ptr<Work> work, size_t count) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       work_ = std::move(work);
@@ -190,7 +190,7 @@ class Helpers {
     ++number_;  // without the lock, or threads that are awake would fall asleep on it
     if (!asleep_) return;
     std::lock_guard<std::mutex> lock(mutex_);  // until a thread that was about to sleep does
-    wake_.notify_all();
+    for (size_t i = 0; i < count; ++i) wake_.notify_one();
   }
 
  private:
@@ -230,7 +230,7 @@ class Helpers {
 // for, so that threads that sleep, or are busy, hold nothing up.
 inline void ForEach(size_t count, const std::function<void(size_t)>& function) {
   auto work = std::make_shared<Work>(function, count);
-  if (count > 1) Helpers::Get().Call(work);
+  if (count > 1) Helpers::Get().Call(work, count - 1);
   work->Take();
   work->Wait();
 }
