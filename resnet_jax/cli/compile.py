@@ -150,7 +150,7 @@ def _show_memory(document: dict[str, Any], console: Console) -> None:
         "parameters": "parameter_bytes",
         "optimiser": "optimizer_bytes",
         "statistics, averages, other state": "other_state_bytes",
-        f"examples of {document['steps_per_dispatch']} steps": "example_bytes",
+        "examples": "example_bytes",
         "activations, gradients, work space": "activation_bytes",
         "program": "program_bytes",
         "peak": "peak_bytes",

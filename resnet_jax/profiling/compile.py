@@ -289,7 +289,7 @@ def describe(spec: TrainSpec, program: Program | TooLarge, slice_: Slice) -> dic
         "batch_size": config.batch_size,
         "batch_per_chip": per_chip,
         "accumulate": config.accumulate,
-        "steps_per_dispatch": config.steps_per_dispatch,
+        "steps_per_dispatch": spec.intervals.steps_per_dispatch,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }
     memory: dict[str, Any] = {
