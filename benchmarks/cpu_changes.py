@@ -4,7 +4,10 @@ Variants are compiled in one process and take turns; ratios are of neighbouring 
 the process's time on one core, so that other work on the machine counts as little as possible; with
 --all-cores, wall-clock time on all of them, which takes a quiet machine.
 
-    python benchmarks/cpu_changes.py --network resnet20
+Profiles are of all cores. With --before, steps, inference and profiles are also those of another
+checkout of the package, whose processes take turns with those of this one.
+
+    python benchmarks/cpu_changes.py --network resnet20 --before CHECKOUT
 """
 
 import argparse
@@ -26,6 +29,18 @@ BATCH = {"resnet20": 128, "resnet50": 8}
 Call = Callable[[int], None]
 Clock = Callable[[], float]
 _PROFILED = 8  # steps
+_ROUNDS = 5
+OFF = {"RESNET_JAX_NATIVE": "0"}
+STEPS = {
+    "train": ("train", "resnet_jax onednn"),
+    "train_bfloat16": ("train", "resnet_jax onednn bfloat16"),
+    "inference": ("inference", "resnet_jax onednn"),
+    "latency": ("latency", "resnet_jax onednn"),
+    "train_pure": ("train", "resnet_jax"),
+    "inference_pure": ("inference", "resnet_jax"),
+    "latency_pure": ("latency", "resnet_jax"),
+}
+"""What is compared with another checkout: mode and contender of vs_peers.py."""
 
 
 def training(network: str) -> Call:
@@ -122,7 +137,10 @@ def profile(network: str) -> dict[str, Any]:
     for name in kinds.keys() & times.keys():  # the fastest call, which nothing interrupted
         taken[kinds[name]] += min(times[name]) * len(times[name])
     total = sum(taken.values())
-    return {"shares": {kind: ns / total for kind, ns in taken.most_common()}}
+    return {
+        "shares": {kind: ns / total for kind, ns in taken.most_common()},
+        "ms": {kind: ns / 1e6 / _PROFILED for kind, ns in taken.most_common()},
+    }
 
 
 def _kinds(program: str) -> dict[str, str]:
@@ -144,19 +162,19 @@ def _kinds(program: str) -> dict[str, str]:
     return kinds
 
 
-def _child(args: argparse.Namespace, what: str, **environment: str) -> Any:
+def _child(
+    args: argparse.Namespace, what: str, *, tree: Path = ROOT, one_core: bool = False, **more: str
+) -> Any:
     """The JSON that this script prints, as a process that measures one thing."""
-    all_cores = args.all_cores and what != "profile"
-    command = [] if all_cores else ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0)))]
-    command += [sys.executable, __file__, "--network", args.network, "--only", what]
+    command = [sys.executable, __file__, "--network", args.network, "--only", what]
     command += ["--seconds", str(args.seconds)]
-    if all_cores:
-        command += ["--all-cores"]
-    else:
+    environment = os.environ | more | {"PYTHONPATH": str(tree)}
+    if one_core:
+        command = ["taskset", "--cpu-list", str(max(os.sched_getaffinity(0))), *command]
         environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(
-        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True
-    )
+    else:
+        command += ["--all-cores"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -168,10 +186,42 @@ def measure(args: argparse.Namespace) -> Any:
     network = args.network
     if args.only == "profile":
         return profile(network)
-    variants = inference(network, 1 if args.only == "latency" else BATCH[network])
+    variants = inference(network, 1 if args.only == "variants_latency" else BATCH[network])
     release_freed_memory()
     clock = time.perf_counter if args.all_cores else time.process_time
     return compare(variants, args.seconds, clock)
+
+
+def before_and_after(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of the other checkout and of this one, and their ratios."""
+    from vs_peers import Process  # noqa: PLC0415
+
+    git = ["git", "-C", str(args.before), "rev-parse", "HEAD"]
+    results: dict[str, Any] = {"commit_before": subprocess.check_output(git, text=True).strip()}
+    trees = {"before": args.before, "after": ROOT}
+    given = argparse.Namespace(
+        network=args.network, batch=BATCH[args.network], flax="", seconds=args.seconds / _ROUNDS
+    )
+    for what, (mode, contender) in STEPS.items():
+        processes = {}
+        for name, tree in trees.items():
+            os.environ["PYTHONPATH"] = str(tree)
+            processes[name] = Process(sys.executable, contender, given, mode)
+        batch = 1 if mode == "latency" else given.batch
+        rounds = []
+        for _ in range(_ROUNDS):
+            rounds.append({name: one.img_per_s(batch) for name, one in processes.items()})
+        for process in processes.values():
+            process.close()
+        ratios = [one["after"] / one["before"] for one in rounds]
+        results[what] = {
+            **{f"{name}_img_per_s": statistics.median(o[name] for o in rounds) for name in trees},
+            "after_divided_by_before": statistics.median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+        }
+        print(what, results[what], flush=True)
+    return results
 
 
 def main() -> None:
@@ -180,6 +230,7 @@ def main() -> None:
     parser.add_argument("--network", choices=BATCH, default="resnet20")
     parser.add_argument("--seconds", type=float, default=10.0, help="of a comparison")
     parser.add_argument("--all-cores", action="store_true")
+    parser.add_argument("--before", type=Path, help="another checkout, whose library is built")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -191,20 +242,23 @@ def main() -> None:
 
     from resnet_jax.ops.native.library import state  # noqa: PLC0415
 
-    off = {"RESNET_JAX_NATIVE": "0"}
-    processor = instruction_sets()
+    processor, alone = instruction_sets(), not args.all_cores
     results = {
         "network": args.network,
         "batch_size": BATCH[args.network],
         "processor": processor,
         "time": "wall clock, all cores" if args.all_cores else "of the process, on one core",
         "oneDNN": state().onednn,
-        "inference_with_onednn": _child(args, "inference"),
-        "latency_with_onednn": _child(args, "latency"),
-        "inference_pure": _child(args, "inference", **off),
-        "profile_pure": _child(args, "profile", **off),
-        "profile_with_onednns_convolutions": _child(args, "profile"),
+        "inference_with_onednn": _child(args, "variants", one_core=alone),
+        "latency_with_onednn": _child(args, "variants_latency", one_core=alone),
+        "inference_pure": _child(args, "variants", one_core=alone, **OFF),
+        "profile_pure": _child(args, "profile", **OFF),
+        "profile_with_onednn": _child(args, "profile"),
     }
+    if args.before:
+        results["before_and_after"] = before_and_after(args)
+        results["profile_pure_before"] = _child(args, "profile", tree=args.before, **OFF)
+        results["profile_with_onednn_before"] = _child(args, "profile", tree=args.before)
     print(json.dumps(results, indent=1))
     kind = processor["kind"].lower().replace("-", "")
     default = ROOT / f"benchmarks/results/cpu_changes_{args.network}_{kind}.json"

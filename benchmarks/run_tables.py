@@ -6,25 +6,17 @@ from table_text import markdown, minutes, read
 
 
 def verify_table() -> str:
-    """What verify says of a run, of copies that were tampered with, and of an older run."""
+    """What verify says of a run, and of copies that were tampered with."""
     result = read("verify_cifar10")
     rows = [_verified("nothing", result["intact"])]
     rows += [_verified(row["what"], row) for row in result["tampered"]]
     columns = ("what was done", "exit code", "checks that failed", "slices trained again", "time")
-    older = [
-        _verified(what, result["older"][name])
-        for what, name in (("nothing", "intact"), ("a bit of a kernel is flipped", "forged"))
-    ]
     top1 = result["final"]["test"]["top1"]
     about = (
         f"ResNet-20, {result['steps']:,} steps of 128 images, {top1:.1%} of the test images right,"
         f" trained in {minutes(result['train_s'])} on {result['cores']} cores.\n\n"
     )
-    older_about = (
-        "\n\nA run of an older version of 8,000 steps, whose checkpoints have no digests and don't"
-        " record what computed them:\n\n"
-    )
-    return about + markdown(columns, rows) + older_about + markdown(columns, older)
+    return about + markdown(columns, rows)
 
 
 def _verified(what: str, found: dict[str, Any]) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ class Row:
     @property
     def std(self) -> float | None:
         """The standard deviation (n - 1) of the measurements; None for fewer than two."""
-        return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
+        with np.errstate(invalid="ignore"):  # of values that aren't finite
+            return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -87,6 +87,7 @@ def test_signals_are_of_the_units(probe):
     assert found["signal_var/layer2_0"] == pytest.approx(last.var(axis=(0, 1, 2)).mean(), rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_statistics_that_are_the_probes_have_no_drift(probe):
     model, variables = _network()
     assert measures.bn_drift(_pass(model, variables, probe))["bn_drift/log_var"] > 0.1

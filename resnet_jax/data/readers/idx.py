@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, cast
 
 import numpy as np
 
@@ -138,13 +138,13 @@ def _find(folder: Path, split: str, kind: str) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Open a file, decompressed; its errors are raised as DataError."""
     try:
         with open_regular_file(path) as raw:
             if path.suffix == ".gz":
                 with gzip.open(raw) as file:
-                    yield file
+                    yield cast("IO[bytes]", file)
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -1,273 +1,154 @@
 // Convolutions by oneDNN, for XLA on CPU: images NHWC, kernels HWIO, float32 or bfloat16.
-//
-// A convolution may end with a bias, the sum with an array of the result's shape, and ReLU. NaN stays
-// NaN, as in XLA's maximum with 0.
-//
-// Images and gradients keep their layout. Kernels, which are small, are reordered into the blocked
-// layout that oneDNN chooses.
-
-#include <oneapi/dnnl/dnnl.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <limits>
-#include <map>
-#include <mutex>
+#include <optional>
 #include <string>
+#include <unordered_map>
+#include <vector>
 
+#include "parts.h"
+#include "plan.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
-using dnnl::memory;
-using Tag = memory::format_tag;
 using Span = ffi::Span<const int64_t>;
 
 namespace {
-
-const dnnl::engine& Engine() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-enum Kind { kForward, kInputGradient, kKernelGradient };
-
-// All that is static of a call, as 25 numbers: kind, whether bfloat16, whether the features get a
-// bias, a sum and ReLU, the shapes of images (NHWC), kernel (HWIO) and features (NHWC), strides,
-// padding (above, below, left, right), dilation.
-using Key = std::array<int64_t, 25>;
-
-struct Problem {
-  Kind kind;
-  memory::data_type type;
-  bool bias, sum, relu;
-  memory::dims x, kernel, y, strides, padding, dilation;
-
-  explicit Problem(const Key& key)
-      : kind(static_cast<Kind>(key[0])),
-        type(key[1] ? memory::data_type::bf16 : memory::data_type::f32),
-        bias(key[2]),
-        sum(key[3]),
-        relu(key[4]),
-        x(&key[5], &key[9]),
-        kernel(&key[9], &key[13]),
-        y(&key[13], &key[17]),
-        strides(&key[17], &key[19]),
-        padding(&key[19], &key[23]),
-        dilation(&key[23], &key[23] + 2) {}
-
-  // oneDNN names dimensions in the order of NCHW and OIHW, whatever the layout in memory.
-  memory::desc Image(const memory::dims& d) const {
-    return {{d[0], d[3], d[1], d[2]}, type, Tag::nhwc};
-  }
-  memory::desc Kernel(Tag layout) const {
-    return {{kernel[3], kernel[2], kernel[0], kernel[1]}, type, layout};
-  }
-  memory::desc Bias() const {  // float32 for every type
-    if (!bias) return {};
-    return {{kernel[3]}, memory::data_type::f32, Tag::a};
-  }
-};
-
-// Whether some tap of the kernel meets padding only, along height (axis 0) or width (1).
-bool HasIdleTap(const Problem& p, int axis) {
-  int64_t size = p.x[1 + axis], outputs = p.y[1 + axis];
-  for (int64_t tap = 0; tap < p.kernel[axis]; ++tap) {
-    bool meets = false;
-    for (int64_t output = 0; output < outputs && !meets; ++output) {
-      int64_t at = tap * p.dilation[axis] + output * p.strides[axis] - p.padding[2 * axis];
-      meets = 0 <= at && at < size;
-    }
-    if (!meets) return true;
-  }
-  return false;
-}
-
-// Whether a kernel of some oneDNN is wrong for such a problem (see check.py).
-bool IsKnownToBeWrong(const Problem& p) {
-  bool pointwise = p.kernel[0] == 1 && p.kernel[1] == 1;
-  bool strided = p.strides[0] > 1 || p.strides[1] > 1;
-  bool dilated = p.dilation[0] > 1 || p.dilation[1] > 1;
-  // To make a strided image dense, 1x1 kernels copy whole vectors of channels. With fewer channels
-  // than a vector holds, AVX2's gradient of the kernel sums what lies behind them, too.
-  if (p.kind == kKernelGradient && pointwise && strided && p.kernel[2] < 16) return true;
-  // bfloat16 kernels take channels in pairs; oneDNN 2.6's 1x1 ones read past an odd number of them.
-  bool odd = p.kernel[2] % 2 || p.kernel[3] % 2;
-  bool bfloat16 = p.type == memory::data_type::bf16;
-  if (bfloat16 && pointwise && odd) return true;
-  // The gradient of a tap that meets padding only is zero; oneDNN 3.2 on AVX-512 leaves some of them
-  // unwritten, or computes them from memory that it never wrote.
-  bool idle = HasIdleTap(p, 0) || HasIdleTap(p, 1);
-  if (bfloat16 && p.kind == kKernelGradient && idle) return true;
-  // oneDNN 3.1's forward pass on AVX2 reads memory that it never wrote.
-  return strided && dilated;
-}
-
-// A primitive, ready to be run by any thread; making one takes a fraction of a millisecond.
-//
-// Its scratchpad is given to it at each call. By default oneDNN keeps one for each thread that makes
-// a primitive, and XLA runs the primitive on other threads.
-struct Plan {
-  memory::desc image, kernel, blocked_kernel, bias, features, scratchpad, reorder_scratchpad;
-  dnnl::primitive primitive;
-  dnnl::primitive reorder;  // of the kernel into the blocked layout, or of its gradient out of it
-  bool reorders;
-};
-
-constexpr auto kAlgorithm = dnnl::algorithm::convolution_direct;
-constexpr auto kTraining = dnnl::prop_kind::forward_training;
-
-// The constructors of oneDNN 2 take a description, those of oneDNN 3 its parts.
-#if DNNL_VERSION_MAJOR >= 3
-#define DESCRIBE_FORWARD(engine, attributes, ...) {engine, __VA_ARGS__, attributes}
-#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {engine, __VA_ARGS__, hint, attributes}
-#else
-#define DESCRIBE_FORWARD(engine, attributes, ...) {{__VA_ARGS__}, attributes, engine}
-#define DESCRIBE_BACKWARD(engine, attributes, hint, ...) {{__VA_ARGS__}, attributes, engine, hint}
-#endif
-
-// oneDNN's own ReLU turns NaN into 0. x · min(max(ax, 0), 1) with the largest float32 a is ReLU for
-// all normal x, and keeps NaN; minus infinity becomes NaN.
-void AppendRelu(dnnl::post_ops& after) {
-#if DNNL_VERSION_MAJOR >= 3
-  constexpr float steepest = std::numeric_limits<float>::max();
-  after.append_eltwise(dnnl::algorithm::eltwise_hardswish, steepest, 0.f);
-#else  // whose hardswish has fixed coefficients
-  throw dnnl::error(dnnl_unimplemented, "there is no ReLU that keeps NaN");
-#endif
-}
-
-template <class Descriptor>
-void SetPrimitive(Plan& plan, const Descriptor& descriptor, const memory::desc& blocked_kernel) {
-  // Of several implementations oneDNN offers the fastest first; the last one is a plain loop.
-  if (std::strncmp(descriptor.impl_info_str(), "ref", 3) == 0)
-    throw dnnl::error(dnnl_unimplemented, "there is only a reference implementation");
-  plan.primitive = dnnl::primitive(descriptor.get());
-  plan.scratchpad = descriptor.scratchpad_desc();
-  plan.blocked_kernel = blocked_kernel;
-}
-
-Plan MakePlan(const Problem& p) {
-  if (IsKnownToBeWrong(p)) throw dnnl::error(dnnl_unimplemented, "known to be wrong");
-  Plan plan;
-  auto image = plan.image = p.Image(p.x);
-  auto features = plan.features = p.Image(p.y);
-  plan.kernel = p.Kernel(Tag::hwio);
-  auto kernel = p.Kernel(Tag::any);
-  memory::dims dilation{p.dilation[0] - 1, p.dilation[1] - 1};  // oneDNN counts from 0
-  memory::dims low{p.padding[0], p.padding[2]}, high{p.padding[1], p.padding[3]};
-  dnnl::primitive_attr attributes, forward_attributes;  // copies would share their contents
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  forward_attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  dnnl::post_ops after;
-  if (p.sum) after.append_sum(1.f);
-  if (p.relu) AppendRelu(after);
-  forward_attributes.set_post_ops(after);
-  plan.bias = p.Bias();
-
-  using Forward = dnnl::convolution_forward;
-  using BackwardData = dnnl::convolution_backward_data;
-  using BackwardWeights = dnnl::convolution_backward_weights;
-  Forward::primitive_desc forward DESCRIBE_FORWARD(Engine(), forward_attributes, kTraining,
-                                                   kAlgorithm, image, kernel, plan.bias, features,
-                                                   p.strides, dilation, low, high);
-  if (p.kind == kForward) {
-    SetPrimitive(plan, forward, forward.weights_desc());
-  } else if (p.kind == kInputGradient) {
-    BackwardData::primitive_desc backward DESCRIBE_BACKWARD(Engine(), attributes, forward,
-                                                            kAlgorithm, image, kernel, features,
-                                                            p.strides, dilation, low, high);
-    SetPrimitive(plan, backward, backward.weights_desc());
-  } else {
-    BackwardWeights::primitive_desc backward DESCRIBE_BACKWARD(Engine(), attributes, forward,
-                                                               kAlgorithm, image, kernel, features,
-                                                               p.strides, dilation, low, high);
-    SetPrimitive(plan, backward, backward.diff_weights_desc());
-  }
-  plan.reorders = plan.blocked_kernel != plan.kernel;
-  if (plan.reorders) {
-    auto& from = p.kind == kKernelGradient ? plan.blocked_kernel : plan.kernel;
-    auto& to = p.kind == kKernelGradient ? plan.kernel : plan.blocked_kernel;
-    dnnl::reorder::primitive_desc reorder(Engine(), from, Engine(), to, attributes);
-    plan.reorder = dnnl::reorder(reorder);
-    plan.reorder_scratchpad = reorder.scratchpad_desc();
-  }
-  return plan;
-}
-
-// The plan of a problem, made once in a process. Throws where oneDNN has no kernel for it.
-const Plan& FindPlan(const Key& key) {
-  static std::mutex mutex;
-  static std::map<Key, Plan> plans;
-  std::lock_guard<std::mutex> lock(mutex);
-  auto found = plans.find(key);
-  if (found == plans.end()) found = plans.emplace(key, MakePlan(Problem(key))).first;
-  return found->second;
-}
 
 void FillWithNaN(void* data, size_t bytes) {
   if (bytes) std::memset(data, 0xFF, bytes);
 }
 
-// Compute one of the three arrays from the others. With `poison`, memory that a kernel must write
-// before it reads it, or must write at all, is filled with NaN first, so that mistakes show. For a
-// sum, `y` holds the other summand before.
-void Execute(const Key& key, void* x, void* k, void* y, void* b, bool poison) {
-  const Plan& plan = FindPlan(key);
-  auto kind = static_cast<Kind>(key[0]);
-  auto allocate = [&](const memory::desc& description) {
-    memory made(description, Engine());
-    if (poison) FillWithNaN(made.get_data_handle(), description.get_size());
-    return made;
-  };
-  dnnl::stream stream(Engine());
-  memory image(plan.image, Engine(), x);
-  memory kernel(plan.kernel, Engine(), k);
-  memory features(plan.features, Engine(), y);
-  memory bias(plan.bias, Engine(), b);
-  bool sum = key[3];
-  if (poison && !sum) {
-    auto& result = kind == kForward ? features : kind == kInputGradient ? image : kernel;
-    FillWithNaN(result.get_data_handle(), result.get_desc().get_size());
-  }
-  memory blocked = plan.reorders ? allocate(plan.blocked_kernel) : kernel;
-  memory scratchpad = allocate(plan.scratchpad);
-  auto reorder = [&](memory& from, memory& to) {
-    if (!plan.reorders) return;
-    memory scratchpad = allocate(plan.reorder_scratchpad);
-    plan.reorder.execute(stream, {{DNNL_ARG_FROM, from},
-                                  {DNNL_ARG_TO, to},
-                                  {DNNL_ARG_SCRATCHPAD, scratchpad}});
-    stream.wait();
-  };
-  if (kind == kKernelGradient) {
-    plan.primitive.execute(stream, {{DNNL_ARG_SRC, image},
-                                    {DNNL_ARG_DIFF_DST, features},
-                                    {DNNL_ARG_DIFF_WEIGHTS, blocked},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-    reorder(blocked, kernel);
-  } else {
-    bool forward = kind == kForward;
-    reorder(kernel, blocked);
-    plan.primitive.execute(stream, {{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
-                                    {DNNL_ARG_WEIGHTS, blocked},
-                                    {DNNL_ARG_BIAS, bias},
-                                    {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-  }
-  stream.wait();
-}
+// Bytes of a kernel that oneDNN reorders on threads of its own.
+constexpr size_t kLargeKernel = 1 << 20;
 
-ffi::Error Run(Key key, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const ffi::AnyBuffer& y,
-               void* bias, Span strides, Span padding, Span dilation) {
+// The arrays of a call. For a sum, `y` holds the other summand before.
+struct Arrays {
+  void *x, *kernel, *y, *bias;
+};
+
+// Computes one of the three arrays from the others. With `poison`, memory that a kernel must write
+// before it reads it, or must write at all, is filled with NaN first, so that mistakes show.
+class Execution {
+ public:
+  Execution(const Key& key, const Call& call, const Arrays& arrays, bool poison)
+      : kind_(static_cast<Kind>(key[0])), key_(key), call_(call), arrays_(arrays), poison_(poison) {}
+
+  void Run() {
+    const Plan& plan = call_.parts[0].plan;
+    memory kernel(plan.kernel, Engine(), arrays_.kernel);
+    memory blocked = plan.reorders ? Allocate(plan.blocked_kernel) : kernel;
+    if (poison_ && !key_[3]) {
+      Problem p(key_);
+      const auto& shape = kind_ == kForward ? p.y : kind_ == kInputGradient ? p.x : p.kernel;
+      size_t size = key_[1] ? 2 : 4;
+      for (auto length : shape) size *= length;
+      FillWithNaN(kind_ == kForward         ? arrays_.y
+                  : kind_ == kInputGradient ? arrays_.x
+                                            : arrays_.kernel,
+                  size);
+    }
+    std::vector<memory> kernels(call_.parts.size(), blocked);
+    if (kind_ == kKernelGradient) {
+      for (size_t i = 1; i < kernels.size(); ++i) kernels[i] = Allocate(plan.blocked_kernel);
+    } else {
+      Reorder(kernel, blocked);
+    }
+    // The arguments are allocated here: threads wait for one another to allocate memory.
+    std::vector<Arguments> arguments;
+    for (size_t i = 0; i < kernels.size(); ++i)
+      arguments.push_back(ArgumentsOf(call_.parts[i], kernels[i]));
+    ForEach(kernels.size(), [&](size_t i) {
+      std::optional<OneThread> guard;
+      if (call_.on_one_thread) guard.emplace();
+      call_.parts[i].plan.primitive.execute(Stream(), arguments[i]);
+      Stream().wait();
+    });
+    if (kind_ == kKernelGradient) {
+      ForEach(kernels.size(), [&](size_t i) { Add(kernels, i); });
+      Reorder(blocked, kernel);
+    }
+  }
+
+ private:
+  using Arguments = std::unordered_map<int, memory>;
+
+  static dnnl::stream& Stream() {
+    thread_local dnnl::stream stream(Engine());
+    return stream;
+  }
+
+  static void* Offset(void* data, int64_t elements, bool bfloat16) {
+    return static_cast<char*>(data) + elements * (bfloat16 ? 2 : 4);
+  }
+
+  memory Allocate(const memory::desc& description) const {
+    memory made(description, Engine());
+    if (poison_) FillWithNaN(made.get_data_handle(), description.get_size());
+    return made;
+  }
+
+  // Adds all gradients of the kernel, float32, to the first one: one of as many sections of them.
+  static void Add(const std::vector<memory>& kernels, size_t section) {
+    size_t size = kernels[0].get_desc().get_size() / sizeof(float), count = kernels.size();
+    size_t first = section * size / count, last = (section + 1) * size / count;
+    auto* sums = static_cast<float*>(kernels[0].get_data_handle());
+    for (size_t i = 1; i < count; ++i) {
+      auto* terms = static_cast<const float*>(kernels[i].get_data_handle());
+      for (size_t at = first; at < last; ++at) sums[at] += terms[at];
+    }
+  }
+
+  void Reorder(memory& from, memory& to) const {
+    const Plan& plan = call_.parts[0].plan;
+    if (!plan.reorders) return;
+    std::optional<OneThread> guard;
+    if (call_.on_one_thread && from.get_desc().get_size() < kLargeKernel) guard.emplace();
+    memory scratchpad = Allocate(plan.reorder_scratchpad);
+    plan.reorder.execute(Stream(), {{DNNL_ARG_FROM, from},
+                                    {DNNL_ARG_TO, to},
+                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
+    Stream().wait();
+  }
+
+  Arguments ArgumentsOf(const Part& part, const memory& blocked) const {
+    const Plan& plan = part.plan;
+    memory image(plan.image, Engine(), Offset(arrays_.x, part.x, key_[1]));
+    memory features(plan.features, Engine(), Offset(arrays_.y, part.y, key_[1]));
+    Arguments arguments{{DNNL_ARG_SCRATCHPAD, Allocate(plan.scratchpad)}};
+    if (kind_ == kKernelGradient) {
+      arguments.insert({{DNNL_ARG_SRC, image},
+                        {DNNL_ARG_DIFF_DST, features},
+                        {DNNL_ARG_DIFF_WEIGHTS, blocked}});
+    } else {
+      bool forward = kind_ == kForward;
+      arguments.insert({{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
+                        {DNNL_ARG_WEIGHTS, blocked},
+                        {DNNL_ARG_BIAS, memory(plan.bias, Engine(), arrays_.bias)},
+                        {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
+    }
+    return arguments;
+  }
+
+  Kind kind_;
+  Key key_;
+  const Call& call_;
+  Arrays arrays_;
+  bool poison_;
+};
+
+ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
+               const ffi::AnyBuffer& y, void* bias, Span strides, Span padding, Span dilation) {
   key[1] = x.element_type() == ffi::DataType::BF16;
   auto* end = &key[5];
   for (auto span : {x.dimensions(), k.dimensions(), y.dimensions(), strides, padding, dilation})
     end = std::copy(span.begin(), span.end(), end);
+  Arrays arrays{x.untyped_data(), k.untyped_data(), y.untyped_data(), bias};
   try {
-    Execute(key, x.untyped_data(), k.untyped_data(), y.untyped_data(), bias, false);
+    Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run();
     return ffi::Error::Success();
   } catch (const std::exception& error) {
     return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
@@ -275,9 +156,9 @@ ffi::Error Run(Key key, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k, const 
 }
 
 // `rest` is the bias, if there is one, and the summand, if there is one.
-ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs rest,
-                   ffi::Result<ffi::AnyBuffer> y, Span strides, Span padding, Span dilation,
-                   bool has_bias, bool relu) {
+ffi::Error Forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
+                   ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> y, Span strides,
+                   Span padding, Span dilation, bool has_bias, bool relu) {
   bool sum = rest.size() > (has_bias ? 1 : 0);
   void* bias = has_bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
   if (sum) {
@@ -285,23 +166,27 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::RemainingArgs r
     if (summand->untyped_data() != y->untyped_data())
       std::memcpy(y->untyped_data(), summand->untyped_data(), summand->size_bytes());
   }
-  return Run({kForward, 0, has_bias, sum, relu}, x, kernel, *y, bias, strides, padding, dilation);
+  Key key{kForward, 0, has_bias, sum, relu};
+  return Run(key, pool, x, kernel, *y, bias, strides, padding, dilation);
 }
 
-ffi::Error InputGradient(ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
+ffi::Error InputGradient(ffi::ThreadPool pool, ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
                          ffi::Result<ffi::AnyBuffer> x, Span strides, Span padding,
                          Span dilation) {
-  return Run({kInputGradient}, *x, kernel, gradient, nullptr, strides, padding, dilation);
+  Key key{kInputGradient};
+  return Run(key, pool, *x, kernel, gradient, nullptr, strides, padding, dilation);
 }
 
-ffi::Error KernelGradient(ffi::AnyBuffer x, ffi::AnyBuffer gradient,
+ffi::Error KernelGradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gradient,
                           ffi::Result<ffi::AnyBuffer> kernel, Span strides, Span padding,
                           Span dilation) {
-  return Run({kKernelGradient}, x, *kernel, gradient, nullptr, strides, padding, dilation);
+  Key key{kKernelGradient};
+  return Run(key, pool, x, *kernel, gradient, nullptr, strides, padding, dilation);
 }
 
 auto ForwardBinding() {
   return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
       .Arg<ffi::AnyBuffer>()
       .Arg<ffi::AnyBuffer>()
       .RemainingArgs()
@@ -315,6 +200,7 @@ auto ForwardBinding() {
 
 auto GradientBinding() {
   return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
       .Arg<ffi::AnyBuffer>()
       .Arg<ffi::AnyBuffer>()
       .Ret<ffi::AnyBuffer>()
@@ -352,17 +238,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, Gradie
 // Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
 extern "C" int resnet_jax_supports(const int64_t* problem) {
   try {
-    FindPlan(ToKey(problem));
+    FindCall(ToKey(problem), 0);
     return 1;
   } catch (const std::exception&) {
     return 0;
   }
 }
 
-// For checks, without XLA: as Execute with `poison`; returns 1, or 0 where oneDNN fails.
-extern "C" int resnet_jax_try(const int64_t* problem, void* x, void* kernel, void* y, void* bias) {
+// For checks, without XLA: computes with `poison`, on oneDNN's own threads or, if there are any, in
+// parts for so many threads; returns 1, or 0 where oneDNN fails.
+extern "C" int resnet_jax_try(const int64_t* problem, int64_t threads, void* x, void* kernel,
+                              void* y, void* bias) {
   try {
-    Execute(ToKey(problem), x, kernel, y, bias, true);
+    auto key = ToKey(problem);
+    Execution(key, FindCall(key, threads), {x, kernel, y, bias}, true).Run();
     return 1;
   } catch (const std::exception&) {
     return 0;

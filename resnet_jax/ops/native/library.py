@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from resnet_jax.utils.compilation_cache import processor
 
 SOURCE = Path(__file__).with_name("convolution.cc")
+SOURCES = (SOURCE, SOURCE.with_name("parts.h"), SOURCE.with_name("plan.h"))
 LIBRARY = SOURCE.with_suffix(".so")
 CHOICE = "RESNET_JAX_NATIVE"
 """Environment variable: the path of a library to use instead of `LIBRARY`, or "0" for none."""
@@ -61,7 +62,7 @@ class Problem(NamedTuple):
         return self.shapes[self.place]
 
     def numbers(self) -> ctypes.Array[ctypes.c_int64]:
-        """The problem as convolution.cc takes it."""
+        """The problem as plan.h takes it."""
         (above, below), (left, right) = self.padding
         parts = (*self.shapes, self.strides, (above, below, left, right))
         first = KINDS.index(self.kind), self.bfloat16, self.has_bias, self.has_sum, self.relu
@@ -90,13 +91,17 @@ class Library:
         """Whether oneDNN has a kernel for the problem that isn't known to be wrong."""
         return bool(self._functions.resnet_jax_supports(problem.numbers()))
 
-    def attempt(self, problem: Problem, x: Any, kernel: Any, y: Any, bias: Any) -> bool:
+    def attempt(
+        self, problem: Problem, x: Any, kernel: Any, y: Any, bias: Any, *, threads: int = 0
+    ) -> bool:
         """Compute one of the first three contiguous NumPy arrays in place; False if oneDNN fails.
 
         All memory that oneDNN has to write is filled with NaN first. For a sum, `y` is a summand.
+        With `threads`, this thread computes the parts that XLA would compute on so many threads.
         """
         pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, kernel, y, bias))
-        return bool(self._functions.resnet_jax_try(problem.numbers(), *pointers))
+        parts = ctypes.c_int64(threads)
+        return bool(self._functions.resnet_jax_try(problem.numbers(), parts, *pointers))
 
     def handler(self, kind: Kind) -> Any:
         """The XLA FFI handler for a kind of problem."""
@@ -175,7 +180,7 @@ def circumstances(path: Path, onednn: str) -> dict[str, str]:
 
     return {
         "library": digest(path.read_bytes()),
-        "source": digest(SOURCE.read_bytes()),
+        "source": digest(b"".join(file.read_bytes() for file in SOURCES)),
         "oneDNN": onednn,
         "processor": digest(processor().encode()),
         "jaxlib": metadata.version("jaxlib"),

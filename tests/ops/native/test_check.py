@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.ops.native.check import check
-from resnet_jax.ops.native.library import Library, Problem
+from resnet_jax.ops.native.library import KINDS, Library, Problem
 from tests.runs import ROOT, train
 
 
@@ -17,6 +18,34 @@ def test_random_problems_are_right(onednn_library):
     result = check(onednn_library, seconds=3.0, seed=1)
     assert result["checked"]
     assert result["wrong"] == []
+
+
+@pytest.mark.parametrize("images", [1, 3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_for_several_threads_make_the_whole(kind, images, onednn_library):
+    library = Library(onednn_library)
+    rng = np.random.default_rng(0)
+    for size, taps, stride, padding, dilation in [
+        (16, 3, 1, ((1, 1), (1, 1)), 1),
+        (17, 3, 2, ((1, 1), (1, 1)), 1),
+        (15, 4, 1, ((2, 1), (0, 3)), 1),
+        (16, 3, 1, ((4, 4), (4, 4)), 4),
+        (14, 1, 2, ((0, 0), (0, 0)), 1),
+    ]:
+        made = [(size + sum(pad) - dilation * (taps - 1) - 1) // stride + 1 for pad in padding]
+        shapes = ((images, size, size, 32), (taps, taps, 32, 48), (images, *made, 48))
+        problem = Problem(kind, False, shapes, (stride, stride), padding, (dilation, dilation))
+        if kind == "forward":
+            problem = problem._replace(has_bias=True, has_sum=True, relu=True)
+        arrays = [rng.normal(size=shape).astype(np.float32) for shape in (*shapes, (48,))]
+        results = []
+        for threads in (0, 1, 2, 3, 7, 64):
+            given = [array.copy() for array in arrays]
+            assert library.attempt(problem, *given, threads=threads)
+            results.append(given[problem.place])
+        for one in results[1:]:
+            scale = np.abs(results[0]).max()
+            np.testing.assert_allclose(one, results[0], rtol=0, atol=1e-5 * scale)
 
 
 def test_kernels_known_to_be_wrong_are_refused(onednn_library):
