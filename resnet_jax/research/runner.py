@@ -212,7 +212,7 @@ class Runner:
                 if name not in planned_runs():
                     continue
                 done = planned_runs()[name].is_finished(folder.parent)
-                if done and _has_log(folder) and (_has_network(folder) or not weights):
+                if done and _has_log(folder) and (not weights or _has_network(folder)):
                     finished[seed] = folder
                 elif name not in self.missing:
                     self.missing.append(name)

@@ -89,7 +89,8 @@ def _draw(runs: dict[Length, dict[str, TrainedRun]]) -> Figure:
         paper = f"paper, {PAPER_STEPS:,} steps"
         axes.plot([], [], "D", color=COLORS[1], markerfacecolor="none", label=paper)
         axes.set_xticks(range(len(NETWORKS)), [_LABELS[name] for name in NETWORKS])
-        axes.set(ylabel="test error (%)", ylim=(0, None))
+        axes.set(ylabel="test error (%)", xlim=(-0.5, len(NETWORKS) - 0.5))
+        axes.set_ylim(bottom=0)
         add_legend(axes, loc="lower right")
     return figure
 
