@@ -4,7 +4,7 @@ The images are those of Debian's package dataset-fashion-mnist (apt install data
 or with --config.data.dir=FOLDER those of a folder of IDX files.
 
 COMMAND: python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
-EXPECTED: not yet run here. It takes about five minutes of two cores for the three seeds.
+EXPECTED: not yet run here.
 """
 
 from ml_collections import ConfigDict
