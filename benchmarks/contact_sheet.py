@@ -27,7 +27,7 @@ from resnet_jax.data.augment.crop_flip import crop_and_flip
 from resnet_jax.data.augment.mixing import mix
 from resnet_jax.data.augment.policies import apply_policy, erase
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.data.images.image_files import read_upright
+from resnet_jax.data.images.image_files import decode_upright, read_file
 from resnet_jax.train.experiment import Experiment
 
 SIZE, STEPS = 224, 3
@@ -61,7 +61,7 @@ def columns_of(folder: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
     experiment = Experiment.make(config)
     examples = experiment.dataset.streamed["train"]
     (_, records) = examples.parts[0]
-    originals = [read_upright(folder / file.path) for file in records.files]
+    originals = [decode_upright(read_file(folder / file.path)) for file in records.files]
     columns = {}
     with contextlib.closing(experiment.loader()) as batches:
         for step in range(STEPS):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -26,8 +27,11 @@ _PRECISIONS = {"float32": "highest", "bfloat16": "default"}
 _STEPS = 50
 
 
-Compute = Callable[[str, Any], tuple[Any, ...]]
-"""(type of the computation, device) → results, as trees of arrays."""
+Trace = Callable[[str, Any], tuple[jax.stages.Lowered, tuple[Any, ...]]]
+"""(type of the computation, device) → its program, still to be compiled, and the arguments.
+
+Results are trees of arrays.
+"""
 
 
 def correct(task: Task) -> Iterator[tuple[str, Any]]:
@@ -43,8 +47,8 @@ def correct(task: Task) -> Iterator[tuple[str, Any]]:
     if task.toy:
         networks = {"resnet50": (2, 32, {"stage_sizes": (1, 1)})}
     for name, (batch, size, fields) in networks.items():
-        compute = _of_network(name, batch, size, fields)
-        yield name, _errors(("logits", "gradients", "statistics"), compute)
+        trace = _of_network(name, batch, size, fields)
+        yield name, _errors(("logits", "gradients", "statistics"), trace)
 
 
 def _forms(task: Task) -> dict[str, tuple[Callable[..., Any], list[np.ndarray]]]:
@@ -70,23 +74,24 @@ def _forms(task: Task) -> dict[str, tuple[Callable[..., Any], list[np.ndarray]]]
     }
 
 
-def _of_form(function: Callable[..., Any], arrays: list[np.ndarray]) -> Compute:
-    def compute(dtype: str, device: Any) -> tuple[Any, ...]:
+def _of_form(function: Callable[..., Any], arrays: list[np.ndarray]) -> Trace:
+    def trace(dtype: str, device: Any) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
         @jax.jit
         def both(*arrays: Any) -> Any:
             results, pull = jax.vjp(function, *arrays)
             return results, pull(jax.tree.map(jnp.cos, results))
 
-        return both(*jax.device_put([a.astype(dtype) for a in arrays], device))
+        arguments = jax.device_put(tuple(a.astype(dtype) for a in arrays), device)
+        return both.lower(*arguments), arguments
 
-    return compute
+    return trace
 
 
-def _of_network(name: str, batch: int, size: int, fields: dict[str, Any]) -> Compute:
+def _of_network(name: str, batch: int, size: int, fields: dict[str, Any]) -> Trace:
     cpu = jax.devices("cpu")[0]
     images = np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(np.float32)
 
-    def compute(dtype: str, device: Any) -> tuple[Any, ...]:
+    def trace(dtype: str, device: Any) -> tuple[jax.stages.Lowered, tuple[Any, ...]]:
         model = resnet_jax.create_model(name, num_classes=10, dtype=dtype, **fields)
         with jax.default_device(cpu):
             variables = resnet_jax.init_variables(model, jax.random.key(0), (size, size, 3))
@@ -99,36 +104,41 @@ def _of_network(name: str, batch: int, size: int, fields: dict[str, Any]) -> Com
                 )
                 return jnp.square(logits).mean(), (logits, updated["batch_stats"])
 
-            return jax.grad(loss, has_aux=True)(variables["params"])
+            gradients, (logits, statistics) = jax.grad(loss, has_aux=True)(variables["params"])
+            return logits, gradients, statistics
 
-        gradients, (logits, statistics) = step(*jax.device_put((variables, images), device))
-        return logits, gradients, statistics
+        arguments = jax.device_put((variables, images), device)
+        return step.lower(*arguments), arguments
 
-    return compute
+    return trace
 
 
-def _errors(names: tuple[str, ...], compute: Compute) -> dict[str, float]:
+def _errors(names: tuple[str, ...], trace: Trace) -> dict[str, float]:
     """Errors of the results, which have these names, in either type and form."""
-    device = jax.devices()[0]
-
-    def values(dtype: str, place: Any, precision: str) -> list[np.ndarray]:
-        with jax.default_matmul_precision(precision):
-            results = compute(dtype, place)
-        return [
-            np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(r)])
-            for r in results
-        ]
-
-    found = {}
-    exact = values("float32", jax.devices("cpu")[0], "highest")
+    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
+    with jax.default_matmul_precision("highest"):
+        traced = {"exact": trace("float32", cpu)}
     for dtype, precision in _PRECISIONS.items():
-        own = values(dtype, device, precision)
-        with variant("no_forms"):
-            plain = values(dtype, device, precision)
-        for form, computed in {"": own, ", plain form": plain}.items():
-            for name, a, b in zip(names, computed, exact, strict=True):
-                found[f"{name}, {dtype}{form}"] = float(np.abs(a - b).max() / np.abs(b).max())
-    return found
+        with jax.default_matmul_precision(precision):
+            traced[dtype] = trace(dtype, device)
+            with variant("no_forms"):
+                traced[f"{dtype}, plain form"] = trace(dtype, device)
+    with ThreadPoolExecutor() as pool:  # as a compilation takes long, and not all cores
+        programs = list(pool.map(lambda one: one[0].compile(), traced.values()))
+    values = {
+        name: [_flat(result) for result in program(*arguments)]
+        for (name, (_, arguments)), program in zip(traced.items(), programs, strict=True)
+    }
+    exact = values.pop("exact")
+    return {
+        f"{name}, {how}": float(np.abs(a - b).max() / np.abs(b).max())
+        for how, computed in values.items()
+        for name, a, b in zip(names, computed, exact, strict=True)
+    }
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def repeat(task: Task) -> Iterator[tuple[str, Any]]:
@@ -145,6 +155,7 @@ def repeat(task: Task) -> Iterator[tuple[str, Any]]:
         digests = []
         for _ in range(2):
             steps = RandomSteps(TrainSpec.without_data(config, make_mesh(data=1)))
+            steps.compile()
             while int(steps.state.step) < (10 if task.toy else _STEPS):
                 steps()
             digests.append(_digest(steps.state))

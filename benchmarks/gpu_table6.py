@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpu_task import ROOT, MissingError, Task
+from gpu_task import NO_TIME, ROOT, MissingError, Postponed, Task
 
 from resnet_jax.models.published import PUBLISHED
 
 _NETWORKS = ("resnet20", "resnet56", "plain20", "plain56", "resnet110")
 _KEPT = ("metrics.jsonl", "summary.json", "config.json")
+_PAUSES = ("eval_every", "checkpoint_every")
 _SAVING_S = 20  # to save and stop, or to write the weights
 
 
@@ -32,7 +33,7 @@ def table6(task: Task) -> Iterator[tuple[str, Any]]:
         summary = folder / "summary.json"
         if not summary.exists():
             if task.seconds_left < 2 * _SAVING_S:
-                yield name, "no time"
+                yield name, NO_TIME
                 continue
             stopped = _train(name, folder / "run", task)
             if stopped:
@@ -46,6 +47,8 @@ def _command(name: str, workdir: Path, task: Task) -> list[str]:
     command = [sys.executable, "train.py"]
     if task.data:
         command += [f"--config=configs/cifar10.py:{name}", f"--config.data.dir={task.data}"]
+        # Each thousand steps, a second or two, would be too often.
+        command += [f"--config.{what}={4000 * 128.0}" for what in _PAUSES]
     else:  # digits, at toy size
         command += ["--config=configs/digits.py", "--config.duration=2.0"]
         command += ["--config.schedule.warmup=0.5"]
@@ -56,7 +59,7 @@ def _command(name: str, workdir: Path, task: Task) -> list[str]:
     return [*command, f"--workdir={workdir}"]
 
 
-def _train(name: str, workdir: Path, task: Task) -> str | None:
+def _train(name: str, workdir: Path, task: Task) -> Postponed | None:
     """Begin a run or go on with it; returns None when it has finished, otherwise why not."""
     process = subprocess.Popen(
         _command(name, workdir, task), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -70,7 +73,7 @@ def _train(name: str, workdir: Path, task: Task) -> str | None:
     if process.returncode == 0:
         return None
     if process.returncode == 75:
-        return "stopped for lack of time, to be continued"
+        return Postponed("stopped for lack of time, to be continued")
     raise RuntimeError(f"train.py ended with {process.returncode}: {said.strip()[-2000:]}")
 
 

@@ -31,3 +31,10 @@ class Task:
 
 class MissingError(Exception):
     """The machine lacks what an item needs."""
+
+
+class Postponed(str):
+    """Why a part has no result yet. The item isn't complete, and is measured again."""
+
+
+NO_TIME = Postponed("no time")

@@ -24,7 +24,10 @@ def write_report(out: Path, results: dict[str, Any]) -> None:
     """Write results as JSON, after command, commit, versions, hardware and date."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:  # no git here
+            return ""
         return done.stdout.strip()
 
     # Results, this one or others, are no part of what was run.

@@ -4,6 +4,8 @@ Whole processes, each several times in turn. The first step is that of `make tra
 the import of everything, reading and compiling in it, and ends when its loss has been written.
 
     python benchmarks/startup.py --out benchmarks/results/startup_cpu.json
+
+With `--before TREE`, a checkout of another commit is measured in turn with this checkout.
 """
 
 import argparse
@@ -28,31 +30,32 @@ print(time.perf_counter() - began)
 """
 
 
-def python_s(program: str) -> float:
-    """Seconds of a process of this Python."""
+def python_s(tree: Path, *arguments: str) -> float:
+    """Seconds of a process of this Python in a checkout."""
     began = time.monotonic()
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    command = [sys.executable, *arguments]
+    subprocess.run(command, cwd=tree, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 
 
-def init_s(model: str, shape: str) -> float:
+def init_s(tree: Path, model: str, shape: str) -> float:
     """Seconds of drawing initial values, in a process that has compiled nothing."""
     command = [sys.executable, "-c", _INIT, model, shape]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        command, cwd=tree, env=environment, capture_output=True, text=True, check=True
     )
     return float(done.stdout)
 
 
-def first_step_s(cache: str, folder: str, number: int) -> float:
-    """Seconds of `make train` as far as the first step, with programs kept in `cache`."""
-    workdir = Path(folder) / str(number)
+def first_step_s(tree: Path, folder: Path, name: str) -> float:
+    """Seconds of `make train` as far as the first step, with programs kept in `folder`."""
+    workdir = folder / name
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}"]
     command += ["--config.log_every=1", "--stop_at_step=1"]
-    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
     began = time.monotonic()
-    run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(command, cwd=tree, env=environment, stdout=subprocess.DEVNULL)
     metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and metrics.stat().st_size):
         assert run.poll() is None, run
@@ -62,31 +65,49 @@ def first_step_s(cache: str, folder: str, number: int) -> float:
     return seconds
 
 
+def measure(tree: Path) -> dict[str, float]:
+    """Seconds of everything in a checkout, once each."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        return {
+            "import jax": python_s(tree, "-c", "import jax"),
+            "import resnet_jax": python_s(tree, "-c", "import jax, resnet_jax"),
+            "resnet_jax.create_model": python_s(
+                tree, "-c", "import resnet_jax as r; r.create_model"
+            ),
+            "resnet_jax.fit": python_s(tree, "-c", "import resnet_jax as r; r.fit"),
+            "`resnet-jax --help`": python_s(tree, "-m", "resnet_jax", "--help"),
+            "first step, nothing kept": first_step_s(tree, folder, "first"),
+            "first step, programs kept": first_step_s(tree, folder, "second"),
+            "initial values of resnet110": init_s(tree, "resnet110", "(32, 32, 3)"),
+            "initial values of resnet50": init_s(tree, "resnet50", "(224, 224, 3)"),
+        }
+
+
 def main() -> None:
     """Measure all, write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/startup_cpu.json")
-    out = parser.parse_args().out
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-    times: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(REPEATS):
-            cache = f"{folder}/cache{number}"
-            measured = {
-                "import jax": python_s("import jax"),
-                "import resnet_jax": python_s("import jax, resnet_jax"),
-                "resnet_jax.create_model": python_s("import resnet_jax as r; r.create_model"),
-                "resnet_jax.fit": python_s("import resnet_jax as r; r.fit"),
-                "first step, nothing kept": first_step_s(cache, folder, 2 * number),
-                "first step, programs kept": first_step_s(cache, folder, 2 * number + 1),
-                "initial values of resnet110": init_s("resnet110", "(32, 32, 3)"),
-                "initial values of resnet50": init_s("resnet50", "(224, 224, 3)"),
-            }
-            for name, seconds in measured.items():
-                times.setdefault(name, []).append(seconds)
+    parser.add_argument("--before", type=Path, help="a checkout of another commit")
+    args = parser.parse_args()
+    for name in ("JAX_COMPILATION_CACHE_DIR", "PYTHONPATH"):
+        os.environ.pop(name, None)
+    trees = [args.before.resolve(), ROOT] if args.before else [ROOT]
+    rounds = [[measure(tree) for tree in trees] for _ in range(REPEATS)]
+    *befores, times = (
+        {name: [once[name] for once in of_tree] for name in of_tree[0]}
+        for of_tree in zip(*rounds, strict=True)
+    )
     median = {name: statistics.median(of) for name, of in times.items()}
-    write_report(out, {"median_s": median, "all_s": times})
+    results = {"median_s": median, "all_s": times}
     print("\n".join(f"{seconds:6.2f} s  {name}" for name, seconds in median.items()))
+    for before in befores:
+        command = ["git", "rev-parse", "HEAD"]
+        commit = subprocess.run(command, cwd=trees[0], capture_output=True, text=True, check=True)
+        ratio = {name: median[name] / statistics.median(of) for name, of in before.items()}
+        results["before"] = {"commit": commit.stdout.strip(), "all_s": before, "ratio": ratio}
+        print("\n".join(f"{times:6.3f} ×  {name}" for name, times in ratio.items()))
+    write_report(args.out, results)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import scaling
 import scaling_gpu
 import shards_tables
 import speed_tables
+import weights_tables
 from table_text import ROOT, markdown, minutes, read
 
 
@@ -75,6 +76,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     **speed_tables.TABLES,
     **cpu_tables.TABLES,
     **papers_tables.TABLES,
+    **weights_tables.TABLES,
     **shards_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),
     "gpu-variants": ("docs/performance.md", scaling_gpu.variants_table),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resnet_jax.data.augment.config import register_augmentation
     from resnet_jax.errors import ResnetJaxError
     from resnet_jax.inference.network import TrainedNetwork
+    from resnet_jax.inference.pretrained import PretrainedNetwork, pretrained
     from resnet_jax.inference.restore import restore_run
     from resnet_jax.models.branches import register_branch
     from resnet_jax.models.folding import fold_batch_norm
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from resnet_jax.train.optimizer import register_optimizer
     from resnet_jax.weights.load import load_weights, read_model
     from resnet_jax.weights.save import save_weights
+    from resnet_jax.weights.zoo import PublishedWeights, list_weights
 
 _HOME = {
     "ResnetJaxError": "errors",
@@ -47,11 +49,15 @@ _HOME = {
     "load_weights": "weights.load",
     "read_model": "weights.load",
     "save_weights": "weights.save",
+    "PublishedWeights": "weights.zoo",
+    "list_weights": "weights.zoo",
     "summarize": "models.summary",
     "default_config": "config.schema",
     "FitResult": "train.fit",
     "fit": "train.fit",
     "TrainedNetwork": "inference.network",
+    "PretrainedNetwork": "inference.pretrained",
+    "pretrained": "inference.pretrained",
     "restore_run": "inference.restore",
     "register_augmentation": "data.augment.config",
     "register_branch": "models.branches",
@@ -76,6 +82,10 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "load_weights",
     "read_model",
     "save_weights",
+    "list_weights",
+    "PublishedWeights",
+    "pretrained",
+    "PretrainedNetwork",
     "default_config",
     "fit",
     "FitResult",

@@ -1,9 +1,12 @@
 """Eight fake CPU devices for the whole suite, and one compilation cache."""
 
+import fcntl
 import logging
 import os
 import signal
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import pytest
@@ -34,6 +37,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["XLA_FLAGS"] = f"{_quickly} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+_LIBRARY = "convolution.so"
 
 
 def make_tiny_config() -> ConfigDict:
@@ -77,20 +83,36 @@ def _loggers_as_before():
         logger.setLevel(level)
 
 
+def _made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all workers of pytest-xdist."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, made = root / name, root / f"{name}.made"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def onednn_library(tmp_path_factory):
     """The path of a library of oneDNN's convolutions that was built and checked."""
     from resnet_jax.errors import ConfigError
     from resnet_jax.ops.native.build import build
 
-    path = tmp_path_factory.mktemp("native") / "convolution.so"
     try:
-        build(path, check_s=2.0)
+        folder = _made_once(
+            tmp_path_factory, "native", lambda folder: build(folder / _LIBRARY, check_s=2.0)
+        )
     except ConfigError as error:
         if "can't be used here" in str(error):
             raise
         pytest.skip(str(error))  # no compiler, or no oneDNN
-    return path
+    return folder / _LIBRARY
 
 
 @pytest.fixture
@@ -116,10 +138,11 @@ def whole(tmp_path_factory):
     """
     from tests.runs import train
 
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    ended = train(workdir)
-    assert ended.code == 0, ended.said
-    return workdir
+    def make(folder: Path) -> None:
+        ended = train(folder / "run")
+        assert ended.code == 0, ended.said
+
+    return _made_once(tmp_path_factory, "whole", make) / "run"
 
 
 @pytest.fixture(scope="session")

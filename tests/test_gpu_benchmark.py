@@ -69,6 +69,54 @@ def test_only_complete_results_of_the_present_code_count(load, tmp_path):
         assert gpu.is_measured(out) is counts
 
 
+def test_a_part_that_is_postponed_leaves_the_item_incomplete(load, tmp_path, monkeypatch):
+    gpu, task = load("gpu"), load("gpu_task")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    for parts, complete in (((("a", 1), ("b", task.NO_TIME)), False), ((("a", 1),), True)):
+        module = types.ModuleType("measured")
+        module.parts = lambda _, parts=parts: iter(parts)
+        monkeypatch.setitem(sys.modules, "measured", module)
+        monkeypatch.setitem(gpu.ITEMS, "item", gpu.Item("measured", "parts", 1))
+        told = task.Task(toy=True, data=None, folder=tmp_path, deadline=time.monotonic() + 60)
+        gpu.measure("item", told, "1234")
+        result = json.loads((tmp_path / "item.json").read_text())
+        assert result["results"] == dict(parts)
+        assert result["commit"] == "1234"
+        assert result["complete"] is gpu.is_measured(tmp_path / "item.json") is complete
+
+
+@pytest.mark.parametrize(
+    ("timm", "why"),
+    [
+        ("raise RuntimeError('no compiler\\nat all')", "RuntimeError: no compiler"),
+        ("import os; os._exit(1)", "the process of timm ended"),
+        ("import time; time.sleep(60)", "no time"),
+    ],
+)
+def test_what_keeps_timm_from_training_is_told(load, tmp_path, monkeypatch, timm, why):
+    (tmp_path / "torch.py").touch()
+    (tmp_path / "timm.py").write_text(timm)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    peer = load("gpu_timm").Timm(toy=True)
+    found = peer.prepare(compiled=False, seconds=1 if why == "no time" else 60)
+    for process in peer._process._processes.values():
+        process.kill()
+    peer.end()
+    assert isinstance(found, str)
+    assert found.startswith(why)
+    assert isinstance(found, load("gpu_task").Postponed) is (why == "no time")
+
+
+@pytest.mark.thorough
+def test_timm_trains_at_toy_size(load):
+    pytest.importorskip("timm")
+    peer = load("gpu_timm").Timm(toy=True)
+    found = peer.prepare(compiled=False, seconds=120)
+    assert found["images"] == 4
+    assert peer.take(compiled=False, count=2) > 0
+    peer.end()
+
+
 def test_kernels_of_a_gpu_are_those_of_its_streams(load):
     def event(name, duration, stats):
         return types.SimpleNamespace(name=name, duration_ns=duration, stats=stats)
@@ -77,6 +125,7 @@ def test_kernels_of_a_gpu_are_those_of_its_streams(load):
         return types.SimpleNamespace(name=name, events=events)
 
     op = [("hlo_op", "fusion.1")]
+    # Kernels of a CUDA graph don't name their operation.
     kernels = line("Stream #14(Compute)", event("a", 3, op), event("a", 4, op), event("b", 1, []))
     summary = line("XLA Ops", event("a", 7, op))
     trace = types.SimpleNamespace(
@@ -85,7 +134,7 @@ def test_kernels_of_a_gpu_are_those_of_its_streams(load):
             types.SimpleNamespace(name="/host:CPU", lines=[line("thread", event("c", 9, op))]),
         ]
     )
-    assert load("gpu_profile")._by_kernel(trace) == {"a": [3, 4]}
+    assert load("gpu_profile")._by_kernel(trace) == {"a": [3, 4], "b": [1]}
 
 
 def test_table6_without_cifar10_is_skipped(load, tmp_path):
@@ -118,7 +167,7 @@ def test_every_item_at_toy_size(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    items = ("ceilings", "correct", "repeat", "speed", "cifar", "profile", "table6")
+    items = ("ceilings", "correct", "speed", "forms", "cifar", "repeat", "profile", "table6")
     for item in items:
         result = json.loads((root / "build" / "gpu_toy" / f"{item}.json").read_text())
         assert result["complete"], item

@@ -54,8 +54,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "ceilings" in document:
         _show_speed(document, console)
         return
-    table = Table("stage")
-    table.add_column("img/s", justify="right")
+    table = Table("stage", numbers=("img/s",))
     for stage, rate in document["img_per_s"].items():
         table.add_row(stage, f"{rate:,.0f}")
     console.print(table)
@@ -72,9 +71,7 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 def _show_speed(document: dict[str, Any], console: Console) -> None:
     train, best = document["train"], document["ceilings"]
-    table = Table("what")
-    for heading in ("img/s", "ms"):
-        table.add_column(heading, justify="right")
+    table = Table("what", numbers=("img/s", "ms"))
     size = document["batch_size"]
     table.add_row(f"training, {size}", f"{train['img_per_s']:,.0f}", f"{train['step_ms']:,.2f}")
     scored = document["evaluation"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from resnet_jax.cli.common.differences import show_differences
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except OSError as error:
         raise WriteError(f"{args.out} can't be written: {error.strerror or error}.") from None
     return {
-        "lines": [compare.describe(line, differing) for line in lines],
+        "lines": [compare.describe(line, differing, first=lines[0]) for line in lines],
         "files": [str(args.out)],
     }
 
@@ -78,12 +79,19 @@ def _relabelled(lines: list[Any], labels: list[str]) -> list[Any]:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print a row per line of the figure, and the fields that differ between the configs."""
-    from resnet_jax.research.scores import HEADING, SHOWN, error_percent, loss_nats
+    from resnet_jax.research.scores import (
+        HEADING,
+        SAMPLING,
+        SHOWN,
+        error_percent,
+        loss_nats,
+        sampling_percent,
+    )
 
     lines = document["lines"]
     names = [name for name in SHOWN if any(name in line["scores"] for line in lines)]
     columns = ("run", "model", "seeds", "steps", "training loss")
-    table = Table(*columns, *(SHOWN[name] for name in names), title=HEADING)
+    table = Table(*columns, *(SHOWN[name] for name in names), SAMPLING, title=HEADING)
     for line in lines:
         scores = line["scores"]
         table.add_row(
@@ -93,8 +101,10 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"{line['steps']:,}" + ("" if line["finished"] else " so far"),
             loss_nats(line["train_loss"]) if line["train_loss"] else "–",
             *(error_percent(scores[name]["top1"]) if name in scores else "–" for name in names),
+            sampling_percent(scores),
         )
     console.print(table)
+    show_differences(lines, console)
     if any(line["differs"] for line in lines):
         console.print("what differs:")
         for line in lines:

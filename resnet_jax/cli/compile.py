@@ -145,13 +145,12 @@ def _show_memory(document: dict[str, Any], console: Console) -> None:
     unit = _unit(document)
     per = unit if document["devices"] == document["chips"] else "core (a chip has two)"
     console.print(_title(document))
-    table = Table(f"memory per {per}")
-    table.add_column("", justify="right")
+    table = Table(f"memory per {per}", numbers=("",))
     rows = {
         "parameters": "parameter_bytes",
         "optimiser": "optimizer_bytes",
         "statistics, averages, other state": "other_state_bytes",
-        f"examples of {document['steps_per_dispatch']} steps": "example_bytes",
+        "examples": "example_bytes",
         "activations, gradients, work space": "activation_bytes",
         "program": "program_bytes",
         "peak": "peak_bytes",
@@ -190,9 +189,7 @@ def _show_kernels(document: dict[str, Any], console: Console) -> None:
     kernels = document.get("kernels")  # which documents of earlier versions lack
     if not kernels:
         return
-    table = Table("kernels")
-    for heading in ("count", "MB per image", "of the traffic"):
-        table.add_column(heading, justify="right")
+    table = Table("kernels", numbers=("count", "MB per image", "of the traffic"))
     total = sum(row["bytes"] for row in kernels)
     shown = [row for row in kernels if row["bytes"] >= total / 1000]
     for row in shown:
@@ -209,9 +206,7 @@ def _show_kernels(document: dict[str, Any], console: Console) -> None:
 
 
 def _show_collectives(document: dict[str, Any], console: Console) -> None:
-    table = Table("collective")
-    for heading in ("devices", "count", "MB per step"):
-        table.add_column(heading, justify="right")
+    table = Table("collective", numbers=("devices", "count", "MB per step"))
     table.add_column("schedule")
     for row in document["collectives"]:
         table.add_row(
@@ -254,10 +249,8 @@ def _show_time(document: dict[str, Any], console: Console) -> None:
 def _show_sweep(sweep: dict[str, Any], console: Console) -> None:
     runs = sweep["runs"]
     console.print(f"{runs[0]['model']} in {runs[0]['dtype']}")
-    table = Table()
-    table.add_column("topology", no_wrap=True)
-    for heading in ("images", "peak GiB", "of", "GFLOP", "MB", "img/s", "largest"):
-        table.add_column(heading, justify="right")
+    numbers = ("images", "peak GiB", "of", "GFLOP", "MB", "img/s", "largest")
+    table = Table(names=("topology",), numbers=numbers)
     for document in runs:
         memory, time = document["memory"], document.get("roofline")
         peak = "?" if memory["peak_bytes"] is None else f"{memory['peak_bytes'] / 2**30:.2f}"

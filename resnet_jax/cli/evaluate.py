@@ -110,12 +110,14 @@ def _check_finite(metrics: Mapping[str, float], split: str) -> None:
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """The network of a run: its part of the document, its scores, its class names."""
-    from resnet_jax.inference.restore import seeds_of
+    from resnet_jax.inference.restore import config_of, seeds_of
+    from resnet_jax.train.checks import fix_threads
     from resnet_jax.train.evaluate import mean_over_seeds
 
     if args.split not in _ROLES:
         raise UsageError(f"--split is {args.split!r}; of a run it can be {', '.join(_ROLES)}.")
     seeds = seeds_of(args.workdir)
+    fix_threads(config_of(args.workdir))  # restoring starts JAX
     indices = range(len(seeds)) if args.seed_index is None else [args.seed_index]
     networks = [restore_network(args, args.workdir, seed_index=index) for index in indices]
     run = networks[0]
@@ -150,10 +152,10 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         splits={"scored": args.split},
         data_dir=args.data_dir,
         crop=preprocessing.crop,
-        channels=3,
+        channels=preprocessing.shape[-1],
     )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
-    fit = Fit((preprocessing.size, preprocessing.size, 3), preprocessing.crop)
+    fit = Fit(preprocessing.shape, preprocessing.crop)
     predictor = Predictor(model, network.variables, preprocessing.normalization, fit)
     scores = predictor.evaluate(
         dataset.splits["scored"],
@@ -225,9 +227,7 @@ def _per_class(confusion: "np.ndarray", class_names: tuple[str, ...]) -> list[di
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the scores and the table of classes."""
     if "classes" in document:
-        table = Table("class")
-        for heading in ("examples", "correct", "recall", "precision"):
-            table.add_column(heading, justify="right")
+        table = Table("class", numbers=("examples", "correct", "recall", "precision"))
         for row in document["classes"]:
             shares = ["–" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision")]
             table.add_row(row["class"], str(row["examples"]), str(row["correct"]), *shares)

@@ -173,19 +173,9 @@ def _compiled_step_s(config: "ConfigDict", name: str) -> float:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print a row for each slice."""
-    table = Table("slice")
-    for heading in (
-        "fails every h",
-        "step ms",
-        f"save every ({document['unit']})",
-        "steps",
-        "goodput",
-        "simulated",
-        "days",
-        "chip-hours",
-        "as configured",
-    ):
-        table.add_column(heading, justify="right")
+    numbers = ["fails every h", "step ms", f"save every ({document['unit']})", "steps", "goodput"]
+    numbers += ["simulated", "days", "chip-hours", "as configured"]
+    table = Table("slice", numbers=numbers)
     for row in document["plans"]:
         best, mtbf_s = row["best"], row["mtbf_s"]
         simulated = best["simulated"]

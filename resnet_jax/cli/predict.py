@@ -122,18 +122,17 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
     """The network of a weight file, and its part of the document."""
     from resnet_jax.cli.classify import Classifier
-    from resnet_jax.data.images.fit import Fit
-    from resnet_jax.inference.predictor import Predictor
+    from resnet_jax.inference.pretrained import PretrainedNetwork
 
     network = load_network(args)
     preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
-    size = preprocessing.size
-    # Without scaling, a crop would show only the centre of a photograph.
-    fit = Fit((size, size, 3), preprocessing.crop if preprocessing.resize else None)
+    pretrained = PretrainedNetwork(
+        str(args.weights), network.model, network.variables, preprocessing
+    )
     classifier = Classifier(
-        Predictor(network.model, network.variables, preprocessing.normalization, fit),
+        pretrained.predictor,
         preprocessing.class_names,
-        remedy=f"--resize {size} makes images fit",
+        remedy=f"--resize {preprocessing.size} makes images fit",
     )
     return classifier, {
         "weights": str(args.weights),

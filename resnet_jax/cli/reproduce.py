@@ -14,7 +14,7 @@ HELP = "Run a table or figure of a paper again: measured beside published values
 EXAMPLE = "resnet-jax reproduce he2015-fig6 --workdir=runs/papers"
 
 _STOPPED = "stopped; nothing was lost, and the same command goes on"
-_SEEDS = {"cpu": 3, "full": 5}
+_SEEDS = {"cpu": 3, "cifar": 3, "full": 5}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        choices=["cpu", "full"],
+        choices=list(_SEEDS),
         default="cpu",
-        help="cpu: small data or none, minutes on two cores; full: the paper's, an accelerator",
+        help="cpu: small data or none, minutes on two cores; cifar: from the finished runs of"
+        " configs/cifar10_table6.py, without training; full: the paper's, an accelerator",
     )
-    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3, full size 5)")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the training runs (default: runs/SIZE in the workdir)",
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 3; size full 5)")
     parser.add_argument(
         "--budget", type=float, metavar="PFLOP", help="limit of the training, in 10¹⁵ operations"
     )
@@ -53,7 +60,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {"artefacts": results.list_verdicts(REPRODUCTIONS, workdir)}
     if not args.artefact:
         raise UsageError("Which one? `resnet-jax reproduce --list` names them.")
-    names = list(REPRODUCTIONS) if args.artefact == ["all"] else args.artefact
+    names = args.artefact
+    if names == ["all"]:
+        names = [name for name, of in REPRODUCTIONS.items() if args.size in of.runs]
+    if args.size == "cifar" and args.runs and not args.runs.expanduser().is_dir():
+        raise UsageError(f"--runs: there is no folder {args.runs}.")
     for name in names:
         if name not in REPRODUCTIONS:
             hint = did_you_mean(name, REPRODUCTIONS)
@@ -69,12 +80,24 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 workdir,
                 size=args.size,
                 seeds=seeds,
+                runs=args.runs.expanduser() if args.runs else None,
                 budget_pflop=args.budget,
                 stop=stop,
             )
             for name in names
         ]
     return {"results": done}
+
+
+def _missing(result: dict[str, Any]) -> str:
+    """A sentence on the runs that a reproduction of the size "cifar" lacks."""
+    from resnet_jax.research.table6 import CONFIG_FILE  # noqa: PLC0415 - imports JAX
+
+    return (
+        f"missing, or without weights where weights are needed: {', '.join(result['missing'])}\n"
+        f"resnet-jax sweep --config={CONFIG_FILE} --workdir=FOLDER trains them; --runs=FOLDER then"
+        " names the folder"
+    )
 
 
 def show(document: dict[str, Any], console: Console) -> None:
@@ -95,7 +118,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         return
     for result in document["results"]:
         table = Table(
-            *("what", "on", "published", "source", "measured", "n", "accepted", "verdict"),
+            *("what", "on", "published", "source", "measured", "n", "95 % interval"),
+            *("accepted", "verdict"),
             title=result["title"],
         )
         for row in result["rows"]:
@@ -104,6 +128,8 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print(
             f"{result['claim']}\n{result['verdict']}; files: {', '.join(result['files'])}"
         )
+        if result.get("missing"):
+            console.print(_missing(result))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -111,9 +137,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     measured = "–" if mean is None else _number(mean)
     if std is not None:
         measured += f" ± {_number(std)}"
+    if row["sampling_error"] is not None:
+        measured += f" (± {row['sampling_error']:.2f} by the choice of images)"
+    interval = " … ".join(map(_number, row["interval"])) if row["interval"] else "–"
     shown = "–" if published is None else _number(published)
     n = "exact" if row["exact"] else str(row["n"])
-    cells = (shown, row["source"], measured, n, row["accepts"], row["verdict"])
+    cells = (shown, row["source"], measured, n, interval, row["accepts"], row["verdict"])
     return row["what"], row["data"], *cells
 
 

@@ -89,11 +89,11 @@ def _model(args: argparse.Namespace) -> tuple[str, "Network", tuple[int, int, in
 def show(document: dict[str, Any], console: Console) -> None:
     """Print a table of the layers and the totals."""
     shape = "×".join(map(str, document["image_shape"]))
-    table = Table(title=f"{document['model']}, one {shape} image, {document['dtype']}")
-    for heading in ("layer", "kind"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("output", "parameters", "MACs"):
-        table.add_column(heading, justify="right")
+    table = Table(
+        names=("layer", "kind"),
+        numbers=("output", "parameters", "MACs"),
+        title=f"{document['model']}, one {shape} image, {document['dtype']}",
+    )
     for layer in document["layers"]:
         output = "×".join(map(str, layer["output_shape"]))
         macs = f"{layer['macs']:,}" if layer["macs"] else ""

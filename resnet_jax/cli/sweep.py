@@ -20,6 +20,7 @@ from rich.console import Console
 
 from resnet_jax.cli.common.config_errors import explain
 from resnet_jax.cli.common.config_flag import CONFIG_MODULE, add_config_argument, load_config
+from resnet_jax.cli.common.differences import show_differences
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     prepare_workdir(workdir)
     # Several tasks of a sweep would overwrite the table with older ones.
     writes = args.task is None
-    failed = _train(runs, workdir, processes=args.processes, writes=writes)
+    file = args.config.partition(":")[0]
+    failed = _train(runs, workdir, file=file, processes=args.processes, writes=writes)
     document = _document(runs, workdir)
     if writes:
         _write(document, workdir)
@@ -113,6 +115,7 @@ def _train(
     runs: "Sequence[PlannedRun]",
     workdir: "epath.Path",
     *,
+    file: str,
     processes: int,
     writes: bool,
 ) -> "dict[str, Ended]":
@@ -134,7 +137,7 @@ def _train(
             train_all(
                 left,
                 workdir,
-                command=_CHILD,
+                command=[*_CHILD, file],
                 environments=environments_for(processes) if left else [],
                 stop=stop,
             )
@@ -263,12 +266,18 @@ def show(document: dict[str, Any], console: Console) -> None:
     Raises:
         WriteError: the table couldn't be written.
     """
-    from resnet_jax.research.scores import HEADING, SHOWN, error_percent
+    from resnet_jax.research.scores import (
+        HEADING,
+        SAMPLING,
+        SHOWN,
+        error_percent,
+        sampling_percent,
+    )
 
     groups = document["groups"]
     names = [name for name in SHOWN if any(name in group["scores"] for group in groups)]
     if groups:
-        columns = ("run", "seeds", *(SHOWN[name] for name in names), "params", "s")
+        columns = ("run", "seeds", *(SHOWN[name] for name in names), SAMPLING, "params", "s")
         table = Table(*columns, title=HEADING)
         for group in groups:
             table.add_row(
@@ -278,10 +287,12 @@ def show(document: dict[str, Any], console: Console) -> None:
                     error_percent(group["scores"][name]["top1"]) if name in group["scores"] else "–"
                     for name in names
                 ),
+                sampling_percent(group["scores"]),
                 "–" if group["params"] is None else f"{group['params']:,}",
                 f"{group['wall_s']:.0f}",
             )
         console.print(table)
+        show_differences(groups, console)
     total, failed = len(document["runs"]), document["failed"]
     if "task" in document:
         state = "is finished" if document["finished"] else "isn't finished"

@@ -77,10 +77,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     for check in document["checks"]:
         checks.add_row(check["what"], _MARKS[check["passed"]], check["detail"])
     console.print(checks)
-    slices = Table("steps")
-    slices.add_column("result")
-    slices.add_column("first difference")
-    slices.add_column("s", justify="right")
+    slices = Table("steps", "result", "first difference", numbers=("s",))
     for row in document["slices"]:
         detail = row.get("reason", "") or _differences(row)
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""

@@ -25,8 +25,11 @@ class KnownSet:
 
 # cifar10, cifar100: Krizhevsky 2009. imagenet2012: Russakovsky et al. 2014 (1409.0575), table 2;
 # 224×224 is the crop of He et al. 2015. digits: `resnet_jax.data.readers.digits.Digits`.
+# mnist: LeCun et al. 1998. fashion_mnist: Xiao et al. 2017 (1708.07747).
 KNOWN_SETS: dict[str, KnownSet] = {
     "digits": KnownSet((8, 8, 1), 10, {"train": 1_437, "test": 360}),
+    "mnist": KnownSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
+    "fashion_mnist": KnownSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
     "cifar10": KnownSet((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
     "cifar100": KnownSet((32, 32, 3), 100, {"train": 50_000, "test": 10_000}),
     "imagenet2012": KnownSet(

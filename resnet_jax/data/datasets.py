@@ -3,8 +3,9 @@
     data = load_dataset("cifar10", splits={"train": "train[:45000]", "validation": "train[45000:]"})
     data.splits["train"].images      # uint8 (45000, 32, 32, 3)
 
-"digits" ships with scikit-learn and needs no download. "folder" is a folder of images. Every other
-name is a prepared TFDS folder. TensorFlow is never imported.
+"digits" ships with scikit-learn and needs no download. "folder" is a folder of images. "mnist" and
+"fashion_mnist" are read from a folder of IDX files if there is one. Every other name is a prepared
+TFDS folder. TensorFlow is never imported.
 """
 
 # ruff: noqa: PLC0415 - readers are imported where they are used: each takes up to a second
@@ -13,6 +14,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, get_args
 
@@ -21,6 +23,7 @@ import numpy as np
 from resnet_jax.data.dataset_info import find_known
 from resnet_jax.data.readers.digits import Digits
 from resnet_jax.data.readers.encoded import EncodedSet
+from resnet_jax.data.readers.idx import IDX_SETS, find_idx_folder, open_idx_folder
 from resnet_jax.data.readers.skipped import CorruptPolicy, SkippedExample
 from resnet_jax.data.readers.source import DecodedSplit, Source
 from resnet_jax.data.splits import Span, check_disjoint, parse_split
@@ -103,7 +106,8 @@ def load_dataset(
         splits: role ("train", "validation", …) → TFDS split expression ("train[:90%]",
             "train[45000:]", "train+validation"). No example may have two roles.
         data_dir: folder of prepared data; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets. For
-            "folder", the folder of images; see `resnet_jax.data.readers.folders`.
+            "folder", the folder of images; see `resnet_jax.data.readers.folders`. For "mnist" and
+            "fashion_mnist" it may be a folder of IDX files; see `resnet_jax.data.readers.idx`.
         crop: how images are scaled and cropped to one size; None if all have one size.
         channels: with `crop`, the number of channels that images are converted to; None keeps the
             number of the data set.
@@ -166,13 +170,20 @@ def open_source(
 ) -> Source:
     """Locate a data set; nothing is decoded yet. Arguments and errors as `load_dataset`."""
     if name == "digits":
-        if crop:
+        size = Digits.image_shape[:2]
+        if crop and (crop.size != size or crop.cover not in (None, size)):
             raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
         return Digits()
     if name == "folder":
         from resnet_jax.data.readers.folders import open_folder
 
         return open_folder(data_dir, crop=crop)
+    if name in IDX_SETS and not _is_prepared(name, data_dir):
+        idx_folder = find_idx_folder(name, data_dir)
+        if idx_folder and crop:
+            raise ConfigError(f"the images of {name} in IDX files come as they are, unscaled.")
+        if idx_folder:
+            return open_idx_folder(name, idx_folder)
     known = find_known(name)
     if known and not known.one_size and not crop:
         raise ConfigError(
@@ -190,6 +201,14 @@ def open_source(
             raise not_prepared(name, folder)
         prepared = prepare_cifar(name, folder)
     return open_prepared(name, prepared, within=folder, crop=crop, channels=channels)
+
+
+def _is_prepared(name: str, data_dir: str | None) -> bool:
+    """Whether the folder of prepared data has a set of this name, or is in a bucket."""
+    from resnet_jax.data.readers.tfds_files import data_folder
+
+    folder = data_folder(data_dir)
+    return "://" in os.fspath(folder) or (folder / name).is_dir()
 
 
 def _check_memory(name: str, source: Source, splits: Sequence[str]) -> None:

@@ -12,13 +12,16 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import streams
+from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.fit import Fit
-from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network
+from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
+from resnet_jax.parallel.shards import fix_thread_pool, make_shards
 from resnet_jax.train.data_sizes import evaluation_crop
-from resnet_jax.train.evaluate import Evaluation
+from resnet_jax.train.evaluate import Evaluation, Evaluator
 from resnet_jax.train.experiment import load_data
 
 
@@ -75,24 +78,27 @@ class TrainedNetwork:
     def preprocessing(self) -> Preprocessing | None:
         """How images are prepared for the network, for a weight file.
 
-        None if a weight file can't say it: with a mean image, grey images, or images that aren't
-        square.
+        None if a weight file can't say it: with images that aren't square, or that have neither
+        one nor three channels.
 
         Raises:
             ConfigError: the name of a class isn't a line of text.
         """
         height, width, channels = self.image_shape
-        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
-        if (height, channels) != (width, 3) or mean.shape != (3,):
+        if height != width or channels not in (1, 3):
             return None
+        mean, std = (np.asarray(self.normalization[name], float) for name in ("mean", "std"))
         data, crop = self.config.data, self.image_fit.crop
+        of_channels = mean.mean(axis=(0, 1)) if mean.ndim == 3 else mean
         return Preprocessing(
-            mean=tuple(map(float, data.mean)) or tuple((mean / 255).tolist()),  # type: ignore[arg-type]
-            std=tuple(map(float, data.std)) or tuple((std / 255).tolist()),  # type: ignore[arg-type]
+            mean=tuple(map(float, data.mean)) or tuple((of_channels / 255).tolist()),
+            std=tuple(map(float, data.std))
+            or tuple((np.broadcast_to(std, channels) / 255).tolist()),
             size=height,
             resize=crop.cover[0] if crop and crop.cover else None,
             interpolation=crop.interpolation if crop else "bilinear",
             class_names=self.class_names,
+            mean_image=encode_mean_image(mean) if mean.ndim == 3 else None,
         )
 
     @functools.cached_property
@@ -122,6 +128,10 @@ class TrainedNetwork:
     ) -> Evaluation:
         """Evaluate on a split of the run's data, on all devices.
 
+        With fixed shards (`mesh.shards`) the scores have the bits of the run's own evaluation, on
+        as many devices as divide the shards. On CPUs this needs as many threads of XLA as there
+        are shards; a warning is logged if JAX has started with another number.
+
         Args:
             split: "train", "validation" or "test".
             data_dir: where the data are; None is the `data.dir` of the run.
@@ -143,9 +153,29 @@ class TrainedNetwork:
             raise DataError(
                 f"{config.data.name} has other classes now than when the network was trained."
             )
-        return self.predictor.evaluate(
+        scored = self._evaluate_as_trained if config.mesh.shards else self.predictor.evaluate
+        return scored(
             dataset.splits[split],
             batch_size=config.eval_batch_size,
             mirrored=mirrored,
             metrics=config.metrics,
         )
+
+    def _evaluate_as_trained(
+        self, data: ImageSet, *, batch_size: int, mirrored: bool, metrics: Sequence[str]
+    ) -> Evaluation:
+        """Evaluate by the program of the run, where `Predictor` has another, which is faster."""
+        count = self.config.mesh.shards
+        fix_thread_pool(count)
+        mesh = make_mesh(data=math.gcd(count, jax.device_count()))
+        shards = make_shards(count, mesh)
+        evaluator = Evaluator(
+            self.model.apply,
+            data,
+            batch_size=batch_size,
+            mesh=mesh,
+            metrics=metrics,
+            shards=shards,
+        )
+        arrays = put_global((self.variables, self.normalization), replicated(mesh))
+        return evaluator(*arrays, mirrored=mirrored)

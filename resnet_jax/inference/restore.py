@@ -27,7 +27,21 @@ def seeds_of(workdir: epath.PathLike) -> tuple[int, ...]:
         UsageError: `workdir` isn't the name of a folder.
         ConfigError: `workdir` isn't a run.
     """
-    return _seeds(_read_config(as_path(workdir)))
+    return _seeds(config_of(workdir))
+
+
+def config_of(workdir: epath.PathLike) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+        UsageError: `workdir` isn't the name of a folder.
+        ConfigError: `workdir` isn't a run.
+    """
+    workdir = as_path(workdir)
+    try:
+        return from_json(read_config(workdir))
+    except ConfigError as error:
+        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
 
 
 def restore_run(
@@ -52,7 +66,7 @@ def restore_run(
         DataError: there is no such checkpoint, or the checkpoint is damaged.
     """
     workdir = as_path(workdir)
-    config = _read_config(workdir)
+    config = config_of(workdir)
     if ema and not config.ema_decay:
         raise ConfigError(f"{workdir} has no moving averages: its ema_decay is 0.")
     seeds = _seeds(config)
@@ -81,13 +95,6 @@ def restore_run(
         image_shape=tuple(progress["image_shape"]),
         source=str(workdir),
     )
-
-
-def _read_config(workdir: epath.Path) -> ConfigDict:
-    try:
-        return from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
 
 
 def _seeds(config: ConfigDict) -> tuple[int, ...]:

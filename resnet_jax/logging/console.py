@@ -5,7 +5,9 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any, cast
 
+import numpy as np
 from etils import epath
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -67,28 +69,26 @@ class TrainingConsole:
     def opening(
         self,
         workdir: epath.Path,
+        config: ConfigDict,
         *,
-        title: str,
         train_examples: int,
-        batch_size: int,
-        devices: str,
-        seeds: Sequence[int],
+        devices: np.ndarray,
         notices: Sequence[str],
     ) -> None:
         """Print what the run is about to do.
 
         Args:
             workdir: directory of the run.
-            title: model and data set.
+            config: the run's configuration.
             train_examples: examples of the training split.
-            batch_size: examples per step.
-            devices: number and kind of the devices.
-            seeds: the seeds; () for a run of one seed.
+            devices: the devices that train.
             notices: more lines to print.
         """
+        seeds = f", seeds {', '.join(map(str, config.seeds))}" if config.seeds else ""
         self.say(
-            f"{title}: {train_examples:,} training images, {self._total:,} steps of {batch_size},"
-            f" {devices}" + (f", seeds {', '.join(map(str, seeds))}" if seeds else "")
+            f"{config.model.name} on {config.data.name}: {train_examples:,} training images,"
+            f" {self._total:,} steps of {config.batch_size},"
+            f" {devices.size} × {devices.flat[0].device_kind}{seeds}"
         )
         if self._start_step:
             self.say(

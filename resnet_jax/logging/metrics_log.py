@@ -17,7 +17,7 @@ from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.prometheus import PrometheusFile
 from resnet_jax.logging.tensorboard import TensorBoard
 from resnet_jax.parallel.job.agreement import is_main
-from resnet_jax.utils.paths import is_remote, read_document
+from resnet_jax.utils.paths import as_path, is_remote, read_document
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class MetricsLog:
         *,
         start_step: int,
         records: int | None = None,
-        prometheus: PrometheusFile | None = None,
+        total_steps: int = 0,
+        prometheus_dir: str = "",
     ) -> None:
         """Open the log of a run that goes on at `start_step`.
 
@@ -52,7 +53,8 @@ class MetricsLog:
             start_step: step of the checkpoint that the run goes on from, or 0.
             records: number of records at that checkpoint, if known. A different number is a
                 warning.
-            prometheus: gets the records, too.
+            total_steps: steps of the run.
+            prometheus_dir: folder of a `PrometheusFile` that gets the records, too; "" for none.
 
         Raises:
             DataError: metrics.jsonl is damaged, or can't be read.
@@ -76,7 +78,12 @@ class MetricsLog:
                 " its curves are drawn from what is there.",
                 *(path, len(self.history), records, start_step),
             )
-        self._workdir, self._prometheus = workdir, prometheus
+        self._workdir = workdir
+        self._prometheus: PrometheusFile | None = None
+        if prometheus_dir:
+            self._prometheus = PrometheusFile(
+                as_path(prometheus_dir), workdir, total_steps=total_steps
+            )
         self._gathered = (
             tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
         )
@@ -197,7 +204,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_checked(json.loads(line, parse_constant=_refuse)))
+            records.append(_checked(json.loads(line, parse_constant=refuse_constant)))
             _check_same_seeds(records)
         except (ValueError, RecursionError) as error:
             why = "not JSON" if isinstance(error, json.JSONDecodeError) else error
@@ -263,5 +270,6 @@ def _check_same_seeds(records: list[dict[str, Any]]) -> None:
         raise ValueError("other seeds than in the first line")
 
 
-def _refuse(constant: str) -> NoReturn:
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which JSON doesn't have."""
     raise ValueError(f"{constant} is no finite number")

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,10 +24,23 @@ _log = logging.getLogger(__name__)
 
 
 class ProcessRecord:
-    """process.json of this process. Only the main process of a job writes the file."""
+    """process.json: written when this is made and when its context ends, by the main process.
+
+    "token" is the token of the lock. "steps" is the number of steps of the run, "start_step" the
+    step that this process goes on from; both are null until they are known. "started" and "ended"
+    are in seconds since 1970. "error" is the reason of a failure, and null after the last step or a
+    stop on request. A process that is killed writes no "ended". A file that can't be written is a
+    warning: no part of the run depends on it.
+    """
 
     def __init__(self, workdir: epath.Path, check_workdir: Callable[[], None]) -> None:
-        """Write nothing yet; see `recorded_process`."""
+        """Write that this process has begun.
+
+        Args:
+            workdir: directory of the run, which is locked.
+            check_workdir: raises an error if the directory isn't this run's any more; nothing is
+                written then at the end.
+        """
         self._workdir, self._check_workdir = workdir, check_workdir
         self._document: dict[str, Any] = {
             "host": socket.gethostname(),
@@ -44,6 +57,12 @@ class ProcessRecord:
         # The record of a finished run stays, unless the run is trained again.
         self._is_kept = not _is_finished(workdir)
         self._write()
+
+    def __enter__(self) -> "ProcessRecord":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        self.end(error)
 
     def trains(self, *, start_step: int, total_steps: int) -> None:
         """Write the step that this process goes on from, and the number of steps of the run."""
@@ -69,32 +88,6 @@ class ProcessRecord:
             write_atomically(path, json.dumps(self._document, indent=1) + "\n")
         except OSError as error:
             _log.warning("%s can't be written (%s).", path, error.strerror or error)
-
-
-@contextlib.contextmanager
-def recorded_process(
-    workdir: epath.Path, *, check_workdir: Callable[[], None]
-) -> Iterator[ProcessRecord]:
-    """Write process.json when the context begins and when it ends, in the main process of a job.
-
-    "token" is the token of the lock. "steps" is the number of steps of the run, "start_step" the
-    step that this process goes on from; both are null until they are known. "started" and "ended"
-    are in seconds since 1970. "error" is the reason of a failure, and null after the last step or a
-    stop on request. A process that is killed writes no "ended". A file that can't be written is a
-    warning: no part of the run depends on it.
-
-    Args:
-        workdir: directory of the run, which is locked.
-        check_workdir: raises an error if the directory isn't this run's any more; nothing is
-            written then at the end.
-    """
-    record = ProcessRecord(workdir, check_workdir)
-    try:
-        yield record
-    except BaseException as error:
-        record.end(error)
-        raise
-    record.end()
 
 
 def _token(workdir: epath.Path) -> str | None:

@@ -16,6 +16,25 @@ from resnet_jax import __version__
 from resnet_jax.utils.cores import usable_cores
 
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_OPTIONS = (  # of JAX, that change what is computed or how it is compiled
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_numpy_dtype_promotion",
+    "jax_softmax_custom_jvp",
+    "jax_disable_jit",
+    "jax_disable_most_optimizations",
+    "jax_optimization_level",
+    "jax_exec_time_optimization_effort",
+    "jax_use_shardy_partitioner",
+)
+_LIBRARY_VARIABLES = (  # of the environment, read by libraries that XLA calls
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "OMP_NUM_THREADS",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -67,6 +86,7 @@ def environment(devices: int, convolutions: str) -> dict[str, Any]:
         "convolutions": convolutions,
         "xla_flags": _xla_flags(),
         "xla_threads": _xla_threads(),
+        "options": _options(),
     }
 
 
@@ -85,6 +105,16 @@ def _xla_threads() -> int | None:
     given = os.environ.get("PJRT_NPROC", "")
     threads = int(given) if given.isdecimal() else usable_cores()
     return max(threads, jax.local_device_count())
+
+
+def _options() -> dict[str, str]:
+    """Return JAX's options and environment variables that change bits, as text, by name.
+
+    Options that the version of jax doesn't have, and variables that aren't set, are left out.
+    """
+    known = jax.config.values  # an attribute, if there is one, has the value in this thread
+    options = {n: str(getattr(jax.config, n, known[n])) for n in _OPTIONS if n in known}
+    return options | {name: os.environ[name] for name in _LIBRARY_VARIABLES if name in os.environ}
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from etils import epath
 
@@ -21,7 +21,7 @@ from resnet_jax.checkpoint.workdir import (
 )
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.display import seconds_left
-from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.metrics_log import read_metrics, refuse_constant
 from resnet_jax.logging.recorded_goodput import RecordedGoodput, read_goodput
 from resnet_jax.utils.paths import bucket_errors, read_document
 
@@ -191,7 +191,7 @@ def _read_lock(workdir: epath.Path, problems: list[str]) -> LockState | None:
 def _read_object(path: epath.Path, problems: list[str]) -> dict[str, Any]:
     """The JSON object in a file; {} if the file is missing, can't be read or is damaged."""
     try:
-        document = json.loads(read_document(path), parse_constant=_refuse)
+        document = json.loads(read_document(path), parse_constant=refuse_constant)
         if not isinstance(document, dict):
             raise ValueError("no JSON object")
     except (FileNotFoundError, NotADirectoryError):
@@ -203,10 +203,6 @@ def _read_object(path: epath.Path, problems: list[str]) -> dict[str, Any]:
     else:
         return document
     return {}
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no finite number")
 
 
 def _read_records(workdir: epath.Path, problems: list[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ A highway layer is a block of one convolution with gates on both paths:
 T · relu(W x + b) + (1 - T) x.
 """
 
-from functools import partial
+import math
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,7 +22,10 @@ class HighwayNet(Network, kw_only=True):
     """Stages of a plain convolution and highway layers, with maximum pooling between them.
 
     As in the authors' released network there is no normalisation, each convolution has a bias,
-    a 1×1 convolution comes before the average pooling, and dropout follows each pooling.
+    a 1×1 convolution comes before the average pooling, and dropout follows each pooling. Initial
+    values are the authors', too: kernels have a standard deviation of √(2 / fan-in), except 1 in
+    the first convolution and 0.05 in the classifier. Gates that begin closed pass a tenth of a
+    gradient on to their layers, and smaller values there make the first steps slower still.
 
     Attributes:
         stage_sizes: highway layers per stage, each stage having one plain convolution before.
@@ -64,7 +67,19 @@ class HighwayNet(Network, kw_only=True):
     ) -> dict[str, Array]:
         """Return "stage1", … (before the pooling), "pooled" (n, c) and float32 "logits"."""
         del update_stats  # there are no statistics
-        conv = partial(Conv, use_bias=True, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def conv(width: int, kernel_size: int, channels: int, name: str) -> Conv:
+            std = math.sqrt(2 / (kernel_size**2 * channels)) if name != "conv1" else 1.0
+            return Conv(
+                width,
+                kernel_size,
+                use_bias=True,
+                gain=std / math.sqrt(2 / (kernel_size**2 * width)),  # `Conv` counts outputs
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )
+
         config = BlockConfig(
             branch="single",
             order="relu_before_add",
@@ -85,13 +100,13 @@ class HighwayNet(Network, kw_only=True):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
                 x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
-            x = nn.relu(conv(width, 3, name=f"conv{stage}")(x))
+            x = nn.relu(conv(width, 3, x.shape[-1], f"conv{stage}")(x))
             for i in range(layers):
                 x = ResidualBlock(config, width=width, train=train, name=f"layer{stage}_{i}")(x)
             taps[f"stage{stage}"] = x
-        x = nn.relu(conv(self.last_width, 1, name="conv_last")(x))
+        x = nn.relu(conv(self.last_width, 1, x.shape[-1], "conv_last")(x))
         taps["pooled"] = x = x.astype(jnp.float32).mean(axis=(1, 2))
         x = nn.Dropout(self.head_dropout, deterministic=not train)(x)
         kinds = self.dtype, self.param_dtype
-        taps["logits"] = Classifier(self.num_classes, False, *kinds, name="fc")(x)
+        taps["logits"] = Classifier(self.num_classes, False, *kinds, 0.05, name="fc")(x)
         return taps

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,12 +22,20 @@ def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
     return _normal(key, shape, math.sqrt(2 / fan_out)).astype(dtype)
 
 
-def classifier_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Goyal et al. 2017 (1706.02677), section 5.1: a Gaussian of standard deviation 0.01.
+CLASSIFIER_STD = 0.01
+"""Standard deviation of a classifier's kernel of Goyal et al. 2017 (1706.02677), section 5.1.
 
-    The first loss is then close to log(classes), and the first gradients are small.
-    """
-    return _normal(key, shape, 0.01).astype(dtype)
+The first loss is then close to log(classes), and the first gradients are small.
+"""
+
+
+def gaussian(std: float) -> Callable[..., Array]:
+    """An initialiser: a Gaussian of mean 0 and standard deviation `std`."""
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return _normal(key, shape, std).astype(dtype)
+
+    return init
 
 
 def _normal(key: jax.Array, shape: Sequence[int], scale: float) -> Float[Array, "..."]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from resnet_jax.models.initializers import classifier_normal, he_normal
+from resnet_jax.models.initializers import CLASSIFIER_STD, gaussian, he_normal
 from resnet_jax.ops.batch_norm import Maps, PointwiseProduct
 from resnet_jax.ops.conv import conv2d
 
@@ -130,18 +130,20 @@ class Classifier(nn.Module):
         num_classes: number of logits.
         zero_init: the kernel begins at 0.
         dtype, param_dtype: of the operands of the product and of the parameters.
+        std: standard deviation of the initial kernel.
     """
 
     num_classes: int
     zero_init: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    std: float = CLASSIFIER_STD
 
     @nn.compact
     def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n k"]:
         """Return float32 logits."""
         shape = (x.shape[-1], self.num_classes)
-        init = nn.initializers.zeros if self.zero_init else classifier_normal
+        init = nn.initializers.zeros if self.zero_init else gaussian(self.std)
         kernel = self.param("kernel", init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype)
         product = jnp.matmul(

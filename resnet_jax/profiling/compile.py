@@ -40,7 +40,7 @@ class Program:
         flops: by XLA's cost analysis, or of a GPU by `count_flops`.
         accessed_bytes: by XLA's cost analysis, on-chip memory included; None of a GPU.
         kernels: to and from main memory, by `kernels_by_kind`.
-        argument_bytes, temp_bytes, code_bytes: in the device's memory.
+        temp_bytes, code_bytes: in the device's memory.
         peak_bytes: of all memory.
         collectives: what it communicates.
         text: HLO.
@@ -50,7 +50,6 @@ class Program:
     flops: float
     accessed_bytes: float | None
     kernels: list[Kernels]
-    argument_bytes: int
     temp_bytes: int
     code_bytes: int
     peak_bytes: int
@@ -185,7 +184,6 @@ def compile_program(function: jax.stages.Wrapped, *shapes: Any, devices: int) ->
         flops=cost["flops"] * repeats if cost else flops,
         accessed_bytes=cost["bytes accessed"] * repeats if cost else None,
         kernels=kernels_by_kind(module),
-        argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         peak_bytes=memory.argument_size_in_bytes
@@ -291,7 +289,7 @@ def describe(spec: TrainSpec, program: Program | TooLarge, slice_: Slice) -> dic
         "batch_size": config.batch_size,
         "batch_per_chip": per_chip,
         "accumulate": config.accumulate,
-        "steps_per_dispatch": config.steps_per_dispatch,
+        "steps_per_dispatch": spec.intervals.steps_per_dispatch,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }
     memory: dict[str, Any] = {

@@ -26,8 +26,7 @@ class Chip:
         name: as in the name of a slice.
         kind: JAX's `device_kind`.
         devices: JAX devices per chip; several share what follows evenly.
-        hbm_gib: memory of the chip.
-        limit_gib: of that, what libtpu 0.0.42's compiler gives a program on *one device*.
+        limit_gib: memory that libtpu 0.0.42's compiler gives a program on *one device*.
         hbm_gb_per_s: bandwidth of the memory, 10⁹ bytes per second.
         bf16_tflop_per_s: peak, 10¹² operations per second; a multiply-add is two.
         axis_gb_per_s: bandwidth of the interconnect along one axis of the torus, both directions.
@@ -39,7 +38,6 @@ class Chip:
     name: str
     kind: str
     devices: int
-    hbm_gib: float
     limit_gib: float
     hbm_gb_per_s: float
     bf16_tflop_per_s: float
@@ -82,12 +80,12 @@ _CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip("v3", "TPU v3", 2, 32, 15.48, 900, 123, 200, 32, ("2x2", "4x4", "4x8", "8x8")),
-        Chip("v4", "TPU v4", 1, 32, 30.75, 1200, 275, 90, 4, _CUBIC, "megacore"),
-        Chip("v5e", "TPU v5 lite", 1, 16, 15.75, 819, 197, 90, 16, _FLAT),
-        Chip("v5p", "TPU v5", 1, 95, 95.74, 2765, 459, 180, 4, _CUBIC),
-        Chip("v6e", "TPU v6 lite", 1, 32, 31.25, 1638, 918, 180, 16, _FLAT),
-        Chip("tpu7x", "TPU7x", 2, 192, 94.75, 7380, 2307, 180, 4, _CUBIC),
+        Chip("v3", "TPU v3", 2, 15.48, 900, 123, 200, 32, ("2x2", "4x4", "4x8", "8x8")),
+        Chip("v4", "TPU v4", 1, 30.75, 1200, 275, 90, 4, _CUBIC, "megacore"),
+        Chip("v5e", "TPU v5 lite", 1, 15.75, 819, 197, 90, 16, _FLAT),
+        Chip("v5p", "TPU v5", 1, 95.74, 2765, 459, 180, 4, _CUBIC),
+        Chip("v6e", "TPU v6 lite", 1, 31.25, 1638, 918, 180, 16, _FLAT),
+        Chip("tpu7x", "TPU7x", 2, 94.75, 7380, 2307, 180, 4, _CUBIC),
     )
 }
 

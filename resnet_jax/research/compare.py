@@ -21,6 +21,7 @@ from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
+from resnet_jax.research.differences import compare_rows
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
 from resnet_jax.utils.paths import as_path, bucket_errors
@@ -63,6 +64,11 @@ class Line:
 
     label: str
     runs: tuple[RecordedRun, ...]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The scores of the finished runs; see `score_rows`."""
+        return [row for run in self.runs if run.summary for row in score_rows(run.summary)]
 
     def curve(self, split: str, metric: str) -> tuple[list[float], np.ndarray]:
         """(Epochs [points], values [seeds, points]) at the steps that all runs have reached."""
@@ -171,16 +177,17 @@ def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
     return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
 
 
-def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
+def describe(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any]:
     """A row of the table, as JSON values.
 
     "steps" is the number of recorded steps, the smallest over the runs; "scores" are those of the
-    finished runs, as from `summarize_scores`; "train_loss" is the last training loss.
+    finished runs, as from `summarize_scores`; "versus" is the difference from the `first` line, as
+    from `compare_rows`; "train_loss" is the last training loss.
     """
-    rows = [row for run in line.runs if run.summary for row in score_rows(run.summary)]
     steps = [max((r["step"] for r in run.records), default=0) for run in line.runs]
     _, losses = line.curve("train", "loss")
     config = line.runs[0].config
+    fields = first.runs[0].config, config
     return {
         "label": line.label,
         "runs": [os.fspath(run.folder) for run in line.runs],
@@ -189,7 +196,8 @@ def describe(line: Line, differing: Sequence[str]) -> dict[str, Any]:
         "seeds": [seed for run in line.runs for seed in run.seeds],
         "steps": min(steps),
         "finished": all(run.summary for run in line.runs),
-        "scores": summarize_scores(rows),
+        "scores": summarize_scores(line.rows),
+        "versus": None if line is first else compare_rows(first.rows, line.rows, fields=fields),
         "train_loss": mean_and_std(losses[:, -1].tolist()) if losses.size else None,
         "differs": {name: config[name] for name in differing},
     }

@@ -12,15 +12,30 @@ def difference(
     baseline: TrainedRun | None,
     measure: Callable[[TrainedRun], Sequence[float]],
 ) -> tuple[float, ...]:
-    """The measure of each seed of a run minus the baseline's; () if a run is missing.
+    """The measure of each common seed of a run minus the baseline's; () if a run is missing.
 
     Args:
-        run, baseline: runs of the same seeds.
+        run, baseline: runs of some seeds.
         measure: one value per seed, such as `TrainedRun.test_errors`.
     """
     if run is None or baseline is None:
         return ()
-    return tuple(a - b for a, b in zip(measure(run), measure(baseline), strict=True))
+    pairs = pair_seeds(run, measure(run), baseline, measure(baseline))
+    return tuple(value - other for value, other in pairs)
+
+
+def pair_seeds(
+    run: TrainedRun, values: Sequence[float], baseline: TrainedRun, others: Sequence[float]
+) -> list[tuple[float, float]]:
+    """Pairs of values for the seeds that a run and its baseline both have.
+
+    Args:
+        run, baseline: runs of some seeds.
+        values, others: one value per seed of `run`, and of `baseline`.
+    """
+    of_baseline = dict(zip(baseline.seeds, others, strict=True))
+    of_run = zip(run.seeds, values, strict=True)
+    return [(value, of_baseline[seed]) for seed, value in of_run if seed in of_baseline]
 
 
 def error_rows(
@@ -48,6 +63,7 @@ def error_rows(
             data="CIFAR-10",
             measured=trained[name].test_errors() if name in trained else (),
             accepts=accepts(error),
+            images=trained[name].test_images if name in trained else None,
         )
         for name, error in published.items()
     )

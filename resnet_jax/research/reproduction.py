@@ -9,8 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from resnet_jax.research.runner import Runner, Size
+from resnet_jax.research.significance import mean_interval, sampling_error
 
-Verdict = Literal["reproduced", "consistent (n=1)", "not reproduced", "not run: budget"]
+Verdict = Literal[
+    "reproduced",
+    "consistent (n=1)",
+    "undecided",
+    "not reproduced",
+    "not run: budget",
+    "open",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +51,13 @@ class Row:
         source: where the value is published, such as "He et al. 2015, table 6".
         data: the data of the measurement: "CIFAR-10", "digits", "initial values", "arithmetic".
         measured: one value per seed; empty if nothing was run.
-        accepts: the values that count as reproduced. With several seeds, the mean and one standard
-            error to either side of it must be accepted.
+        accepts: the values that count as reproduced. With several seeds, the whole 95 % confidence
+            interval of the mean must be accepted.
         exact: the measurement isn't random, so that a single value suffices.
+        ratio: the measurement is a positive ratio, which varies by factors: the interval is that of
+            the geometric mean.
+        images: the number of test images, if the measured quantity is a test error in percent.
+        unmeasured: the verdict without measurements; "open" if runs aren't finished.
     """
 
     what: str
@@ -55,6 +67,9 @@ class Row:
     measured: tuple[float, ...]
     accepts: Within
     exact: bool = False
+    ratio: bool = False
+    images: int | None = None
+    unmeasured: Verdict = "not run: budget"
 
     @property
     def n(self) -> int:
@@ -69,18 +84,41 @@ class Row:
     @property
     def std(self) -> float | None:
         """The standard deviation (n - 1) of the measurements; None for fewer than two."""
-        return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
+        with np.errstate(invalid="ignore"):  # of values that aren't finite
+            return float(np.std(self.measured, ddof=1)) if self.n > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean; None if exact, or for fewer than two values."""
+        return None if self.exact else mean_interval(self.measured, ratios=self.ratio)
+
+    @property
+    def sampling_error(self) -> float | None:
+        """The standard error, in points, that the choice of the test images adds to the mean."""
+        if self.images is None or self.mean is None:
+            return None
+        return 100 * sampling_error(1 - self.mean / 100, self.images)
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict; a single seed can't reproduce a random quantity."""
+        """The verdict; a single seed can't reproduce a random quantity.
+
+        "undecided" if the interval of the mean has both accepted values and others: more seeds
+        would decide.
+        """
         if self.mean is None:
-            return "not run: budget"
-        error = (self.std or 0.0) / math.sqrt(self.n)
-        # A NaN isn't accepted either.
-        if not all(self.mean + sign * error in self.accepts for sign in (-1, 0, 1)):
+            return self.unmeasured
+        if not math.isfinite(self.mean):
             return "not reproduced"
-        return "reproduced" if self.exact or self.n > 1 else "consistent (n=1)"
+        if self.interval is None:
+            if self.mean not in self.accepts:
+                return "not reproduced"
+            return "reproduced" if self.exact else "consistent (n=1)"
+        low, high = self.interval
+        if low in self.accepts and high in self.accepts:
+            return "reproduced"
+        is_apart = high < self.accepts.low or low > self.accepts.high
+        return "not reproduced" if is_apart else "undecided"
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object; numbers that aren't finite are strings."""
@@ -92,9 +130,14 @@ class Row:
             "measured": [_finite(value) for value in self.measured],
             "mean": None if self.mean is None else _finite(self.mean),
             "std": None if self.std is None else _finite(self.std),
+            "interval": None if self.interval is None else [_finite(v) for v in self.interval],
             "n": self.n,
             "exact": self.exact,
+            "ratio": self.ratio,
+            "images": self.images,
+            "sampling_error": self.sampling_error,
             "accepts": str(self.accepts),
+            "bounds": [_finite(self.accepts.low), _finite(self.accepts.high)],
             "verdict": self.verdict,
         }
 
@@ -127,8 +170,8 @@ class Reproduction:
         title: the subject in a few words.
         paper: authors, year and arXiv number.
         claim: the claim of the paper, in a sentence.
-        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "full"
-            needs an accelerator.
+        runs: the functions that reproduce it, by size: "cpu" takes minutes on two cores, "cifar"
+            uses the finished runs of configs/cifar10_table6.py, "full" needs an accelerator.
     """
 
     name: str
@@ -143,6 +186,8 @@ def overall(verdicts: list[Verdict]) -> str:
     ranks: tuple[Verdict, ...] = (
         "not reproduced",
         "not run: budget",
+        "open",
+        "undecided",
         "consistent (n=1)",
         "reproduced",
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import time
@@ -17,7 +18,7 @@ from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.plots import picture_of
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
-from resnet_jax.research.reproduction import Reproduction, overall
+from resnet_jax.research.reproduction import Reproduction, Verdict, overall
 from resnet_jax.research.runner import Runner, Size
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "papers"
@@ -32,7 +33,10 @@ _COLUMNS = (
     "data",
     "mean",
     "std",
+    "low",
+    "high",
     "n",
+    "sampling_error",
     "accepts",
     "verdict",
 )
@@ -44,6 +48,7 @@ def reproduce(
     *,
     size: Size,
     seeds: tuple[int, ...],
+    runs: Path | None = None,
     budget_pflop: float | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
@@ -51,9 +56,10 @@ def reproduce(
 
     Args:
         reproduction: what to run.
-        workdir: the folder of the files; its subfolder "runs" has the training runs.
-        size: "cpu" or "full".
+        workdir: the folder of the files.
+        size: "cpu", "cifar" or "full".
         seeds: the seeds of the runs and of other random quantities.
+        runs: the folder of the training runs; None is runs/SIZE in `workdir`.
         budget_pflop, stop: see `Runner`.
 
     Returns:
@@ -64,18 +70,22 @@ def reproduce(
         ResnetJaxError: as `fit`.
     """
     began = time.monotonic()
-    runner = Runner(workdir / "runs", size=size, seeds=seeds, budget_pflop=budget_pflop, stop=stop)
+    folder = runs or workdir / "runs" / size
+    runner = Runner(folder, size=size, seeds=seeds, budget_pflop=budget_pflop, stop=stop)
     report = reproduction.runs[size](runner)
-    rows = [row.to_json() for row in report.rows]
+    unmeasured: Verdict = "open" if size == "cifar" else "not run: budget"
+    table_rows = [dataclasses.replace(row, unmeasured=unmeasured) for row in report.rows]
+    rows = [row.to_json() for row in table_rows]
     result = {
         "artefact": reproduction.name,
         "title": reproduction.title,
         "paper": reproduction.paper,
         "claim": reproduction.claim,
         "size": size,
-        "verdict": overall([row.verdict for row in report.rows]),
+        "verdict": overall([row.verdict for row in table_rows]),
         "rows": rows,
         "seeds": list(seeds),
+        **({"missing": runner.missing} if size == "cifar" else {}),
         "wall_s": round(time.monotonic() - began, 1),
         **provenance(),
         "data": report.data,
@@ -83,7 +93,10 @@ def reproduce(
     table = io.StringIO()
     writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({"artefact": reproduction.name, "size": size, **row} for row in rows)
+    for row in rows:
+        low, high = row["interval"] or (None, None)
+        about = {"artefact": reproduction.name, "size": size, "low": low, "high": high}
+        writer.writerow(about | row)
     files = {
         "json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
         "csv": table.getvalue().encode(),
@@ -137,4 +150,4 @@ def _verdict(reproduction: Reproduction, workdir: Path, size: Size) -> tuple[str
             ) from None
     if size == "full" and reproduction.runs["full"] is reproduction.runs["cpu"]:
         return "as cpu", None
-    return ("not run: budget" if size == "full" else "not run"), None
+    return {"cpu": "not run", "cifar": "open", "full": "not run: budget"}[size], None

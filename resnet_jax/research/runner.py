@@ -5,7 +5,7 @@ import functools
 import io
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,37 +19,56 @@ from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.config.io import describe_differences, to_json
 from resnet_jax.config.schema import model_overrides
 from resnet_jax.data.dataset_info import find_known
-from resnet_jax.errors import StoppedEarly
+from resnet_jax.errors import DataError, StoppedEarly
 from resnet_jax.inference.network import TrainedNetwork
-from resnet_jax.inference.restore import restore_run
+from resnet_jax.inference.restore import restore_run, seeds_of
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
+from resnet_jax.research.published_runs import find_by_log, has_checkpoints
+from resnet_jax.research.table6 import Length, planned_runs, run_name
 from resnet_jax.train.fit import fit
 
-Size = Literal["cpu", "full"]
+Size = Literal["cpu", "cifar", "full"]
 
 _log = logging.getLogger(__name__)
 
 
 class TrainedRun:
-    """A finished run of several seeds.
+    """Finished runs that differ in the seed only: a run of several seeds, or a run for each seed.
 
     Attributes:
-        seeds: the seeds of the run.
+        seeds: the seeds of the runs.
     """
 
-    def __init__(self, folder: epath.Path, seeds: tuple[int, ...]) -> None:
-        """Refer to the run in `folder`."""
-        self.seeds, self._folder = seeds, folder
+    def __init__(self, folders: Mapping[int, epath.Path]) -> None:
+        """Refer to the run of each seed, in order; several seeds may have the same folder."""
+        self.seeds, self._folders = tuple(folders), dict(folders)
 
     @functools.cached_property
-    def _records(self) -> list[dict[str, Any]]:
-        return read_metrics(self._folder / METRICS)
+    def _records(self) -> list[list[dict[str, Any]]]:
+        """The records of each seed, of the raw weights."""
+        read = {folder: read_metrics(folder / METRICS) for folder in {*self._folders.values()}}
+        records = []
+        for seed, folder in self._folders.items():
+            index = seeds_of(folder).index(seed)
+            records.append(
+                [
+                    record | {k: v[index] for k, v in record.get("seeds", {}).items()}
+                    for record in read[folder]
+                    if record.get("weights", "raw") == "raw"
+                ]
+            )
+        return records
 
     def test_errors(self) -> tuple[float, ...]:
         """Top-1 error on the test images after the last step, in percent, of each seed."""
         return tuple(100 * (1 - value) for value in self.curve("test", "top1")[1][:, -1])
+
+    @property
+    def test_images(self) -> int:
+        """The number of test images."""
+        return next(r["examples"] for r in self._records[0] if r["split"] == "test")
 
     def train_losses(self) -> tuple[float, ...]:
         """Mean loss on the augmented training images at the last log point, of each seed.
@@ -59,20 +78,39 @@ class TrainedRun:
         values = self.curve("train", "loss")[1]
         return tuple(values[:, -1]) if values.size else (math.nan,) * len(self.seeds)
 
+    def train_errors(self) -> tuple[float, ...]:
+        """Mean top-1 error on the augmented training images of the last epoch, in percent.
+
+        It is the mean over the log points less than an epoch before the last log point.
+        """
+        epochs, values = self.curve("train", "top1")
+        return tuple(100 * (1 - values[:, epochs > epochs[-1] - 1].mean(axis=1)))
+
     @property
     def rates(self) -> Float[np.ndarray, " points"]:
-        """Training speed at each log point, in images per second over all seeds."""
-        return np.array([r["img_per_s"] for r in self._records if r["split"] == "train"])
+        """Training speed at each log point of the first seed's run, in images per second."""
+        return np.array([r["img_per_s"] for r in self._records[0] if r["split"] == "train"])
 
     def curve(self, split: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """(Epochs [points], values [seeds, points]) of a metric in metrics.jsonl."""
-        records = [r for r in self._records if r["split"] == split]
-        epochs = np.array([r["epoch"] for r in records])
-        return epochs, np.array([r["seeds"][metric] for r in records]).T
+        """(Epochs [points], values [seeds, points]) of a metric in metrics.jsonl.
+
+        Raises:
+            DataError: the runs of the seeds have records of different steps.
+        """
+        of_seeds = [[r for r in records if r["split"] == split] for records in self._records]
+        epochs = [[record["epoch"] for record in records] for records in of_seeds]
+        if any(of_seed != epochs[0] for of_seed in epochs):
+            folders = ", ".join(map(str, self._folders.values()))
+            raise DataError(f"The runs {folders} have {split} records of different steps.")
+        values = np.array([[r[metric] for r in records] for records in of_seeds])
+        return np.array(epochs[0]), values
 
     def network(self, seed: int) -> TrainedNetwork:
         """The network after the last step."""
-        return restore_run(self._folder, seed_index=self.seeds.index(seed))
+        folder = self._folders[seed]
+        if not has_checkpoints(folder) and (published := find_by_log(folder)):
+            return published
+        return restore_run(folder, seed_index=seeds_of(folder).index(seed))
 
 
 class Runner:
@@ -81,6 +119,7 @@ class Runner:
     Attributes:
         size: the size of the reproductions.
         seeds: the seeds of each run.
+        missing: the names of runs that `collect` didn't find, in order.
     """
 
     def __init__(
@@ -96,7 +135,7 @@ class Runner:
         """Train in subfolders of `folder`; finished runs there aren't trained again.
 
         Args:
-            folder: the folder of all runs.
+            folder: the folder of all runs of this size.
             size, seeds: see above.
             budget_pflop: limit of the floating-point operations of new runs, in 10¹⁵; None is no
                 limit.
@@ -105,6 +144,7 @@ class Runner:
             say: called with a line when a run begins or is left out.
         """
         self.size, self.seeds = size, seeds
+        self.missing: list[str] = []
         self._folder, self._left = folder, budget_pflop
         self._stop, self._say = stop, say
 
@@ -120,7 +160,7 @@ class Runner:
         """
         trained = {}
         for name, single in configs.items():
-            folder = epath.Path(self._folder / self.size / name)
+            folder = epath.Path(self._folder / name)
             config = single.copy_and_resolve_references()
             config.seeds = self.seeds
             if not (folder / SUMMARY).exists():
@@ -141,8 +181,52 @@ class Runner:
                             " goes on from here"
                         )
             check_config(folder, to_json(config), describe_differences)
-            trained[name] = TrainedRun(folder, self.seeds)
+            trained[name] = TrainedRun(dict.fromkeys(self.seeds, folder))
         return trained
+
+    def collect(
+        self, networks: Sequence[str], *, length: Length = "eighth", weights: bool = False
+    ) -> dict[str, TrainedRun]:
+        """The finished runs of the sweep `resnet_jax.research.table6`; nothing is trained.
+
+        Args:
+            networks: names of presets.
+            length: with an eighth or all of the paper's steps.
+            weights: whether the networks are needed; a run without checkpoints then counts only if
+                its network is published with this package.
+
+        Returns:
+            The runs by the name of the network, with the seeds that are finished. A network without
+            finished runs is left out.
+
+        Raises:
+            ConfigError: the config of a run can't be read.
+            WriteError: a folder can't be read.
+        """
+        found = {}
+        for network in networks:
+            finished = {}
+            for seed in self.seeds:
+                name = run_name(network, length, seed)
+                folder = epath.Path(self._folder) / name
+                if name not in planned_runs():
+                    continue
+                done = planned_runs()[name].is_finished(folder.parent)
+                if done and _has_log(folder) and (not weights or _has_network(folder)):
+                    finished[seed] = folder
+                elif name not in self.missing:
+                    self.missing.append(name)
+            if finished:
+                found[network] = TrainedRun(finished)
+        return found
+
+
+def _has_log(folder: epath.Path) -> bool:
+    return bool(read_metrics(folder / METRICS))
+
+
+def _has_network(folder: epath.Path) -> bool:
+    return has_checkpoints(folder) or find_by_log(folder) is not None
 
 
 def pflop(config: ConfigDict) -> float:

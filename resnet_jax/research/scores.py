@@ -18,6 +18,8 @@ from resnet_jax.data.dataset_info import find_known
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
+from resnet_jax.research.differences import compare_rows
+from resnet_jax.research.significance import sampling_error
 from resnet_jax.research.sweep import PlannedRun, label_by_difference, overridden_fields
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.metrics import METRICS
@@ -31,6 +33,8 @@ SHOWN = {
 }
 """Scores → their headings in tables. "best" is the best checkpoint on the validation split."""
 HEADING = "top-1 error in %, mean ± standard deviation over seeds"
+SAMPLING = "± by test images"
+"""Heading of the standard error that comes from the choice of the images."""
 
 Row = dict[str, Any]
 
@@ -122,21 +126,26 @@ def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
 def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """Scores over rows that differ in the seed, by name: "test", "validation", "test_best"…
 
-    Each has "step", "n", and "mean" and "std" of every metric.
+    Each has "step", "n", "examples", "mean" and "std" of every metric, and as "sampling_error" the
+    standard error of the accuracy that comes from the choice of the images; see `sampling_error`.
     """
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         name = row["split"] if row["weights"] == "raw" else f"{row['split']}_{row['weights']}"
         by_name.setdefault(name, []).append(row)
-    return {
-        name: {"step": of[0]["step"], "n": len(of)}
-        | {
-            metric: mean_and_std([row[metric] for row in of])
-            for metric in METRICS
-            if all(metric in row for row in of)
-        }
-        for name, of in by_name.items()
+    return {name: _summary(of) for name, of in by_name.items()}
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    metrics = {
+        metric: mean_and_std([row[metric] for row in rows])
+        for metric in METRICS
+        if all(metric in row for row in rows)
     }
+    examples, accuracy = rows[0]["examples"], metrics["top1"]["mean"]
+    assert accuracy is not None
+    about = {"step": rows[0]["step"], "n": len(rows), "examples": examples}
+    return about | metrics | {"sampling_error": sampling_error(accuracy, examples)}
 
 
 def group_rows(
@@ -152,14 +161,15 @@ def group_rows(
     Returns:
         For each group: "label", the common part of the names if the sweep gives all of them, or
         else the fields that differ from the other groups; "runs", the names; "fields" and their
-        values; "seeds"; "scores" as from `summarize_scores`; "wall_s", the sum over its runs;
-        "params".
+        values; "seeds"; "scores" as from `summarize_scores`; "versus", the difference from the
+        first group, as from `compare_rows`; "wall_s", the sum over its runs; "params".
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str([row[field] for field in fields]), []).append(row)
     names = {key: list(dict.fromkeys(row["run"] for row in of)) for key, of in groups.items()}
     values = [{field: of[0][field] for field in fields} for of in groups.values()]
+    first = next(iter(groups.values()), [])
     labels = dict(zip(groups, label_by_difference(values) if values else (), strict=True))
     return [
         {
@@ -168,6 +178,9 @@ def group_rows(
             "fields": {field: of[0][field] for field in fields},
             "seeds": list(dict.fromkeys(row["seed"] for row in of)),
             "scores": summarize_scores(of),
+            "versus": compare_rows(first, of, fields=(first[0], of[0]))
+            if of is not first
+            else None,
             "wall_s": sum({row["run"]: row["wall_s"] for row in of}.values()),
             "params": of[0]["params"],
         }
@@ -190,6 +203,14 @@ def error_percent(top1: Mapping[str, float | None]) -> str:
     assert top1["mean"] is not None
     spread = "" if top1["std"] is None else f" ± {100 * top1['std']:.2f}"
     return f"{100 * (1 - top1['mean']):.2f}{spread}"
+
+
+def sampling_percent(scores: Mapping[str, Any]) -> str:
+    """The standard error in points that comes from the choice of the images, such as `± 0.82`."""
+    for name in ("test", "validation"):
+        if name in scores:
+            return f"± {100 * scores[name]['sampling_error']:.2f}"
+    return "–"
 
 
 def loss_nats(loss: Mapping[str, float | None]) -> str:

@@ -135,7 +135,13 @@ def read_teacher(
     notes = read_preprocessing(path)
     if notes and notes.class_names and tuple(notes.class_names) != tuple(class_names):
         raise ConfigError(f"the classes of {path} aren't the data's classes in the same order.")
-    if notes:
+    if notes and notes.mean_image:
+        if config.data.normalize != "pixel_mean":
+            raise ConfigError(
+                f"data.normalize is {config.data.normalize!r}, and {path} was trained with a mean"
+                " image; set it to 'pixel_mean'."
+            )
+    elif notes:
         for name in ("mean", "std"):
             theirs, ours = getattr(notes, name), config.data[name]
             if len(theirs) and (len(ours) != len(theirs) or not np.allclose(theirs, ours)):

@@ -5,7 +5,6 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.workdir import METRICS
 from resnet_jax.errors import DataError
 from resnet_jax.logging.console import TrainingConsole
@@ -13,14 +12,13 @@ from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.parallel.job.agreement import wait_for_all
 from resnet_jax.train.evaluate import Evaluation
-from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.nonfinite import NonfiniteError
+from resnet_jax.train.opening import OpenRun
 from resnet_jax.train.records import Recorder, recorded_scores
 from resnet_jax.train.recovery import Recovery
 from resnet_jax.train.saving import Saver
 from resnet_jax.train.scoring import Scorer
 from resnet_jax.train.state import TrainState
-from resnet_jax.train.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -29,20 +27,18 @@ def finish_run(
     state: TrainState,
     step: int,
     *,
-    experiment: Experiment,
+    run: OpenRun,
     scorer: Scorer,
-    checkpoints: Checkpointer,
     saver: Saver,
     recovery: Recovery,
     recorder: Recorder,
-    watchdog: Watchdog,
 ) -> dict[str, Evaluation]:
     """Score the last state and the best checkpoint, and write summary.json.
 
     Args:
         state: the last state.
         step: its step.
-        experiment, scorer, checkpoints, saver, recovery, recorder, watchdog: parts of the run.
+        run, scorer, saver, recovery, recorder: parts of the run.
 
     Returns:
         Scores by name, as in `FitResult.evaluation`.
@@ -51,14 +47,14 @@ def finish_run(
         NumericalError: a score isn't finite.
         WriteError: the last checkpoint or the records can't be written.
     """
-    watchdog.now("scoring the last step and the best")
+    run.watchdog.now("scoring the last step and the best")
     best = saver.best
     evaluation: dict[str, Evaluation] = {}
     try:
         for split in scorer.splits:
             evaluation |= scorer(split, state, step)
         if best and "test" in scorer.splits:
-            selected, _ = checkpoints.restore(best["step"], experiment.spec.abstract_state)
+            selected, _ = run.checkpoints.restore(best["step"], run.experiment.spec.abstract_state)
             evaluation["test_best"] = scorer("test", selected, best["step"])["test"]
     except NonfiniteError as found:
         raise recovery.error(found) from None
@@ -68,9 +64,9 @@ def finish_run(
         if name.startswith("test"):  # the loop has scored the validation split at this step
             scored_at = best["step"] if best and name == "test_best" else step
             recorder.evaluation(scored_at, {name: scored}, show=False)
-    watchdog.now("finishing the last checkpoint")
-    checkpoints.close()
-    recorder.summary(experiment.dataset, saver.facts, evaluation=evaluation, best=best)
+    run.watchdog.now("finishing the last checkpoint")
+    run.checkpoints.close()
+    recorder.summary(run.experiment.dataset, saver.facts, evaluation=evaluation, best=best)
     wait_for_all("the run is on record")
     return evaluation
 

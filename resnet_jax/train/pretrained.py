@@ -119,7 +119,9 @@ def read_pretrained(
     check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     mean, std = (notes.mean, notes.std) if notes else ((), ())
-    if len(mean) and config.data.normalize != "channel":
+    if notes and notes.mean_image and config.data.normalize == "pixel_mean":
+        mean, std = (), ()  # the run subtracts the mean image of its own data
+    if mean and config.data.normalize != "channel":
         raise ConfigError(
             f"data.normalize is {config.data.normalize!r}, but {path} names the mean and deviation"
             " that its network was trained with; take them with 'channel'."

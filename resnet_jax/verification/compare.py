@@ -133,4 +133,13 @@ def describe_other(
         for name in ("convolutions", "code", "xla_flags", "xla_threads")
         if recorded.get(name) != here[name]
     ]
+    if "options" not in recorded:
+        changed.append("JAX's options not on record")
+    else:
+        there, own = recorded["options"], here["options"]
+        changed += [
+            f"{name} {there.get(name, 'not set')}, here {own.get(name, 'not set')}"
+            for name in sorted(there | own)
+            if there.get(name) != own.get(name)
+        ]
     return "; ".join(changed)

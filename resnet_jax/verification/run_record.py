@@ -11,9 +11,10 @@ from resnet_jax.checkpoint.checkpointer import find_corruption
 from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.lock import LOCK, holder_of
 from resnet_jax.checkpoint.reader import CheckpointReader, is_missing
-from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, METRICS, SUMMARY, read_config
-from resnet_jax.config.io import bound_fields, from_json
-from resnet_jax.errors import ConfigError, DataError, WriteError
+from resnet_jax.checkpoint.workdir import CHECKPOINTS, METRICS, SUMMARY
+from resnet_jax.config.io import bound_fields
+from resnet_jax.errors import DataError, WriteError
+from resnet_jax.inference.restore import config_of
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.utils.paths import bucket_errors
@@ -51,18 +52,6 @@ class RunRecord:
         return [] if newest is None else list(self.progress(newest).get("environments", []))
 
 
-def recorded_config(workdir: epath.Path) -> ConfigDict:
-    """Read the config of a run.
-
-    Raises:
-        ConfigError: `workdir` isn't a run.
-    """
-    try:
-        return from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
-
-
 def read_run(workdir: epath.Path) -> RunRecord:
     """Read the record of a run; compare each checkpoint with its checksums.
 
@@ -71,8 +60,8 @@ def read_run(workdir: epath.Path) -> RunRecord:
         WriteError: a process trains the run, and changes what is read.
         DataError: the run has no checkpoint, or a document is damaged.
     """
-    config = recorded_config(workdir)
-    _check_at_rest(workdir)
+    config = config_of(workdir)
+    check_at_rest(workdir)
     directory = workdir / CHECKPOINTS
     with bucket_errors(directory):
         has_checkpoints = directory.is_dir()
@@ -93,7 +82,7 @@ def read_run(workdir: epath.Path) -> RunRecord:
                 manifests[step] = manifest
             elif not is_missing(folder):  # a run that began meanwhile may have deleted it
                 damaged[step] = reason
-    _check_at_rest(workdir)  # else a checkpoint that is half deleted would count as damaged
+    check_at_rest(workdir)  # else a checkpoint that is half deleted would count as damaged
     if not manifests and not damaged:
         raise _no_checkpoints(workdir)
     with bucket_errors(workdir):
@@ -105,7 +94,13 @@ def read_run(workdir: epath.Path) -> RunRecord:
     return RunRecord(workdir, config, read_metrics(workdir / METRICS), manifests, damaged, summary)
 
 
-def _check_at_rest(workdir: epath.Path) -> None:
+def check_at_rest(workdir: epath.Path) -> None:
+    """Check that no living process holds the lock of the run.
+
+    Raises:
+        WriteError: a process trains the run, and changes what is read.
+        DataError: the lock can't be read.
+    """
     try:
         holder = holder_of(workdir)
     except OSError as error:

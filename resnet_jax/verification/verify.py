@@ -6,12 +6,14 @@ import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnet_jax.errors import DataError
+from resnet_jax.inference.restore import config_of
 from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.utils.paths import as_path
 from resnet_jax.verification.documents import DATA, Check, check_documents
 from resnet_jax.verification.replay import Replay, replay, unreplayable
-from resnet_jax.verification.run_record import RunRecord, read_run, recorded_config
+from resnet_jax.verification.run_record import RunRecord, check_at_rest, read_run
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ def verify_run(
         DataError: the run has no checkpoint, a document is damaged, or the data are missing.
         StoppedEarly: a signal stopped the verification.
     """
-    fix_threads(recorded_config(as_path(workdir)))  # reading checkpoints starts JAX
+    fix_threads(config_of(workdir))  # reading checkpoints starts JAX
     run = read_run(as_path(workdir))
     checks = check_documents(run, Experiment.make(_config_here(run, data_dir)))
     others = any(check.what == DATA and check.passed is False for check in checks)
@@ -98,8 +100,25 @@ def verify_run(
             results.append(SliceResult(first, last, None, reason))
             continue
         _log.info("training steps %s to %s again", f"{first + 1:,}", f"{last:,}")
-        results.append(SliceResult(first, last, replay(run, first, last, data_dir=data_dir)))
+        results.append(SliceResult(first, last, _replay_at_rest(run, first, last, data_dir)))
     return Verification(str(workdir), tuple(checks), tuple(results))
+
+
+def _replay_at_rest(run: RunRecord, first: int, last: int, data_dir: str | None) -> Replay:
+    """Train a slice again, unless the run goes on meanwhile.
+
+    Raises:
+        WriteError: a process trains the run.
+        ResnetJaxError: as `replay`.
+    """
+    check_at_rest(run.workdir)
+    try:
+        replayed = replay(run, first, last, data_dir=data_dir)
+    except DataError:
+        check_at_rest(run.workdir)  # a run that goes on deletes checkpoints
+        raise
+    check_at_rest(run.workdir)
+    return replayed
 
 
 def _config_here(run: RunRecord, data_dir: str | None) -> ConfigDict:

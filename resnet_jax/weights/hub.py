@@ -1,8 +1,9 @@
-"""Weight files on the Hugging Face Hub: downloaded to the cache of its client, and verified.
+"""Weight files by reference: files, weights of this package, and models on the Hugging Face Hub.
 
-A reference is OWNER/NAME of a model, or OWNER/NAME@REVISION, where the revision is a branch, a tag
-or a commit's hash. Only a commit's hash pins the content. The cache has a folder per commit, so a
-config file lies beside its weights.
+A model on the Hub is downloaded to the cache of the Hub's client, and verified. Its reference is
+OWNER/NAME, or OWNER/NAME@REVISION, where the revision is a branch, a tag or a commit's hash. Only a
+commit's hash pins the content. The cache has a folder per commit, so a config file lies beside its
+weights.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ import os
 import re
 from pathlib import Path
 
-from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.errors import ConfigError, DataError, did_you_mean
 from resnet_jax.utils.distribution import install_hint
+from resnet_jax.weights.zoo import list_weights, zoo_file
 
 _log = logging.getLogger(__name__)
 
@@ -30,20 +32,28 @@ def local_file(reference: str | os.PathLike[str]) -> str:
     """Path of a weight file on this machine; a reference to the Hub is downloaded.
 
     Args:
-        reference: the path of a file, or OWNER/NAME[@REVISION] of a model on the Hub. An existing
-            file takes precedence.
+        reference: the path of a file, the name of weights of this package (`list_weights`), or
+            OWNER/NAME[@REVISION] of a model on the Hub. An existing file takes precedence.
 
     Returns:
         The path. An argument that isn't a reference is returned unchanged; the file need not exist.
 
     Raises:
         ConfigError: the extra [hub] isn't installed.
-        DataError: the model or revision doesn't exist, has no weights in safetensors, or is neither
-            reachable nor in the cache; or a file in the cache differs from the published file.
+        DataError: a file of this package was changed; or the name resembles the name of weights of
+            this package, and there is no such file; or the model or revision doesn't exist, has no
+            weights in safetensors, or is neither reachable nor in the cache; or a file in the cache
+            differs from the published file.
     """
     name = os.fspath(reference)
+    if name.lower().endswith(_FILES) or os.path.lexists(name):
+        return name
+    if path := zoo_file(name):
+        return path
     parts = _REFERENCE.fullmatch(name)
-    if not parts or name.lower().endswith(_FILES) or os.path.lexists(name):
+    if not parts:
+        if hint := did_you_mean(name, [own.name for own in list_weights()]):
+            raise DataError(f"There is no file {name}, and no such weights of this package.{hint}")
         return name
     return _download(name, parts[1], parts[2] or "main")
 

@@ -15,7 +15,7 @@ import resnet_jax
 from resnet_jax.checkpoint import lock
 from resnet_jax.checkpoint.lock import LOCK, locked, release_all
 from resnet_jax.errors import ConfigError, PeerError, WriteError
-from resnet_jax.train import fit as loop
+from resnet_jax.train import opening
 from tests.checkpoint.locks import DEAD, ELSEWHERE, token_of, write_lock
 from tests.fake_bucket import BucketFileSystem, ClientError
 
@@ -254,7 +254,7 @@ def test_a_run_ends_that_has_lost_its_directory(tiny_config, tmp_path, monkeypat
         _wait_for(lambda: said)
         raise ConfigError("This is far enough.")
 
-    monkeypatch.setattr(loop, "check_config", lose)
+    monkeypatch.setattr(opening, "check_config", lose)
     with pytest.raises(ConfigError, match="far enough"):
         resnet_jax.fit(tiny_config, tmp_path, on_hang=said.append)
     assert "isn't this run's any more" in said[0]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from resnet_jax.cli.main import main
@@ -105,6 +106,63 @@ def test_results_that_are_kept_without_their_config_can_be_compared(tmp_path, ca
     (folder / "config.json").unlink()
     (line,) = _compare(capsys, folder, f"--out={tmp_path / 'a.png'}")["lines"]
     assert (line["label"], line["differs"]) == ("a", {})
+
+
+def _with_seeds(folder, tops, first_seed=0, **fields):
+    for seed, top1 in enumerate(tops, first_seed):
+        _write(folder / f"seed{seed}", top1=top1, seed=seed, **fields)
+
+
+def test_a_real_difference_is_told_from_chance(tmp_path, capsys, monkeypatch):
+    runs, out = tmp_path / "runs", f"--out={tmp_path / 'a.png'}"
+    _with_seeds(runs / "a", (0.88, 0.90, 0.92))
+    _with_seeds(runs / "b", (0.91, 0.93, 0.951), model__name="resnet56")
+    _with_seeds(runs / "c", (0.90, 0.93, 0.88), first_seed=3, batch_size=64)
+    first, paired, welch = _compare(capsys, runs, out)["lines"]
+    assert first["versus"] is None
+    assert first["scores"]["test"]["sampling_error"] == pytest.approx(0.03)  # of 100 images
+    expected = scipy.stats.ttest_rel((0.91, 0.93, 0.951), (0.88, 0.90, 0.92))
+    versus = paired["versus"]
+    assert (versus["split"], versus["test"], versus["is_real"]) == ("test", "paired t", True)
+    assert versus["effect"] == pytest.approx(0.091 / 3)
+    assert versus["p"] == pytest.approx(expected.pvalue)
+    assert [versus["low"], versus["high"]] == pytest.approx(list(expected.confidence_interval()))
+    versus = welch["versus"]
+    assert (versus["test"], versus["is_real"]) == ("Welch's t", False)
+    assert versus["low"] < 0 < versus["high"]
+    assert versus["more_seeds"] > 100
+
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["compare", str(runs), out]) == 0
+    shown = capsys.readouterr().out
+    assert "difference of the error from a, in points" in shown
+    row = next(line for line in shown.splitlines() if "paired t" in line)
+    for cell in ("-3.03", "-3.18 … -2.89", "no more", "better"):
+        assert cell in row
+    row = next(line for line in shown.splitlines() if "Welch" in line)
+    assert f"{versus['more_seeds']:,} more" in row
+    assert "undecided" in row
+
+
+@pytest.mark.parametrize(
+    ("tops", "fields", "note"),
+    [
+        ((0.9,), {"model__name": "resnet56"}, "a single seed has no variance"),
+        ((0.8, 0.9), {"model__name": "resnet56"}, "the scores are equal"),
+        ((0.8, 0.95), {"data__test": "test[:50%]"}, "other images: data.test is 'test' and 'test["),
+        ((0.8, 0.95), {"data__name": "cifar10"}, "other images: data.name is 'digits' and 'cifar"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(tops, fields, note, tmp_path, capsys, monkeypatch):
+    _with_seeds(tmp_path / "a", (0.8, 0.9))
+    _with_seeds(tmp_path / "b", tops, **fields)
+    out = f"--out={tmp_path / 'a.png'}"
+    _, second = _compare(capsys, tmp_path, out)["lines"]
+    assert note in second["versus"]["note"]
+    assert second["versus"]["is_real"] is None
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["compare", str(tmp_path), out]) == 0
+    assert note in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

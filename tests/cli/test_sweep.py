@@ -13,6 +13,7 @@ import pytest
 import resnet_jax
 from resnet_jax.cli import sweep
 from resnet_jax.cli.main import main
+from resnet_jax.train.losses import LOSSES
 from resnet_jax.train.metrics import REGISTERED
 from tests.cli.mistakes import assert_one_line
 from tests.conftest import make_tiny_config
@@ -153,6 +154,31 @@ def test_runs_are_trained_and_a_stopped_one_goes_on(tmp_path, capsys):
     assert float(last["top1"]) == summary["final"]["test"]["top1"]
     assert (last["step"], last["examples"], last["seed"]) == ("12", "100", "0")
     assert last["schedule.base_lr"] == str(make_tiny_config().schedule.base_lr)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("task", [[], ["--task=0"]], ids=["all", "task"])
+def test_runs_know_the_names_that_their_file_registers(task, tmp_path, capsys):
+    path = tmp_path / "own_loss.py"
+    path.write_text(
+        "import optax\n"
+        "from resnet_jax import register_loss\n"
+        "from tests.conftest import make_tiny_config\n"
+        "register_loss('own', lambda logits, targets: optax.l2_loss(logits, targets).sum(-1))\n"
+        "def get_config():\n"
+        "    config = make_tiny_config()\n"
+        "    config.duration = config.eval_every = 2 * 32.0\n"
+        "    config.loss = 'own'\n"
+        "    return config\n"
+        "def sweep():\n"
+        "    yield {}\n"
+    )
+    try:
+        arguments = [f"--config={path}", f"--workdir={tmp_path / 'runs'}", *task]
+        assert main(["sweep", *arguments]) == 0, capsys.readouterr()
+    finally:
+        LOSSES.pop("own")
+    assert json.loads((tmp_path / "runs/base/summary.json").read_text())["config"]["loss"] == "own"
 
 
 _TASKS = ["--workdir={runs}", "--config={file}:1,2,3"]

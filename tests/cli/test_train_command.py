@@ -61,6 +61,7 @@ def test_a_wrong_command_line_is_one_line(arguments, code, message, tmp_path):
     assert not workdir.exists()
 
 
+@pytest.mark.thorough
 def test_a_run_is_trained_stopped_resumed_and_bound_to_its_config(tmp_path):
     """Exit codes 75, 78 and 0, plain lines without a terminal, and the files that remain."""
     workdir = tmp_path / "run"

@@ -118,7 +118,7 @@ def test_a_run_stopped_on_eight_devices_and_resumed_on_two_then_four_is_the_run_
 ):
     """To the bit: the last checkpoint, every record, and the scores with precise statistics."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    fields = {"precise_bn": 3, "eval_batch_size": 50}
+    fields = {"precise_bn": 3, "eval_batch_size": 50, "model__stage_sizes": (1,), "mixup": 0.0}
     resnet_jax.fit(_config(**fields), whole)
     resnet_jax.fit(_config(mesh__data=8, **fields), moved, stop_at_step=4)
     resnet_jax.fit(_config(mesh__data=1, mesh__fsdp=2, **fields), moved, stop_at_step=7)
@@ -153,6 +153,24 @@ def sharded(tmp_path_factory):
     (ended,) = run_job(workdir, *_SHARDED, processes=1, devices=1, timeout_s=600.0)
     assert ended.code == 0, ended.said
     return workdir
+
+
+@pytest.mark.thorough
+def test_evaluating_the_run_gives_the_bits_of_its_own_scores(threads, tmp_path):
+    """Of a run on two devices, here on all eight: last and averaged weights."""
+    config = _config(mesh__data=2, model__stage_sizes=(1,), eval_batch_size=50)
+    resnet_jax.fit(config, tmp_path)
+    for ema, weights in ((False, "raw"), (True, "ema")):
+        network = resnet_jax.restore_run(tmp_path, ema=ema)
+        for split in ("validation", "test"):
+            (record,) = [
+                record
+                for record in read_metrics(tmp_path / "metrics.jsonl")
+                if (record["split"], record.get("weights")) == (split, weights)
+                and record["step"] == network.step
+            ]
+            scores = network.evaluate(split).scalars()
+            assert scores == {name: record[name] for name in scores}
 
 
 @pytest.mark.thorough

@@ -19,7 +19,9 @@ from tests.conftest import make_tiny_config
 
 def get_config():
     config = make_tiny_config()
-    config.duration = 60 * 32.0
+    config.model.stage_sizes = (1,)
+    config.duration = config.eval_every = 60 * 32.0
+    config.checkpoint_every = 5 * 32.0
     return config
 
 def sweep():

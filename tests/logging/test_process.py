@@ -12,14 +12,14 @@ import resnet_jax
 from resnet_jax.checkpoint.lock import LOCK
 from resnet_jax.checkpoint.lock_holder import Holder
 from resnet_jax.errors import DataError, PeerError, StoppedEarly
-from resnet_jax.logging.process import recorded_process
+from resnet_jax.logging.process import ProcessRecord
 from resnet_jax.logging.status import read_status
 from tests import runs
 from tests.conftest import make_tiny_config
 
 
 def _recorded(workdir, check=lambda: None):
-    return recorded_process(epath.Path(workdir), check_workdir=check)
+    return ProcessRecord(epath.Path(workdir), check)
 
 
 def _read(workdir):
@@ -89,7 +89,7 @@ def test_an_error_before_training_is_on_record(tiny_config, tmp_path, monkeypatc
         raise DataError("No checkpoint is good.")
 
     (tmp_path / "process.json").write_text("of an earlier process")
-    monkeypatch.setattr("resnet_jax.train.fit.restore_or_begin", fail)
+    monkeypatch.setattr("resnet_jax.train.opening.restore_or_begin", fail)
     with pytest.raises(DataError):
         resnet_jax.fit(tiny_config, tmp_path)
     process = _read(tmp_path)

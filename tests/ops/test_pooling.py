@@ -92,10 +92,8 @@ def test_it_has_second_derivatives_in_shard_map():
     np.testing.assert_allclose(jax.jit(split)(x, along), product(x, along), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "activation",  # pooled before it, and after it
-    ["relu", pytest.param("silu", marks=pytest.mark.thorough)],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("activation", ["relu", "silu"])  # pooled before it, and after it
 def test_a_network_with_a_pooled_stem_has_second_derivatives(activation, monkeypatch):
     fields = {"stage_sizes": (1, 1), "width": 8, "num_classes": 3, "activation": activation}
     model = resnet_jax.create_model("resnet18", **fields)

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import resnet_jax
+from resnet_jax.config import recipes
 from resnet_jax.config.schema import default_config
 from resnet_jax.profiling import compile as ahead
 from resnet_jax.profiling.gpu import installed_plugin
@@ -64,6 +65,14 @@ def test_memory_is_accounted_for(one):
     assert memory["parameter_bytes"] == 4 * one["parameters"]
     assert memory["parameter_bytes"] < memory["peak_bytes"] < memory["limit_bytes"]
     assert one["largest_batch_per_chip"] > BATCH
+
+
+def test_images_that_are_decoded_as_needed_are_sent_step_by_step():
+    slice_ = describe_slice("h200:1")
+    spec = ahead.make_spec(recipes.make("goyal_2017"), slice_, batch_per_chip=32)
+    document = ahead.describe(spec, ahead.TooLarge(2.0**40), slice_)
+    assert document["steps_per_dispatch"] == 1
+    assert document["memory"]["example_bytes"] == 32 * (224 * 224 * 3 + 3 * 4)
 
 
 def test_the_work_per_image_is_that_of_the_network(one, bottlenecks):

@@ -23,6 +23,7 @@ def images():
     return jax.random.normal(jax.random.key(1), (3, *SHAPE))
 
 
+@pytest.mark.thorough
 def test_paths_have_gradients_of_their_own_and_bound_the_whole(images):
     model, variables = make_tiny_network((2, 1), order="preact")
     labels = jnp.arange(3)

@@ -1,6 +1,7 @@
 """Verdicts, and the files and tables of `resnet-jax reproduce`."""
 
 import csv
+import dataclasses
 import json
 import math
 import signal
@@ -33,10 +34,18 @@ def _row(*measured, low=-math.inf, high=math.inf, exact=False):
         (_row(8.8, high=9.0), "consistent (n=1)"),
         (_row(8.8, high=9.0, exact=True), "reproduced"),
         (_row(9.2, high=9.0, exact=True), "not reproduced"),
-        (_row(8.8, 8.9, high=9.0), "reproduced"),
-        (_row(9.1, 9.3, high=9.0), "not reproduced"),
-        # The mean, 8.9, is accepted; a standard error above it, 9.4, isn't.
-        (_row(8.4, 9.4, high=9.0), "not reproduced"),
+        (_row(9.2, high=9.0), "not reproduced"),
+        # The intervals reach 12.706 standard errors, of 0.05, to either side of 8.35 and 9.65.
+        (_row(8.3, 8.4, high=9.0), "reproduced"),
+        (_row(9.6, 9.7, high=9.0), "not reproduced"),
+        (_row(9.6, 9.7, low=8.9, high=9.0), "not reproduced"),
+        # 4.303 standard errors, of 0.0577, to either side of 8.8 and 9.2.
+        (_row(8.7, 8.8, 8.9, high=9.0), "undecided"),
+        (_row(9.1, 9.2, 9.3, high=9.0), "undecided"),
+        (_row(8.7, 8.8, 8.9, low=8.6), "undecided"),
+        (_row(8.7, 8.8, 8.9, low=8.5, high=9.1), "reproduced"),
+        (_row(8.8, 8.8, high=9.0), "reproduced"),  # no spread
+        (_row(math.inf, 8.0, low=9.0), "not reproduced"),
         (_row(math.nan, 8.0, high=9.0), "not reproduced"),
         (_row(math.inf, high=9.0), "not reproduced"),
     ],
@@ -50,6 +59,40 @@ def test_a_table_is_as_good_as_its_worst_row():
     assert overall(["reproduced", "reproduced"]) == "reproduced"
     assert overall(["reproduced", "consistent (n=1)"]) == "consistent (n=1) (1 of 2)"
     assert overall(["not run: budget", "not reproduced"]) == "not reproduced (1 of 2)"
+    assert overall(["open", "consistent (n=1)", "open"]) == "open (2 of 3)"
+    assert overall(["reproduced", "undecided", "consistent (n=1)"]) == "undecided (1 of 3)"
+
+
+def test_a_ratio_varies_by_factors():
+    ratio = dataclasses.replace(_row(100.0, 1_000.0, 10_000.0, low=1.0), ratio=True)
+    assert ratio.verdict == "reproduced"
+    assert dataclasses.replace(ratio, ratio=False).verdict == "undecided"
+
+
+def test_an_error_has_the_sampling_error_of_its_images():
+    row = dataclasses.replace(_row(8.7, 8.8, 8.9, high=9.0), images=10_000)
+    assert row.to_json()["sampling_error"] == pytest.approx(100 * (0.088 * 0.912) ** 0.5 / 100)
+    assert _row(8.7, high=9.0).to_json()["sampling_error"] is None
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_verdicts_follow_from_the_committed_values(path):
+    result = json.loads(path.read_text())
+    for row in result["rows"]:
+        again = Row(
+            what=row["what"],
+            published=row["published"],
+            source=row["source"],
+            data=row["data"],
+            measured=tuple(map(float, row["measured"])),
+            accepts=Within(*map(float, row["bounds"])),
+            exact=row["exact"],
+            ratio=row["ratio"],
+            images=row["images"],
+            unmeasured=row["verdict"] if not row["measured"] else "not run: budget",
+        )
+        assert again.to_json() == row
+    assert result["verdict"] == overall([row["verdict"] for row in result["rows"]])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +128,7 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
         [],
     )
     assert listed["he2015-table1"]["full"] == "as cpu"
+    assert listed["he2015-table1"]["cifar"] == "–"
     committed = json.loads((COMMITTED / "he2016-table1.cpu.json").read_text())["verdict"]
     assert listed["he2016-table1"]["cpu"] == committed
     assert listed["he2016-table1"]["committed"] == ["cpu"]
@@ -104,7 +148,9 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         ([], "Which one? `resnet-jax reproduce --list` names them."),
-        (["he2015-table6"], "There is no artefact 'he2015-table6'. Did you mean 'he2015-table1'"),
+        (["he2015-table0"], "There is no artefact 'he2015-table0'. Did you mean 'he2015-table"),
+        (["he2016-table1", "--size=cifar"], "he2016-table1 has no size 'cifar'."),
+        (["he2015-fig6", "--size=cifar", "--runs=x"], "--runs: there is no folder x."),
         (["he2015-fig6", "--seeds=0"], "--seeds is 0; it must be at least 1."),
         (["he2015-fig6", "--budget=-1"], "--budget is -1.0; it can't be negative."),
     ],

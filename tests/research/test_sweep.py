@@ -272,6 +272,10 @@ def test_runs_that_differ_in_the_seed_are_one_group(tmp_path):
     assert narrow["wall_s"] == 6.0
     assert wide["fields"] == {"model.width": 16}
     assert wide["scores"]["test"]["top1"] == pytest.approx({"mean": 0.915, "std": 0.005 * 2**0.5})
+    assert narrow["versus"] is None
+    assert wide["versus"]["test"] == "Welch's t"  # as the third seed of one is missing
+    assert wide["versus"]["effect"] == pytest.approx(-0.005)
+    assert wide["versus"]["is_real"] is False
     assert as_csv(rows).splitlines()[:2] == [
         "run,model.width,seed,split,weights,step,examples,loss,top1,top5,wall_s,img_per_s,params",
         '"model.width=8,seed=1",8,1,test,raw,12,100,0.08999999999999997,0.91,1.0,2.0,100.0,67906',
@@ -313,7 +317,7 @@ def test_groups_of_named_runs_keep_the_names():
             "step": 1,
             "model.width": width,
         }
-        | {"loss": 0.1, "top1": 0.9, "top5": 1.0, "wall_s": 1.0, "params": 3}
+        | {"examples": 9, "loss": 0.1, "top1": 0.9, "top5": 1.0, "wall_s": 1.0, "params": 3}
         for run, seed, width in (
             ("thin,seed=0", 0, 4),
             ("thin,seed=1", 1, 4),

@@ -138,6 +138,7 @@ def test_images_are_normalised_as_told_or_as_the_weights_are_used_to(config, not
 # --- what is trained ------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_frozen_network_stays_as_it_is_to_the_bit_while_the_classifier_moves(
     config, weights, tmp_path, capsys
 ):

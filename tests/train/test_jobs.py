@@ -60,6 +60,29 @@ def _errors(ended: Ended) -> list[str]:
     return [line for line in ended.said.splitlines() if line.startswith("error: ")]
 
 
+_LONG = ("--config.duration=96000", "--config.eval_every=96000", "--config.checkpoint_every=3200")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standing_still(request, tmp_path_factory):
+    """A job whose second process stands still, and since when; None if no test is about the job.
+
+    It begins with the first test of this file, so that it stands still during the others.
+    """
+    about = "test_a_process_that_stands_still_for_two_minutes_costs_nothing"
+    if about not in {item.name for item in request.session.items}:
+        yield None
+        return
+    job = _start(tmp_path_factory.mktemp("still") / "run", *_LONG, processes=2, devices=1)
+    try:
+        job[0].logs(2)
+        job[1].signal(signal.SIGSTOP)
+        yield job, time.monotonic()
+    finally:
+        for process in job:
+            process.kill()
+
+
 def _assert_same_losses(workdir, expected) -> None:
     losses, wanted = (
         [record["loss"] for record in read_metrics(each / "metrics.jsonl")]
@@ -100,6 +123,7 @@ def test_a_job_stopped_and_resumed_on_other_numbers_of_processes_is_the_same_run
     assert summary["final"]["test"]["examples"] == 100
 
 
+@pytest.mark.thorough
 def test_a_job_of_two_processes_runs_to_its_end(whole, tmp_path):
     """Exact evaluation and one writer, images sent from the hosts, kernels split over both."""
     workdir = tmp_path / "run"
@@ -140,9 +164,6 @@ def test_a_damaged_part_that_one_process_alone_reads_is_set_aside_by_all(tmp_pat
     assert f"resuming {workdir} at step 2" in job[0].said
     kept = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert {"3", "3.corrupt", "4"} <= kept
-
-
-_LONG = ("--config.duration=96000", "--config.eval_every=96000", "--config.checkpoint_every=3200")
 
 
 @pytest.mark.thorough
@@ -210,22 +231,6 @@ def test_a_stopped_process_ends_the_others_in_time(victim, tmp_path, record_prop
 
 
 @pytest.mark.thorough
-def test_a_process_that_stands_still_for_two_minutes_costs_nothing(tmp_path):
-    """As one on a host that was suspended; JAX by itself would have aborted the others by then."""
-    job = _start(tmp_path / "run", *_LONG, processes=2, devices=1)
-    try:
-        job[0].logs(2)
-        job[1].signal(signal.SIGSTOP)
-        time.sleep(120)
-        job[1].signal(signal.SIGCONT)
-        job[0].logs(8).signal(signal.SIGTERM)
-        assert _codes([process.end() for process in job]) == [75, 75]
-    finally:
-        for process in job:
-            process.kill()
-
-
-@pytest.mark.thorough
 def test_a_process_that_sleeps_for_ever_ends_all_in_time(tmp_path):
     fault = "resnet_jax.data.loaders.in_memory:InMemoryLoader.take:4:hang"
     job = run_job(tmp_path / "run", *_IMPATIENT, processes=2, devices=1, own_fault=fault)
@@ -266,3 +271,14 @@ def test_processes_that_differ_end_before_the_first_step(own, codes, messages, t
         (line,) = _errors(ended)
         assert message.format(host=os.uname().nodename) in line
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.thorough
+def test_a_process_that_stands_still_for_two_minutes_costs_nothing(standing_still):
+    """As one on a host that was suspended; JAX by itself would have aborted the others by then."""
+    job, since = standing_still
+    time.sleep(max(0.0, since + 120 - time.monotonic()))
+    assert all(process.alive() for process in job)
+    job[1].signal(signal.SIGCONT)
+    job[0].logs(8).signal(signal.SIGTERM)
+    assert _codes([process.end() for process in job]) == [75, 75]

@@ -161,6 +161,7 @@ def test_other_optimisers_and_all_that_counts_steps_go_on_too(name, tiny_config,
     _assert_same_state(result.state, expected.state)
 
 
+@pytest.mark.thorough
 def test_sigterm_saves_and_the_run_goes_on(tiny_config, tmp_path):
     tiny_config.duration = 4000 * 32.0
     tiny_config.eval_every = tiny_config.checkpoint_every = 2000 * 32.0

@@ -1,5 +1,6 @@
 """Several seeds in one program: each is the run that it would be alone."""
 
+import functools
 import json
 
 import jax
@@ -52,9 +53,9 @@ def many(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The run of each seed by itself."""
+    """A function that trains a seed by itself, once."""
     folder = tmp_path_factory.mktemp("alone")
-    return [resnet_jax.fit(_of_seed(i), folder / str(i)) for i in range(len(SEEDS))]
+    return functools.cache(lambda i: resnet_jax.fit(_of_seed(i), folder / str(i)))
 
 
 def _assert_close(found, wanted):
@@ -70,7 +71,8 @@ def _parts(state):
 @pytest.mark.thorough
 def test_each_seed_is_its_run_alone(many, alone):
     result, _ = many
-    for number, single in enumerate(alone):
+    for number in range(len(SEEDS)):
+        single = alone(number)
         ours = jax.tree.map(lambda leaf, i=number: leaf[i], _parts(result.state))
         _assert_close(ours, _parts(single.state))
         for split, scores in single.evaluation.items():
@@ -125,7 +127,7 @@ def test_a_batch_is_shared_out_where_the_devices_are_no_divisor(tmp_path, alone)
     result = resnet_jax.fit(config, tmp_path / "run")
     [first] = [r for r in result.history if r["split"] == "validation" and r["weights"] == "raw"]
     for number, loss in enumerate(first["seeds"]["loss"]):
-        np.testing.assert_allclose(loss, alone[number].history[0]["loss"], rtol=1e-4)
+        np.testing.assert_allclose(loss, alone(number).history[0]["loss"], rtol=1e-4)
 
 
 @pytest.mark.thorough
@@ -166,8 +168,8 @@ def test_a_network_of_the_run_is_that_of_a_seed(many, alone):
     assert seeds_of(workdir) == SEEDS
     network = resnet_jax.restore_run(workdir, seed_index=1)
     assert (network.config.seed, network.config.schedule.base_lr) == (3, 0.05)
-    _assert_close(network.variables, alone[1].state.variables())
-    assert network.evaluate("test").top1 == alone[1].evaluation["test"].top1
+    _assert_close(network.variables, alone(1).state.variables())
+    assert network.evaluate("test").top1 == alone(1).evaluation["test"].top1
     with pytest.raises(UsageError, match="seed_index is 2; .* has the seeds 0, 3"):
         resnet_jax.restore_run(workdir, seed_index=2)
 
@@ -199,7 +201,7 @@ def test_a_seed_that_is_skipped_leaves_the_other_alone(tmp_path, alone):
     lines = (tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()
     assert {json.loads(line)["seed"] for line in lines} == {4}
     good = jax.tree.map(lambda leaf: leaf[0], result.state.params)
-    _assert_close(good, alone[0].state.params)
+    _assert_close(good, alone(0).state.params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.state.params))
 
 

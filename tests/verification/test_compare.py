@@ -20,6 +20,7 @@ HERE = {
     "code": "abc",
     "xla_flags": "",
     "xla_threads": 4,
+    "options": {"jax_enable_x64": "False"},
 }
 
 
@@ -83,3 +84,16 @@ def test_what_else_computes_is_named():
     assert describe(other) == "xla_flags --xla_a=1, here none; xla_threads 8, here 4"
     older = {name: value for name, value in HERE.items() if name != "xla_threads"}
     assert describe(older) == "xla_threads not on record, here 4"
+
+
+def test_options_that_differ_are_named():
+    def describe(options):
+        return describe_other(HERE | {"options": options}, HERE, fixed_shards=True)
+
+    assert describe({"jax_enable_x64": "True"}) == "jax_enable_x64 True, here False"
+    assert describe(HERE["options"] | {"NVIDIA_TF32_OVERRIDE": "0"}) == (
+        "NVIDIA_TF32_OVERRIDE 0, here not set"
+    )
+    assert describe({}) == "jax_enable_x64 not set, here False"
+    older = {name: value for name, value in HERE.items() if name != "options"}
+    assert describe_other(older, HERE, fixed_shards=True) == "JAX's options not on record"

@@ -9,24 +9,24 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 import resnet_jax
-from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock import locked
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.cli.main import main
-from resnet_jax.config.io import bound_fields
 from resnet_jax.data import datasets
 from resnet_jax.data.loaders import sampler
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging import provenance
+from resnet_jax.verification import verify
 from resnet_jax.verification.replay import replay, unreplayable
 from resnet_jax.verification.run_record import read_run
 from resnet_jax.verification.verify import Verification, verify_run
-from tests.verification.runs import edit_record, failed_checks, make_config
+from tests.verification.runs import edit_record, failed_checks, forge_bit, make_config
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +57,6 @@ def _files(folder: Path) -> dict[str, tuple[str, int]]:
         for path in folder.rglob("*")
         if path.is_file()
     }
-
-
-def _forge(run: Path, step: int, change) -> None:
-    """Save a checkpoint again with other arrays, whose checksums and seal are right."""
-    config = make_config()
-    directory, bound = run / "checkpoints", bound_fields(config)
-    reader = CheckpointReader(directory, run=bound)
-    state, progress = reader.restore_on_one_device(step)
-    scores = reader.manager.metrics(step)
-    reader.close()
-    shutil.rmtree(directory / str(step))
-    checkpoints = Checkpointer(directory, keep=9, run=bound)
-    checkpoints.save(step, change(state), progress=progress, metrics=scores)
-    checkpoints.close()
-
-
-def _flip_bit(state):
-    kernel = np.array(state["params"]["fc"]["kernel"])
-    kernel.view(np.uint32)[0, 0] ^= 1
-    state["params"]["fc"]["kernel"] = kernel
-    return state
 
 
 def test_the_last_slice_of_an_intact_run_has_the_same_bits_and_nothing_is_changed(original):
@@ -169,7 +148,7 @@ def test_another_order_of_examples_and_its_checkpoint_in_this_run_are_found(
 def test_one_flipped_bit_is_found_by_the_checksum(run, tmp_path):
     """In an array whose file is sound, so that nothing but the checksum can tell."""
     shutil.copytree(run, tmp_path / "other")
-    _forge(tmp_path / "other", 8, _flip_bit)
+    forge_bit(tmp_path / "other", 8)
     state = run / "checkpoints" / "8" / "state"
     shutil.rmtree(state)
     shutil.copytree(tmp_path / "other" / "checkpoints" / "8" / "state", state)
@@ -181,7 +160,7 @@ def test_one_flipped_bit_is_found_by_the_checksum(run, tmp_path):
 
 
 def test_one_flipped_bit_under_forged_checksums_is_found_by_training_again(run, capsys):
-    _forge(run, 8, _flip_bit)
+    forge_bit(run, 8)
     assert main(["verify", str(run), "--slices=1"]) == 65
     said = capsys.readouterr().out
     assert "step 8: params.fc.kernel differs" in said
@@ -190,7 +169,7 @@ def test_one_flipped_bit_under_forged_checksums_is_found_by_training_again(run, 
 
 @pytest.mark.thorough
 def test_a_difference_on_another_machine_is_reported_and_no_fault(run, monkeypatch, capsys):
-    _forge(run, 8, _flip_bit)
+    forge_bit(run, 8)
     here = provenance.hardware() | {"cpu": "another processor"}
     monkeypatch.setattr(provenance, "hardware", lambda: here)
     found = verify_run(run, slices=1)
@@ -212,6 +191,11 @@ def test_what_xla_computes_with_is_on_record(original, monkeypatch):
     monkeypatch.setenv("PJRT_NPROC", "64")
     here = provenance.environment(1, "")
     assert (here["xla_flags"], here["xla_threads"]) == ("--xla_a=1 --xla_b=b", 64)
+    assert recorded["options"] == here["options"]
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        options = provenance.environment(1, "")["options"]
+    changed = {name for name, value in options.items() if here["options"][name] != value}
+    assert changed == {"jax_enable_x64", "jax_default_matmul_precision"}
 
 
 @pytest.mark.parametrize(
@@ -286,6 +270,33 @@ def test_a_checkpoint_that_is_half_deleted_by_a_run_that_began_is_not_damaged(ru
         monkeypatch.setattr(CheckpointReader, "steps", steps)
         with pytest.raises(WriteError, match="is in use by"):
             verify_run(run, slices=0)
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+def test_a_run_that_begins_after_the_documents_were_read_is_named(run, when, monkeypatch):
+    """Not its checkpoints, which it deletes."""
+    with contextlib.ExitStack() as training:
+
+        def go_on(*_, **__):
+            training.enter_context(locked(epath.Path(run)))
+            shutil.rmtree(run / "checkpoints" / "6")
+
+        def replay_meanwhile(record, first, last, *, data_dir):
+            assert when == "within"
+            go_on()
+            return replay(record, first, last, data_dir=data_dir)
+
+        monkeypatch.setattr(verify, "replay", replay_meanwhile)
+        if when == "before":
+            checks = verify.check_documents
+
+            def check_documents(*arguments):
+                go_on()
+                return checks(*arguments)
+
+            monkeypatch.setattr(verify, "check_documents", check_documents)
+        with pytest.raises(WriteError, match="is in use by"):
+            verify_run(run, slices=1)
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_named(

@@ -101,6 +101,8 @@ def preprocessing_of(
             raise DataError(f"{error} If all of {flags} are given, it isn't looked at.") from None
         known = dict(vars(found)) if found else dict(defaults)
         missing = [flag for flag in missing if flag.removeprefix("--") not in known]
+    if "mean" in given or "std" in given:
+        known.pop("mean_image", None)
     if missing:
         raise UsageError(
             f"neither {args.weights} nor a file beside it says how images are prepared for its"
@@ -118,9 +120,14 @@ def preprocessing_of(
 
 
 def describe_preprocessing(preprocessing: "Preprocessing") -> dict[str, Any]:
-    """The fields of a preprocessing for a JSON document, without the class names."""
+    """The fields of a preprocessing for a JSON document, without the class names.
+
+    With a mean image, "mean" has the means of its channels, and "mean_image" is true.
+    """
     fields = dataclasses.asdict(preprocessing)
     del fields["class_names"]
+    if fields.pop("mean_image") is not None:
+        fields["mean_image"] = True
     return fields
 
 

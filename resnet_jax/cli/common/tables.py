@@ -1,5 +1,6 @@
 """Tables on the command line whose cells are never truncated."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import rich.table
@@ -21,8 +22,21 @@ class Table(rich.table.Table):
     `soft_wrap`, as in `main`.
     """
 
-    def __init__(self, *headers: str, title: str | None = None) -> None:
-        super().__init__(*headers, title=None if title is None else escape(title))
+    def __init__(
+        self,
+        *headers: str,
+        names: Sequence[str] = (),
+        numbers: Sequence[str] = (),
+        title: str | None = None,
+    ) -> None:
+        """Make the columns: `names` that never fold, then text, then right-justified `numbers`."""
+        super().__init__(title=None if title is None else escape(title))
+        for header in names:
+            self.add_column(header, no_wrap=True)
+        for header in headers:
+            self.add_column(header)
+        for header in numbers:
+            self.add_column(header, justify="right")
 
     def add_row(self, *cells: str, **options: Any) -> None:  # type: ignore[override]
         """Add a row of plain text."""

@@ -16,7 +16,8 @@ def add_weights_flags(group: argparse._ArgumentGroup) -> None:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="safetensors or npz, or a model of the Hub: OWNER/NAME[@REVISION]",
+        help="safetensors or npz; a name of `resnet-jax list --weights`; or a model of the Hub:"
+        " OWNER/NAME[@REVISION]",
     )
     group.add_argument(
         "--model", help="preset of the network, such as resnet50, if the file doesn't name it"

@@ -36,18 +36,6 @@ _UPRIGHT = {
 """Exif orientation → operation that makes the image upright."""
 
 
-def read_upright(path: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a PNG or JPEG file at its own size, as RGB, upright by its Exif orientation.
-
-    Raises:
-        DataError: not an image, damaged, animated or too large.
-    """
-    try:
-        return decode_upright(read_file(path))
-    except DataError as error:
-        raise DataError(f"{path} can't be read: {error}.") from error.__cause__
-
-
 def decode_upright(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Decode a PNG or JPEG at its own size, as RGB; see `open_upright`."""
     return np.asarray(open_upright(data), np.uint8)

@@ -1,7 +1,9 @@
 """Preprocessing of images for a trained network, which is stored with the weights."""
 
+import base64
 import dataclasses
 import json
+import math
 import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -105,35 +107,41 @@ class ScaleAndCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """The preprocessing of RGB images for a network, and the meaning of its logits.
+    """The preprocessing of RGB or grey images for a network, and the meaning of its logits.
 
     The shorter side is scaled to `resize` pixels, a square is cropped at the centre, and each
-    channel becomes (values / 255 − mean) / std.
+    channel becomes (values / 255 − mean) / std. With a mean image, the result is
+    ((values − mean image) / 255) / std.
 
     Attributes:
-        mean, std: of red, green and blue, in 0…1.
+        mean, std: of red, green and blue, or of grey, in 0…1.
         size: side of the square, in pixels.
         resize: the shorter side before the crop, in pixels; None doesn't scale.
         interpolation: filter of the scaling, with antialiasing.
         class_names: one name per logit; None if unknown.
+        mean_image: the mean image that is subtracted instead of `mean`, as `encode_mean_image`
+            writes it; None if there is none. `mean` then has the means of its channels.
 
     Raises:
         ConfigError: a field has an impossible value.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: int
     resize: int | None = None
     interpolation: Interpolation = "bilinear"
     class_names: tuple[str, ...] | None = None
+    mean_image: str | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, whose values may come from an untrusted file."""
-        if not (_are_fractions(self.mean) and _are_fractions(self.std) and all(self.std)):
+        fractions = _are_fractions(self.mean) and _are_fractions(self.std)
+        if not (fractions and len(self.mean) == len(self.std) and all(self.std)):
             shown = f"mean is {reprlib.repr(self.mean)} and std {reprlib.repr(self.std)}"
             raise ConfigError(
-                f"{shown}; each is three numbers in 0…1, not grey levels, and no std is 0"
+                f"{shown}; each is three numbers in 0…1, not grey levels (of grey images, one"
+                " number), and no std is 0"
             )
         if not _is_side(self.size):
             shown = reprlib.repr(self.size)
@@ -146,28 +154,41 @@ class Preprocessing:
         _check_interpolation(self.interpolation)
         if self.class_names is not None:
             _check_names(self.class_names)
+        if self.mean_image is not None:
+            _decode_mean_image(self.mean_image, self.shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images that the network takes."""
+        return self.size, self.size, len(self.mean)
 
     @property
     def crop(self) -> ScaleAndCrop:
         """The scaling and cropping of `apply`."""
         return ScaleAndCrop.square(self.size, resize=self.resize, interpolation=self.interpolation)
 
-    def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+    def apply(self, image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "size size c"]:
         """Scale and crop one image; see `ScaleAndCrop.apply`."""
-        return self.crop.apply(Image.fromarray(image))
+        return self.crop.apply(Image.fromarray(image[..., 0] if len(self.mean) == 1 else image))
 
     @property
     def normalization(self) -> dict[str, Any]:
         """{"mean", "std"} in grey levels; see `measure_normalization`."""
-        return given_normalization(self.mean, self.std)
+        given = given_normalization(self.mean, self.std)
+        if self.mean_image is None:
+            return given
+        return given | {"mean": _decode_mean_image(self.mean_image, self.shape)}
 
-    def normalize(self, images: UInt8[Array, "n h w 3"]) -> Float[Array, "n h w 3"]:
+    def normalize(self, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Return (images / 255 − mean) / std as float32; accepts NumPy and JAX arrays."""
         return normalize(images, self.normalization)
 
     def metadata(self) -> dict[str, str]:
         """Return all fields as a metadata entry of a weight file (`save_weights(metadata=…)`)."""
-        return {_KEY: json.dumps(dataclasses.asdict(self), ensure_ascii=False)}
+        fields = dataclasses.asdict(self)
+        if self.mean_image is None:  # earlier versions don't know the field
+            del fields["mean_image"]
+        return {_KEY: json.dumps(fields, ensure_ascii=False)}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Preprocessing | None":
@@ -184,7 +205,7 @@ class Preprocessing:
         except (ValueError, RecursionError):
             fields = None
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, dict) or set(fields) != known:
+        if not isinstance(fields, dict) or set(fields) | {"mean_image"} != known:
             raise DataError("its note on preprocessing is damaged or of another version")
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
@@ -194,6 +215,30 @@ class Preprocessing:
             return cls(**values)
         except ConfigError as error:
             raise DataError(f"its note on preprocessing is wrong: {error}") from None
+
+
+def encode_mean_image(image: Float[np.ndarray, "h w c"]) -> str:
+    """A mean image in grey levels as text: the base64 of its float32 values, little-endian."""
+    return base64.b64encode(np.ascontiguousarray(image, "<f4").tobytes()).decode()
+
+
+def _decode_mean_image(text: Any, shape: tuple[int, int, int]) -> Float[np.ndarray, "h w c"]:
+    """The mean image in grey levels, float32.
+
+    Raises:
+        ConfigError: the text isn't an image of this shape with values in 0…255.
+    """
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+    except (TypeError, ValueError):
+        values = np.empty(0, np.float32)
+    if values.size != math.prod(shape) or not ((values >= 0) & (values <= 255)).all():
+        wanted = "×".join(map(str, shape))
+        raise ConfigError(
+            f"mean_image is {reprlib.repr(text)}; it must be the base64 of {wanted} float32 values"
+            " in 0…255"
+        )
+    return values.astype(np.float32).reshape(shape)
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -206,7 +251,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _are_fractions(values: Any) -> bool:
     return (
         isinstance(values, tuple)
-        and len(values) == 3
+        and len(values) in (1, 3)
         and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
     )
 

@@ -19,6 +19,7 @@ from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.readers import array_cache
 from resnet_jax.data.readers.decoding import CachedSplit, first_line
 from resnet_jax.data.readers.encoded import Record
+from resnet_jax.data.readers.idx import IDX_SETS
 from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.data.readers.tfds_files import check_shards, files_digest
 from resnet_jax.data.readers.tfds_metadata import check_metadata
@@ -164,8 +165,13 @@ def not_prepared(name: str, folder: Path) -> ConfigError | DataError:
             f"there is no data set {name!r}: {folder} holds none and TFDS doesn't know the name."
             f"{did_you_mean(base, known)}"
         )
+    if name in IDX_SETS:
+        package = ", install Debian's package dataset-fashion-mnist" * (name == "fashion_mnist")
+        remedy = f"set data.dir to a folder of its IDX files{package}, or prepare it"
+    else:
+        remedy = "prepare it"
     return DataError(
-        f"the data set {name!r} isn't prepared in {folder}; prepare it: {_commands(name, folder)}"
+        f"the data set {name!r} isn't prepared in {folder}; {remedy}: {_commands(name, folder)}"
     )
 
 

@@ -1,7 +1,8 @@
 """Balduzzi et al. 2017: gradients of plain networks approach white noise with depth.
 
 The network is a function f: ℝ → ℝ with layers of 200 rectified units. The reproduction measures
-how df/dx at neighbouring x correlates.
+how df/dx at neighbouring x correlates. The size "cifar" measures the same of trained networks,
+along lines between images.
 """
 
 import functools
@@ -11,11 +12,15 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from resnet_jax.research.figures import journal_style, new_panels, plot_mean
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.research.evaluation import load_inputs
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.reports import pair_seeds
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
-from resnet_jax.research.runner import Runner
+from resnet_jax.research.runner import Runner, TrainedRun
+from resnet_jax.research.table6 import DATA
 
 _SOURCE = "Balduzzi et al. 2017, 1702.08591"
 Kind = Literal["plain", "residual", "residual, scaled"]
@@ -110,10 +115,97 @@ def run(runner: Runner) -> Report:
     return Report(rows, figure, data)
 
 
+_PAIRS, _PATH_POINTS = 16, 128
+_TRAINED = ("plain20", "plain56", "resnet20", "resnet56")
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="points")
+def path_derivatives(
+    model: ResNet,
+    variables: Any,
+    starts: Float[Array, "pairs h w c"],
+    ends: Float[Array, "pairs h w c"],
+    labels: Int[Array, " pairs"],
+    *,
+    points: int,
+) -> Float[Array, "pairs points"]:
+    """The derivative of a logit along the straight line between two images, for pairs of images.
+
+    Args:
+        model, variables: the network.
+        starts, ends: normalised images.
+        labels: the index of the logit for each pair.
+        points: the number of equidistant points, both ends included.
+    """
+
+    def of_pair(pair: tuple[Array, Array, Array]) -> Array:
+        start, end, label = pair
+
+        def logit(t: Array) -> Array:
+            logits: Any = model.apply(variables, (start + t * (end - start))[None])
+            return logits[0, label]
+
+        return jax.vmap(jax.grad(logit))(jnp.linspace(0.0, 1.0, points))
+
+    return jax.lax.map(of_pair, (starts, ends, labels))
+
+
+def _path_correlations(trained: TrainedRun) -> Float[np.ndarray, "seeds lags"]:
+    """The autocorrelation of `path_derivatives`, averaged over pairs of test images."""
+    found = []
+    for seed in trained.seeds:
+        network = trained.network(seed)
+        assert isinstance(network.model, ResNet)
+        inputs, labels = load_inputs(network, most=2 * _PAIRS)
+        pairs = (inputs[:_PAIRS], inputs[_PAIRS:], labels[:_PAIRS])
+        derivatives = path_derivatives(
+            network.model, network.variables, *pairs, points=_PATH_POINTS
+        )
+        series = np.asarray(derivatives)
+        found.append(np.mean([autocorrelation(one, _LAGS) for one in series], axis=0))
+    return np.array(found)
+
+
+def run_cifar(runner: Runner) -> Report:
+    """Trained networks: the logit of an image's class, on the way to another image of CIFAR-10."""
+    trained = runner.collect(_TRAINED, weights=True)
+    found = {name: _path_correlations(run) for name, run in trained.items()}
+
+    def at_lag(name: str, baseline: str) -> tuple[float, ...]:
+        if name not in found or baseline not in found:
+            return ()
+        values, others = (found[n][:, _LAG].tolist() for n in (name, baseline))
+        pairs = pair_seeds(trained[name], values, trained[baseline], others)
+        return tuple(value - other for value, other in pairs)
+
+    measure = f"autocorrelation of a logit's derivative at lag {_LAG} of {_PATH_POINTS}"
+    row = functools.partial(Row, source=_SOURCE, data=f"{DATA}, trained")
+    rows = tuple(
+        row(
+            what=f"{measure}: {name} less {baseline}",
+            published=published,
+            measured=at_lag(name, baseline),
+            accepts=accepts,
+        )
+        for name, baseline, published, accepts in (
+            ("plain56", "plain20", "white noise with depth", Within(high=0.0)),
+            ("resnet56", "plain56", "far more resistant", Within(low=0.0)),
+            ("resnet20", "plain20", "far more resistant", Within(low=0.0)),
+        )
+    )
+    with journal_style():
+        figure, (axes,) = new_panels(1, width=4.5)
+        for name, correlations in found.items():
+            plot_mean(axes, np.arange(_LAGS), correlations, label=name)
+        axes.set(xlabel=f"lag, of {_PATH_POINTS} points", ylabel="autocorrelation")
+        add_legend(axes)
+    return Report(rows, figure, {name: of.tolist() for name, of in found.items()})
+
+
 REPRODUCTION = Reproduction(
     name="balduzzi2017",
     title="shattered gradients",
     paper="Balduzzi et al. 2017, 1702.08591",
     claim="Gradients of deep plain networks resemble white noise; those of residual ones don't.",
-    runs={"cpu": run, "full": run},
+    runs={"cpu": run, "cifar": run_cifar, "full": run},
 )

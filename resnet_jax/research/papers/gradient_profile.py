@@ -52,6 +52,7 @@ def run(runner: Runner) -> Report:
             data="initial values",
             measured=tuple(measured),
             accepts=accepts,
+            ratio=True,
         )
         for what, (published, source), measured, accepts in (
             (f"plain-56: {of}", ("not vanishing", _HE), plain, Within(low=1.0)),

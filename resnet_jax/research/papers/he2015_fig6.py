@@ -2,11 +2,14 @@
 
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.reports import difference, error_rows
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
+from resnet_jax.research.table6 import DATA, NETWORKS
 
 _TABLE, _FIGURE, _TEXT = (
     f"He et al. 2015, {where}" for where in ("table 6", "figure 6", "section 4.2")
@@ -58,6 +61,55 @@ def run_paper(runner: Runner) -> Report:
     return _report((*of_networks, *rows), trained)
 
 
+def run_cifar(runner: Runner) -> Report:
+    """The finished runs with an eighth of the paper's steps on CIFAR-10."""
+    trained = runner.collect(NETWORKS)
+    deeper = _PUBLISHED["resnet20"] - _PUBLISHED["resnet56"]
+    rows = _comparisons(
+        trained,
+        DATA,
+        ("test error", "plain56", "plain20", 2.0, "higher when deeper", _FIGURE),
+        ("training error", "plain56", "plain20", 0.0, "higher: not overfitting", _FIGURE),
+        ("test error", "plain56", "resnet56", 4.0, "lower with shortcuts", _FIGURE),
+        ("test error", "resnet20", "resnet56", 0.0, round(deeper, 2), f"{_TABLE}, 64,000 steps"),
+    )
+    return Report(rows, _draw_errors(trained), {name: _data(run) for name, run in trained.items()})
+
+
+def _data(run: TrainedRun) -> dict[str, Any]:
+    return {
+        "seeds": list(run.seeds),
+        "test_error": list(run.test_errors()),
+        "train_error": list(run.train_errors()),
+    }
+
+
+def _draw_errors(trained: dict[str, TrainedRun]) -> Figure:
+    """As the paper's figure 6: dashed lines are training errors, bold lines held-out errors."""
+    with journal_style():
+        figure, panels = new_panels(2)
+        for axes, kind in zip(panels, ("plain", "resnet"), strict=True):
+            for depth, color in (("20", COLORS[0]), ("56", COLORS[1])):
+                if f"{kind}{depth}" not in trained:
+                    continue
+                run = trained[f"{kind}{depth}"]
+                label = f"{_label(kind)}{depth} (n = {len(run.seeds)})"
+                for split, line, name in (("train", "--", None), ("validation", "-", label)):
+                    epochs, top1 = run.curve(split, "top1")
+                    plot_mean(
+                        *(axes, epochs, 100 * (1 - top1)),
+                        label=name,
+                        color=color,
+                        linestyle=line,
+                        linewidth=0.7 if split == "train" else 1.2,
+                    )
+            title = "plain" if kind == "plain" else "residual"
+            axes.set(title=title, xlabel="epoch", ylim=(0, 40))
+            add_legend(axes)
+        panels[0].set(ylabel="error (%): held-out, and training (dashed)")
+    return figure
+
+
 def _label(name: str) -> str:
     return name.replace("plain", "plain-").replace("resnet", "ResNet-")
 
@@ -71,6 +123,7 @@ def _comparisons(
     measures = {
         "test error": (TrainedRun.test_errors, "points"),
         "training loss": (TrainedRun.train_losses, "nats"),
+        "training error": (TrainedRun.train_errors, "points"),
     }
     return tuple(
         Row(
@@ -115,5 +168,5 @@ REPRODUCTION = Reproduction(
     title="degradation, and residual learning",
     paper="He et al. 2015, 1512.03385",
     claim="Deeper plain networks have a higher training error; residual networks don't.",
-    runs={"cpu": run_small, "full": run_paper},
+    runs={"cpu": run_small, "cifar": run_cifar, "full": run_paper},
 )

@@ -146,6 +146,7 @@ def run(runner: Runner) -> Report:
                 data="initial values",
                 measured=tuple(measured.tolist()),
                 accepts=accepts,
+                ratio=True,
             )
         )
     with journal_style():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
-from resnet_jax.data.images.image_files import read_upright
-from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop
+from resnet_jax.data.images.image_files import decode_upright, read_file
+from resnet_jax.data.images.preprocessing import Preprocessing, ScaleAndCrop, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from tests.data import hostile_images
 
@@ -130,6 +130,30 @@ def test_what_is_kept_as_text_comes_back(mean, std, size, resize, interpolation,
     assert Preprocessing.from_metadata({"format": "pt"}) is None
 
 
+def test_grey_images_and_mean_images_come_back():
+    image = np.random.default_rng(0).uniform(0, 255, (4, 4, 1)).astype(np.float32)
+    grey = Preprocessing((0.3,), (0.2,), 4, 4, mean_image=encode_mean_image(image))
+    found = Preprocessing.from_metadata(grey.metadata())
+    assert found == grey
+    assert found.shape == (4, 4, 1)
+    np.testing.assert_array_equal(found.normalization["mean"], image)
+    pixels = _noise(6, 5)[..., :1]
+    crop = found.apply(pixels)
+    assert crop.shape == (4, 4, 1)
+    expected = (crop - image) / (255 * 0.2)
+    np.testing.assert_allclose(found.normalize(crop[None])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean_image", ["", "AAAA", "no base64", "ä", 5, (1, 2), "AADAfwAA" * 8])
+def test_a_mean_image_that_is_none_is_refused(mean_image):
+    with pytest.raises(ConfigError, match="^mean_image is .* base64 of 2×2×3 float32 values"):
+        Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 2, mean_image=mean_image)
+
+
+def test_a_file_without_a_mean_image_is_that_of_earlier_versions():
+    assert "mean_image" not in IMAGENET.metadata()[KEY]
+
+
 def _note(**changes):
     fields = json.loads(IMAGENET.metadata()[KEY]) | changes
     return json.dumps({name: value for name, value in fields.items() if value is not ...})
@@ -206,7 +230,7 @@ def test_files_of_other_modes_come_as_rgb_at_their_size(mode, tmp_path):
     path = tmp_path / f"image.{'jpg' if mode == 'CMYK' else 'png'}"
     image.save(path)
     expected = np.asarray(Image.open(path).convert("RGB"))
-    np.testing.assert_array_equal(read_upright(path), expected)
+    np.testing.assert_array_equal(decode_upright(read_file(path)), expected)
 
 
 def test_a_photo_is_set_upright_and_decoded_whole(tmp_path):
@@ -214,13 +238,13 @@ def test_a_photo_is_set_upright_and_decoded_whole(tmp_path):
     exif[0x0112] = 6
     Image.fromarray(_noise(300, 500)).save(tmp_path / "photo.jpg", exif=exif)
     expected = np.asarray(Image.open(tmp_path / "photo.jpg").transpose(Image.ROTATE_270))
-    np.testing.assert_array_equal(read_upright(tmp_path / "photo.jpg"), expected)
+    np.testing.assert_array_equal(decode_upright(read_file(tmp_path / "photo.jpg")), expected)
 
 
 @pytest.mark.parametrize("name", hostile_images.HOSTILE)
-def test_a_hostile_file_is_refused_by_name(name, tmp_path):
+def test_a_hostile_file_is_refused(name, tmp_path):
     content, message = hostile_images.HOSTILE[name]
     (tmp_path / "a.png").write_bytes(content())
     with pytest.raises(DataError, match=message) as caught:
-        read_upright(tmp_path / "a.png")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.png'} can't be read: it")
+        decode_upright(read_file(tmp_path / "a.png"))
+    assert str(caught.value).startswith("it ")

@@ -1,0 +1,79 @@
+"""A network of a weight file that describes its network and its images."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from resnet_jax.data.images.fit import Fit
+from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.errors import DataError
+from resnet_jax.inference.predictor import Predictor
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.load import load_weights, read_model
+from resnet_jax.weights.preprocessing import read_preprocessing
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PretrainedNetwork:
+    """A network of a weight file, ready to classify images.
+
+    Attributes:
+        name: the reference of the weights.
+        model: the linen module.
+        variables: {"params", "batch_stats"} in float32, for `model.apply`.
+        preprocessing: how images are prepared, and the names of the classes.
+    """
+
+    name: str
+    model: ResNet
+    variables: dict[str, Any] = dataclasses.field(repr=False)
+    preprocessing: Preprocessing = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The predictor that `predict` calls."""
+        # Without scaling, a crop would show only the centre of a photograph.
+        crop = self.preprocessing.crop if self.preprocessing.resize else None
+        fit = Fit(self.preprocessing.shape, crop)
+        return Predictor(self.model, self.variables, self.preprocessing.normalization, fit)
+
+    def predict(self, images: Sequence[UInt8[np.ndarray, "h w c"]]) -> Float[np.ndarray, "n k"]:
+        """Probabilities of the classes for images as they are in files; see `preprocessing`.
+
+        Args:
+            images: uint8 [h, w, c] each, upright, RGB (c = 3) or grey (c = 1) as the network takes.
+
+        Raises:
+            DataError: an image has another type, number of channels or size.
+            NumericalError: the probabilities aren't finite.
+        """
+        return self.predictor.predict(images)
+
+
+def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
+    """Load a trained network together with the preprocessing of its images.
+
+        network = resnet_jax.pretrained("resnet20.cifar10")
+        probabilities = network.predict(images)
+        logits = network.model.apply(network.variables, network.preprocessing.normalize(crops))
+
+    Args:
+        weights: the name of weights of this package (`list_weights`), or a file that `save_weights`
+            or `resnet-jax export --format=safetensors` wrote with the preprocessing of its images.
+
+    Raises:
+        DataError: the file can't be read, is damaged, or doesn't describe its network and images.
+    """
+    model = read_model(weights)
+    preprocessing = read_preprocessing(weights)
+    if preprocessing is None:
+        raise DataError(
+            f"{os.fspath(weights)} doesn't say how images are prepared. Use load_weights, and"
+            " prepare them yourself."
+        )
+    return PretrainedNetwork(os.fspath(weights), model, load_weights(model, weights), preprocessing)

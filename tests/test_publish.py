@@ -1,0 +1,67 @@
+"""benchmarks/publish.py: weights and model card of a run."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.research.configs import digits
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import publish
+
+    yield publish
+    for name in ("publish", "table_text"):
+        sys.modules.pop(name, None)
+
+
+def test_the_calibration_error_is_that_of_its_definition(publish):
+    # Two bins: three images at 0.9, of which two are right; one at 0.6, which is wrong.
+    confidence, label = np.array([0.9, 0.9, 0.9, 0.6]), np.array([0, 0, 1, 1])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    expected = 3 / 4 * abs(2 / 3 - 0.9) + 1 / 4 * abs(0 - 0.6)
+    assert publish.calibration_error(probabilities, label) == pytest.approx(expected)
+    certain = np.eye(10)[[3, 1]]  # a confidence of 1 belongs to the last bin
+    assert publish.calibration_error(certain, np.array([3, 1])) == 0
+    found = publish.scores(probabilities, label)
+    assert (found["examples"], found["correct"], found["top1"]) == (4, 2, 0.5)
+    assert found["loss"] == pytest.approx(-np.log([0.9, 0.9, 0.1, 0.4]).mean())
+
+
+@pytest.mark.thorough
+def test_a_run_is_published_with_its_log_and_its_scores(publish, tmp_path, monkeypatch):
+    fields = {"model.stage_sizes": (1, 1), "model.width": 4, "model.stem_width": 4}
+    fields |= {"duration": 1280.0, "eval_every": 1280.0, "checkpoint_every": 1280.0}
+    run, out = tmp_path / "run", tmp_path / "out"
+    out.mkdir()
+    resnet_jax.fit(digits("resnet20", fields), run)
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    with pytest.raises(SystemExit, match="has the log of .*Copy config.json"):
+        publish.publish(run, "tiny.digits", "forty steps", out)
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    shutil.copy(run / "metrics.jsonl", tmp_path / "results" / "mine")
+    card = publish.publish(run, "tiny.digits", "forty steps", out)
+    assert card == json.loads((out / "tiny.digits.json").read_text())
+    assert card["log"] == "results/mine"
+    summary = json.loads((run / "summary.json").read_text())
+    assert card["scores"]["correct"] == round(360 * summary["final"]["test"]["top1"])
+    assert card["recipe"].startswith("40 steps of 32, SGD with momentum 0.9, constant schedule")
+    assert card["preprocessing"].startswith("grey; the shorter side is scaled to 8 pixels")
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8))
+    found = resnet_jax.pretrained(out / "tiny.digits.safetensors").predict(images)
+    expected = resnet_jax.restore_run(run).predict(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    summary["final"]["test"]["top1"] += 1 / 360
+    (run / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit, match="The file classifies"):
+        publish.publish(run, "tiny.digits", "forty steps", out)
