@@ -152,9 +152,12 @@ def _kinds(program: str) -> dict[str, str]:
         if operation in ("while", "conditional", "call", "parameter", "constant"):
             continue
         where = f"{target[1] if target else operation} {source[1] if source else ''}"
-        if re.search(r"batch_norm|/\w*bn\w*/", where):
+        # A projection is computed where its normalisation is.
+        if operation in ("convolution", "dot") or "resnet_jax_" in where:
+            kinds[name] = "convolution"
+        elif re.search(r"batch_norm|/\w*bn\w*/", where):
             kinds[name] = "normalisation"
-        elif re.search(r"resnet_jax_|/\w*conv\w*/", where):
+        elif re.search(r"/\w*conv\w*/", where):
             kinds[name] = "convolution"
         else:  # ReLU, sums and pooling; the classifier, the loss and the optimiser
             kinds[name] = "elementwise" if "ResNet" in where else "other"
