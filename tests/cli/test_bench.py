@@ -67,6 +67,6 @@ def test_steps_are_measured_on_random_images(capsys):
 
 
 def test_steps_of_unknown_data_are_refused(capsys):
-    arguments = ["bench", "step", *TINY, "--config.data.name=mnist"]
+    arguments = ["bench", "step", *TINY, "--config.data.name=svhn_cropped"]
     assert_one_line(arguments, 78, "whose sizes aren't known without reading it", capsys)
     assert_one_line(["bench", "step", "--train", *TINY], 64, "--train is for `resnet", capsys)

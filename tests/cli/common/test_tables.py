@@ -86,8 +86,9 @@ def test_text_folds_between_words_before_it_does_within_them():
         assert re.search(rf"[ │]{word}[ │]", text), text
 
 
-SCORES = {"top1": {"mean": 0.5 + 1 / 3e5, "std": 0.0123}}
-GROUP = {"label": LONG, "seeds": [0, 1], "scores": {"test": SCORES, "validation": SCORES}}
+SCORES = {"top1": {"mean": 0.5 + 1 / 3e5, "std": 0.0123}, "sampling_error": 0.0045}
+GROUP = {"label": LONG, "seeds": [0, 1], "versus": None}
+GROUP |= {"scores": {"test": SCORES, "validation": SCORES}}
 DOCUMENTS = {
     "sweep": (
         sweep,
@@ -147,7 +148,9 @@ DOCUMENTS = {
 def test_commands_cut_nothing(name, width):
     module, document = DOCUMENTS[name]
     text = _shown(lambda console: module.show(document, console), width)
+    rows = [row for result in document.get("results", ()) for row in result["rows"]]
     legitimate = json.dumps(document, ensure_ascii=False).count("…")  # ranges: "4 … 30"
+    legitimate += sum(bool(row.get("interval")) for row in rows)
     assert text.count("…") <= legitimate
     whole = _shown(lambda console: module.show(document, console))
     assert _letters(text) == _letters(whole)
