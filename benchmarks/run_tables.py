@@ -1,49 +1,6 @@
-"""The tables of docs/verify.md: what verify finds, and goodput predicted and measured."""
+"""The table of docs/verify.md: goodput predicted and measured."""
 
-from typing import Any
-
-from table_text import markdown, minutes, read
-
-
-def verify_table() -> str:
-    """What verify says of a run, and of copies that were tampered with."""
-    result = read("verify_cifar10")
-    rows = [_verified("nothing", result["intact"])]
-    rows += [_verified(row["what"], row) for row in result["tampered"]]
-    columns = ("what was done", "exit code", "checks that failed", "slices trained again", "time")
-    top1 = result["final"]["test"]["top1"]
-    about = (
-        f"ResNet-20, {result['steps']:,} steps of 128 images, {top1:.1%} of the test images right,"
-        f" trained in {minutes(result['train_s'])} on {result['cores']} cores.\n\n"
-    )
-    return about + markdown(columns, rows)
-
-
-def _verified(what: str, found: dict[str, Any]) -> tuple[str, ...]:
-    failed = [
-        f"{check['what']}: {check['detail']}"
-        for check in found["checks"]
-        if check["passed"] is False
-    ]
-    unknown = [check["what"] for check in found["checks"] if check["passed"] is None]
-    if unknown:
-        failed.append(f"unknown: {', '.join(unknown)}")
-    again = [row for row in found["slices"] if row["outcome"]]
-    equal = sum(row["outcome"] == "equal" for row in again)
-    slices = [f"{equal} equal"] if equal else []
-    slices += [_differs(row) for row in again if row["outcome"] != "equal"]
-    return (
-        what,
-        str(found["exit_code"]),
-        "; ".join(failed) or "none",
-        "; ".join(slices) or "none",
-        minutes(found["seconds"]),
-    )
-
-
-def _differs(row: dict[str, Any]) -> str:
-    steps = f"{row['first']:,} → {row['last']:,}"
-    return f"{steps}: {'; '.join(row['differences'])}"
+from table_text import markdown, read
 
 
 def goodput_table() -> str:
@@ -66,6 +23,5 @@ def goodput_table() -> str:
 
 
 TABLES = {
-    "verify": ("docs/verify.md", verify_table),
     "goodput": ("docs/verify.md", goodput_table),
 }
