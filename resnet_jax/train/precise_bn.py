@@ -85,7 +85,10 @@ class PreciseStatistics:
             more = self._measure(state, *batches, count)
             sums = self._add(sums, more) if sums else more
             step += count
-        return self._population(sums, np.float32((done - first) * self._parts))
+        # A product: where arrays are divided by one number, XLA multiplies some of them by its
+        # reciprocal, and others on several devices than on one.
+        scale = np.float32(1) / np.float32((done - first) * self._parts)
+        return self._population(sums, scale)
 
 
 def sum_moments(state: TrainState, batch: Batch, *, config: StepConfig, mesh: Mesh | None) -> Any:
@@ -130,9 +133,9 @@ def _moments(stats: Any) -> Any:
     return {"mean": stats["mean"], "var": stats["var"] + jnp.square(stats["mean"])}
 
 
-def _population(sums: Any, count: jax.Array) -> Any:
-    """Mean and variance from sums of `count` {"mean", "var"}, where "var" is of squares."""
+def _population(sums: Any, scale: jax.Array) -> Any:
+    """Mean and variance from sums of 1 / `scale` {"mean", "var"}, where "var" is of squares."""
     if "var" not in sums:
-        return {name: _population(part, count) for name, part in sums.items()}
-    mean = sums["mean"] / count
-    return {"mean": mean, "var": jnp.maximum(sums["var"] / count - jnp.square(mean), 0.0)}
+        return {name: _population(part, scale) for name, part in sums.items()}
+    mean = sums["mean"] * scale
+    return {"mean": mean, "var": jnp.maximum(sums["var"] * scale - jnp.square(mean), 0.0)}

@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import resnet_jax
 from resnet_jax.train import multi_seed as seeds_module
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.precise_bn import PreciseStatistics
+from resnet_jax.train.precise_bn import PreciseStatistics, _population
 
 
 @pytest.fixture
@@ -86,6 +87,21 @@ def test_a_run_of_several_seeds_scores_them_by_precise_statistics(config, tmp_pa
         *map(jax.tree.leaves, (measured.batch_stats, result.state.batch_stats)), strict=True
     ):
         np.testing.assert_allclose(leaf, wanted, rtol=1e-6)
+
+
+def test_statistics_from_sums_have_the_same_bits_on_several_devices():
+    """XLA divides by the reciprocal of a shared divisor in programs for several devices only."""
+    rng = np.random.default_rng(0)
+    moments = {name: rng.uniform(1.0, 2.0, (2, 8)).astype("f") for name in "abc"}
+    sums = {name: {"mean": mean, "var": mean**2 + var} for name, (mean, var) in moments.items()}
+    found = []
+    for count in (1, 8):
+        everywhere = NamedSharding(Mesh(np.array(jax.devices()[:count]), "d"), PartitionSpec())
+        population = jax.jit(_population, out_shardings=everywhere)
+        found.append(population(jax.device_put(sums, everywhere), np.float32(1) / np.float32(24)))
+    for one, several in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, several)
+    np.testing.assert_allclose(found[0]["a"]["mean"], sums["a"]["mean"] / 24, rtol=1e-6)
 
 
 @pytest.mark.thorough
