@@ -53,6 +53,7 @@ def test_weights_of_a_run_have_pytorchs_names_and_layout(whole, tmp_path, capsys
     np.testing.assert_array_equal(arrays["conv1.weight"], kernel.transpose(3, 2, 0, 1))
 
 
+@pytest.mark.thorough
 def test_the_program_of_a_weight_file(tmp_path, capsys):
     """Float images, or raw ones with the mean and deviation that are given."""
     model = resnet_jax.create_model("resnet20", num_classes=3)

@@ -78,6 +78,7 @@ def test_a_step_can_be_skipped(harmless, tmp_path, record_property):
     assert digest(tmp_path / "run") != harmless
 
 
+@pytest.mark.thorough
 def test_skipping_has_a_limit(tmp_path):
     arguments = ("--config.nonfinite.policy=skip", "--config.nonfinite.limit=0")
     ended = train(tmp_path / "run", *arguments, fault="step:5:nan")

@@ -115,6 +115,7 @@ def test_a_run_with_all_of_them_is_trained_resumed_and_scored(config, here, forg
     assert "source of" not in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_metric_that_is_not_a_number_is_a_numerical_failure(config, here, capsys):
     """Of the run that scores it, and of `eval` on the run's checkpoint, but not of training."""
     (here / f"{MODULE}.py").write_text(
@@ -187,6 +188,7 @@ def test_a_misspelt_name_is_refused_before_data_are_read(fields, message, config
         resnet_jax.fit(config, here / "run")
 
 
+@pytest.mark.thorough
 def test_without_its_module_a_run_says_how_to_find_it(config, here, forget, monkeypatch, capsys):
     resnet_jax.fit(config, here / "run", stop_at_step=2)
     forget()

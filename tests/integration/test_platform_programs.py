@@ -115,7 +115,7 @@ def _cases(*everyday):
     ]
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("cpu", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(("name", "groups", "stage_sizes"), _cases("bottlenecks"))
 def test_forms_for_gpus_change_no_other_program(platform, name, groups, stage_sizes):
     own = _lowered(name, platform, groups, stage_sizes)

@@ -67,6 +67,7 @@ def test_intervals_cover_the_true_difference_in_95_percent_of_experiments(paired
     assert covered / trials == pytest.approx(0.95, abs=0.02)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("paired", "std"), [(True, 0.004), (False, 0.002)])
 def test_the_number_of_seeds_has_the_power_it_promises(paired, std):
     variance = std**2 if paired else 2 * std**2

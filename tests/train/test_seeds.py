@@ -163,6 +163,7 @@ def test_gate_biases_vary_as_initial_values():
     np.testing.assert_array_equal(kernels[0], kernels[1])
 
 
+@pytest.mark.thorough
 def test_a_network_of_the_run_is_that_of_a_seed(many, alone):
     _, workdir = many
     assert seeds_of(workdir) == SEEDS

@@ -322,6 +322,7 @@ def test_data_that_change_between_runs_are_noticed(tiny, tiny_run, change):
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["1"]
 
 
+@pytest.mark.thorough
 def test_decay_between_runs_is_noticed_under_either_policy(tiny, tiny_run):
     config, workdir = tiny_run
     resnet_jax.fit(config, workdir, stop_at_step=1)
