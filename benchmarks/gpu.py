@@ -7,7 +7,7 @@ python benchmarks/gpu.py --toy         at toy size, on whatever is there, into b
 DATA is a folder of data sets as tensorflow-datasets writes them, with CIFAR-10. Each item is
 measured by a process of its own with a limit of time and leaves results/gpu/ITEM.json, which is
 written after each part of the item. An item whose time ran out is measured again the next time;
-programs that were compiled are kept. What the machine lacks is skipped, and the result names it.
+programs that were compiled are kept. What the machine lacks is skipped, and named.
 The package needn't be installed, but what it depends on must be. --commit says what the sources
 are where there is no git.
 """
@@ -63,9 +63,7 @@ ITEMS = {
     "cifar": Item("gpu_speed", "cifar", 90),
     "repeat": Item("gpu_correct", "repeat", 60, {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}),
     # Kernels of a CUDA graph wouldn't name their operation.
-    "profile": Item(
-        "gpu_profile", "profile", 45, {"XLA_FLAGS": "--xla_gpu_enable_command_buffer="}
-    ),
+    "profile": Item("gpu_profile", "profile", 45, {"XLA_FLAGS": _NO_GRAPHS}),
     # Runs of train.py, each in a process of its own, beside that of the item.
     "table6": Item("gpu_table6", "table6", _TOTAL_S, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.3"}),
 }
@@ -123,7 +121,7 @@ def measure(name: str, task: Task, commit: str | None) -> None:
         print(f"{name}: skipped: {why}", flush=True)
         return
     postponed = any(isinstance(found, Postponed) for found in results.values())
-    write(complete=not postponed and task.seconds_left > 0)
+    write(complete=not postponed)
 
 
 def _other_versions() -> dict[str, str]:
@@ -143,14 +141,14 @@ def in_process(name: str, task: Task, arguments: list[str]) -> str:
     command = [sys.executable, __file__, name, f"--limit={task.seconds_left}", *arguments]
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        code = process.wait(task.seconds_left + _GRACE_S)
+        code: int | None = process.wait(task.seconds_left + _GRACE_S)
     except subprocess.TimeoutExpired:
-        code = -signal.SIGKILL
+        code = None
     finally:
         with contextlib.suppress(ProcessLookupError):  # the item and all that it started
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    if code == -signal.SIGKILL:
+    if code is None:
         return "its time ran out"
     if code:
         return f"ended with {code}"

@@ -25,6 +25,7 @@ def profile(task: Task) -> Iterator[tuple[str, Any]]:
     steps.compile()
     for _ in range(2):
         jax.block_until_ready(steps())
+    task.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(steps())

@@ -150,7 +150,7 @@ def speed(task: Task) -> Iterator[tuple[str, Any]]:
     """ResNet-50's step and timm's, in turns."""
     configs = {"resnet_jax": resnet50(task, None), "groups of 32": resnet50(task, 32)}
     timm = Timm(task.toy)
-    peers = {"timm torch.compile": True, "timm": False}
+    peers = {"timm": False, "timm torch.compile": True}
     yield from _against(configs, task, {name: (timm, by) for name, by in peers.items()})
     timm.end()
 

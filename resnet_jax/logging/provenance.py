@@ -15,6 +15,7 @@ import jax
 from resnet_jax import __version__
 from resnet_jax.utils.cores import usable_cores
 
+_SOURCES = (".py", ".cc", ".h")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _OPTIONS = (  # of JAX, that change what is computed or how it is compiled
     "jax_enable_x64",
@@ -86,6 +87,7 @@ def environment(devices: int, convolutions: str) -> dict[str, Any]:
         "convolutions": convolutions,
         "xla_flags": _xla_flags(),
         "xla_threads": _xla_threads(),
+        "cores": usable_cores() if jax.default_backend() == "cpu" else None,
         "options": _options(),
     }
 
@@ -119,10 +121,10 @@ def _options() -> dict[str, str]:
 
 @functools.cache
 def code_digest() -> str:
-    """Return a digest of all modules of the package; a version number has several states."""
+    """Return a digest of the package's sources; a version number has several states."""
     folder = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -124,7 +124,8 @@ def read_pretrained(
     if mean and config.data.normalize != "channel":
         raise ConfigError(
             f"data.normalize is {config.data.normalize!r}, but {path} names the mean and deviation"
-            " that its network was trained with; take them with 'channel'."
+            " that its network was trained with; take them with"
+            f" {'pixel_mean' if notes and notes.mean_image else 'channel'!r}."
         )
     theirs = tuple(notes.class_names or ()) if notes else ()
     if theirs and not config.new_head and theirs != tuple(class_names):

@@ -130,7 +130,7 @@ def describe_other(
     ]
     changed += [
         f"{name} {recorded.get(name, 'not on record') or 'none'}, here {here[name] or 'none'}"
-        for name in ("convolutions", "code", "xla_flags", "xla_threads")
+        for name in ("convolutions", "code", "xla_flags", "xla_threads", "cores")
         if recorded.get(name) != here[name]
     ]
     if "options" not in recorded:

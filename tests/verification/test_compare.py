@@ -20,6 +20,7 @@ HERE = {
     "code": "abc",
     "xla_flags": "",
     "xla_threads": 4,
+    "cores": 2,
     "options": {"jax_enable_x64": "False"},
 }
 
@@ -84,6 +85,7 @@ def test_what_else_computes_is_named():
     assert describe(other) == "xla_flags --xla_a=1, here none; xla_threads 8, here 4"
     older = {name: value for name, value in HERE.items() if name != "xla_threads"}
     assert describe(older) == "xla_threads not on record, here 4"
+    assert describe(HERE | {"cores": 1}) == "cores 1, here 2"
 
 
 def test_options_that_differ_are_named():

@@ -23,7 +23,7 @@ from resnet_jax.ops.native.library import KINDS, Library, Problem
 
 _THREADS = 3
 _SPLIT = (0, 1, 2, 5)
-"""By call: oneDNN's own threads (0), or the threads of XLA's among which the problem is split."""
+"""By call: oneDNN's own threads (0), or the number of threads that parts are made for."""
 _CALLS = len(_SPLIT)  # of each problem on each thread: some kernels are wrong only sometimes
 # Rounding errors of a sum of float32 products in any order, relative to the sum of the products'
 # magnitudes, and of a result that is rounded to bfloat16, relative to the result.
@@ -174,9 +174,12 @@ def _keeps_nan(library: Library, problem: Problem, arrays: list[np.ndarray]) -> 
     _, height, width, _ = images.shape
     images[0, height // 2, width // 2, 0] = np.nan
     expected = _exact(problem, [images, *arrays[1:]], bias)
-    x, kernel, y = (np.ascontiguousarray(a.astype(dtype)) for a in (images, *arrays[1:]))
-    done = library.attempt(problem, x, kernel, y, bias.astype(np.float32))
-    return done and bool(np.isnan(y[np.isnan(expected)]).all())
+    for threads in _SPLIT:
+        x, kernel, y = (np.ascontiguousarray(a.astype(dtype)) for a in (images, *arrays[1:]))
+        done = library.attempt(problem, x, kernel, y, bias.astype(np.float32), threads=threads)
+        if not (done and np.isnan(y[np.isnan(expected)]).all()):
+            return False
+    return True
 
 
 def _exact(problem: Problem, arrays: list[np.ndarray], bias: np.ndarray) -> np.ndarray:

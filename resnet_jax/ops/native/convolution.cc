@@ -22,9 +22,6 @@ void FillWithNaN(void* data, size_t bytes) {
   if (bytes) std::memset(data, 0xFF, bytes);
 }
 
-// Bytes of a kernel that oneDNN reorders on threads of its own.
-constexpr size_t kLargeKernel = 1 << 20;
-
 // The arrays of a call. For a sum, `y` holds the other summand before.
 struct Arrays {
   void *x, *kernel, *y, *bias;
@@ -106,7 +103,7 @@ class Execution {
     const Plan& plan = call_.parts[0].plan;
     if (!plan.reorders) return;
     std::optional<OneThread> guard;
-    if (call_.on_one_thread && from.get_desc().get_size() < kLargeKernel) guard.emplace();
+    if (call_.on_one_thread) guard.emplace();
     memory scratchpad = Allocate(plan.reorder_scratchpad);
     plan.reorder.execute(Stream(), {{DNNL_ARG_FROM, from},
                                     {DNNL_ARG_TO, to},

@@ -97,7 +97,8 @@ class Library:
         """Compute one of the first three contiguous NumPy arrays in place; False if oneDNN fails.
 
         All memory that oneDNN has to write is filled with NaN first. For a sum, `y` is a summand.
-        With `threads`, this thread computes the parts that XLA would compute on so many threads.
+        With `threads`, the problem is computed in the parts that XLA would have with so many
+        threads, on this thread and the library's helpers.
         """
         pointers = (ctypes.c_void_p(array.ctypes.data) for array in (x, kernel, y, bias))
         parts = ctypes.c_int64(threads)

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -16,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -172,7 +175,14 @@ class Work {
   std::exception_ptr failure_;
 };
 
-// Threads that help with work, one fewer than the machine has cores. To wake a thread takes longer
+// The cores that this process may use; hardware_concurrency() may count the machine's.
+inline unsigned Cores() {
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
+  return std::thread::hardware_concurrency();
+}
+
+// Threads that help with work, one fewer than the cores that the process may use. To wake a thread takes longer
 // than a small convolution, so a thread waits awake for a while, for the convolution that follows.
 // Threads of XLA's pool would do that, too, but they wait much longer, and all at once.
 class Helpers {
@@ -197,8 +207,10 @@ class Helpers {
   static constexpr auto kAwake = std::chrono::microseconds(50);
 
   Helpers() {
-    for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i)
-      std::thread([this] { Help(); }).detach();
+    try {
+      for (unsigned i = 1; i < Cores(); ++i) std::thread([this] { Help(); }).detach();
+    } catch (const std::system_error&) {  // the system has no more threads: fewer help
+    }
   }
 
   void Help() {
