@@ -167,7 +167,7 @@ def test_runs_know_the_names_that_their_file_registers(task, tmp_path, capsys):
         "register_loss('own', lambda logits, targets: optax.l2_loss(logits, targets).sum(-1))\n"
         "def get_config():\n"
         "    config = make_tiny_config()\n"
-        "    config.duration = config.eval_every = 2 * 32.0\n"
+        "    config.duration = config.eval_every = 4 * 32.0\n"
         "    config.loss = 'own'\n"
         "    return config\n"
         "def sweep():\n"
