@@ -1,6 +1,6 @@
 """Judge the committed results of reproductions anew, by the rules of this version.
 
-    python benchmarks/judge.py RESULT.json … [--ratio WHAT …]
+    python benchmarks/judge.py [RESULT.json …] [--ratio WHAT …]
 
 The rows are made again from the measured values, the bounds, and whether the measurement is exact
 or a ratio; nothing is measured. The JSON and CSV files are written. "judged_by" in the JSON file
@@ -10,13 +10,13 @@ were measured. Afterwards `python benchmarks/tables.py` writes docs/papers.md.
 
 import argparse
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.reproduction import Row, Within, overall
-from resnet_jax.research.results import text_files
+from resnet_jax.research.results import COMMITTED, text_files
 
 
 def make_row(row: dict[str, Any], *, ratios: Collection[str] = ()) -> Row:
@@ -41,11 +41,11 @@ def make_row(row: dict[str, Any], *, ratios: Collection[str] = ()) -> Row:
     )
 
 
-def judge(result: dict[str, Any], *, ratios: Collection[str] = ()) -> dict[str, Any]:
+def judge(
+    result: dict[str, Any], judged_by: Mapping[str, Any], *, ratios: Collection[str] = ()
+) -> dict[str, Any]:
     """A result with new verdicts, intervals and means; see `make_row`."""
     rows = [make_row(row, ratios=ratios) for row in result["rows"]]
-    about = provenance()
-    judged_by = {key: about[key] for key in ("command", "commit")}
     changed = {
         "verdict": overall([row.verdict for row in rows]),
         "rows": [row.to_json() for row in rows],
@@ -57,15 +57,18 @@ def judge(result: dict[str, Any], *, ratios: Collection[str] = ()) -> dict[str, 
 def main() -> None:
     """Judge files, and print the verdicts that change."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path, metavar="RESULT.json")
+    parser.add_argument("files", nargs="*", type=Path, metavar="RESULT.json", help="default: all")
     parser.add_argument("--ratio", action="append", default=[], metavar="WHAT")
     args = parser.parse_args()
-    results = {path: json.loads(path.read_bytes()) for path in args.files}
+    paths = args.files or sorted(COMMITTED.glob("*.json"))
+    results = {path: json.loads(path.read_bytes()) for path in paths}
     known = {row["what"] for result in results.values() for row in result["rows"]}
     if unknown := {*args.ratio} - known:
         parser.error(f"--ratio {unknown.pop()!r}: no row measures that")
+    about = provenance()  # before a file is changed
+    judged_by = {key: about[key] for key in ("command", "commit")}
     for path, result in results.items():
-        judged = judge(result, ratios=args.ratio)
+        judged = judge(result, judged_by, ratios=args.ratio)
         for old, new in zip(result["rows"], judged["rows"], strict=True):
             if old["verdict"] != new["verdict"]:
                 print(f"{path.stem}: {new['what']}: {old['verdict']} → {new['verdict']}")
