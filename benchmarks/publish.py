@@ -1,19 +1,21 @@
 """Publish the network of a finished run with the package, together with its model card.
 
-    python benchmarks/publish.py runs/table6/resnet20_full_seed0 resnet20.cifar10 \\
+    python benchmarks/publish.py runs/table6/resnet20_full_seed0 resnet20.cifar10_full \\
         --note "the paper's 64,000 steps"
 
-It writes resnet_jax/weights/zoo_files/NAME.safetensors and NAME.json. The network is that of the
-last step. The file is scored on all test images as users would score it, and must classify as many
-of them correctly as the run's summary says. config.json, metrics.jsonl, summary.json and curves.png
-of the run must be in a folder of benchmarks/results, which the card names as its log. Afterwards
-`python benchmarks/tables.py` writes docs/weights.md.
+It writes resnet_jax/weights/zoo_files/NAME.safetensors and NAME.json, both or none. A name that is
+published is refused. The network is that of the last step. The file is scored on all test images
+as users would score it, and must classify as many of them correctly as the run's summary says.
+config.json, metrics.jsonl, summary.json and curves.png of the run must be in a folder of
+benchmarks/results, which the card names as its log. Afterwards `python benchmarks/tables.py` writes
+docs/weights.md.
 """
 
 import argparse
 import dataclasses
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ _DATA_LICENCES = {
     " Images)",
     "digits": "CC BY 4.0 (E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten"
     " Digits)",
+    "fashion_mnist": "MIT (Zalando SE; H. Xiao, K. Rasul and R. Vollgraf, 2017, Fashion-MNIST,"
+    " 1708.07747)",
 }
 _INTENDED = {
     "cifar10": "Research and teaching: lesions, responses, loss landscapes, distillation, transfer."
@@ -44,6 +48,8 @@ _INTENDED = {
     " use it for decisions about people or safety.",
     "digits": "Tests and teaching. The network knows 8×8 images of single digits, light on dark,"
     " and assigns a digit to any image. Don't use it to read real documents.",
+    "fashion_mnist": "Research and teaching. The network knows ten kinds of clothes in grey 28×28"
+    " images, light on dark, and assigns one of them to any image.",
 }
 _BINS = 15
 _BATCH = 250
@@ -126,7 +132,22 @@ def find_log(run: Path) -> tuple[str, str]:
 
 def publish(run: Path, name: str, note: str, folder: Path) -> dict[str, Any]:
     """Write the weights and the card of a run into a folder; returns the card."""
+    names = [f"{name}.safetensors", f"{name}.json"]
+    if there := [file for file in names if (folder / file).exists()]:
+        raise SystemExit(f"{folder / there[0]} exists. Choose another name.")
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        card = _write(run, name, note, Path(temporary))
+        for file in names:  # the card last, which lists the weights
+            (Path(temporary) / file).replace(folder / file)
+    return card
+
+
+def _write(run: Path, name: str, note: str, folder: Path) -> dict[str, Any]:
+    """Write the weights and the card, and compare the scores of the file with the run's."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    about = summary["data"]
+    if about["name"] not in _DATA_LICENCES:
+        raise SystemExit(f"The licence and intended use of {about['name']} aren't listed here.")
     log, digest = find_log(run)
     network = restore_run(run)
     if network.step != summary["steps"]:
@@ -143,7 +164,7 @@ def publish(run: Path, name: str, note: str, folder: Path) -> dict[str, Any]:
     promised = round(summary["final"]["test"]["top1"] * summary["final"]["test"]["examples"])
     if found["correct"] != promised:
         raise SystemExit(f"The file classifies {found['correct']} images, the run {promised}.")
-    config, about = network.config, summary["data"]
+    config = network.config
     card = {
         "name": name,
         "model": config.model.name,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import resnet_jax
@@ -110,6 +111,15 @@ def test_the_python_of_the_readme_runs():
     jax.eval_shape(lambda: exec(code, names))
     assert names["logits"].shape == (2, 1000)
     assert set(names["taps"]) >= {"stem", "stage1", "pooled", "logits"}
+
+
+def test_the_network_of_the_readme_has_what_is_shown():
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = re.sub(r"\n.*restore_run.*", "", code)
+    names = {"images": [np.zeros((32, 32, 3), np.uint8)], "resnet_jax": resnet_jax}
+    exec(code, names)
+    assert names["probabilities"].shape == (1, 10)
+    assert names["network"].class_names[0] == "airplane"
 
 
 @pytest.mark.parametrize("command", ["summary", "eval", "predict", "compile", "convert"])

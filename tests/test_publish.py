@@ -37,6 +37,39 @@ def test_the_calibration_error_is_that_of_its_definition(publish):
     assert found["loss"] == pytest.approx(-np.log([0.9, 0.9, 0.1, 0.4]).mean())
 
 
+def test_every_data_set_with_a_licence_has_an_intended_use(publish):
+    assert publish._DATA_LICENCES.keys() == publish._INTENDED.keys()
+    assert {"cifar10", "digits", "fashion_mnist"} <= publish._DATA_LICENCES.keys()
+
+
+def test_published_weights_are_not_overwritten(publish, tmp_path):
+    for file in ("a.digits.safetensors", "b.digits.json"):
+        (tmp_path / file).write_text("published")
+    for name in ("a.digits", "b.digits"):
+        with pytest.raises(SystemExit, match="exists. Choose another name"):
+            publish.publish(tmp_path / "run", name, "", tmp_path)
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["published"] * 2
+
+
+def test_a_failure_leaves_no_file(publish, tmp_path, monkeypatch):
+    """Neither of a data set without a licence, nor after the weights are written."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    out.mkdir()
+    (run / "summary.json").write_text('{"data": {"name": "mine"}}')
+    with pytest.raises(SystemExit, match="The licence and intended use of mine aren't listed"):
+        publish.publish(run, "resnet20.mine", "", out)
+
+    def fail(run, name, note, folder):
+        (folder / f"{name}.safetensors").write_bytes(b"weights")
+        raise SystemExit("The file classifies 3 images, the run 4.")
+
+    monkeypatch.setattr(publish, "_write", fail)
+    with pytest.raises(SystemExit, match="classifies 3"):
+        publish.publish(run, "resnet20.mine", "", out)
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.thorough
 def test_a_run_is_published_with_its_log_and_its_scores(publish, tmp_path, monkeypatch):
     fields = {"model.stage_sizes": (1, 1), "model.width": 4, "model.stem_width": 4}

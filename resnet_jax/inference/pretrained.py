@@ -14,6 +14,7 @@ from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.weights.hub import full_name
 from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing
 
@@ -23,7 +24,7 @@ class PretrainedNetwork:
     """A network of a weight file, ready to classify images.
 
     Attributes:
-        name: the reference of the weights.
+        name: the file, or the full name of weights of this package.
         model: the linen module.
         variables: {"params", "batch_stats"} in float32, for `model.apply`.
         preprocessing: how images are prepared, and the names of the classes.
@@ -33,6 +34,11 @@ class PretrainedNetwork:
     model: ResNet
     variables: dict[str, Any] = dataclasses.field(repr=False)
     preprocessing: Preprocessing = dataclasses.field(repr=False)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One name per logit; None if the file has none."""
+        return self.preprocessing.class_names
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -58,7 +64,7 @@ class PretrainedNetwork:
 def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
     """Load a trained network together with the preprocessing of its images.
 
-        network = resnet_jax.pretrained("resnet20.cifar10")
+        network = resnet_jax.pretrained("resnet20.cifar10_eighth")
         probabilities = network.predict(images)
         logits = network.model.apply(network.variables, network.preprocessing.normalize(crops))
 
@@ -69,11 +75,12 @@ def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
     Raises:
         DataError: the file can't be read, is damaged, or doesn't describe its network and images.
     """
-    model = read_model(weights)
-    preprocessing = read_preprocessing(weights)
+    name = full_name(weights)
+    model = read_model(name)
+    preprocessing = read_preprocessing(name)
     if preprocessing is None:
         raise DataError(
-            f"{os.fspath(weights)} doesn't say how images are prepared. Use load_weights, and"
+            f"{name} doesn't say how images are prepared. Use load_weights, and"
             " prepare them yourself."
         )
-    return PretrainedNetwork(os.fspath(weights), model, load_weights(model, weights), preprocessing)
+    return PretrainedNetwork(name, model, load_weights(model, name), preprocessing)

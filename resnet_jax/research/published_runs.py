@@ -15,7 +15,7 @@ from resnet_jax.weights.zoo import list_weights
 
 
 def has_checkpoints(folder: epath.Path) -> bool:
-    """Whether a run has checkpoints.
+    """Whether a run has a checkpoint: a folder named by a step.
 
     Raises:
         WriteError: the folder can't be read.
@@ -23,7 +23,9 @@ def has_checkpoints(folder: epath.Path) -> bool:
     try:
         with bucket_errors(folder):
             checkpoints = folder / CHECKPOINTS
-            return checkpoints.is_dir() and any(checkpoints.iterdir())
+            return checkpoints.is_dir() and any(
+                path.name.isdecimal() and path.is_dir() for path in checkpoints.iterdir()
+            )
     except OSError as error:
         raise WriteError(f"{folder} can't be read ({error.strerror or error}).") from None
 

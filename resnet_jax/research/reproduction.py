@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from resnet_jax.research.runner import Runner, Size
 from resnet_jax.research.significance import mean_interval, sampling_error
@@ -54,9 +55,10 @@ class Row:
         accepts: the values that count as reproduced. With several seeds, the whole 95 % confidence
             interval of the mean must be accepted.
         exact: the measurement isn't random, so that a single value suffices.
-        ratio: the measurement is a positive ratio, which varies by factors: the interval is that of
-            the geometric mean.
+        ratio: the measurement is a positive ratio, which varies by factors: mean and interval are
+            those of the geometric mean.
         images: the number of test images, if the measured quantity is a test error in percent.
+        planned: the number of measurements that are planned, if runs may be unfinished.
         unmeasured: the verdict without measurements; "open" if runs aren't finished.
     """
 
@@ -69,6 +71,7 @@ class Row:
     exact: bool = False
     ratio: bool = False
     images: int | None = None
+    planned: int | None = None
     unmeasured: Verdict = "not run: budget"
 
     @property
@@ -78,8 +81,11 @@ class Row:
 
     @property
     def mean(self) -> float | None:
-        """The mean of the measurements; None without measurements."""
-        return float(np.mean(self.measured)) if self.measured else None
+        """The mean of the measurements, geometric for ratios; None without measurements."""
+        if not self.measured:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):  # of values that aren't positive
+            return float(stats.gmean(self.measured) if self.ratio else np.mean(self.measured))
 
     @property
     def std(self) -> float | None:
@@ -103,17 +109,22 @@ class Row:
     def verdict(self) -> Verdict:
         """The verdict; a single seed can't reproduce a random quantity.
 
-        "undecided" if the interval of the mean has both accepted values and others: more seeds
-        would decide.
+        "open" until all planned measurements are there. "undecided" if the interval of the mean has
+        both accepted values and others: more seeds would decide; or if all values are equal to a
+        bound, which shows neither side.
         """
         if self.mean is None:
             return self.unmeasured
+        if self.planned is not None and self.n < self.planned:
+            return "open"
         if not math.isfinite(self.mean):
             return "not reproduced"
         if self.interval is None:
             if self.mean not in self.accepts:
                 return "not reproduced"
             return "reproduced" if self.exact else "consistent (n=1)"
+        if {*self.measured} in ({self.accepts.low}, {self.accepts.high}):
+            return "undecided"
         low, high = self.interval
         if low in self.accepts and high in self.accepts:
             return "reproduced"
@@ -135,6 +146,7 @@ class Row:
             "exact": self.exact,
             "ratio": self.ratio,
             "images": self.images,
+            "planned": self.planned,
             "sampling_error": self.sampling_error,
             "accepts": str(self.accepts),
             "bounds": [_finite(self.accepts.low), _finite(self.accepts.high)],

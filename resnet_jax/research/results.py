@@ -18,8 +18,9 @@ from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.plots import picture_of
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.research.figures import journal_style
-from resnet_jax.research.reproduction import Reproduction, Verdict, overall
+from resnet_jax.research.reproduction import Reproduction, Row, overall
 from resnet_jax.research.runner import Runner, Size
+from resnet_jax.research.table6 import SEEDS
 
 COMMITTED = Path(__file__).parents[2] / "benchmarks" / "results" / "papers"
 """The committed results. An installed package doesn't have the folder."""
@@ -73,8 +74,9 @@ def reproduce(
     folder = runs or workdir / "runs" / size
     runner = Runner(folder, size=size, seeds=seeds, budget_pflop=budget_pflop, stop=stop)
     report = reproduction.runs[size](runner)
-    unmeasured: Verdict = "open" if size == "cifar" else "not run: budget"
-    table_rows = [dataclasses.replace(row, unmeasured=unmeasured) for row in report.rows]
+    table_rows = report.rows
+    if size == "cifar":
+        table_rows = tuple(_unfinished(row, seeds) for row in report.rows)
     rows = [row.to_json() for row in table_rows]
     result = {
         "artefact": reproduction.name,
@@ -90,17 +92,7 @@ def reproduce(
         **provenance(),
         "data": report.data,
     }
-    table = io.StringIO()
-    writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        low, high = row["interval"] or (None, None)
-        about = {"artefact": reproduction.name, "size": size, "low": low, "high": high}
-        writer.writerow(about | row)
-    files = {
-        "json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
-        "csv": table.getvalue().encode(),
-    }
+    files = text_files(result)
     with journal_style():
         for kind in ("png", "pdf"):
             files[kind] = picture_of(report.figure, kind)
@@ -113,6 +105,28 @@ def reproduce(
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
     return result | {"files": [str(path) for path in paths]}
+
+
+def _unfinished(row: Row, seeds: tuple[int, ...]) -> Row:
+    """A row of the runs of `resnet_jax.research.table6`, open until all its seeds are there."""
+    of_sweep = len({*seeds} & {*SEEDS})
+    planned = of_sweep if row.planned is None else row.planned
+    return dataclasses.replace(row, planned=planned, unmeasured="open")
+
+
+def text_files(result: Mapping[str, Any]) -> dict[str, bytes]:
+    """The JSON file of a result, and the CSV file of its rows, by the ending of the name."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in result["rows"]:
+        low, high = row["interval"] or (None, None)
+        about = {"artefact": result["artefact"], "size": result["size"], "low": low, "high": high}
+        writer.writerow(about | row)
+    return {
+        "json": json.dumps(result, indent=1, allow_nan=False).encode() + b"\n",
+        "csv": table.getvalue().encode(),
+    }
 
 
 def list_verdicts(reproductions: Mapping[str, Reproduction], workdir: Path) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from resnet_jax.inference.restore import restore_run, seeds_of
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
+from resnet_jax.research.finished_runs import check_finished, last_step
 from resnet_jax.research.published_runs import find_by_log, has_checkpoints
 from resnet_jax.research.table6 import Length, planned_runs, run_name
 from resnet_jax.train.fit import fit
@@ -106,11 +107,23 @@ class TrainedRun:
         return np.array(epochs[0]), values
 
     def network(self, seed: int) -> TrainedNetwork:
-        """The network after the last step."""
+        """The network after the last step.
+
+        Raises:
+            DataError: the checkpoint of the last step is missing or damaged, and the network isn't
+                published with this package.
+        """
         folder = self._folders[seed]
-        if not has_checkpoints(folder) and (published := find_by_log(folder)):
+        step = last_step(folder)
+        if has_checkpoints(folder):
+            network = restore_run(folder, seed_index=seeds_of(folder).index(seed))
+            if network.step == step:
+                return network
+        if published := find_by_log(folder):
             return published
-        return restore_run(folder, seed_index=seeds_of(folder).index(seed))
+        raise DataError(
+            f"{folder} has no checkpoint of its last step, {step:,}. Copy its checkpoints again."
+        )
 
 
 class Runner:
@@ -201,6 +214,7 @@ class Runner:
 
         Raises:
             ConfigError: the config of a run can't be read.
+            DataError: the log of a finished run isn't complete, or isn't that of its summary.
             WriteError: a folder can't be read.
         """
         found = {}
@@ -213,6 +227,7 @@ class Runner:
                     continue
                 done = planned_runs()[name].is_finished(folder.parent)
                 if done and _has_log(folder) and (not weights or _has_network(folder)):
+                    check_finished(folder)
                     finished[seed] = folder
                 elif name not in self.missing:
                     self.missing.append(name)

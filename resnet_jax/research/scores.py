@@ -33,7 +33,7 @@ SHOWN = {
 }
 """Scores → their headings in tables. "best" is the best checkpoint on the validation split."""
 HEADING = "top-1 error in %, mean ± standard deviation over seeds"
-SAMPLING = "± by test images"
+SAMPLING = "± by images"
 """Heading of the standard error that comes from the choice of the images."""
 
 Row = dict[str, Any]

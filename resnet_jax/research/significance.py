@@ -6,7 +6,7 @@ so that no p-value is below 0.25. An accuracy is a mean over many images, whose 
 independent from run to run (Jordan 2023, 2304.01910), and so nearly normal. Colas et al. 2019
 (1904.06979) compare such tests on small samples and recommend Welch's.
 
-The test images are another source of variance, which more seeds don't reduce: `sampling_error`.
+The test images are another source of variance: `sampling_error`.
 """
 
 import dataclasses
@@ -129,14 +129,17 @@ def seeds_needed(variance: float, *, paired: bool, effect: float = WANTED) -> in
         freedom = (n - 1) if paired else 2 * (n - 1)
         shift = effect / math.sqrt(variance / n)
         critical = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
-        power = stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift)
+        upper = stats.nct.sf(critical, freedom, shift)
+        lower = stats.nct.cdf(-critical, freedom, shift)
+        # SciPy gives NaN for a large shift, where the upper tail is 1 and the lower tail 0.
+        power = (1.0 if np.isnan(upper) else upper) + (0.0 if np.isnan(lower) else lower)
         return bool(power >= POWER)
 
     most = 2
     while not is_enough(most):
-        most *= 2
-        if most > _MOST_SEEDS:
+        if most == _MOST_SEEDS:
             return None
+        most = min(2 * most, _MOST_SEEDS)
     least = max(2, most // 2)
     while least < most:
         middle = (least + most) // 2
@@ -168,9 +171,11 @@ def sampling_error(accuracy: float, examples: int) -> float:
     """The standard error of an accuracy that comes from the choice of the test images.
 
     √(p (1 - p) / N): each of N images, drawn independently, is classified correctly with the
-    probability p. Runs that are compared on the same images share a part of this error, so that
-    their difference varies less than √2 times as much. More seeds don't reduce it; Jordan 2023
-    (2304.01910) finds that most of the variance between runs on a test set comes from its size.
+    probability p. It is an upper bound: a part of this error differs from run to run, is in the
+    spread over seeds too, and shrinks with more seeds; the part that depends on the images alone
+    doesn't. Jordan 2023 (2304.01910) finds that most of the variance between runs on a test set
+    comes from its size. Runs that are compared on the same images share a part of this error, so
+    that their difference varies less than √2 times as much.
 
     Args:
         accuracy: p in 0…1.

@@ -49,13 +49,16 @@ class PlannedRun:
         folder = workdir / self.name
         try:
             with bucket_errors(folder):
-                on_record = (folder / SUMMARY).exists() and (folder / CONFIG).exists()
+                is_there = (folder / SUMMARY).exists() and (folder / CONFIG).exists()
         except OSError as error:
             raise WriteError(f"{folder} can't be read ({error.strerror or error}).") from None
-        if not on_record:
+        if not is_there:
             return False
-        config = name_model(self.config, folder)
-        return not describe_differences(read_config(folder), to_json(config))
+        config, on_record = name_model(self.config, folder), read_config(folder)
+        try:
+            return not describe_differences(on_record, to_json(config))
+        except ConfigError as error:
+            raise ConfigError(f"{folder / CONFIG} can't be used: {error}") from None
 
 
 def plan_runs(base: ConfigDict, sweep: Iterable[Any]) -> tuple[PlannedRun, ...]:

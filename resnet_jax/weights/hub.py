@@ -14,7 +14,7 @@ from pathlib import Path
 
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 from resnet_jax.utils.distribution import install_hint
-from resnet_jax.weights.zoo import list_weights, zoo_file
+from resnet_jax.weights.zoo import find_weights, list_weights, zoo_file
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def local_file(reference: str | os.PathLike[str]) -> str:
 
     Args:
         reference: the path of a file, the name of weights of this package (`list_weights`), or
-            OWNER/NAME[@REVISION] of a model on the Hub. An existing file takes precedence.
+            OWNER/NAME[@REVISION] of a model on the Hub. An existing file takes precedence; a folder
+            takes precedence over a model on the Hub only.
 
     Returns:
         The path. An argument that isn't a reference is returned unchanged; the file need not exist.
@@ -46,16 +47,35 @@ def local_file(reference: str | os.PathLike[str]) -> str:
             differs from the published file.
     """
     name = os.fspath(reference)
-    if name.lower().endswith(_FILES) or os.path.lexists(name):
+    if _is_file(name):
         return name
     if path := zoo_file(name):
         return path
+    if os.path.lexists(name):
+        return name
     parts = _REFERENCE.fullmatch(name)
     if not parts:
         if hint := did_you_mean(name, [own.name for own in list_weights()]):
             raise DataError(f"There is no file {name}, and no such weights of this package.{hint}")
         return name
     return _download(name, parts[1], parts[2] or "main")
+
+
+def full_name(reference: str | os.PathLike[str]) -> str:
+    """The full name of weights of this package; any other reference is returned unchanged.
+
+    Args:
+        reference: as for `local_file`.
+    """
+    name = os.fspath(reference)
+    own = None if _is_file(name) else find_weights(name)
+    return own.name if own else name
+
+
+def _is_file(name: str) -> bool:
+    """Whether the name is that of a file, which may be missing; a folder isn't a file."""
+    is_there = os.path.lexists(name) and not os.path.isdir(name)
+    return is_there or name.lower().endswith(_FILES)
 
 
 def _download(reference: str, model: str, revision: str) -> str:

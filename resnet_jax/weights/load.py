@@ -39,7 +39,7 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
     Args:
         model: the network. With `num_classes=0` the file's classifier is ignored.
         weights: a .safetensors or .npz file (see `read_weights`); the name of weights of this
-            package, such as "resnet20.cifar10" (see `list_weights`); or a model on the Hugging Face
+            package, such as "resnet20.digits" (see `list_weights`); or a model on the Hugging Face
             Hub: "timm/resnet50.a1_in1k" or "timm/resnet50.a1_in1k@COMMIT" (see `local_file`).
 
     Returns:

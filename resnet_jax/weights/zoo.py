@@ -53,6 +53,11 @@ class PublishedWeights:
     card: dict[str, Any] = dataclasses.field(repr=False, compare=False)
 
     @property
+    def family(self) -> str:
+        """The name without the tag: MODEL.DATA."""
+        return f"{self.model}.{self.data}"
+
+    @property
     def path(self) -> Path:
         """Path of the weight file."""
         return FILES / f"{self.name}.safetensors"
@@ -76,22 +81,28 @@ class PublishedWeights:
 
 
 def list_weights(pattern: str = "*") -> list[PublishedWeights]:
-    """The weights of this package whose names match a shell-style pattern, sorted by name.
+    """The weights of this package that match a shell-style pattern, sorted by name.
+
+    The pattern matches the name, or the name without the tag.
 
     `PublishedWeights.card` is the model card: data, recipe, seed, log, scores with the number of
     test images, calibration error, intended use, command and commit.
     """
-    return [own for own in _all() if fnmatch.fnmatchcase(own.name, pattern)]
+    return [
+        own
+        for own in _all()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in (own.name, own.family))
+    ]
 
 
 def find_weights(name: str) -> PublishedWeights | None:
     """The weights of this name; None if there are none.
 
-    "MODEL.DATA" without a tag names the most accurate weights of the model and data set. Only a
-    full name always gives the same weights.
+    "MODEL.DATA" without a tag names the weights of the model and data set with the highest top-1
+    accuracy on the test images. Only a full name always gives the same weights.
     """
     exact = [own for own in _all() if own.name == name]
-    family = [own for own in _all() if own.name.rpartition("_")[0] == name]
+    family = [own for own in _all() if own.family == name]
     best = max(exact or family, key=lambda own: own.top1, default=None)
     if best and best.name != name:
         _log.info(

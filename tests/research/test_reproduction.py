@@ -45,6 +45,9 @@ def _row(*measured, low=-math.inf, high=math.inf, exact=False):
         (_row(8.7, 8.8, 8.9, low=8.6), "undecided"),
         (_row(8.7, 8.8, 8.9, low=8.5, high=9.1), "reproduced"),
         (_row(8.8, 8.8, high=9.0), "reproduced"),  # no spread
+        (_row(0.0, 0.0, 0.0, low=0.0), "undecided"),  # neither above nor below the bound
+        (_row(0.0, 0.0, high=0.0), "undecided"),
+        (_row(0.0, low=0.0, high=0.0, exact=True), "reproduced"),
         (_row(math.inf, 8.0, low=9.0), "not reproduced"),
         (_row(math.nan, 8.0, high=9.0), "not reproduced"),
         (_row(math.inf, high=9.0), "not reproduced"),
@@ -67,6 +70,17 @@ def test_a_ratio_varies_by_factors():
     ratio = dataclasses.replace(_row(100.0, 1_000.0, 10_000.0, low=1.0), ratio=True)
     assert ratio.verdict == "reproduced"
     assert dataclasses.replace(ratio, ratio=False).verdict == "undecided"
+    assert ratio.mean == pytest.approx(1_000.0)
+    low, high = ratio.interval
+    assert math.sqrt(low * high) == pytest.approx(ratio.mean)
+    assert dataclasses.replace(ratio, measured=(1.0, -1.0)).verdict == "not reproduced"
+
+
+def test_a_row_is_open_until_all_planned_seeds_are_there():
+    row = dataclasses.replace(_row(8.7, 8.8, high=99.0), planned=3)
+    assert (row.verdict, row.n, row.mean) == ("open", 2, pytest.approx(8.75))
+    assert dataclasses.replace(row, measured=(8.7, 8.8, 8.9)).verdict == "reproduced"
+    assert dataclasses.replace(row, planned=2).verdict == "reproduced"
 
 
 def test_an_error_has_the_sampling_error_of_its_images():
@@ -89,6 +103,7 @@ def test_committed_verdicts_follow_from_the_committed_values(path):
             exact=row["exact"],
             ratio=row["ratio"],
             images=row["images"],
+            planned=row["planned"],
             unmeasured=row["verdict"] if not row["measured"] else "not run: budget",
         )
         assert again.to_json() == row

@@ -98,6 +98,19 @@ def test_numbers_of_seeds_of_published_tables():
     assert seeds_needed(1.0, paired=True) is None  # above 10,000
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_more_variance_never_needs_fewer_seeds(paired):
+    needed = [seeds_needed(float(v), paired=paired) for v in np.geomspace(1e-9, 1e-3, 241)]
+    assert needed == sorted(needed)
+    assert needed[0] == 2
+
+
+def test_numbers_of_seeds_up_to_ten_thousand_are_found():
+    # (1.960 + 0.842)² variance / effect² for many seeds.
+    variance = 9_500 * 0.003**2 / (1.95996 + 0.84162) ** 2
+    assert seeds_needed(variance, paired=True) == pytest.approx(9_500, abs=3)
+
+
 def test_more_seeds_are_those_beyond_the_ones_there_are():
     a, b = [0.90, 0.91, 0.92], [0.90, 0.92, 0.91]
     found = compare_seeds(_by_seed(a), _by_seed(b))

@@ -76,7 +76,8 @@ def test_every_file_goes_into_the_wheel():
 def test_a_network_is_loaded_by_name(name):
     own = find_weights(name)
     network = resnet_jax.pretrained(name)
-    assert network.preprocessing.class_names == tuple(own.card["data"]["classes"])
+    assert network.class_names == tuple(own.card["data"]["classes"])
+    assert network.name == name
     model = resnet_jax.create_model(own.model, num_classes=len(own.card["data"]["classes"]))
     variables = resnet_jax.load_weights(model, name)
     np.testing.assert_array_equal(
@@ -130,11 +131,24 @@ def collection(tmp_path, monkeypatch):
 def test_a_name_without_a_tag_is_the_most_accurate(collection):
     card = json.loads((collection / "resnet20.digits.json").read_text())
     for tag, top1 in (("worse", 0.5), ("better", 0.999)):
-        card |= {"name": f"plain20.digits_{tag}", "scores": card["scores"] | {"top1": top1}}
+        card |= {"name": f"plain20.digits_{tag}", "model": "plain20"}
+        card |= {"scores": card["scores"] | {"top1": top1}}
         (collection / f"plain20.digits_{tag}.json").write_text(json.dumps(card))
     assert find_weights("plain20.digits").name == "plain20.digits_better"
     assert find_weights("plain20.digits_worse").top1 == 0.5
     assert find_weights("plain20") is None
+    both = ["plain20.digits_better", "plain20.digits_worse"]
+    assert [own.name for own in list_weights("plain20.digits")] == both
+    shutil.copy(collection / "resnet20.digits.safetensors", collection / f"{both[0]}.safetensors")
+    assert resnet_jax.pretrained("plain20.digits").name == both[0]
+
+
+def test_the_data_set_is_that_of_the_card(collection):
+    card = json.loads((collection / "resnet20.digits.json").read_text())
+    card |= {"name": "resnet20.fashion_mnist", "data": card["data"] | {"name": "fashion_mnist"}}
+    (collection / "resnet20.fashion_mnist.json").write_text(json.dumps(card))
+    assert find_weights("resnet20.fashion_mnist").data == "fashion_mnist"
+    assert find_weights("resnet20.fashion") is None
 
 
 def test_a_changed_file_is_refused(collection):
@@ -153,6 +167,16 @@ def test_a_file_takes_precedence_and_a_misspelt_name_gets_a_hint(tmp_path, monke
     Path("resnet20.digits").write_bytes(b"")
     assert local_file("resnet20.digits") == "resnet20.digits"
     assert_one_line(["list", "--weights", "resnet20.digit"], 64, "Did you mean", capsys)
+
+
+def test_a_folder_does_not_hide_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("resnet20.digits").mkdir()
+    assert resnet_jax.pretrained("resnet20.digits").name == "resnet20.digits"
+    Path("runs").mkdir()
+    assert local_file("runs") == "runs"
+    Path("owner/name").mkdir(parents=True)  # not a model on the Hub
+    assert local_file("owner/name") == "owner/name"
 
 
 def test_the_command_lists_them(capsys):

@@ -90,7 +90,7 @@ def find_idx_folder(name: str, data_dir: str | None) -> Path | None:
     folder = Path(os.path.expanduser(data_dir)) if data_dir else _SYSTEM_FOLDERS.get(name)
     if name not in IDX_SETS or folder is None:
         return None
-    is_there = any(path.exists() for path in _candidates(folder, "train", "images"))
+    is_there = any(os.path.lexists(path) for path in _candidates(folder, "train", "images"))
     return folder if is_there else None
 
 
@@ -132,7 +132,7 @@ def _candidates(folder: Path, split: str, kind: str) -> list[Path]:
 def _find(folder: Path, split: str, kind: str) -> Path:
     candidates = _candidates(folder, split, kind)
     for path in candidates:
-        if path.exists():
+        if os.path.lexists(path):
             return path
     raise DataError(f"{folder} has no {candidates[0].name}, nor {candidates[1].name}.")
 

@@ -41,7 +41,7 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
     folder = data_folder(data_dir)
     if "://" not in os.fspath(folder):
         local = Path(folder)
-        if data_dir and not local.is_dir():
+        if data_dir and not os.path.isdir(local):
             raise DataError(
                 f"the data folder {local} doesn't exist; create it to have data put there"
             )

@@ -76,6 +76,7 @@ def _report(
                 data=data,
                 measured=ratios,
                 accepts=Within(low=1.0),
+                ratio=True,
             )
         )
     with journal_style():

@@ -12,7 +12,11 @@ from resnet_jax.research.table6 import DATA, EIGHTH, NETWORKS, PAPER_STEPS, Leng
 
 _SOURCE = f"He et al. 2015, table 6, {PAPER_STEPS:,} steps"
 _TOLERANCE: dict[Length, float] = {"full": 0.6, "eighth": 5.0}
-"""Points above the paper's error that are accepted; any lower error is accepted."""
+"""Points above the paper's error that are accepted; any lower error is accepted.
+
+The paper has no error for an eighth of the steps. The 5 points were chosen after the first run of a
+ResNet-20 was known.
+"""
 _LABELS = {
     "resnet20": "ResNet-20",
     "resnet56": "ResNet-56",
@@ -36,12 +40,13 @@ def run_cifar(runner: Runner) -> Report:
     rows = [
         Row(
             what=f"{_LABELS[name]}, test error, %",
-            published=PUBLISHED[name].error,
-            source=_SOURCE,
+            published=PUBLISHED[name].error if length == "full" else None,
+            source=_source(name, length),
             data=_ON[length],
             measured=runs[length][name].test_errors() if name in runs[length] else (),
             accepts=Within(high=PUBLISHED[name].error + _TOLERANCE[length]),
             images=runs[length][name].test_images if name in runs[length] else None,
+            planned=1 if length == "full" else None,
         )
         for length, name in judged
     ]
@@ -68,6 +73,12 @@ def run_cifar(runner: Runner) -> Report:
         for name, run in of.items()
     }
     return Report(tuple(rows), _draw(runs), data)
+
+
+def _source(network: str, length: Length) -> str:
+    if length == "full":
+        return _SOURCE
+    return f"no published value ({PAPER_STEPS:,} steps: {PUBLISHED[network].error:.2f})"
 
 
 def _draw(runs: dict[Length, dict[str, TrainedRun]]) -> Figure:

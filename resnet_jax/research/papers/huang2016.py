@@ -121,6 +121,7 @@ def run_small(runner: Runner) -> Report:
         data="digits",
         measured=tuple(ratios),
         accepts=Within(0.75, 0.85),
+        ratio=True,
     )
     return _report(row, {"time, with / without": ratios})
 

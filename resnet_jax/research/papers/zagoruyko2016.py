@@ -57,6 +57,7 @@ def run_small(runner: Runner) -> Report:
             data="digits",
             measured=(float(speed),),
             accepts=Within(low=1.0),
+            ratio=True,
         ),
     )
     return loss_report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})

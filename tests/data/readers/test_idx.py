@@ -92,6 +92,13 @@ def test_a_prepared_set_comes_first_and_no_set_is_one_line(folder, tmp_path, mon
     assert not datasets._is_prepared("fashion_mnist", str(folder))
 
 
+def test_a_folder_name_that_is_too_long_is_one_line():
+    assert idx.find_idx_folder("mnist", "a" * 300) is None
+    with pytest.raises(DataError, match="doesn't exist") as caught:
+        load_dataset("mnist", splits={"test": "test"}, data_dir="a" * 300)
+    assert "\n" not in str(caught.value)
+
+
 def test_images_cannot_be_scaled_or_streamed(folder):
     with pytest.raises(ConfigError, match="come as they are"):
         load_dataset("mnist", splits={"test": "test"}, data_dir=str(folder), crop=object())
