@@ -97,4 +97,4 @@ def test_a_run_is_published_with_its_log_and_its_scores(publish, tmp_path, monke
     summary["final"]["test"]["top1"] += 1 / 360
     (run / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(SystemExit, match="The file classifies"):
-        publish.publish(run, "tiny.digits", "forty steps", out)
+        publish.publish(run, "tiny.digits_other", "forty steps", out)
