@@ -132,6 +132,7 @@ def test_networks_have_derivatives_in_forward_mode(network):
     np.testing.assert_allclose(along, projected, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_gradients_of_networks_in_shard_map_are_summed(network):
     loss, params, images = network
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))

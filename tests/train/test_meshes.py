@@ -78,11 +78,8 @@ def one_device():
 _MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (4, 2), (1, 8)]
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [(2, 4), *(pytest.param(mesh, marks=pytest.mark.thorough) for mesh in _MESHES)],
-    ids=lambda mesh: f"{mesh[0]}x{mesh[1]}",
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("mesh", [(2, 4), *_MESHES], ids=lambda mesh: f"{mesh[0]}x{mesh[1]}")
 def test_twenty_steps_have_the_same_losses_on_every_mesh(mesh, one_device):
     """Float32, batch normalisation over the global batch, images sent from the host."""
     data, fsdp = mesh

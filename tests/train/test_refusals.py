@@ -243,6 +243,7 @@ def test_a_checkpoint_that_fails_names_what_is_intact(tiny_config, tmp_path, mon
         resnet_jax.fit(tiny_config, tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_damaged_record_is_named_with_its_line(tiny_config, tmp_path):
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=6)
     path = tmp_path / "metrics.jsonl"
