@@ -51,14 +51,17 @@ def changes_table() -> str:
         "inference without oneDNN: folded": ("inference_pure", 1),
     }
     results = _results("cpu_changes_*.json")
-    titles = [
-        f"{r['network']}, {r['batch_size']} images, {r['processor']['kind']}" for r in results
-    ]
     rows = []
     for what, (name, place) in measured.items():
         ratios = [list(r[name].values())[place]["first_divided_by_it"] for r in results]
         rows.append((what, *(f"{ratio:.2f}" for ratio in ratios)))
-    return markdown(("time on one core without it, divided by time with it", *titles), rows)
+    return markdown(
+        ("time on one core without it, divided by time with it", *map(_title, results)), rows
+    )
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['network']}, {result['batch_size']} images, {result['processor']['kind']}"
 
 
 def before_table() -> str:
@@ -81,10 +84,7 @@ def before_table() -> str:
             ratio = of["after_divided_by_before"]
             cells.append(f"{ratio:.2f} ({of['lowest']:.2f} to {of['highest']:.2f})")
         rows.append((name, *cells))
-    titles = [
-        f"{r['network']}, {r['batch_size']} images, {r['processor']['kind']}" for r in results
-    ]
-    return markdown(("img/s after, divided by before", *titles), rows)
+    return markdown(("img/s after, divided by before", *map(_title, results)), rows)
 
 
 def profile_table() -> str:
