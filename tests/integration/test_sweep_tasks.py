@@ -20,7 +20,7 @@ from tests.conftest import make_tiny_config
 def get_config():
     config = make_tiny_config()
     config.model.stage_sizes = (1,)
-    config.duration = config.eval_every = 60 * 32.0
+    config.duration = config.eval_every = 120 * 32.0
     config.checkpoint_every = 5 * 32.0
     return config
 
@@ -68,6 +68,7 @@ def test_all_runs_finish_and_none_is_trained_twice_at_once(tmp_path):
     waiting, running = list(range(_RUNS)), []
     codes = {number: [] for number in range(_RUNS)}
     done_to = set()  # the runs that something was done to
+    second = held = None  # the second task of run 0, and the process that trains it meanwhile
 
     def start(number):
         return Task(number, arguments, tmp_path / f"log{number}")
@@ -78,6 +79,11 @@ def test_all_runs_finish_and_none_is_trained_twice_at_once(tmp_path):
             assert time.monotonic() < end, codes
             while waiting and len(running) < _AT_A_TIME:
                 running.append(start(waiting.pop(0)))
+            if held and second.process.poll() is not None:  # the other runs train meanwhile
+                os.kill(held, signal.SIGCONT)
+                assert second.process.returncode == WriteError.exit_code
+                assert f"is in use by process {held} on " in second.log.read_text()
+                held = None
             for task in list(running):
                 number = task.number
                 pid = _trains(folders[number]) if number in (0, 1, 4) else None
@@ -85,12 +91,7 @@ def test_all_runs_finish_and_none_is_trained_twice_at_once(tmp_path):
                     done_to.add(number)
                     if number == 0:  # a second task of the same run
                         os.kill(pid, signal.SIGSTOP)
-                        second = Task(number, arguments, tmp_path / "second")
-                        running.append(second)
-                        assert second.process.wait(timeout=_TIMEOUT_S) == WriteError.exit_code
-                        running.remove(second)
-                        os.kill(pid, signal.SIGCONT)
-                        assert f"is in use by process {pid} on " in second.log.read_text()
+                        held, second = pid, Task(number, arguments, tmp_path / "second")
                     elif number == 1:
                         task.process.kill()  # the run's process ends with it
                     else:
@@ -103,13 +104,15 @@ def test_all_runs_finish_and_none_is_trained_twice_at_once(tmp_path):
                         waiting.insert(0, number)
             time.sleep(0.01)
     finally:
-        for task in running:
+        for task in [*running, *([second] if second else [])]:
             task.process.kill()
+    assert second
+    assert not held
     kills = {1: [-signal.SIGKILL], 4: [128 + signal.SIGKILL]}
     assert codes == {number: [*kills.get(number, []), 0] for number in range(_RUNS)}
     for folder in folders:
         records = read_metrics(folder / "metrics.jsonl")
-        assert [r["step"] for r in records if r["split"] == "train"] == list(range(5, 61, 5))
+        assert [r["step"] for r in records if r["split"] == "train"] == list(range(5, 121, 5))
         assert not list(folder.glob(".lock*"))
     assert not list(workdir.glob("sweep.*"))
 
