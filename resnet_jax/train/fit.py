@@ -7,13 +7,15 @@ and puts it on record; loop.py is the training loop; step.py is the pure step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.data.readers.from_python import Examples, PythonData
+from resnet_jax.errors import UsageError
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.dispatch import CompiledSteps
@@ -64,6 +66,8 @@ def fit(
     config: ml_collections.ConfigDict,
     workdir: epath.PathLike,
     *,
+    datasets: Mapping[str, Examples] | None = None,
+    class_names: Sequence[str] = (),
     stop_at_step: int | None = None,
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
@@ -76,6 +80,10 @@ def fit(
         config: from a file in configs/ or from `default_config`.
         workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
             processes of a job must share it. It may be in a bucket: gs://….
+        datasets: the data, instead of those that `config.data.name` names: the examples of each
+            split, such as "train" and "test", as arrays (images, labels) or as a random-access
+            source (docs/data.md). Pass the same data when the run is resumed, on every process.
+        class_names: with `datasets`, one name per class; by default the labels from "0" on.
         stop_at_step: save and return after this step, as if a signal had asked for it.
         profile: the first and the last training step to trace; the first step of a run is 1. The
             trace is in the folder tensorboard/plugins/profile of `workdir`.
@@ -88,7 +96,8 @@ def fit(
         started_s: seconds since this process started, which goodput.json counts as start-up.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
+        UsageError: `stop_at_step` is less than 1, the run doesn't have the steps `profile`, or
+            `datasets` isn't a mapping of splits.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
@@ -97,7 +106,10 @@ def fit(
         NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
         StoppedEarly: a signal came before the steps were compiled.
     """
-    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang)
+    if class_names and datasets is None:
+        raise UsageError("class_names is for datasets; other data have class names of their own.")
+    data = None if datasets is None else PythonData(datasets, tuple(class_names))
+    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, data)
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     fix_threads(config)
     with (
