@@ -81,7 +81,7 @@ def test_the_sweep_on_digits_came_to_what_its_config_says():
 
 _PAGES = (
     *("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained"),
-    *("watching", "weights"),
+    *("watching", "weights", "notebooks"),
 )
 
 
