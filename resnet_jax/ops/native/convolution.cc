@@ -4,138 +4,15 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <optional>
 #include <string>
-#include <unordered_map>
-#include <vector>
 
-#include "parts.h"
-#include "plan.h"
+#include "execution.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 using Span = ffi::Span<const int64_t>;
 
 namespace {
-
-void FillWithNaN(void* data, size_t bytes) {
-  if (bytes) std::memset(data, 0xFF, bytes);
-}
-
-// The arrays of a call. For a sum, `y` holds the other summand before.
-struct Arrays {
-  void *x, *kernel, *y, *bias;
-};
-
-// Computes one of the three arrays from the others. With `poison`, memory that a kernel must write
-// before it reads it, or must write at all, is filled with NaN first, so that mistakes show.
-class Execution {
- public:
-  Execution(const Key& key, const Call& call, const Arrays& arrays, bool poison)
-      : kind_(static_cast<Kind>(key[0])), key_(key), call_(call), arrays_(arrays), poison_(poison) {}
-
-  void Run() {
-    const Plan& plan = call_.parts[0].plan;
-    memory kernel(plan.kernel, Engine(), arrays_.kernel);
-    memory blocked = plan.reorders ? Allocate(plan.blocked_kernel) : kernel;
-    if (poison_ && !key_[3]) {
-      Problem p(key_);
-      const auto& shape = kind_ == kForward ? p.y : kind_ == kInputGradient ? p.x : p.kernel;
-      size_t size = key_[1] ? 2 : 4;
-      for (auto length : shape) size *= length;
-      FillWithNaN(kind_ == kForward         ? arrays_.y
-                  : kind_ == kInputGradient ? arrays_.x
-                                            : arrays_.kernel,
-                  size);
-    }
-    std::vector<memory> kernels(call_.parts.size(), blocked);
-    if (kind_ == kKernelGradient) {
-      for (size_t i = 1; i < kernels.size(); ++i) kernels[i] = Allocate(plan.blocked_kernel);
-    } else {
-      Reorder(kernel, blocked);
-    }
-    // The arguments are allocated here: threads wait for one another to allocate memory.
-    std::vector<Arguments> arguments;
-    for (size_t i = 0; i < kernels.size(); ++i)
-      arguments.push_back(ArgumentsOf(call_.parts[i], kernels[i]));
-    ForEach(kernels.size(), [&](size_t i) {
-      std::optional<OneThread> guard;
-      if (call_.on_one_thread) guard.emplace();
-      call_.parts[i].plan.primitive.execute(Stream(), arguments[i]);
-      Stream().wait();
-    });
-    if (kind_ == kKernelGradient) {
-      ForEach(kernels.size(), [&](size_t i) { Add(kernels, i); });
-      Reorder(blocked, kernel);
-    }
-  }
-
- private:
-  using Arguments = std::unordered_map<int, memory>;
-
-  static dnnl::stream& Stream() {
-    thread_local dnnl::stream stream(Engine());
-    return stream;
-  }
-
-  static void* Offset(void* data, int64_t elements, bool bfloat16) {
-    return static_cast<char*>(data) + elements * (bfloat16 ? 2 : 4);
-  }
-
-  memory Allocate(const memory::desc& description) const {
-    memory made(description, Engine());
-    if (poison_) FillWithNaN(made.get_data_handle(), description.get_size());
-    return made;
-  }
-
-  // Adds all gradients of the kernel, float32, to the first one: one of as many sections of them.
-  static void Add(const std::vector<memory>& kernels, size_t section) {
-    size_t size = kernels[0].get_desc().get_size() / sizeof(float), count = kernels.size();
-    size_t first = section * size / count, last = (section + 1) * size / count;
-    auto* sums = static_cast<float*>(kernels[0].get_data_handle());
-    for (size_t i = 1; i < count; ++i) {
-      auto* terms = static_cast<const float*>(kernels[i].get_data_handle());
-      for (size_t at = first; at < last; ++at) sums[at] += terms[at];
-    }
-  }
-
-  void Reorder(memory& from, memory& to) const {
-    const Plan& plan = call_.parts[0].plan;
-    if (!plan.reorders) return;
-    std::optional<OneThread> guard;
-    if (call_.on_one_thread) guard.emplace();
-    memory scratchpad = Allocate(plan.reorder_scratchpad);
-    plan.reorder.execute(Stream(), {{DNNL_ARG_FROM, from},
-                                    {DNNL_ARG_TO, to},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-    Stream().wait();
-  }
-
-  Arguments ArgumentsOf(const Part& part, const memory& blocked) const {
-    const Plan& plan = part.plan;
-    memory image(plan.image, Engine(), Offset(arrays_.x, part.x, key_[1]));
-    memory features(plan.features, Engine(), Offset(arrays_.y, part.y, key_[1]));
-    Arguments arguments{{DNNL_ARG_SCRATCHPAD, Allocate(plan.scratchpad)}};
-    if (kind_ == kKernelGradient) {
-      arguments.insert({{DNNL_ARG_SRC, image},
-                        {DNNL_ARG_DIFF_DST, features},
-                        {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-    } else {
-      bool forward = kind_ == kForward;
-      arguments.insert({{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
-                        {DNNL_ARG_WEIGHTS, blocked},
-                        {DNNL_ARG_BIAS, memory(plan.bias, Engine(), arrays_.bias)},
-                        {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
-    }
-    return arguments;
-  }
-
-  Kind kind_;
-  Key key_;
-  const Call& call_;
-  Arrays arrays_;
-  bool poison_;
-};
 
 ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
                const ffi::AnyBuffer& y, void* bias, Span strides, Span padding, Span dilation) {

@@ -20,6 +20,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -108,15 +109,73 @@ inline std::vector<Part> Split(const Key& key, int64_t threads) {
   return parts;
 }
 
+// The objects that oneDNN takes for a part, whose addresses are set at each call.
+struct Bound {
+  memory image, features, bias, kernel, scratchpad, reorder_from, reorder_to;
+  std::unordered_map<int, memory> arguments, reorder_arguments;
+
+  explicit Bound(const Part& part) {
+    const Plan& plan = part.plan;
+    auto without_memory = [](const memory::desc& d) { return memory(d, Engine(), nullptr); };
+    image = without_memory(plan.image);
+    features = without_memory(plan.features);
+    bias = without_memory(plan.bias);
+    kernel = without_memory(plan.blocked_kernel);
+    scratchpad = without_memory(plan.scratchpad);
+    auto kind = part.key[0];
+    if (kind == kForward) {
+      arguments = {{DNNL_ARG_SRC, image}, {DNNL_ARG_WEIGHTS, kernel}, {DNNL_ARG_DST, features}};
+      arguments.insert({DNNL_ARG_BIAS, bias});
+    } else if (kind == kInputGradient) {
+      arguments = {{DNNL_ARG_DIFF_SRC, image}, {DNNL_ARG_WEIGHTS, kernel},
+                   {DNNL_ARG_DIFF_DST, features}};
+    } else {
+      arguments = {{DNNL_ARG_SRC, image}, {DNNL_ARG_DIFF_WEIGHTS, kernel},
+                   {DNNL_ARG_DIFF_DST, features}};
+    }
+    arguments.insert({DNNL_ARG_SCRATCHPAD, scratchpad});
+    bool to_blocked = kind != kKernelGradient;
+    reorder_from = without_memory(to_blocked ? plan.kernel : plan.blocked_kernel);
+    reorder_to = without_memory(to_blocked ? plan.blocked_kernel : plan.kernel);
+    reorder_arguments = {{DNNL_ARG_FROM, reorder_from}, {DNNL_ARG_TO, reorder_to}};
+  }
+};
+
+// The objects of all parts. Each call takes some for itself; there are as many as there were calls at
+// the same time.
+class BoundParts {
+ public:
+  using Parts = std::unique_ptr<std::vector<Bound>>;
+
+  Parts Take(const std::vector<Part>& parts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<std::vector<Bound>>(parts.begin(), parts.end());
+    Parts taken = std::move(free_.back());
+    free_.pop_back();
+    return taken;
+  }
+
+  void Return(Parts parts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(parts));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Parts> free_;
+};
+
 // Those parts of a problem, if oneDNN has kernels for all of them that take the same kernel, or else
 // the whole problem, for which oneDNN uses threads of its own.
 struct Call {
   std::vector<Part> parts;
   bool on_one_thread = false;
+  std::unique_ptr<BoundParts> bound = std::make_unique<BoundParts>();
 };
 
 inline Call MakeCall(const Key& key, int64_t threads) {
-  Call whole{{Part{key, 0, 0, MakePlan(Problem(key))}}};
+  Call whole;
+  whole.parts.push_back({key, 0, 0, MakePlan(Problem(key))});
   if (threads < 1 || !OneThread::IsPossible()) return whole;
   OneThread guard;
   try {
@@ -125,10 +184,10 @@ inline Call MakeCall(const Key& key, int64_t threads) {
       part.plan = MakePlan(Problem(part.key));
       if (part.plan.blocked_kernel != split.parts[0].plan.blocked_kernel) return whole;
     }
-    return split.parts.empty() ? whole : split;
-  } catch (const std::exception&) {
-    return whole;
+    if (!split.parts.empty()) return split;
+  } catch (const std::exception&) {  // the whole problem
   }
+  return whole;
 }
 
 // How a problem is computed on so many threads, or on oneDNN's own (0); decided once in a
