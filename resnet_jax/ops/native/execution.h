@@ -64,24 +64,25 @@ class Execution {
   void Run() {
     if (poison_ && !key_[3]) FillResultWithNaN();
     auto bound = call_.bound->Take(call_.parts);
-    // Large memory is allocated here, not by several threads.
-    std::vector<memory> scratchpads, kernels;
-    for (auto& part : call_.parts) scratchpads.push_back(AllocateIfLarge(part.plan.scratchpad));
-    if (kind_ == kKernelGradient) {
-      kernels.push_back(plan_.reorders ? Allocate(plan_.blocked_kernel) : Kernel());
-      while (kernels.size() < call_.parts.size()) kernels.push_back(Allocate(plan_.blocked_kernel));
-    } else {  // one for all parts, or without memory: each thread has its own
-      kernels.assign(call_.parts.size(),
-                     plan_.reorders ? AllocateIfLarge(plan_.blocked_kernel) : Kernel());
-      if (plan_.reorders && kernels[0].get_data_handle())
-        Reorder((*bound)[0], arrays_.kernel, kernels[0].get_data_handle());
+    size_t count = call_.parts.size();
+    bool reorders = plan_.reorders && kind_ != kKernelGradient;
+    // Large memory is allocated here, not by several threads. Null is for memory of the thread's own.
+    std::vector<void*> kernels(count, arrays_.kernel), scratchpads(count, nullptr);
+    for (size_t i = 0; i < count; ++i) {
+      const auto& scratchpad = call_.parts[i].plan.scratchpad;
+      if (!OwnMemory::Fits(scratchpad)) scratchpads[i] = Allocate(scratchpad);
+      if (reorders) kernels[i] = nullptr;
+      if (kind_ == kKernelGradient && (plan_.reorders || i > 0))
+        kernels[i] = Allocate(plan_.blocked_kernel);
     }
-    ForEach(call_.parts.size(), [&](size_t i) {
-      RunPart(i, (*bound)[i], kernels[i].get_data_handle(), scratchpads[i].get_data_handle());
-    });
+    if (reorders && !OwnMemory::Fits(plan_.blocked_kernel)) {
+      kernels.assign(count, Allocate(plan_.blocked_kernel));
+      Reorder((*bound)[0], arrays_.kernel, kernels[0]);
+    }
+    ForEach(count, [&](size_t i) { RunPart(i, (*bound)[i], kernels[i], scratchpads[i]); });
     if (kind_ == kKernelGradient) {
-      ForEach(kernels.size(), [&](size_t i) { Add(kernels, i); });
-      if (plan_.reorders) Reorder((*bound)[0], kernels[0].get_data_handle(), arrays_.kernel);
+      ForEach(count, [&](size_t i) { Add(kernels, i); });
+      if (plan_.reorders) Reorder((*bound)[0], kernels[0], arrays_.kernel);
     }
     call_.bound->Return(std::move(bound));
   }
@@ -97,28 +98,22 @@ class Execution {
   }
 
   // Adds all gradients of the kernel, float32, to the first one: one of as many sections of them.
-  static void Add(const std::vector<memory>& kernels, size_t section) {
-    size_t size = kernels[0].get_desc().get_size() / sizeof(float), count = kernels.size();
+  void Add(const std::vector<void*>& kernels, size_t section) const {
+    size_t size = plan_.blocked_kernel.get_size() / sizeof(float), count = kernels.size();
     size_t first = section * size / count, last = (section + 1) * size / count;
-    auto* sums = static_cast<float*>(kernels[0].get_data_handle());
+    auto* sums = static_cast<float*>(kernels[0]);
     for (size_t i = 1; i < count; ++i) {
-      auto* terms = static_cast<const float*>(kernels[i].get_data_handle());
+      auto* terms = static_cast<const float*>(kernels[i]);
       for (size_t at = first; at < last; ++at) sums[at] += terms[at];
     }
   }
 
-  memory Kernel() const { return {plan_.kernel, Engine(), arrays_.kernel}; }
-
-  memory Allocate(const memory::desc& description) const {
-    memory made(description, Engine());
-    if (poison_) FillWithNaN(made.get_data_handle(), description.get_size());
-    return made;
-  }
-
-  // Without memory if a thread's own memory is large enough.
-  memory AllocateIfLarge(const memory::desc& description) const {
-    if (!OwnMemory::Fits(description)) return Allocate(description);
-    return {description, Engine(), nullptr};
+  // Memory until the end of this call.
+  void* Allocate(const memory::desc& description) {
+    allocated_.emplace_back(description, Engine());
+    void* data = allocated_.back().get_data_handle();
+    if (poison_) FillWithNaN(data, description.get_size());
+    return data;
   }
 
   void* OfThread(OwnMemory::Use use, const memory::desc& description) const {
@@ -160,10 +155,8 @@ class Execution {
   void Reorder(Bound& bound, void* from, void* to) const {
     std::optional<OneThread> guard;
     if (call_.on_one_thread) guard.emplace();
-    memory scratchpad = Allocate(plan_.reorder_scratchpad);
     bound.reorder_from.set_data_handle(from);
     bound.reorder_to.set_data_handle(to);
-    bound.reorder_arguments[DNNL_ARG_SCRATCHPAD] = scratchpad;
     plan_.reorder.execute(Stream(), bound.reorder_arguments);
     Stream().wait();
   }
@@ -174,4 +167,5 @@ class Execution {
   const Plan& plan_;
   Arrays arrays_;
   bool poison_;
+  std::vector<memory> allocated_;
 };

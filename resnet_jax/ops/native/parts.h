@@ -137,7 +137,8 @@ struct Bound {
     bool to_blocked = kind != kKernelGradient;
     reorder_from = without_memory(to_blocked ? plan.kernel : plan.blocked_kernel);
     reorder_to = without_memory(to_blocked ? plan.blocked_kernel : plan.kernel);
-    reorder_arguments = {{DNNL_ARG_FROM, reorder_from}, {DNNL_ARG_TO, reorder_to}};
+    reorder_arguments = {{DNNL_ARG_FROM, reorder_from}, {DNNL_ARG_TO, reorder_to},
+                         {DNNL_ARG_SCRATCHPAD, memory(plan.reorder_scratchpad, Engine())}};
   }
 };
 
