@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "execution.h"
@@ -14,6 +15,21 @@ using Span = ffi::Span<const int64_t>;
 
 namespace {
 
+Key ToKey(const int64_t* numbers) {
+  Key key;
+  std::copy(numbers, numbers + key.size(), key.begin());
+  return key;
+}
+
+ffi::Error Run(const std::function<void()>& function) {
+  try {
+    function();
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  }
+}
+
 ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
                const ffi::AnyBuffer& y, void* bias, Span strides, Span padding, Span dilation) {
   key[1] = x.element_type() == ffi::DataType::BF16;
@@ -21,27 +37,43 @@ ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, co
   for (auto span : {x.dimensions(), k.dimensions(), y.dimensions(), strides, padding, dilation})
     end = std::copy(span.begin(), span.end(), end);
   Arrays arrays{x.untyped_data(), k.untyped_data(), y.untyped_data(), bias};
-  try {
-    Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run();
-    return ffi::Error::Success();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  return Run([&] { Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run(); });
+}
+
+// The bias, null if there is none. Copies the summand, if there is one, to the result, unless XLA has
+// given both the same memory.
+void* BiasOf(const Key& key, ffi::RemainingArgs rest, const ffi::AnyBuffer& y) {
+  bool bias = key[2], sum = key[3];
+  if (sum) {
+    auto summand = rest.get<ffi::AnyBuffer>(bias);
+    if (summand->untyped_data() != y.untyped_data())
+      std::memcpy(y.untyped_data(), summand->untyped_data(), summand->size_bytes());
   }
+  return bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
 }
 
 // `rest` is the bias, if there is one, and the summand, if there is one.
 ffi::Error Forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
                    ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> y, Span strides,
                    Span padding, Span dilation, bool has_bias, bool relu) {
-  bool sum = rest.size() > (has_bias ? 1 : 0);
-  void* bias = has_bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
-  if (sum) {
-    auto summand = rest.get<ffi::AnyBuffer>(has_bias);
-    if (summand->untyped_data() != y->untyped_data())
-      std::memcpy(y->untyped_data(), summand->untyped_data(), summand->size_bytes());
-  }
-  Key key{kForward, 0, has_bias, sum, relu};
+  Key key{kForward, 0, has_bias, rest.size() > has_bias, relu};
+  void* bias = BiasOf(key, rest, *y);
   return Run(key, pool, x, kernel, *y, bias, strides, padding, dilation);
+}
+
+// A kernel in the layout that oneDNN chooses for a problem, given as the numbers of a Key.
+ffi::Error Pack(ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> packed, Span problem) {
+  Key key = ToKey(problem.begin());
+  Arrays arrays{nullptr, kernel.untyped_data(), nullptr, nullptr};
+  return Run([&] { Execution(key, FindPackedCall(key), arrays, false).Pack(packed->untyped_data()); });
+}
+
+// As Forward, with a kernel from Pack.
+ffi::Error ForwardPacked(ffi::AnyBuffer x, ffi::AnyBuffer packed, ffi::RemainingArgs rest,
+                         ffi::Result<ffi::AnyBuffer> y, Span problem) {
+  Key key = ToKey(problem.begin());
+  Arrays arrays{x.untyped_data(), packed.untyped_data(), y->untyped_data(), BiasOf(key, rest, *y)};
+  return Run([&] { Execution(key, FindPackedCall(key), arrays, false).Run(/*packed=*/true); });
 }
 
 ffi::Error InputGradient(ffi::ThreadPool pool, ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
@@ -83,6 +115,19 @@ auto GradientBinding() {
       .Attr<Span>("dilation");
 }
 
+auto PackBinding() {
+  return ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Attr<Span>("problem");
+}
+
+auto ForwardPackedBinding() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .RemainingArgs()
+      .Ret<ffi::AnyBuffer>()
+      .Attr<Span>("problem");
+}
+
 std::string InstructionSet() {
   switch (auto isa = dnnl_get_effective_cpu_isa()) {
     case dnnl_cpu_isa_sse41: return "SSE4.1";
@@ -97,23 +142,29 @@ std::string InstructionSet() {
   }
 }
 
-Key ToKey(const int64_t* numbers) {
-  Key key;
-  std::copy(numbers, numbers + key.size(), key.begin());
-  return key;
-}
-
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward, Forward, ForwardBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_input_gradient, InputGradient, GradientBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, GradientBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_pack, Pack, PackBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward_packed, ForwardPacked, ForwardPackedBinding());
 
 // Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
 extern "C" int resnet_jax_supports(const int64_t* problem) {
   try {
     FindCall(ToKey(problem), 0);
     return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// Bytes of a kernel from Pack; 0 if oneDNN takes kernels as they are, or has no kernel for the problem.
+extern "C" int64_t resnet_jax_packed_bytes(const int64_t* problem) {
+  try {
+    const Plan& plan = FindPackedCall(ToKey(problem)).parts[0].plan;
+    return plan.reorders ? plan.blocked_kernel.get_size() : 0;
   } catch (const std::exception&) {
     return 0;
   }

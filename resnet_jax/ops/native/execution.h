@@ -61,11 +61,12 @@ class Execution {
         arrays_(arrays),
         poison_(poison) {}
 
-  void Run() {
+  // With `packed`, the kernel has the layout that oneDNN chooses.
+  void Run(bool packed = false) {
     if (poison_ && !key_[3]) FillResultWithNaN();
     auto bound = call_.bound->Take(call_.parts);
     size_t count = call_.parts.size();
-    bool reorders = plan_.reorders && kind_ != kKernelGradient;
+    bool reorders = plan_.reorders && kind_ != kKernelGradient && !packed;
     // Large memory is allocated here, not by several threads. Null is for memory of the thread's own.
     std::vector<void*> kernels(count, arrays_.kernel), scratchpads(count, nullptr);
     for (size_t i = 0; i < count; ++i) {
@@ -84,6 +85,13 @@ class Execution {
       ForEach(count, [&](size_t i) { Add(kernels, i); });
       if (plan_.reorders) Reorder((*bound)[0], kernels[0], arrays_.kernel);
     }
+    call_.bound->Return(std::move(bound));
+  }
+
+  // Reorders the kernel into the layout that oneDNN chooses.
+  void Pack(void* packed) const {
+    auto bound = call_.bound->Take(call_.parts);
+    Reorder((*bound)[0], arrays_.kernel, packed);
     call_.bound->Return(std::move(bound));
   }
 

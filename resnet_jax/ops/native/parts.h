@@ -79,6 +79,16 @@ inline Part ImagesOf(const Key& whole, int64_t first, int64_t last) {
   return part;
 }
 
+// The cores that this process might use when it began; hardware_concurrency() may count the machine's.
+inline unsigned Cores() {
+  static const unsigned count = [] {
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof cores, &cores) == 0) return unsigned(CPU_COUNT(&cores));
+    return std::thread::hardware_concurrency();
+  }();
+  return count;
+}
+
 // Multiply-adds that are worth another thread: those of some microseconds.
 constexpr int64_t kLeastWork = 1 << 18;
 // Pixels of the features that are worth another gradient of the kernel, to be added to the others.
@@ -203,6 +213,9 @@ inline const Call& FindCall(const Key& key, int64_t threads) {
   return found->second;
 }
 
+// As FindCall for as many threads as there are cores: the same for all who share a packed kernel.
+inline const Call& FindPackedCall(const Key& key) { return FindCall(key, Cores()); }
+
 // Calls of a function that threads share.
 class Work {
  public:
@@ -234,13 +247,6 @@ class Work {
   std::atomic<bool> failed_{false};
   std::exception_ptr failure_;
 };
-
-// The cores that this process may use; hardware_concurrency() may count the machine's.
-inline unsigned Cores() {
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
-  return std::thread::hardware_concurrency();
-}
 
 // Threads that help with work, one fewer than the cores that the process may use. To wake a thread takes longer
 // than a small convolution, so a thread waits awake for a while, for the convolution that follows.
