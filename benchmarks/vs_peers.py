@@ -55,7 +55,6 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
     import numpy as np  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.ops.prepared import Prepared  # noqa: PLC0415
     from resnet_jax.parallel.mesh import make_mesh  # noqa: PLC0415
     from resnet_jax.profiling import bench  # noqa: PLC0415
     from resnet_jax.train.dispatch import make_train_steps  # noqa: PLC0415
@@ -63,6 +62,8 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
 
     size, classes = SHAPES[network]
     if mode != "train":
+        from resnet_jax.ops.prepared import Prepared  # noqa: PLC0415
+
         model: Any = resnet_jax.create_model(network, num_classes=classes, dtype=dtype)
         variables = resnet_jax.init_variables(model, jax.random.key(0), (size, size, 3))
         variables = resnet_jax.fold_batch_norm(model, variables, (size, size, 3))
@@ -189,11 +190,17 @@ def plain_linen(network: str, classes: int, dtype: Any) -> Any:
 
 
 class Process:
-    """A contender in a process of its own, which waits for its turn."""
+    """A contender in a process of its own, which waits for its turn.
 
-    def __init__(self, python: str, name: str, args: argparse.Namespace, mode: str) -> None:
+    The process runs this script as it is in the checkout `tree`.
+    """
+
+    def __init__(
+        self, python: str, name: str, args: argparse.Namespace, mode: str, *, tree: Path = ROOT
+    ) -> None:
         batch = 1 if mode == "latency" else args.batch
-        command = [python, __file__, "--network", args.network, "--batch", str(batch)]
+        script = str(tree / "benchmarks/vs_peers.py")
+        command = [python, script, "--network", args.network, "--batch", str(batch)]
         command += ["--contender", name, "--mode", mode, "--flax", args.flax or ""]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
         if "onednn" not in name:
@@ -203,7 +210,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=tree,
             env=environment,
         )
         self._ask("1")  # compilation

@@ -16,6 +16,7 @@
 
 #include "parts.h"
 #include "plan.h"
+#include "threads.h"
 
 inline void FillWithNaN(void* data, size_t bytes) {
   if (bytes) std::memset(data, 0xFF, bytes);

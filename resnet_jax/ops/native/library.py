@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from resnet_jax.utils.compilation_cache import processor
 
 SOURCE = Path(__file__).with_name("convolution.cc")
-SOURCES = (SOURCE, *(SOURCE.with_name(name) for name in ("execution.h", "parts.h", "plan.h")))
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 LIBRARY = SOURCE.with_suffix(".so")
 CHOICE = "RESNET_JAX_NATIVE"
 """Environment variable: the path of a library to use instead of `LIBRARY`, or "0" for none."""
