@@ -122,6 +122,18 @@ def _make_parser() -> _Parser:
     return parser
 
 
+def describe_commands() -> dict[str, str]:
+    """What `--help` prints, for `resnet-jax` and each `resnet-jax SUBCOMMAND`."""
+    parser = _make_parser()
+    (subparsers,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    commands = {f"resnet-jax {name}": sub for name, sub in subparsers.choices.items()}
+    return {
+        name: command.format_help() for name, command in {"resnet-jax": parser, **commands}.items()
+    }
+
+
 def _list_commands() -> str:
     """The subcommands by task, each with its line of help."""
     lines = []
