@@ -13,10 +13,10 @@ def recipes_table() -> str:
         rows.append(
             (
                 *(f"`{name}`", recipe.data, f"{config.duration:g}", f"{config.batch_size:,}"),
-                *(config.optimizer.name, config.loss, recipe.published, recipe.source),
+                *(config.optimizer.name, recipe.published, recipe.source),
             )
         )
-    headings = ("epochs", "batch", "optimiser", "loss", "published top-1", "source")
+    headings = ("epochs", "batch", "optimiser", "published top-1", "source")
     return markdown(("recipe", "for", *headings), rows)
 
 
