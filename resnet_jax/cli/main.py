@@ -29,6 +29,7 @@ from resnet_jax.cli import (
     verify,
 )
 from resnet_jax.cli import compile as compile_
+from resnet_jax.cli import report as report_
 from resnet_jax.cli.common.config_flag import take_overrides
 from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError
@@ -53,6 +54,7 @@ _SUBCOMMANDS = {
     "reproduce": reproduce,
     "sweep": sweep,
     "compare": compare,
+    "report": report_,
     "status": status,
     "verify": verify,
 }

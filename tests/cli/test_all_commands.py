@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "prepare": ["x", "--out=y", "--name=z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "report": ["x"],
     "status": ["x"],
     "verify": ["x"],
 }

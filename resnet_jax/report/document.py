@@ -1,0 +1,129 @@
+"""All that a page shows of runs, as one JSON-like document."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from resnet_jax.checkpoint.workdir import CONFIG, read_config
+from resnet_jax.errors import ResnetJaxError
+from resnet_jax.report.curves import curves_of, rounded
+from resnet_jax.report.examples import examine_best
+from resnet_jax.report.fields import config_table, dates, field_text, made_by, times
+from resnet_jax.report.reading import ReportedRun, read_runs
+from resnet_jax.research.compare import Line, RecordedRun, describe, differing_fields, gather_lines
+from resnet_jax.research.scores import SHOWN, count_params, rows_by_name
+from resnet_jax.research.significance import mean_interval
+from resnet_jax.utils.streams import escaped
+
+_MOST_EXAMINED = 4  # lines
+_JUDGED = ("test", "validation")
+"""Lines are ordered by the first of these scores that they have."""
+
+
+def report_document(folders: Sequence[epath.Path], *, mistakes: int) -> dict[str, Any]:
+    """Gather what a page shows of runs. The same runs give the same document.
+
+    Args:
+        folders: directories of runs, as from `find_runs`.
+        mistakes: how many mistakes are shown of a line; 0 reads neither checkpoints nor data.
+
+    Returns:
+        "title"; "dates" as from `dates`; "notes", sentences on what is missing or damaged; "lines",
+        runs that differ only in the seed, see `_line`; "fields", "made_by" and "times" as from
+        `config_table`, `made_by` and `times`; "grid", the fields that differ between the lines as
+        {"name", "values" by line}; "shown", heading by score.
+
+    Raises:
+        ConfigError: the config of no run can be read.
+    """
+    runs, notes = read_runs(folders)
+    lines = gather_lines([run.record for run in runs])
+    differing = differing_fields(lines)
+    curves = curves_of(lines)
+    described = [
+        _line(line, differing, first=lines[0]) | {"curves": curve}
+        for line, curve in zip(lines, curves, strict=True)
+    ]
+    examined: dict[int, dict[str, Any]] = {}
+    if mistakes:
+        errors = [_error(line["scores"]) for line in described]
+        examined, more = examine_best(lines, errors, mistakes=mistakes, most=_MOST_EXAMINED)
+        notes += more
+    for number, line in enumerate(described):
+        line["examined"] = examined.get(number)
+    document: dict[str, Any] = escaped(
+        {
+            "title": _title(runs),
+            "dates": dates(runs),
+            "notes": notes,
+            "shown": SHOWN,
+            "lines": described,
+            "grid": [
+                {"name": name, "values": [_grid_value(line, name) for line in lines]}
+                for name in differing
+            ],
+            "fields": config_table(lines, differing),
+            "made_by": made_by(runs),
+            "times": times(runs),
+        }
+    )
+    return document
+
+
+def _title(runs: Sequence[ReportedRun]) -> str:
+    """The name of the run, or of the folder that all runs share."""
+    if len(runs) == 1:
+        return os.path.basename(os.path.abspath(runs[0].record.folder))
+    folders = [os.path.abspath(run.record.folder) for run in runs]
+    return os.path.basename(os.path.commonpath(folders)) or "runs"
+
+
+def _line(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any]:
+    """What the page says of a line: as from `describe`, without folders, and more.
+
+    "scores" also have "values" (seed → top-1 accuracy) and "interval" (the 95 % confidence interval
+    of the mean accuracy over seeds, or None for a single seed); "params" is the number of
+    parameters, or None; "wall_s" is the sum over the finished runs.
+    """
+    about = describe(line, differing, first=first)
+    del about["runs"]
+    about["differs"] = {name: field_text(value) for name, value in about["differs"].items()}
+    for name, rows in rows_by_name(line.rows).items():
+        top1 = {str(row["seed"]): row["top1"] for row in rows}
+        interval = mean_interval(list(top1.values()))
+        about["scores"][name] |= {
+            "values": {seed: rounded(value) for seed, value in top1.items()},
+            "interval": None if interval is None else [rounded(end) for end in interval],
+        }
+    walls = [run.summary.get("wall_s") for run in line.runs if run.summary]
+    about["wall_s"] = sum(wall for wall in walls if isinstance(wall, int | float)) or None
+    about["params"] = _params(line.runs[0])
+    return about
+
+
+def _params(run: RecordedRun) -> int | None:
+    try:
+        if (run.folder / CONFIG).exists():
+            return count_params(read_config(run.folder))
+        return count_params(json.dumps(run.summary["config"])) if run.summary else None
+    except ResnetJaxError:  # a network of a module that isn't here
+        return None
+
+
+def _error(scores: dict[str, Any]) -> float:
+    """The test or validation error of a line in 0…1; infinity without a score."""
+    for name in _JUDGED:
+        if name in scores:
+            return 1 - float(scores[name]["top1"]["mean"])
+    return math.inf
+
+
+def _grid_value(line: Line, name: str) -> float | str:
+    """The value of a field as a number if it is a number, or else as text."""
+    value = line.runs[0].config[name]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else field_text(value)
