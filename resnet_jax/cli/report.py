@@ -16,7 +16,9 @@ EXAMPLE = "resnet-jax report runs/sweep --out=report.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, or of runs")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="directory of a run, or of runs, as of a sweep"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), help="default: report.html"
     )
@@ -41,10 +43,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from resnet_jax.checkpoint.workdir import write_atomically
     from resnet_jax.report.document import report_document
+    from resnet_jax.report.kept_sweep import is_kept_sweep, sweep_document
     from resnet_jax.report.page import render_page
     from resnet_jax.research.compare import find_runs
+    from resnet_jax.utils.paths import as_path
 
-    document = report_document(find_runs(args.runs), mistakes=args.mistakes)
+    if len(args.runs) == 1 and is_kept_sweep(as_path(args.runs[0])):
+        document = sweep_document(as_path(args.runs[0]))
+    else:
+        document = report_document(find_runs(args.runs), mistakes=args.mistakes)
     page = render_page(document).encode()
     try:
         write_atomically(epath.Path(args.out), page)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ from etils import epath
 
 from resnet_jax.checkpoint.workdir import CONFIG, read_config
 from resnet_jax.errors import ResnetJaxError
-from resnet_jax.report.curves import curves_of, rounded
+from resnet_jax.report.curves import curves_of
 from resnet_jax.report.examples import examine_best
 from resnet_jax.report.fields import config_table, dates, field_text, made_by, times
-from resnet_jax.report.reading import ReportedRun, read_runs
+from resnet_jax.report.reading import folder_name, read_runs
 from resnet_jax.research.compare import Line, RecordedRun, describe, differing_fields, gather_lines
-from resnet_jax.research.scores import SHOWN, count_params, rows_by_name
+from resnet_jax.research.scores import SHOWN, Row, count_params, rows_by_name
 from resnet_jax.research.significance import mean_interval
 from resnet_jax.utils.streams import escaped
 
@@ -57,7 +56,7 @@ def report_document(folders: Sequence[epath.Path], *, mistakes: int) -> dict[str
         line["examined"] = examined.get(number)
     document: dict[str, Any] = escaped(
         {
-            "title": _title(runs),
+            "title": folder_name(*(run.record.folder for run in runs)),
             "dates": dates(runs),
             "notes": notes,
             "shown": SHOWN,
@@ -67,19 +66,13 @@ def report_document(folders: Sequence[epath.Path], *, mistakes: int) -> dict[str
                 for name in differing
             ],
             "fields": config_table(lines, differing),
-            "made_by": made_by(runs),
+            "made_by": made_by(
+                (run.name, run.record.summary) for run in runs if run.record.summary is not None
+            ),
             "times": times(runs),
         }
     )
     return document
-
-
-def _title(runs: Sequence[ReportedRun]) -> str:
-    """The name of the run, or of the folder that all runs share."""
-    if len(runs) == 1:
-        return os.path.basename(os.path.abspath(runs[0].record.folder))
-    folders = [os.path.abspath(run.record.folder) for run in runs]
-    return os.path.basename(os.path.commonpath(folders)) or "runs"
 
 
 def _line(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any]:
@@ -92,17 +85,24 @@ def _line(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any
     about = describe(line, differing, first=first)
     del about["runs"]
     about["differs"] = {name: field_text(value) for name, value in about["differs"].items()}
-    for name, rows in rows_by_name(line.rows).items():
-        top1 = {str(row["seed"]): row["top1"] for row in rows}
-        interval = mean_interval(list(top1.values()))
-        about["scores"][name] |= {
-            "values": {seed: rounded(value) for seed, value in top1.items()},
-            "interval": None if interval is None else [rounded(end) for end in interval],
-        }
+    about["scores"] = with_intervals(about["scores"], line.rows)
     walls = [run.summary.get("wall_s") for run in line.runs if run.summary]
     about["wall_s"] = sum(wall for wall in walls if isinstance(wall, int | float)) or None
     about["params"] = _params(line.runs[0])
     return about
+
+
+def with_intervals(scores: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Scores as from `summarize_scores` of the rows, with "values" and "interval"; see `_line`."""
+    found = {}
+    for name, of in rows_by_name(rows).items():
+        top1 = {str(row["seed"]): row["top1"] for row in of}
+        interval = mean_interval(list(top1.values()))
+        found[name] = scores[name] | {
+            "values": top1,
+            "interval": None if interval is None else list(interval),
+        }
+    return found
 
 
 def _params(run: RecordedRun) -> int | None:

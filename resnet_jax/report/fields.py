@@ -43,23 +43,27 @@ def field_text(value: Any) -> str:
     return without_folders(_short(text))
 
 
-def made_by(runs: Iterable[ReportedRun]) -> list[dict[str, Any]]:
+def made_by(summaries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The distinct commits, versions and hardware of finished runs, with their commands.
 
-    Each has "runs" and "commands", and texts: "commit", "convolutions", and "versions" and
-    "hardware" by name.
+    Args:
+        summaries: names of runs, and what their summary.json holds.
+
+    Returns:
+        Each with "runs" and "commands", and texts: "commit", "convolutions", and "versions" and
+        "hardware" by name.
     """
     known: list[dict[str, Any]] = []
-    for run in runs:
-        if run.record.summary is None:
-            continue
-        one = {name: _texts(run.record.summary.get(name)) for name in _DESCRIBED}
-        same = next((other for other in known if all(other[n] == one[n] for n in one)), None)
+    for name, summary in summaries:
+        one = {part: _texts(summary.get(part)) for part in _DESCRIBED}
+        same = next(
+            (other for other in known if all(other[part] == one[part] for part in one)), None
+        )
         if same is None:
             same = one | {"runs": [], "commands": []}
             known.append(same)
-        same["runs"].append(run.name)
-        command = _texts(run.record.summary.get("command"))
+        same["runs"].append(name)
+        command = _texts(summary.get("command"))
         if command and command not in same["commands"]:
             same["commands"].append(command)
     return known

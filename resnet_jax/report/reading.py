@@ -86,7 +86,7 @@ def _read_summary(folder: epath.Path, notes: list[str]) -> dict[str, Any] | None
         with read_summary(folder) as summary:
             rows = score_rows(summary)
             for row in rows:
-                _check_row(row)
+                check_row(row)
             summarize_scores(rows)
             return summary
     except DataError:
@@ -94,8 +94,12 @@ def _read_summary(folder: epath.Path, notes: list[str]) -> dict[str, Any] | None
     return None
 
 
-def _check_row(row: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for a score that can't be one."""
+def check_row(row: dict[str, Any]) -> None:
+    """Check the numbers of a row of `score_rows`.
+
+    Raises:
+        ValueError, LookupError, TypeError: they can't be those of a score.
+    """
     numbers = [value for name, value in row.items() if name not in ("split", "weights")]
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
         raise ValueError("no finite number")
@@ -116,6 +120,13 @@ def _read_metrics(folder: epath.Path, notes: list[str]) -> list[dict[str, Any]]:
     if not records:
         notes.append(f"no curves, because {METRICS} has no records")
     return records
+
+
+def folder_name(*folders: epath.Path) -> str:
+    """The name of a folder, or of the folder that several share."""
+    paths = [os.path.abspath(folder) for folder in folders]
+    common = os.path.commonpath(paths) if len(paths) > 1 else paths[0]
+    return os.path.basename(common) or "runs"
 
 
 def without_folders(text: str, *known: str) -> str:

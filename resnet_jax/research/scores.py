@@ -25,6 +25,9 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.metrics import METRICS
 from resnet_jax.train.multi_seed import single_configs
 
+TABLE, DOCUMENT = "sweep.csv", "sweep.json"
+"""The files with the rows and with the groups of a sweep, in its folder."""
+
 SHOWN = {
     "validation": "validation",
     "test": "test",

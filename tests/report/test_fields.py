@@ -40,7 +40,8 @@ def test_equal_origins_are_told_once_whatever_the_summary_holds(tmp_path):
     for seed, origin in enumerate(origins):
         path = write_run(tmp_path / f"seed{seed}", seed=seed) / "summary.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | origin))
-    first, odd = made_by(_runs(tmp_path))
+    summaries = [(run.name, run.record.summary) for run in _runs(tmp_path)]
+    first, odd = made_by(summaries)
     assert first["runs"] == ["seed0", "seed1"]
     assert first["commands"] == ["python train.py", "python train.py --seed=1"]
     assert first["versions"] == {"jax": "0.10"}

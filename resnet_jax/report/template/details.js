@@ -79,6 +79,7 @@ function mistakeFigure(one) {
 
 function showFields(section, state) {
   const { fields } = state.report;
+  if (!fields.length) return;
   section.hidden = false;
   const view = { all: false, filter: "" };
   const holder = html("div");

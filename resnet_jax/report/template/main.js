@@ -44,9 +44,8 @@ function main() {
 
 function showHeader({ report, lines }) {
   const seeds = lines.reduce((sum, line) => sum + line.seeds.length, 0);
-  const all = (name) => [...new Set(lines.map((line) => line[name]))].join(", ");
-  const parts = [`${all("model")} on ${all("data")}`, counted(seeds, "seed")];
-  if (lines.length > 1) parts.splice(1, 0, counted(lines.length, "configuration"));
+  const all = (name) => [...new Set(lines.map((line) => line[name]).filter(Boolean))].join(", ");
+  const parts = [[all("model"), all("data")].filter(Boolean).join(" on "), lines.length > 1 ? counted(lines.length, "configuration") : "", counted(seeds, "seed")].filter(Boolean);
   if (report.dates) parts.push(`trained ${report.dates.began} to ${report.dates.ended}`);
   document.getElementById("lead").textContent = parts.join(" · ");
   const facts = document.getElementById("facts");
@@ -56,7 +55,7 @@ function showHeader({ report, lines }) {
     const best = scored.reduce((a, b) => (judged(b).top1.mean > judged(a).top1.mean ? b : a));
     const score = judged(best);
     const split = best.scores.test ? "test" : "validation";
-    const how = score.interval ? "95 % over seeds" : "95 % by images";
+    const how = varies(score) ? "95 % over seeds" : "95 % by images";
     fact(`${lines.length > 1 ? "lowest " : ""}${split} error`, `${errorPercent(score.top1.mean).toFixed(2)} %`, `${how}: ${intervalText(errorInterval(score))}`);
     if (lines.length > 1) fact(`${split} error is lowest with`, best.label, counted(best.seeds.length, "seed"));
     if (lines.length === 1 && best.params) fact("parameters", best.params.toLocaleString("en-US"), best.model);

@@ -5,9 +5,12 @@ const NORMAL = 1.96; // 95 % of a normal distribution lie within so many standar
 /** The score by which a line is judged: of the test split, or else of the validation split. */
 const judged = (line) => line.scores.test || line.scores.validation || null;
 
-/** The 95 % interval of the mean error in percent: over seeds, or of a single seed by images. */
+/** Whether the seeds have shown a variance, from which there is an interval over seeds. */
+const varies = (score) => score.interval !== null && score.interval[1] > score.interval[0];
+
+/** The 95 % interval of the mean error in percent: over seeds, or else by the choice of the images. */
 function errorInterval(score) {
-  if (score.interval) return score.interval.map(errorPercent).reverse();
+  if (varies(score)) return score.interval.map(errorPercent).reverse();
   return byImages(score);
 }
 
@@ -40,13 +43,12 @@ function showScores(section, state, update) {
 
 function scoreColumns(state, names) {
   const { lines } = state;
-  const varies = (field) => new Set(lines.map((line) => line[field])).size > 1;
   const columns = [
     { text: "run", sort: (line) => line.label, cell: (line) => nameCell(line, lines.length > 1) },
     { text: "seeds", number: true, sort: (line) => line.seeds.length, cell: (line) => String(line.seeds.length) },
     { text: "steps", number: true, sort: (line) => line.steps, cell: (line) => line.steps.toLocaleString("en-US") + (line.finished ? "" : " so far") },
   ];
-  if (varies("model")) columns.splice(1, 0, { text: "model", sort: (line) => line.model, cell: (line) => line.model });
+  if (new Set(lines.map((line) => line.model)).size > 1) columns.splice(1, 0, { text: "model", sort: (line) => line.model, cell: (line) => line.model });
   for (const name of names) {
     columns.push({ text: `${state.report.shown[name]}, %`, number: true, sort: (line) => (line.scores[name] ? errorPercent(line.scores[name].top1.mean) : null), cell: (line) => errorCell(line.scores[name]) });
   }
@@ -64,7 +66,7 @@ function scoreColumns(state, names) {
 
 function nameCell(line, several) {
   const unsaid = Object.entries(line.differs).filter(([name]) => !line.label.includes(name.split(".").pop()));
-  const differs = unsaid.map(([name, value]) => `${name} ${value}`).join(", ");
+  const differs = unsaid.map(([name, value]) => `${name.split(".").pop()} ${value}`).join(", ");
   const text = html("span", {}, line.label, several && differs ? html("small", { text: differs }) : null);
   return html("span", { class: "name" }, several ? swatch(styleOf(line.number), 3) : null, text);
 }
@@ -89,9 +91,9 @@ function forest(score, range) {
   const width = 150;
   const at = (error) => 6 + ((error - range[0]) / (range[1] - range[0] || 1)) * (width - 12);
   const bar = ([low, high], size) => styled(svg("line", { x1: at(low), x2: at(high), y1: 11, y2: 11, "stroke-width": size, "stroke-linecap": "round" }), { stroke: "var(--accent)", opacity: size > 2 ? 0.38 : 0.8 });
-  const text = score.interval ? `over seeds ${intervalText(errorInterval(score))}; by images ${intervalText(byImages(score))}` : `by images ${intervalText(byImages(score))}`;
+  const text = varies(score) ? `over seeds ${intervalText(errorInterval(score))}; by images ${intervalText(byImages(score))}` : `by images ${intervalText(byImages(score))}`;
   const picture = svg("svg", { class: "forest", width, height: 22, role: "img", "aria-label": text }, svg("title", { text }), bar(byImages(score), 1.2));
-  if (score.interval) picture.append(bar(errorInterval(score), 8));
+  if (varies(score)) picture.append(bar(errorInterval(score), 8));
   for (const error of seedErrors(score)) picture.append(styled(svg("circle", { cx: at(error), cy: 11, r: 2 }), { fill: "var(--ink)", opacity: 0.55 }));
   const middle = at(errorPercent(score.top1.mean));
   picture.append(styled(svg("line", { x1: middle, x2: middle, y1: 4, y2: 18, "stroke-width": 2 }), { stroke: "var(--accent)" }));
