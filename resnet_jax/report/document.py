@@ -19,6 +19,8 @@ from resnet_jax.research.significance import mean_interval
 from resnet_jax.utils.streams import escaped
 
 _MOST_EXAMINED = 4  # lines
+_LONGEST_S = 1e12  # what takes longer is damage
+
 _JUDGED = ("test", "validation")
 """Lines are ordered by the first of these scores that they have."""
 
@@ -80,14 +82,14 @@ def _line(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any
 
     "scores" also have "values" (seed → top-1 accuracy) and "interval" (the 95 % confidence interval
     of the mean accuracy over seeds, or None for a single seed); "params" is the number of
-    parameters, or None; "wall_s" is the sum over the finished runs.
+    parameters, or None; "wall_s" is the sum over the finished runs, in seconds.
     """
     about = describe(line, differing, first=first)
     del about["runs"]
     about["differs"] = {name: field_text(value) for name, value in about["differs"].items()}
     about["scores"] = with_intervals(about["scores"], line.rows)
     walls = [run.summary.get("wall_s") for run in line.runs if run.summary]
-    about["wall_s"] = sum(wall for wall in walls if isinstance(wall, int | float)) or None
+    about["wall_s"] = sum(s for s in walls if isinstance(s, int | float) and 0 <= s < _LONGEST_S)
     about["params"] = _params(line.runs[0])
     return about
 
@@ -124,6 +126,6 @@ def _error(scores: dict[str, Any]) -> float:
 
 def _grid_value(line: Line, name: str) -> float | str:
     """The value of a field as a number if it is a number, or else as text."""
-    value = line.runs[0].config[name]
+    value = line.runs[0].config.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return value if is_number and math.isfinite(value) else field_text(value)

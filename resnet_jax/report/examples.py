@@ -59,21 +59,21 @@ class Examiner:
             for index in range(len(run.seeds))
         )
         split = "test" if line.runs[0].config["data.test"] else "validation"
-        each: list[Float[np.ndarray, "n k"]] = []
+        total, confusion, count = np.zeros(()), np.zeros((), np.int64), 0
         for network in networks:
             dataset = self._load(network)
             data, names = dataset.splits[split], dataset.class_names
-            each.append(network.predictor(data.images))
-        confusion = np.zeros((len(names), len(names)), np.int64)
-        for probabilities in each:
-            np.add.at(confusion, (data.labels, probabilities.argmax(axis=1)), 1)
+            probabilities = network.predictor(data.images)
+            predicted = probabilities.argmax(axis=1)
+            confusion = confusion + _count(data.labels, predicted, classes=len(names))
+            total, count = total + probabilities, count + 1
         mistakes = confident_mistakes(
-            np.mean(each, axis=0), data.images, data.labels, names, most=self._mistakes
+            total / count, data.images, data.labels, names, most=self._mistakes
         )
         trained_on = {_fingerprint(run) for run in line.runs} - {None}
         return {
             "split": split,
-            "networks": len(each),
+            "networks": count,
             "examples": len(data),
             **confusions(confusion, names),
             "mistakes": mistakes,
@@ -92,6 +92,14 @@ class Examiner:
         if data.class_names != network.class_names:
             raise DataError(f"{config.data.name} has other classes now than in training")
         return data
+
+
+def _count(
+    labels: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], *, classes: int
+) -> Int[np.ndarray, "k k"]:
+    """Counts [true class, predicted class]."""
+    pairs = np.bincount(labels * classes + predicted, minlength=classes**2)
+    return pairs.reshape(classes, classes)
 
 
 def _fingerprint(run: RecordedRun) -> str | None:

@@ -1,6 +1,7 @@
 """Configs, versions and times of runs as a page shows them, without private folders."""
 
 import datetime
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +21,10 @@ def config_table(lines: Sequence[Line], differing: Sequence[str]) -> list[dict[s
     """
     defaults = flatten(default_config())
     rows = []
-    for name in lines[0].runs[0].config:
+    configs = [line.runs[0].config for line in lines]
+    for name in dict.fromkeys(itertools.chain(*configs)):
         if name in _OF_SEEDS:
             continue
-        configs = [line.runs[0].config for line in lines]
         values = [field_text(config.get(name)) for config in configs]
         is_default = all(config.get(name) == defaults.get(name) for config in configs)
         rows.append(

@@ -1,7 +1,7 @@
 """The records of runs as far as they can be read; damage becomes a note on the page."""
 
 import dataclasses
-import math
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from resnet_jax.research.compare import RecordedRun, read_fields, short_names
 from resnet_jax.research.scores import score_rows, summarize_scores
 
 _NAMED = 3  # damaged lines in a note
+_LARGEST = 1e100  # sums and squares of such numbers are finite
 _ABSOLUTE = re.compile(r"(?<![^\s\"'(\[=,])(?:~?/|\w+://)(?:[^\s/\"']+/)+([^\s/\"']*)")
 
 
@@ -101,8 +102,8 @@ def check_row(row: dict[str, Any]) -> None:
         ValueError, LookupError, TypeError: they can't be those of a score.
     """
     numbers = [value for name, value in row.items() if name not in ("split", "weights")]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise ValueError("no finite number")
+    if not all(abs(number) <= _LARGEST for number in numbers):  # NaN isn't either
+        raise ValueError("no number that was measured")
     if not (isinstance(row["seed"], int) and row["examples"] >= 1 and 0 <= row["top1"] <= 1):
         raise ValueError("no score")
 
@@ -117,9 +118,21 @@ def _read_metrics(folder: epath.Path, notes: list[str]) -> list[dict[str, Any]]:
         shown = "; ".join(f"line {n}: {why}" for n, why in list(damaged.items())[:_NAMED])
         more = f", and {len(damaged) - _NAMED:,} more" if len(damaged) > _NAMED else ""
         notes.append(f"damaged lines of {METRICS} are left out ({shown}{more})")
-    if not records:
+    possible = [record for record in records if _is_possible(record)]
+    if len(possible) < len(records):
+        count = len(records) - len(possible)
+        notes.append(
+            f"records of {METRICS} with numbers above {_LARGEST:g} are left out ({count:,})"
+        )
+    if not possible:
         notes.append(f"no curves, because {METRICS} has no records")
-    return records
+    return possible
+
+
+def _is_possible(record: dict[str, Any]) -> bool:
+    of_seeds = itertools.chain(*record.get("seeds", {}).values())
+    numbers = [value for value in record.values() if isinstance(value, int | float)]
+    return all(abs(number) <= _LARGEST for number in (*numbers, *of_seeds))
 
 
 def folder_name(*folders: epath.Path) -> str:

@@ -184,7 +184,10 @@ def short_names(folders: Sequence[epath.Path]) -> list[str]:
 def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
     """The fields whose values differ between the lines."""
     configs = [line.runs[0].without_seed() for line in lines]
-    return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
+    names = dict.fromkeys(itertools.chain(*configs))  # a run may have fields of its extensions
+    return tuple(
+        name for name in names if any(c.get(name) != configs[0].get(name) for c in configs)
+    )
 
 
 def describe(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any]:
@@ -209,7 +212,7 @@ def describe(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, 
         "scores": summarize_scores(line.rows),
         "versus": None if line is first else compare_rows(first.rows, line.rows, fields=fields),
         "train_loss": mean_and_std(losses[:, -1].tolist()) if losses.size else None,
-        "differs": {name: config[name] for name in differing},
+        "differs": {name: config.get(name) for name in differing},
     }
 
 

@@ -8,7 +8,13 @@ import scipy.stats
 from PIL import Image
 
 from resnet_jax.cli.main import main
-from resnet_jax.research.compare import find_runs, gather_lines, read_run
+from resnet_jax.research.compare import (
+    describe,
+    differing_fields,
+    find_runs,
+    gather_lines,
+    read_run,
+)
 from tests.cli.mistakes import assert_one_line
 from tests.research.fake_run import write_run
 
@@ -21,6 +27,9 @@ def runs(tmp_path):
     write_run(folder / "shallow", top1=0.8, log_every=7)
     write_run(folder / "short", steps=(4,), finished=False, batch_size=64)
     return folder
+
+
+_OTHER = {"a": {}, "b": {"batch_size": 64}}
 
 
 def _compare(capsys, *arguments):
@@ -73,6 +82,17 @@ def test_a_repeated_run_is_no_second_seed(tmp_path):
     first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     lines = gather_lines([read_run(first), read_run(second)])
     assert [line.label for line in lines] == ["a", "b"]
+
+
+def test_runs_may_have_fields_that_others_lack(tmp_path):
+    lines = gather_lines(
+        [read_run(write_run(tmp_path / n, seed=0, **f)) for n, f in _OTHER.items()]
+    )
+    lines[1].runs[0].config["model.own"] = 3  # of a branch that its extensions register
+    for order in (lines, lines[::-1]):
+        differing = differing_fields(order)
+        assert differing == ("batch_size", "model.own")
+        assert describe(lines[0], differing, first=lines[0])["differs"]["model.own"] is None
 
 
 def test_results_that_are_kept_without_their_config_can_be_compared(tmp_path, capsys):

@@ -77,6 +77,15 @@ def test_hostile_names_and_values_stay_text(tmp_path):
     assert not [tag for tag, _ in page.tags if tag == "img"]
 
 
+def test_times_that_cannot_be_are_not_counted(tmp_path):
+    for seed, wall_s in enumerate((1e308, float("nan"), "long", 3.0)):
+        path = write_run(tmp_path / f"seed{seed}", seed=seed) / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"wall_s": wall_s}))
+    document = _document(tmp_path)
+    assert document["lines"][0]["wall_s"] == 3.0
+    render_page(document)
+
+
 def test_a_run_that_is_examined_has_its_mistakes_on_the_page(whole):
     document = _document(whole, mistakes=3)
     (line,) = document["lines"]

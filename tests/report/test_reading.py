@@ -56,6 +56,8 @@ def test_a_run_without_records_has_scores_all_the_same(content, tmp_path):
         {"examples": 0},
         {"examples": "many"},
         {"loss": float("inf")},
+        {"loss": 1e308},
+        {"examples": 10**400},
     ],
 )
 def test_impossible_scores_are_damage(scores, tmp_path):
@@ -119,3 +121,13 @@ def test_folders_are_private(text, shown):
 def test_known_folders_may_have_spaces():
     text = without_folders("in /my runs/of may/a: no file", "/my runs/of may/a", "")
     assert text == "in …/a: no file"
+
+
+def test_records_of_impossible_size_are_left_out(tmp_path):
+    metrics = write_run(tmp_path / "a", seeds=(0, 1, 2)) / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    lines[0] = lines[0].replace("[2.99, 3.0, 3.01]", "[1.7e308, 1.7e308, 3]")
+    metrics.write_text("".join(lines))
+    (run,), notes = _read(tmp_path)
+    assert len(run.record.records) == 5
+    assert notes == ["a: records of metrics.jsonl with numbers above 1e+100 are left out (1)"]

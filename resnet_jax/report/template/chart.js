@@ -70,7 +70,7 @@ function scale(domain, start, end, log) {
   const [low, high] = domain.map(f);
   const at = (value) => (log && value <= 0 ? start : start + ((f(value) - low) / (high - low)) * (end - start));
   const back = (pixel) => low + ((pixel - start) / (end - start)) * (high - low);
-  return { at, back, domain, ticks: log ? logTicks(domain) : linearTicks(domain, Math.abs(end - start) / 52) };
+  return { at, back, domain, ticks: log ? logTicks(domain) : linearTicks(domain, end < start ? (start - end) / 33 : (end - start) / 52) };
 }
 
 function linearTicks([low, high], most) {

@@ -13,7 +13,7 @@ function showExamined(sections, state) {
     const line = state.lines[chosen];
     for (const [name, show] of [["confusion", confusionTable], ["mistakes", gallery]]) {
       const pick = choice("network of", examined.map(({ number, label }) => [number, label]), chosen, (value) => { chosen = Number(value); draw(); });
-      holders[name].replaceChildren(...(examined.length > 1 ? [html("div", { class: "controls" }, pick)] : []), ...show(line.examined));
+      holders[name].replaceChildren(...(examined.length > 1 ? [html("div", { class: "controls" }, pick)] : []), ...show(line.examined, examined.length > 1 ? line.label : ""));
     }
   };
   for (const [name, holder] of Object.entries(holders)) {
@@ -23,16 +23,16 @@ function showExamined(sections, state) {
   draw();
 }
 
-function source({ networks, examples, split }) {
+function source({ networks, examples, split }, label) {
   const what = networks === 1 ? "the last checkpoint" : `the last checkpoints of ${networks} seeds`;
-  return `${what} on ${counted(examples, "image")} of the ${split} split`;
+  return `${label ? `${label}, ` : ""}${what} on ${counted(examples, "image")} of the ${split} split`;
 }
 
-function confusionTable(examined) {
+function confusionTable(examined, label) {
   const { classes, confusion, pairs, networks } = examined;
-  const about = html("p", { class: "about", text: `Of ${source(examined)}${networks === 1 ? "" : ", summed over the seeds"}. Rows are true classes, columns predictions; colours are shares of the true class.` });
+  const about = html("p", { class: "about", text: `Of ${source(examined, label)}${networks === 1 ? "" : ", summed over the seeds"}. Rows are true classes, columns predictions; colours are shares of the true class.` });
   if (!classes.length) {
-    about.textContent = `Of ${source(examined)}: the most frequent confusions.`;
+    about.textContent = `Of ${source(examined, label)}: the most frequent confusions.`;
     return [about, simpleTable(["true class", "predicted", "images"], pairs, "pairs")];
   }
   const upright = classes.some((name) => name.length > 4);
@@ -56,11 +56,11 @@ function simpleTable(head, rows, kind = null) {
   return html("div", { class: "scroll" }, html("table", { class: kind }, html("thead", {}, cells("th", head)), html("tbody", {}, ...rows.map((row) => cells("td", row)))));
 }
 
-function gallery(examined) {
+function gallery(examined, label) {
   const { mistakes, networks } = examined;
   const text = mistakes.length
-    ? `Of ${source(examined)}, the wrong predictions with the highest ${networks === 1 ? "" : "mean "}probability.`
-    : `Of ${source(examined)}, none is classified wrongly.`;
+    ? `Of ${source(examined, label)}, the wrong predictions with the highest ${networks === 1 ? "" : "mean "}probability.`
+    : `Of ${source(examined, label)}, none is classified wrongly.`;
   const about = html("p", { class: "about", text });
   const holder = html("div", { class: "gallery" });
   const classes = [...new Set(mistakes.map((one) => one.true))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
@@ -71,7 +71,7 @@ function gallery(examined) {
 }
 
 function mistakeFigure(one) {
-  const percent = (share) => (share < 1e-4 ? "< 0.01" : (100 * share).toFixed(share > 0.9995 || share < 0.1 ? 2 : 1)) + "\u00a0%";
+  const percent = (share) => (share < 1e-4 ? "<\u00a00.01" : (100 * share).toFixed(share > 0.9995 || share < 0.1 ? 2 : 1)) + "\u00a0%";
   const image = html("img", { src: one.image, width: one.width, height: one.height, alt: `image ${one.index} of the split`, class: one.width < 100 ? "pixels" : null });
   const caption = html("p", {}, html("b", { class: "bad", text: one.predicted }), ` ${percent(one.of_predicted)}`, html("br"), html("span", { class: "muted", text: `is ${one.true}, ${percent(one.of_true)}` }));
   return html("figure", { title: `image ${one.index}` }, image, caption);
