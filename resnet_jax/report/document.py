@@ -127,5 +127,6 @@ def _error(scores: dict[str, Any]) -> float:
 def _grid_value(line: Line, name: str) -> float | str:
     """The value of a field as a number if it is a number, or else as text."""
     value = line.runs[0].config.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else field_text(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return field_text(value)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
@@ -22,7 +23,9 @@ from resnet_jax.inference.restore import restore_run
 from resnet_jax.report.reading import without_folders
 from resnet_jax.research.compare import Line, RecordedRun
 from resnet_jax.train.experiment import load_data
+from resnet_jax.utils.paths import bucket_errors
 
+_HELD_OUT = ("test", "validation")
 _MOST_CLASSES = 40  # of a matrix that is shown whole
 _MOST_CONFUSIONS = 40  # pairs of classes that are listed instead
 _THUMBNAIL = 112  # pixels of the longer side; smaller images stay as they are
@@ -51,19 +54,21 @@ class Examiner:
         Raises:
             ResnetJaxError: a checkpoint or the data are missing or damaged.
         """
-        if missing := [run for run in line.runs if not (run.folder / CHECKPOINTS).exists()]:
-            raise DataError(f"{missing[0].folder} has no checkpoints here")
+        if missing := [run.folder for run in line.runs if not _has_checkpoints(run.folder)]:
+            raise DataError(f"{missing[0]} has no checkpoints here")
         networks = (
             restore_run(run.folder, seed_index=index)
             for run in line.runs
             for index in range(len(run.seeds))
         )
-        split = "test" if line.runs[0].config["data.test"] else "validation"
+        split = next((of for of in _HELD_OUT if line.runs[0].config[f"data.{of}"]), None)
+        if split is None:
+            raise DataError("the config names no held-out split")
         total, confusion, count = np.zeros(()), np.zeros((), np.int64), 0
         for network in networks:
             dataset = self._load(network)
             data, names = dataset.splits[split], dataset.class_names
-            probabilities = network.predictor(data.images)
+            probabilities = network.predictor(list(data.images))
             predicted = probabilities.argmax(axis=1)
             confusion = confusion + _count(data.labels, predicted, classes=len(names))
             total, count = total + probabilities, count + 1
@@ -92,6 +97,14 @@ class Examiner:
         if data.class_names != network.class_names:
             raise DataError(f"{config.data.name} has other classes now than in training")
         return data
+
+
+def _has_checkpoints(folder: epath.Path) -> bool:
+    try:
+        with bucket_errors(folder):
+            return bool((folder / CHECKPOINTS).exists())
+    except OSError:
+        return False
 
 
 def _count(
@@ -183,12 +196,14 @@ def thumbnail(image: UInt8[np.ndarray, "h w c"]) -> dict[str, Any]:
     with neither one nor three channels, the first channel is shown.
     """
     picture = Image.fromarray(image if image.shape[-1] == 3 else image[..., 0])
-    kind, options = "png", {"optimize": True}
-    if max(picture.size) > _THUMBNAIL:
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        kind, options = "jpeg", {"quality": 82}
     file = io.BytesIO()
-    picture.save(file, format=kind, **options)
+    if max(picture.size) > _THUMBNAIL:
+        kind = "jpeg"
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        picture.save(file, kind, quality=82)
+    else:
+        kind = "png"
+        picture.save(file, kind, optimize=True)
     encoded = base64.b64encode(file.getvalue()).decode("ascii")
     width, height = picture.size
     return {"image": f"data:image/{kind};base64,{encoded}", "width": width, "height": height}
