@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "prepare": ["x", "--out=y", "--name=z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "report": ["x"],
     "status": ["x"],
     "verify": ["x"],
 }
