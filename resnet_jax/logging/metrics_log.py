@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import METRICS, TENSORBOARD, write_atomically
+from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.prometheus import PrometheusFile
-from resnet_jax.logging.tensorboard import TensorBoard
+from resnet_jax.logging.trackers import Trackers
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import as_path, is_remote, read_document
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends one JSON object per record, and copies its numbers to TensorBoard.
+    """Appends one JSON object per record, and copies its numbers to the trackers.
 
     Only the main process of a job writes. Files in a bucket can't be appended to: there the
     records are gathered on this host, and `sync` writes the whole file. Records that can't be
@@ -42,6 +42,7 @@ class MetricsLog:
         records: int | None = None,
         total_steps: int = 0,
         prometheus_dir: str = "",
+        trackers: Trackers | None = None,
     ) -> None:
         """Open the log of a run that goes on at `start_step`.
 
@@ -55,6 +56,7 @@ class MetricsLog:
                 warning.
             total_steps: steps of the run.
             prometheus_dir: folder of a `PrometheusFile` that gets the records, too; "" for none.
+            trackers: get the records, too; ended by the caller, after this log.
 
         Raises:
             DataError: metrics.jsonl is damaged, or can't be read.
@@ -70,6 +72,7 @@ class MetricsLog:
         ]
         self._digest = _digest_of(self.history)
         self._writes = is_main()
+        self._trackers = trackers or Trackers()
         if not self._writes:
             return
         if records not in (None, len(self.history)):
@@ -92,7 +95,6 @@ class MetricsLog:
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
-        self._board = TensorBoard(folder / TENSORBOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
@@ -100,7 +102,7 @@ class MetricsLog:
         self._digest.update(_line(record).encode())
         if not self._writes:
             return
-        self._board.write(record)
+        self._trackers.record(record)
         if self._prometheus:
             self._prometheus.write(self.history)
         behind = bool(self._unwritten)
@@ -147,7 +149,7 @@ class MetricsLog:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
-        self._board.sync(self._workdir / TENSORBOARD)
+        self._trackers.sync()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -162,7 +164,6 @@ class MetricsLog:
                 raise
         finally:
             self._file.close()
-            self._board.close()
             if self._prometheus:
                 self._prometheus.close(self.history)
             if self._gathered:

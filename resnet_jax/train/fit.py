@@ -7,7 +7,7 @@ and puts it on record; loop.py is the training loop; step.py is the pure step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -15,6 +15,8 @@ from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.logging.tracking import open_trackers
+from resnet_jax.train.callbacks import Callback, Callbacks
 from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
@@ -69,6 +71,7 @@ def fit(
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
     started_s: float = 0.0,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Train the model of `config`, or resume the run in `workdir`.
 
@@ -86,9 +89,12 @@ def fit(
             run has taken over `workdir`. It may end the process, which the stuck main thread
             can't. By default the run goes on.
         started_s: seconds since this process started, which goodput.json counts as start-up.
+        callbacks: objects of subclasses of `Callback`, called in this order.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
+        UsageError: `stop_at_step` is less than 1, the run doesn't have the steps `profile`, or
+            `callbacks` holds something else.
+        CallbackError: a callback has raised an exception. The run is saved first.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
@@ -97,7 +103,7 @@ def fit(
         NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
         StoppedEarly: a signal came before the steps were compiled.
     """
-    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang)
+    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, tuple(callbacks))
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     fix_threads(config)
     with (
@@ -126,19 +132,32 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
     workdir, total_steps = run.workdir, run.total_steps
     state, step = begin.state, begin.step
     scorer = Scorer(experiment.evaluators(), spec)
+    with run.requests.interrupt_immediately():
+        watchdog.now("opening the trackers")
+        trackers = open_trackers(config, workdir, start_step=step)
     with (
+        trackers,
         MetricsLog(
             workdir,
             start_step=step,
             records=begin.records,
             total_steps=total_steps,
             prometheus_dir=config.prometheus_dir,
+            trackers=trackers,
         ) as log,
         run.console() as console,
     ):
         if begin.change:
             console.say(begin.change)
-        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock, goodput=goodput)
+        recorder = Recorder(
+            spec,
+            workdir,
+            log=log,
+            trackers=trackers,
+            console=console,
+            clock=clock,
+            goodput=goodput,
+        )
         nonfinite = NonfiniteRecord(
             workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
         )
@@ -154,6 +173,15 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
             attempts=config.save_attempts,
         )
         recovery = Recovery(spec, nonfinite, run.checkpoints, saver)
+        callbacks = Callbacks(
+            run.requests.callbacks,
+            spec=spec,
+            workdir=workdir,
+            history=log.history,
+            best=lambda: saver.best,
+            clock=clock,
+            watchdog=watchdog,
+        )
         if step < total_steps:
             with contextlib.closing(experiment.loader()) as loader, contextlib.ExitStack() as used:
                 with run.requests.interrupt_immediately():
@@ -179,21 +207,27 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
                     recorder=recorder,
                     saver=saver,
                     recovery=recovery,
+                    callbacks=callbacks,
                     clock=clock,
                     watchdog=watchdog,
                     stop=run.requests.stop,
                     stop_at_step=run.requests.stop_at_step,
                     check_workdir=run.check_workdir,
                 )
+            callbacks.check()
         if step < total_steps:
             watchdog.now("finishing the last checkpoint")
             run.checkpoints.close()
             goodput.end()
-            console.stopped(step, workdir)
+            trackers.outcome = "stopped"
+            console.stopped(step, workdir, callbacks.stop_reason)
+            callbacks.end(step, state, {}, early=True)
             return FitResult(state, log.history, {}, saver.best, stopped_early=True)
         clock.account.enter("evaluation")
         evaluation = finish_run(
             state, step, run=run, scorer=scorer, saver=saver, recovery=recovery, recorder=recorder
         )
         goodput.end()
+        trackers.outcome = "finished"
+        callbacks.end(step, state, evaluation, early=False)
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)
