@@ -20,6 +20,7 @@ from rich.progress import (
 
 from resnet_jax.checkpoint.stop import NOTHING_LOST
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.logging.display import clock_text, percent_text, seconds_left
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
@@ -134,7 +135,9 @@ class TrainingConsole:
             )
         self.say(f"curves:   {workdir / CURVES}")
         self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
-        self.say(f"next:     resnet-jax eval {workdir} --per-class --confusion confusion.png")
+        can_evaluate = summary["config"]["data"]["name"] != FROM_PYTHON
+        command = f"eval {workdir} --per-class --confusion confusion.png"
+        self.say(f"next:     resnet-jax {command if can_evaluate else f'predict {workdir} IMAGE'}")
         self.say(f"          tensorboard --logdir {workdir}")
 
     def train(self, record: dict[str, Any]) -> None:

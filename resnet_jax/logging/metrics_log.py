@@ -197,28 +197,46 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is damaged, or the file can't be read.
     """
+    records, damaged = salvage_metrics(path)
+    if damaged:
+        number, why = next(iter(damaged.items()))
+        raise DataError(
+            f"Line {number} of {path} is damaged ({why}). Checkpoints don't depend on it:"
+            " remove the line, or the file, and start the run again."
+        )
+    return records
+
+
+def salvage_metrics(path: epath.PathLike) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Return the records of the lines that aren't damaged, and why the others are, by line number.
+
+    An unfinished last line of a crash is left out. Lines are numbered from 1.
+
+    Raises:
+        DataError: the file can't be read.
+    """
     path = epath.Path(path)
     try:
         text = read_document(path).decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return [], {}
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     records: list[dict[str, Any]] = []
+    damaged: dict[int, str] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_checked(json.loads(line, parse_constant=refuse_constant)))
-            _check_same_seeds(records)
+            record = _checked(json.loads(line, parse_constant=refuse_constant))
+            _check_same_seeds(records[0] if records else record, record)
         except (ValueError, RecursionError) as error:
-            why = "not JSON" if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(
-                f"Line {number} of {path} is damaged ({why}). Checkpoints don't depend on it:"
-                " remove the line, or the file, and start the run again."
-            ) from None
-    return records
+            why = "not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            damaged[number] = why
+        else:
+            records.append(record)
+    return records, damaged
 
 
 # Fields that every version of this package has written, by split.
@@ -269,10 +287,10 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f'"{name}" is no finite number')
 
 
-def _check_same_seeds(records: list[dict[str, Any]]) -> None:
-    """Check that the last record has as many seeds as the first, for each metric."""
-    counts = {len(v) for r in (records[0], records[-1]) for v in r.get("seeds", {}).values()}
-    if len(counts) > 1 or ("seeds" in records[0]) != ("seeds" in records[-1]):
+def _check_same_seeds(first: dict[str, Any], record: dict[str, Any]) -> None:
+    """Check that a record has as many seeds as the first, for each metric."""
+    counts = {len(v) for r in (first, record) for v in r.get("seeds", {}).values()}
+    if len(counts) > 1 or ("seeds" in first) != ("seeds" in record):
         raise ValueError("other seeds than in the first line")
 
 

@@ -7,13 +7,15 @@ and puts it on record; loop.py is the training loop; step.py is the pure step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.data.readers.from_python import Examples, PythonData
+from resnet_jax.errors import UsageError
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.logging.tracking import open_trackers
 from resnet_jax.train.callbacks import Callback, Callbacks
@@ -66,6 +68,8 @@ def fit(
     config: ml_collections.ConfigDict,
     workdir: epath.PathLike,
     *,
+    datasets: Mapping[str, Examples] | None = None,
+    class_names: Sequence[str] = (),
     stop_at_step: int | None = None,
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
@@ -79,6 +83,10 @@ def fit(
         config: from a file in configs/ or from `default_config`.
         workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
             processes of a job must share it. It may be in a bucket: gs://….
+        datasets: the data, instead of those that `config.data.name` names: the examples of each
+            split, such as "train" and "test", as arrays (images, labels) or as a random-access
+            source (docs/data.md). Pass the same data when the run is resumed, on every process.
+        class_names: with `datasets`, one name per class; by default the labels from "0" on.
         stop_at_step: save and return after this step, as if a signal had asked for it.
         profile: the first and the last training step to trace; the first step of a run is 1. The
             trace is in the folder tensorboard/plugins/profile of `workdir`.
@@ -93,7 +101,7 @@ def fit(
 
     Raises:
         UsageError: `stop_at_step` is less than 1, the run doesn't have the steps `profile`, or
-            `callbacks` holds something else.
+            `callbacks` holds something else, or `datasets` isn't a mapping of splits.
         CallbackError: a callback has raised an exception. The run is saved first.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
@@ -103,7 +111,11 @@ def fit(
         NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
         StoppedEarly: a signal came before the steps were compiled.
     """
-    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, tuple(callbacks))
+    if class_names and datasets is None:
+        raise UsageError("class_names is for datasets; other data have class names of their own.")
+    data = None if datasets is None else PythonData(datasets, tuple(class_names))
+    callbacks = tuple(callbacks)
+    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, callbacks, data)
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     fix_threads(config)
     with (

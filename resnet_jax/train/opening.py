@@ -27,6 +27,7 @@ from resnet_jax.checkpoint.workdir import (
 from resnet_jax.config.extensions import extension_digests, import_extensions
 from resnet_jax.config.io import bound_fields, describe_differences, to_json
 from resnet_jax.config.schema import check_complete, flatten, validate
+from resnet_jax.data.readers.from_python import PythonData
 from resnet_jax.errors import UsageError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.process import ProcessRecord
@@ -35,7 +36,7 @@ from resnet_jax.logging.tracking import check_installed
 from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, check_consistent, is_main
 from resnet_jax.train.callbacks import Callback, check_callbacks
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.experiment import Experiment, name_data
 from resnet_jax.train.failures import unless_taken_over
 from resnet_jax.train.goodput import TimeAccount, record_end
 from resnet_jax.train.pretrained import name_model
@@ -54,6 +55,7 @@ class Requests:
     profile: Steps | None = None
     on_hang: Callable[[str], None] | None = None
     callbacks: tuple[Callback, ...] = ()
+    data: PythonData | None = None
 
     def __post_init__(self) -> None:
         check_callbacks(self.callbacks)
@@ -137,6 +139,9 @@ def open_run(
     """
     stop, profile = requests.stop, requests.profile
     with contextlib.ExitStack() as held:
+        if requests.data:
+            check_complete(config)
+            config = name_data(config, requests.data)
         fingerprint = _job_fingerprint(config, requests)
         with requests.interrupt_immediately(), check_consistent(fingerprint) as common:
             check_complete(config)
@@ -155,7 +160,7 @@ def open_run(
             held.enter_context(stop.on_failure(record.end))
             end_account = functools.partial(record_end, workdir, account)
             held.enter_context(stop.on_failure(unless_taken_over(check_workdir, end_account)))
-            experiment = Experiment.make(config)
+            experiment = Experiment.make(config, requests.data)
             if profile:
                 check_steps(profile, total_steps=experiment.spec.intervals.total_steps)
             common["the data's fingerprint"] = experiment.dataset.fingerprint
