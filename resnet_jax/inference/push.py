@@ -87,7 +87,8 @@ def prepare_push(run: epath.PathLike, repo: str, folder: Path, choice: Choice) -
         workdir, checkpoint=choice.checkpoint, ema=choice.ema, seed_index=choice.seed_index
     )
     prepared = published_preprocessing(network)
-    save_weights(folder / WEIGHTS, network.model, network.variables, metadata=prepared.metadata())
+    model: Any = network.model  # `save_weights` refuses all but a ResNet
+    save_weights(folder / WEIGHTS, model, network.variables, metadata=prepared.metadata())
     _check_weights(folder / WEIGHTS, network)
     with read_summary(workdir) as summary:
         split, scored = _scores(summary, network, choice)
@@ -105,7 +106,8 @@ def prepare_push(run: epath.PathLike, repo: str, folder: Path, choice: Choice) -
             },
             licence=choice.licence,
         )
-        readme = _readme(card, summary, network, ema=choice.ema)
+        environment = describe_environment(summary)
+    readme = _readme(card, environment, network, ema=choice.ema)
     config = to_json(public_config(network.config))
     records = read_metrics(workdir / METRICS)
     title = f"{network.config.model.name} on {network.config.data.name}"
@@ -113,7 +115,7 @@ def prepare_push(run: epath.PathLike, repo: str, folder: Path, choice: Choice) -
     # Without the base64 of a mean image, in which anything may occur.
     described = dataclasses.replace(prepared, mean_image=None).metadata()
     texts = {CARD: readme, CONFIG: config, METRICS: records_text(records)}
-    metadata = "\n".join((described | architecture_note(network.model)).values())  # type: ignore[arg-type]
+    metadata = "\n".join((described | architecture_note(model)).values())
     check_private(
         {name: text.replace(repo, "") for name, text in (texts | {WEIGHTS: metadata}).items()},
         token=hub_client("Publishing").get_token(),
@@ -145,6 +147,7 @@ def _scores(
     best = summary["best"] or {}
     scores = recorded_scores(summary)
     splits = ("test", "validation")
+    found: dict[str, Evaluation | None] = {}
     if network.step == summary["steps"]:
         found = {split: scores.get(f"{split}_ema" if choice.ema else split) for split in splits}
     elif network.step == best.get("step") and not choice.ema:
@@ -153,8 +156,6 @@ def _scores(
             "test": scores.get("test_best"),
             "validation": Evaluation.from_scalars(of_validation),
         }
-    else:
-        found = {}
     for split, scored in found.items():
         if scored:
             return split, scored.seeds[choice.seed_index] if scored.seeds else scored
@@ -166,12 +167,12 @@ def _scores(
 
 
 def _readme(
-    card: Mapping[str, Any], summary: Mapping[str, Any], network: TrainedNetwork, *, ema: bool
+    card: Mapping[str, Any], environment: str, network: TrainedNetwork, *, ema: bool
 ) -> str:
     """The model card with the Hub's metadata in front."""
     weights = "moving averages of the weights" if ema else "weights"
-    rows = card_rows(card, weights=f"{weights} of step {network.step:,} of {summary['steps']:,}")
-    rows["trained with"] = f"resnet_jax, {describe_environment(summary)}"
+    rows = card_rows(card, weights=f"{weights} of step {network.step:,} of {card['steps']:,}")
+    rows["trained with"] = f"resnet_jax, {environment}"
     rows["SHA-256 of the weights"] = f"`{card['file']['sha256']}`"
     table = "\n".join(f"| {heading} | {text} |" for heading, text in rows.items())
     return f"""---
