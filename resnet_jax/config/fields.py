@@ -146,6 +146,8 @@ FIELDS: tuple[Field, ...] = (
     Field("prometheus_dir", "", LOCAL, may_change=True,
           doc="Folder in which the run writes [a file for Prometheus](watching.md#prometheus);"
               " empty for none."),
+    Field("trackers", ("tensorboard",), one_of(("tensorboard", "wandb", "mlflow"), each=True),
+          "[Services that show the run](watching.md#trackers); () for none.", may_change=True),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
           doc="Steps that the devices take without the host."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,
@@ -243,3 +245,6 @@ FIELDS: tuple[Field, ...] = (
 
 MAY_CHANGE = tuple(field.name for field in FIELDS if field.may_change)
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
+
+FOLDERS = ("data.dir", "prometheus_dir")
+"""Fields that name folders of one machine."""

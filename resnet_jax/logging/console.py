@@ -100,9 +100,17 @@ class TrainingConsole:
         for notice in notices:
             self.say(notice)
 
-    def stopped(self, step: int, workdir: epath.Path) -> None:
-        """Print that the run stopped early; after step 0 there is no checkpoint."""
+    def stopped(self, step: int, workdir: epath.Path, reason: str = "") -> None:
+        """Print that the run stopped early; after step 0 there is no checkpoint.
+
+        Args:
+            step: steps done.
+            workdir: directory of the run.
+            reason: of the callback that stopped the run; "" if a signal did.
+        """
         self._bar.stop()
+        if reason:
+            self.say(f"stopped by {reason}")
         saved = f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
         self.say(f"{saved} the same command goes on from here" if step else NOTHING_LOST)
 

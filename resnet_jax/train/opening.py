@@ -32,7 +32,9 @@ from resnet_jax.errors import UsageError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.process import ProcessRecord
 from resnet_jax.logging.provenance import code_digest, package_versions
+from resnet_jax.logging.tracking import check_installed
 from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, check_consistent, is_main
+from resnet_jax.train.callbacks import Callback, check_callbacks
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.experiment import Experiment, name_data
 from resnet_jax.train.failures import unless_taken_over
@@ -52,9 +54,11 @@ class Requests:
     stop_at_step: int | None = None
     profile: Steps | None = None
     on_hang: Callable[[str], None] | None = None
+    callbacks: tuple[Callback, ...] = ()
     data: PythonData | None = None
 
     def __post_init__(self) -> None:
+        check_callbacks(self.callbacks)
         if self.stop_at_step is not None and self.stop_at_step < 1:
             raise UsageError(f"stop_at_step is {self.stop_at_step}; it must be at least 1.")
 
@@ -144,6 +148,7 @@ def open_run(
             here = None if is_remote(workdir) else Path(workdir)
             import_extensions(config.extensions or (), workdir=here)
             validate(config)
+            check_installed(config)
             common["the sources of extensions"] = extension_digests(config.extensions)
             prepare_workdir(workdir)
             # Only the main process of a job checks the work directory.
@@ -207,4 +212,5 @@ def _job_fingerprint(config: ml_collections.ConfigDict, requests: Requests) -> d
     found |= {f"the version of {name}": version for name, version in package_versions().items()}
     profile = list(requests.profile) if requests.profile else None
     flags = {"stop_at_step": requests.stop_at_step, "profile": profile}
+    flags["callbacks"] = [type(callback).__name__ for callback in requests.callbacks]
     return found | flags | {"the code of resnet_jax": code_digest()}
