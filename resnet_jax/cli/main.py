@@ -25,6 +25,7 @@ from resnet_jax.cli import (
     plan,
     predict,
     prepare,
+    push,
     reproduce,
     status,
     summary,
@@ -49,6 +50,7 @@ _GROUPS: dict[str, dict[str, ModuleType]] = {
         "eval": evaluate,
         "convert": convert,
         "export": export,
+        "push": push,
     },
     "data": {
         "prepare": prepare,

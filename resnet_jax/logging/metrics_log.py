@@ -174,6 +174,11 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
+def records_text(records: Iterable[dict[str, Any]]) -> str:
+    """The content of a metrics.jsonl with these records."""
+    return "".join(map(_line, records))
+
+
 def records_digest(records: Iterable[dict[str, Any]]) -> str:
     """SHA-256 of the lines of these records, in hexadecimal."""
     return _digest_of(records).hexdigest()

@@ -44,6 +44,7 @@ class TensorBoard:
         from tensorboardX.proto import event_pb2  # noqa: PLC0415
 
         self._summary, self._protos, self._metrics = summary, event_pb2, metrics
+        self._session_end: Any = None
         self._target = workdir / TENSORBOARD
         self._gathered = (
             tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
@@ -58,7 +59,7 @@ class TensorBoard:
 
     def hyperparameters(self, values: Mapping[str, Value]) -> None:
         """Begin a session of the HParams dashboard."""
-        experiment, start, self._end = self._summary.hparams(
+        experiment, start, self._session_end = self._summary.hparams(
             dict(values), dict.fromkeys(self._metrics)
         )
         self._write(summary=experiment)
@@ -92,8 +93,8 @@ class TensorBoard:
 
     def end(self, outcome: Outcome) -> None:
         """Close the file."""
-        if outcome == "finished":
-            self._write(summary=self._end)
+        if outcome == "finished" and self._session_end:
+            self._write(summary=self._session_end)
         self.sync()
         self._events.close()
         if self._gathered:

@@ -27,6 +27,7 @@ _ARGUMENTS = {
     "bench": ["step"],
     "convert": ["x.pth", "x.safetensors"],
     "prepare": ["x", "--out=y", "--name=z"],
+    "push": ["x", "y/z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
     "report": ["x"],
