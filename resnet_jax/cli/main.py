@@ -33,6 +33,7 @@ from resnet_jax.cli import (
 )
 from resnet_jax.cli import compile as compile_
 from resnet_jax.cli import list as list_
+from resnet_jax.cli import report as report_
 from resnet_jax.cli.common.config_flag import take_overrides
 from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError
@@ -61,6 +62,7 @@ _GROUPS: dict[str, dict[str, ModuleType]] = {
         "reproduce": reproduce,
         "sweep": sweep,
         "compare": compare,
+        "report": report_,
     },
     "machines": {
         "doctor": doctor,

@@ -52,6 +52,9 @@ KNOWN_SETS: dict[str, KnownSet] = {
     ),
 }
 
+FROM_PYTHON = "arrays"
+"""`data.name` of a run whose data were passed in Python, as `datasets` of `resnet_jax.fit`."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Mean and standard deviation of red, green and blue in 0…1, as in fb.resnet.torch (2016) and most

@@ -29,6 +29,7 @@ _ARGUMENTS = {
     "prepare": ["x", "--out=y", "--name=z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "report": ["x"],
     "status": ["x"],
     "verify": ["x"],
 }
@@ -224,7 +225,7 @@ def _resnet_jax(*arguments, end="", **environment):
         env={**inherited, "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
