@@ -35,6 +35,6 @@ def to_nnx(
         again, and with `nnx.BatchStat` "batch_stats".
     """
     network = nnx.bridge.ToNNX(model, rngs=rngs)
-    for name, value in linen_vars_to_nnx_attrs(unfreeze(variables)).items():
+    for name, value in linen_vars_to_nnx_attrs(unfreeze(dict(variables))).items():
         setattr(network, name, nnx.data(value))
     return network
