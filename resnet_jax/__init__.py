@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
     from resnet_jax.models.surgery import adapt_input_channels, stack_units, unstack_units
+    from resnet_jax.train.callbacks import Callback, RunView
     from resnet_jax.train.fit import FitResult, fit
     from resnet_jax.train.losses import register_loss
     from resnet_jax.train.metrics import register_metric
@@ -55,6 +56,8 @@ _HOME = {
     "list_weights": "weights.zoo",
     "summarize": "models.summary",
     "default_config": "config.schema",
+    "Callback": "train.callbacks",
+    "RunView": "train.callbacks",
     "FitResult": "train.fit",
     "fit": "train.fit",
     "TrainedNetwork": "inference.network",
@@ -92,6 +95,8 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "default_config",
     "fit",
     "FitResult",
+    "Callback",
+    "RunView",
     "restore_run",
     "TrainedNetwork",
     "register_branch",
