@@ -88,7 +88,7 @@ to train a network:
 exit codes:
   0 done and durable          71 a process is lost or hangs
   64 wrong command line       73 the work directory can't be written
-  65 bad data                 75 stopped early but saved: start the command again
+  65 bad data                 75 stopped early, but saved: start it again
   70 numbers aren't finite    78 bad config, or not the run's
 
 resnet-jax SUBCOMMAND --help shows a subcommand's arguments and an example."""
