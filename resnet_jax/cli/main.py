@@ -82,8 +82,8 @@ _SUBCOMMANDS = {name: module for group in _GROUPS.values() for name, module in g
 
 _EPILOG = """\
 to train a network:
-  python train.py --config=configs/digits.py --workdir=runs/digits   in a checkout
-  resnet_jax.fit(config, workdir)                                    from Python
+  python train.py --config=configs/digits.py --workdir=runs/one  (in a checkout)
+  resnet_jax.fit(config, workdir)                                (from Python)
 
 exit codes:
   0 done and durable          71 a process is lost or hangs
