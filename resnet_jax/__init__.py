@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resnet_jax.inference.restore import restore_run
     from resnet_jax.models.branches import register_branch
     from resnet_jax.models.folding import fold_batch_norm
+    from resnet_jax.models.nnx import to_nnx
     from resnet_jax.models.presets import (
         create_model,
         init_variables,
@@ -44,6 +45,7 @@ _HOME = {
     "list_models": "models.presets",
     "ResNet": "models.resnet",
     "fold_batch_norm": "models.folding",
+    "to_nnx": "models.nnx",
     "adapt_input_channels": "models.surgery",
     "stack_units": "models.surgery",
     "unstack_units": "models.surgery",
@@ -79,6 +81,7 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "summarize",
     "ResNet",
     "fold_batch_norm",
+    "to_nnx",
     "adapt_input_channels",
     "stack_units",
     "unstack_units",

@@ -9,6 +9,7 @@
 import hashlib
 import posixpath
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+import notebooks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +33,7 @@ _DOCUMENTS = {
 
 _NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
 _LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".toml": "toml"}
-_AS_THEY_ARE = (".json", ".csv", ".png", ".txt", ".ipynb", ".html", ".onnx")
+_AS_THEY_ARE = (".json", ".csv", ".png", ".txt", ".html", ".onnx")
 
 _LIST_AFTER_TEXT = re.compile(r"^([^\s\-*|>#<].*)\n(- )", re.MULTILINE)
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(\))")
@@ -100,8 +104,9 @@ def _targets(file: File) -> list[str]:
 
 
 def _is_code(uri: str) -> bool:
-    """Whether a page shows a file of the repository that isn't Markdown."""
-    return uri.startswith("files/") and (ROOT / uri[len("files/") : -len(".md")]).is_file()
+    """Whether a page shows the text of a file of the repository."""
+    path = ROOT / uri.removeprefix("files/").removesuffix(".md")
+    return uri.startswith("files/") and path.is_file() and path.suffix != ".ipynb"
 
 
 def _folder(uri: str) -> str:
@@ -138,6 +143,8 @@ def _copy(path: str, uri: str, config: MkDocsConfig) -> File:
         return File.generated(config, uri, abs_src_path=str(source))
     if source.suffix == ".md":
         return File.generated(config, uri, content=source.read_text(encoding="utf-8"))
+    if source.suffix == ".ipynb":
+        return File.generated(config, uri, content=notebooks.to_markdown(source))
     language = _LANGUAGES.get(source.suffix, "text")
     code = source.read_text(encoding="utf-8").rstrip()
     return File.generated(config, uri, content=f"{heading}````{language}\n{code}\n````\n")

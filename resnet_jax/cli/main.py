@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from resnet_jax.cli import list as list_
 from resnet_jax.cli import report as report_
 from resnet_jax.cli.common.config_flag import take_overrides
 from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
-from resnet_jax.errors import UsageError
+from resnet_jax.errors import UsageError, did_you_mean
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.streams import escaped
@@ -81,13 +82,13 @@ _SUBCOMMANDS = {name: module for group in _GROUPS.values() for name, module in g
 
 _EPILOG = """\
 to train a network:
-  python train.py --config=configs/digits.py --workdir=runs/digits   in a checkout
-  resnet_jax.fit(config, workdir)                                    from Python
+  python train.py --config=configs/digits.py --workdir=runs/one  (in a checkout)
+  resnet_jax.fit(config, workdir)                                (from Python)
 
 exit codes:
   0 done and durable          71 a process is lost or hangs
   64 wrong command line       73 the work directory can't be written
-  65 bad data                 75 stopped early but saved: start the command again
+  65 bad data                 75 stopped early, but saved: start it again
   70 numbers aren't finite    78 bad config, or not the run's
 
 resnet-jax SUBCOMMAND --help shows a subcommand's arguments and an example."""
@@ -97,7 +98,9 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, with exit code 64."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(report(UsageError(f"{message} ({self.prog} --help explains)")))
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2])) if wrong else ""
+        sys.exit(report(UsageError(f"{message}{hint} ({self.prog} --help explains)")))
 
 
 def _make_parser() -> _Parser:

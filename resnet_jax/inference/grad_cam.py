@@ -27,7 +27,8 @@ def grad_cam(
     Returns:
         float32 [n, h / stride, w / stride], not negative.
     """
-    maps = model.apply(variables, images, method="features")[f"stage{len(model.stage_sizes)}"]
+    features: Any = model.apply(variables, images, method="features")
+    maps = features[f"stage{len(model.stage_sizes)}"]
     weights = variables["params"]["fc"]["kernel"][:, classes]
     places = maps.shape[1] * maps.shape[2]
     return jnp.maximum(jnp.einsum("nijc,cn->nij", maps.astype(jnp.float32), weights) / places, 0.0)

@@ -1,6 +1,7 @@
 """Callbacks: code of the caller of `fit` that sees a run at its log points, and may stop it."""
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -207,9 +208,7 @@ class Callbacks:
                     best=types.MappingProxyType(best) if (best := self._best()) else None,
                     stopped_early=early,
                     _history=self._history,
-                    _stop=lambda reason, name=name: asked.append(
-                        ": ".join(filter(None, (name, reason)))
-                    ),
+                    _stop=functools.partial(_ask, asked, name),
                 )
                 try:
                     getattr(callback, hook)(view)
@@ -250,3 +249,7 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
                 f"callbacks has {callback!r}, which isn't an object of a subclass of"
                 " resnet_jax.Callback."
             )
+
+
+def _ask(asked: list[str], name: str, reason: str) -> None:
+    asked.append(f"{name}: {reason}" if reason else name)

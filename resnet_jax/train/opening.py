@@ -211,6 +211,6 @@ def _job_fingerprint(config: ml_collections.ConfigDict, requests: Requests) -> d
     found = {name: value for name, value in flatten(config).items() if name != "data.dir"}
     found |= {f"the version of {name}": version for name, version in package_versions().items()}
     profile = list(requests.profile) if requests.profile else None
-    flags = {"stop_at_step": requests.stop_at_step, "profile": profile}
-    flags["callbacks"] = [type(callback).__name__ for callback in requests.callbacks]
+    callbacks = [type(callback).__name__ for callback in requests.callbacks]
+    flags = {"stop_at_step": requests.stop_at_step, "profile": profile, "callbacks": callbacks}
     return found | flags | {"the code of resnet_jax": code_digest()}

@@ -205,6 +205,8 @@ def test_help_lists_every_subcommand_under_its_task(capsys):
         (["summary", "resnet50", "--image-size", "0"], 64, "--image-size is 0"),
         (["eval", "no-such-run"], 78, "no-such-run isn't the directory of a run"),
         (["evaluate", "x"], 64, "invalid choice: 'evaluate'"),
+        (["doctr"], 64, "Did you mean 'doctor'? (resnet-jax --help explains)"),
+        (["completion", "fsh"], 64, "Did you mean 'fish'? (resnet-jax completion --help explains)"),
         (["summary"], 64, "give either a model's name or --config"),
     ],
 )

@@ -9,7 +9,7 @@ from tests.faults.inject import Fault
 from tests.runs import digest, start, steps_on_record, train
 
 # More changes of files than a run makes until it has saved once, also when it has to tidy up first.
-_PROGRESS = 60
+_PROGRESS = 80
 
 
 def _same(workdir, whole):
@@ -28,7 +28,7 @@ def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("nth", range(1, 30, 3))
+@pytest.mark.parametrize("nth", range(1, 30, 2))
 def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path, record_property):
     """One while the run opens its directory, and then each time it goes on, until it ends."""
     ended = train(tmp_path / "run", fault=f"files:{nth}:kill")
@@ -39,7 +39,7 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path, reco
         ended = train(tmp_path / "run", fault=f"files:{_PROGRESS + nth}:kill")
     assert ended.code == 0, ended.said
     record_property("tries", kills)
-    assert kills > 2
+    assert kills > 1
     _same(tmp_path / "run", whole)
 
 

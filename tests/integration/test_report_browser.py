@@ -75,7 +75,6 @@ def page(request, browser, page_file):
     page.on("console", lambda message: errors.append(message.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(page_file.as_uri())
-    page.set_default_timeout(5000)
     yield page
     assert errors == []
     assert [url for url in requested if not url.startswith("data:")] == [page_file.as_uri()]

@@ -1,6 +1,7 @@
 """The site of `make docs`: whole, self-contained, and usable from a folder without a server."""
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -13,13 +14,40 @@ from resnet_jax.cli.main import _SUBCOMMANDS
 from tests.runs import ROOT
 
 
-@pytest.fixture(scope="module")
-def check_links():
-    path = ROOT / "website" / "check_links.py"
-    spec = importlib.util.spec_from_file_location("check_links", path)
+def _module(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "website" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.check
+    return module
+
+
+@pytest.fixture(scope="module")
+def check_links():
+    return _module("check_links").check
+
+
+def test_a_notebook_is_a_page_with_its_output(tmp_path):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Text."]},
+        {
+            "cell_type": "code",
+            "source": ["x = 1\n", "x"],
+            "outputs": [
+                {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]},
+                {"output_type": "execute_result", "data": {"text/plain": ["1"]}},
+                {
+                    "output_type": "display_data",
+                    "data": {"image/png": "iVBO\nRw0=\n", "text/plain": ["<Figure>"]},
+                },
+            ],
+        },
+        {"cell_type": "code", "source": [], "outputs": []},
+    ]
+    (tmp_path / "n.ipynb").write_text(json.dumps({"cells": cells, "nbformat": 4}))
+    assert _module("notebooks").to_markdown(tmp_path / "n.ipynb") == (
+        "# Title\nText.\n\n````python\nx = 1\nx\n````\n\n````text\none\ntwo\n````\n\n"
+        "````text\n1\n````\n\n![Output](data:image/png;base64,iVBORw0=)\n"
+    )
 
 
 def test_what_is_wrong_with_links_is_found(check_links, tmp_path):

@@ -10,7 +10,7 @@ from resnet_jax.checkpoint.workdir import METRICS, NONFINITE
 from resnet_jax.config.schema import default_config
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import DataError, NumericalError, WriteError
-from resnet_jax.logging.metrics_log import MetricsLog, read_metrics
+from resnet_jax.logging.metrics_log import MetricsLog, read_metrics, salvage_metrics
 from resnet_jax.logging.plots import Figures
 from resnet_jax.logging.tracking import open_trackers
 from resnet_jax.train.nonfinite import NonfiniteRecord
@@ -66,6 +66,10 @@ def test_a_damaged_line_is_named_and_what_is_wrong_with_it(line, why, tmp_path):
     assert str(error.value).startswith(f"Line 2 of {path} is damaged (")
     assert why in str(error.value)
     assert "\n" not in str(error.value)
+    records, damaged = salvage_metrics(path)
+    assert records == [TRAIN | SEEDS] * 2
+    assert list(damaged) == [2]
+    assert damaged[2] in str(error.value)
 
 
 def test_what_a_run_writes_is_read_and_a_torn_last_line_is_left_out(tmp_path):

@@ -105,7 +105,7 @@ def decode_part(
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] != 3 or not data.size:
             raise DataError(f"it is {data.dtype} {list(data.shape)}, not uint8 [h, w, 3]")
-        image, box = data, crop_box(*data.shape[:2], draws, area=area)
+        image, box = data, crop_box(data.shape[0], data.shape[1], draws, area=area)
     elif found := _decode_jpeg(data, draws, area=area, size=size):
         image, box = found
     else:

@@ -143,8 +143,9 @@ def _decode(record: Record | Exception, fit: Fit) -> tuple[np.ndarray, int] | Ex
     if not -(2**31) <= record.label < 2**31:
         return DataError(f"{record.where}its label, {record.label}, is out of bounds")
     try:
-        is_file = isinstance(record.image, bytes)
-        return fit.decode(record.image) if is_file else fit.apply(record.image), record.label
+        if isinstance(record.image, bytes):
+            return fit.decode(record.image), record.label
+        return fit.apply(record.image), record.label
     except DataError as error:
         return DataError(f"{record.where}{error}")
     except ConfigError as error:

@@ -260,9 +260,10 @@ def _survey(split: str, records: Records) -> _Survey:
         if isinstance(record, Exception):
             raise _unusable(split, index, record) from record
         labels.append(record.label)
-        is_array = isinstance(record.image, np.ndarray)
-        content = np.ascontiguousarray(record.image).tobytes() if is_array else record.image
-        layout = record.image.shape if isinstance(record.image, np.ndarray) else len(content)
+        if isinstance(record.image, bytes):
+            layout, content = f"{len(record.image)}", record.image
+        else:
+            layout, content = f"{record.image.shape}", record.image.tobytes()
         digest.update(f"{record.label} {layout} ".encode())
         digest.update(content)
     return _Survey(digest.hexdigest(), np.array(labels, np.int64))
@@ -320,7 +321,7 @@ def _array_records(split: str, images: ArrayLike, labels: ArrayLike) -> ArrayRec
     return ArrayRecords(pixels, numbers.astype(np.int32))
 
 
-def _record(example: object) -> Record:
+def _record(example: Any) -> Record:
     """Convert an example of a source.
 
     Raises:

@@ -2,7 +2,7 @@
 //
 // A core reads what another core has just written much more slowly than its own memory, and threads wait
 // for one another to allocate memory. So the objects that oneDNN takes are kept from call to call, and
-// each thread has its own scratchpad and reorders small kernels for itself.
+// each thread has its own scratchpad and reorders kernels for itself.
 
 #pragma once
 
@@ -67,22 +67,23 @@ class Execution {
     if (poison_ && !key_[3]) FillResultWithNaN();
     auto bound = call_.bound->Take(call_.parts);
     size_t count = call_.parts.size();
-    bool reorders = plan_.reorders && kind_ != kKernelGradient && !packed;
+    bool gradient = kind_ == kKernelGradient, reorders = plan_.reorders && !gradient && !packed;
+    bool shares = reorders && count * plan_.blocked_kernel.get_size() > kCopiesBytes;
     // Large memory is allocated here, not by several threads. Null is for memory of the thread's own.
     std::vector<void*> kernels(count, arrays_.kernel), scratchpads(count, nullptr);
     for (size_t i = 0; i < count; ++i) {
-      const auto& scratchpad = call_.parts[i].plan.scratchpad;
-      if (!OwnMemory::Fits(scratchpad)) scratchpads[i] = Allocate(scratchpad);
-      if (reorders) kernels[i] = nullptr;
-      if (kind_ == kKernelGradient && (plan_.reorders || i > 0))
-        kernels[i] = Allocate(plan_.blocked_kernel);
+      if (gradient && (plan_.reorders || i > 0)) kernels[i] = Allocate(plan_.blocked_kernel);
+      if (reorders && !shares) kernels[i] = AllocateIfLarge(plan_.blocked_kernel);
+      scratchpads[i] = AllocateIfLarge(call_.parts[i].plan.scratchpad);
     }
-    if (reorders && !OwnMemory::Fits(plan_.blocked_kernel)) {
+    if (shares) {
       kernels.assign(count, Allocate(plan_.blocked_kernel));
       Reorder((*bound)[0], arrays_.kernel, kernels[0]);
     }
-    ForEach(count, [&](size_t i) { RunPart(i, (*bound)[i], kernels[i], scratchpads[i]); });
-    if (kind_ == kKernelGradient) {
+    ForEach(count, [&](size_t i) {
+      RunPart(i, (*bound)[i], kernels[i], reorders && !shares, scratchpads[i]);
+    });
+    if (gradient) {
       ForEach(count, [&](size_t i) { Add(kernels, i); });
       if (plan_.reorders) Reorder((*bound)[0], kernels[0], arrays_.kernel);
     }
@@ -97,6 +98,9 @@ class Execution {
   }
 
  private:
+  // Of reordered kernels. More than that doesn't fit caches, and threads share one.
+  static constexpr size_t kCopiesBytes = 1 << 25;
+
   static dnnl::stream& Stream() {
     thread_local dnnl::stream stream(Engine());
     return stream;
@@ -125,6 +129,11 @@ class Execution {
     return data;
   }
 
+  // Null if a thread's own memory is large enough.
+  void* AllocateIfLarge(const memory::desc& description) {
+    return OwnMemory::Fits(description) ? nullptr : Allocate(description);
+  }
+
   void* OfThread(OwnMemory::Use use, const memory::desc& description) const {
     void* data = OwnMemory::Get(use);
     if (poison_) FillWithNaN(data, description.get_size());
@@ -142,15 +151,14 @@ class Execution {
                 size);
   }
 
-  // `kernel` and `scratchpad` are null for memory of the thread's own.
-  void RunPart(size_t i, Bound& bound, void* kernel, void* scratchpad) const {
+  // With `reorders`, the given kernel is reordered into `kernel` first. `kernel` and `scratchpad` are
+  // null for memory of the thread's own.
+  void RunPart(size_t i, Bound& bound, void* kernel, bool reorders, void* scratchpad) const {
     std::optional<OneThread> guard;
     if (call_.on_one_thread) guard.emplace();
     const Part& part = call_.parts[i];
-    if (!kernel) {
-      kernel = OfThread(OwnMemory::kKernel, plan_.blocked_kernel);
-      Reorder(bound, arrays_.kernel, kernel);
-    }
+    if (!kernel) kernel = OfThread(OwnMemory::kKernel, plan_.blocked_kernel);
+    if (reorders) Reorder(bound, arrays_.kernel, kernel);
     if (!scratchpad) scratchpad = OfThread(OwnMemory::kScratchpad, part.plan.scratchpad);
     bound.image.set_data_handle(Offset(arrays_.x, part.x, key_[1]));
     bound.features.set_data_handle(Offset(arrays_.y, part.y, key_[1]));

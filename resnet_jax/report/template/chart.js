@@ -1,6 +1,6 @@
 // A line chart with error bands, a crosshair and zoom.
 
-const MARGIN = { left: 52, right: 12, top: 8, bottom: 34 };
+const MARGIN = { left: 60, right: 12, top: 8, bottom: 34 };
 const LARGEST = 1e100; // values beyond aren't drawn, for axes have no room for them
 let clips = 0;
 
