@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any, cast
+from typing import IO, Any, TextIO, cast
 
 import numpy as np
 from etils import epath
@@ -36,12 +36,13 @@ class TrainingConsole:
         # Rich ends the process if nobody reads its output, and fails if the terminal is gone.
         output = cast(IO[str], LossyStream(sys.stdout))
         # Only the main process of a job prints.
-        # In a notebook Rich would show each line as a document of its own, wherever stdout goes.
+        # In a notebook Rich would take a cell for a terminal, and show each line as a document.
         self.console = Console(
             file=output,
             highlight=False,
             soft_wrap=True,
             quiet=not is_main(),
+            force_terminal=_is_terminal(sys.stdout),
             force_jupyter=False,
         )
         self._total = total_steps
@@ -182,3 +183,11 @@ class TrainingConsole:
             f" top-1 {percent_text(record)}  loss {record['loss']:.4f}"
             f"  ({record['examples']:,} images)"
         )
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; it may be closed, or None."""
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:
+        return False
