@@ -1,4 +1,4 @@
-"""resnet-jax export WORKDIR OUT: a network as a program for JAX or as ONNX, or its weights."""
+"""resnet-jax export WORKDIR OUT: a network as a program for JAX, ONNX or LiteRT, or weights."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
@@ -16,7 +16,7 @@ from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network,
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
 
-HELP = "Write a network as a program for JAX or as ONNX, or its weights under PyTorch's names."
+HELP = "Write a network as a program for JAX, ONNX or LiteRT, or its weights for PyTorch."
 EXAMPLE = (
     "resnet-jax export runs/cifar10 cifar10.stablehlo --checkpoint best, or"
     " resnet-jax export --weights resnet50.safetensors --model resnet50 resnet50.stablehlo"
@@ -24,11 +24,15 @@ EXAMPLE = (
 
 _OF_WEIGHTS = ("model", "field", "image_size", "mean", "std")
 _OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
-_SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx"}  # of formats that need one
+_SUFFIXES = {
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "tflite": ".tflite",
+}  # of formats that need one
 _OF_OTHERS = {
     ".ort": "ONNX Runtime",
     **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt"), "PyTorch"),
-    **dict.fromkeys((".pb", ".tflite", ".h5", ".keras"), "TensorFlow"),
+    **dict.fromkeys((".pb", ".h5", ".keras"), "TensorFlow"),
     **dict.fromkeys((".npz", ".npy"), "NumPy"),
     **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML"),
     **dict.fromkeys((".engine", ".plan", ".trt"), "TensorRT"),
@@ -42,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="the file to write")
     parser.add_argument(
         "--format",
-        choices=("stablehlo", "onnx", "safetensors"),
+        choices=("stablehlo", "onnx", "tflite", "safetensors"),
         default="stablehlo",
-        help="a program with its parameters, for JAX or for ONNX Runtime and others (the extra"
-        " [onnx]); or weights for PyTorch (default: stablehlo)",
+        help="a program with its parameters: for JAX, for ONNX Runtime and others (the extra"
+        " [onnx]), or for LiteRT (the extra [tflite]); or weights for PyTorch (default: stablehlo)",
     )
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run)
@@ -60,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"in 0…1, such as {of}: the program then takes uint8 images and normalises them",
         )
     program = parser.add_argument_group("the program")
-    program.add_argument("--batch", type=int, metavar="N", help="images per call (default: any)")
+    program.add_argument(
+        "--batch", type=int, metavar="N", help="images per call (default: any; 1 for tflite)"
+    )
     program.add_argument(
         "--platforms",
         type=lambda text: text.split(","),
@@ -95,6 +101,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Restore or load the network, and write it."""
     from resnet_jax.inference.export import export_program, write_program
     from resnet_jax.inference.onnx import export_onnx, write_onnx
+    from resnet_jax.inference.tflite import tflite_program, write_tflite
     from resnet_jax.weights.save import save_weights
 
     _check(args)
@@ -111,6 +118,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.format == "onnx":
         graph = export_onnx(*inputs, **options)
         return document | write_onnx(args.output, graph, notes=network.notes)
+    if args.format == "tflite":
+        program = tflite_program(*inputs, **options | {"batch_size": args.batch or 1})
+        return document | write_tflite(args.output, program, notes=network.notes)
     if args.platforms:
         options["platforms"] = args.platforms
     program = export_program(*inputs, **options)
@@ -131,6 +141,12 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"{first}, for ONNX's operators of version {document['opset']}",
             _interface(document),
             "metadata in the file: all of this, for programs to read",
+        ]
+    elif document["format"] == "tflite":
+        lines = [
+            f"{first}, for LiteRT",
+            _interface(document),
+            f"{output}.json: all of this, for programs to read",
         ]
     else:
         lines = [
@@ -169,8 +185,8 @@ def _check(args: argparse.Namespace) -> None:
     refuse(args, others, f"is for a network of {why}")
     if args.format == "safetensors":
         refuse(args, _OF_PROGRAMS, "is for programs, not for --format=safetensors")
-    if args.format == "onnx":
-        refuse(args, ("platforms",), "is for --format=stablehlo; ONNX has no platforms")
+    if args.format in ("onnx", "tflite"):
+        refuse(args, ("platforms",), f"is for --format=stablehlo, not for --format={args.format}")
     for name, suffix in _SUFFIXES.items():
         if (args.output.suffix == suffix) != (args.format == name):
             raise UsageError(

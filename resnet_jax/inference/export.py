@@ -154,14 +154,20 @@ def write_program(
     Raises:
         WriteError: a file can't be written; an existing file is intact.
     """
-    path = Path(path)
-    data = program.serialize()
-    document = {
-        **(notes or {}),
-        **describe_program(program),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-    }
+    description = {**(notes or {}), **describe_program(program)}
+    return write_described(Path(path), program.serialize(), description)
+
+
+def write_described(
+    path: Path, data: bytes | bytearray, description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a file, and its description with "sha256" and "bytes" to `path` + ".json".
+
+    Raises:
+        WriteError: a file can't be written; an existing file is intact.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    document = {**description, "sha256": digest, "bytes": len(data)}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     replace_program(path, data)
     replace_program(path.with_name(f"{path.name}.json"), f"{text}\n".encode())

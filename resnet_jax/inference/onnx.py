@@ -162,7 +162,8 @@ def _check_installed() -> None:
 
 def _add_program(graph: Graph, program: ClosedJaxpr | Jaxpr, args: Sequence[Value]) -> list[Value]:
     """Add the nodes of a program; returns its results."""
-    jaxpr, consts = (program, []) if isinstance(program, Jaxpr) else (program.jaxpr, program.consts)
+    consts = program.consts if isinstance(program, ClosedJaxpr) else []
+    jaxpr = program.jaxpr if isinstance(program, ClosedJaxpr) else program
     constants = [Constant(np.asarray(const)) for const in consts]
     inputs = zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True)
     values: dict[Var, Value] = dict(inputs)
@@ -219,15 +220,26 @@ def _depends_on_batch_size(eqn: JaxprEqn) -> bool:
 
 
 def _unroll(graph: Graph, eqn: JaxprEqn, args: list[Value]) -> list[Value]:
-    """The iterations of a loop one after another, as ResNet.scan needs them."""
-    params = eqn.params
-    fixed, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
-    stacked = [x for x in args[carried:] if isinstance(x, Constant)]
-    fixed_length = isinstance(params["length"], int) and len(stacked) == len(args) - carried
-    if not fixed_length or len(eqn.outvars) > params["num_carry"]:
+    """The iterations of a loop one after another, as `ResNet.scan` needs them.
+
+    The operands are those that all iterations share, those that an iteration gives to the next,
+    and arrays of which each iteration takes a row. Results are of the second kind.
+    """
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    rows = [_rank(a) > _rank(b) for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True)]
+    stacked = [x for x, has_rows in zip(args, rows, strict=True) if has_rows]
+    arrays = [x for x in stacked if isinstance(x, Constant)]
+    results = zip(eqn.outvars, body.jaxpr.outvars, strict=True)
+    collected = any(_rank(a) > _rank(b) for a, b in results)
+    if len(arrays) < len(stacked) or collected or not isinstance(length, int):
         raise unsupported(eqn, "a loop over arrays that aren't parameters")
-    carry, steps = args[fixed:carried], range(params["length"])
-    for i in reversed(steps) if params["reverse"] else steps:
-        rows = [Constant(x.array[i], x.name and f"{x.name}/{i}") for x in stacked]
-        carry = _add_program(graph, params["jaxpr"], [*args[:fixed], *carry, *rows])
+    first = len(args) - len(stacked) - len(eqn.outvars)
+    shared, carry = args[:first], args[first : len(args) - len(stacked)]
+    for i in reversed(range(length)) if eqn.params["reverse"] else range(length):
+        taken = [Constant(x.array[i], x.name and f"{x.name}/{i}") for x in arrays]
+        carry = _add_program(graph, body, [*shared, *carry, *taken])
     return carry
+
+
+def _rank(variable: Any) -> int:
+    return len(variable.aval.shape)

@@ -84,12 +84,17 @@ def _without(order: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _reduce(op: str, graph: Graph, eqn: JaxprEqn, x: Tensor) -> Value:
-    axes = eqn.params["axes"]
+    axes, rank = eqn.params["axes"], len(x.shape)
     places = sorted(x.order.index(axis) for axis in axes)
+    name = x.name
     if op == "ReduceSum":  # takes the axes as an input since opset 13, the others since 18
-        name = graph.call(op, x.name, graph.integers(places), keepdims=0)
+        # Axes apart one by one: ONNX Runtime adds their elements one after another, which rounds
+        # sums of thousands of elements more than sums of sums.
+        is_block = places == list(range(rank - len(places), rank))
+        for step in [places] if is_block else [[place] for place in reversed(places)]:
+            name = graph.call(op, name, graph.integers(step), keepdims=0)
     else:
-        name = graph.call(op, x.name, axes=places, keepdims=0)
+        name = graph.call(op, name, axes=places, keepdims=0)
     return Tensor(name, result_of(eqn).shape, _without(x.order, axes))
 
 

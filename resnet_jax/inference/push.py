@@ -24,7 +24,6 @@ from resnet_jax.inference.card import (
     published_preprocessing,
 )
 from resnet_jax.inference.network import TrainedNetwork
-from resnet_jax.inference.pretrained import pretrained
 from resnet_jax.inference.privacy import check_private, public_config
 from resnet_jax.inference.restore import restore_run
 from resnet_jax.logging.metrics_log import read_metrics, records_text
@@ -37,6 +36,7 @@ from resnet_jax.utils.paths import as_path
 from resnet_jax.weights.architecture_note import architecture_note
 from resnet_jax.weights.hub import CONFIG, WEIGHTS
 from resnet_jax.weights.hub_upload import check_repo, hub_client
+from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.save import save_weights
 
 CARD = "README.md"
@@ -129,7 +129,7 @@ def _check_weights(path: Path, network: TrainedNetwork) -> None:
     """Read the file as users will, and compare it with the network bit by bit."""
     read, own = (
         flatten_dict(unstack_units(dict(variables)), sep="/")
-        for variables in (pretrained(path).variables, network.variables)
+        for variables in (load_weights(read_model(path), path), network.variables)
     )
     same = (np.array_equal(np.asarray(read[name]), np.asarray(own[name])) for name in own)
     if read.keys() != own.keys() or not all(same):
@@ -174,7 +174,7 @@ def _readme(
     rows = card_rows(card, weights=f"{weights} of step {network.step:,} of {card['steps']:,}")
     rows["trained with"] = f"resnet_jax, {environment}"
     rows["SHA-256 of the weights"] = f"`{card['file']['sha256']}`"
-    table = "\n".join(f"| {heading} | {text} |" for heading, text in rows.items())
+    table = "\n".join(f"| {heading} | {_in_cell(text)} |" for heading, text in rows.items())
     return f"""---
 {_metadata(card)}
 ---
@@ -204,6 +204,11 @@ logits = model.apply(network.variables, network.preprocessing.normalize(crops))
 `{WEIGHTS}` has PyTorch's names and layouts. `{CONFIG}` is the configuration of the run, and
 `{METRICS}` its record.
 """
+
+
+def _in_cell(text: str) -> str:
+    """A text in a cell of a Markdown table: class names and notes may hold anything."""
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _metadata(card: Mapping[str, Any]) -> str:

@@ -19,7 +19,8 @@ _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _BATCH = 100  # parameters or metrics in a request, of which MLflow takes so many
 _LONGEST = 500  # characters of a parameter, which every server takes
 _MOST_WAITING = 10_000  # requests
-_LONGEST_WAIT_S = 60.0  # at the beginning and at the end
+_BEGIN_S = 180.0  # a new database is made
+_END_S = 60.0
 _POLL_S = 0.05
 
 
@@ -49,7 +50,7 @@ class MlflowTracker:
         self._is_new, self.run_id = False, ""
         self._sender = _Sender()
         self._sender.send(partial(self._begin, workdir.name, run_id))
-        self._sender.wait(timeout_s=_LONGEST_WAIT_S)
+        self._sender.wait(timeout_s=_BEGIN_S)
         self.where = f"run {self.run_id}"
 
     def hyperparameters(self, values: Mapping[str, Value]) -> None:
@@ -81,7 +82,7 @@ class MlflowTracker:
             TimeoutError: not all was sent.
         """
         self._sender.send(partial(self._client.set_terminated, self.run_id, _STATUS[outcome]))
-        self._sender.wait(timeout_s=_LONGEST_WAIT_S)
+        self._sender.wait(timeout_s=_END_S)
 
     def _log(self, **entities: Sequence[Any]) -> None:
         self._sender.send(partial(self._client.log_batch, self.run_id, **entities))

@@ -63,6 +63,22 @@ def test_a_run_becomes_an_onnx_file(whole, tmp_path, capsys):
     )
 
 
+def test_a_run_becomes_a_tflite_file(whole, tmp_path, capsys):
+    pytest.importorskip("litert_converter")
+    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
+    network = resnet_jax.restore_run(whole)
+    out = tmp_path / "digits.tflite"
+    document = _export(capsys, whole, out, "--format=tflite", "--batch=3")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    run = interpreters.Interpreter(model_path=str(out)).get_signature_runner()
+    probabilities = jax.nn.softmax(run(images=images)["logits"])
+    np.testing.assert_allclose(probabilities, network.predict(list(images)), atol=1e-5)
+    beside = json.loads((tmp_path / "digits.tflite.json").read_text())
+    assert document == {"output": str(out), "format": "tflite"} | beside
+    assert beside["class_names"] == list(network.class_names)
+    assert beside["images"] == {"shape": [3, 8, 8, 1], "dtype": "uint8"}
+
+
 def test_without_the_extra_the_command_says_what_to_install(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     arguments = ["export", str(whole), str(tmp_path / "out.onnx"), "--format=onnx"]
@@ -141,9 +157,10 @@ _FILE = ["--weights", "net.npz", "--model", "resnet20"]
         (["run", "out.safetensors"], 64, "--format=stablehlo don't go together"),
         (["run", "out.onnx"], 64, "a name in .onnx is for --format=onnx, and for it only"),
         (["run", "out", "--format=onnx"], 64, "out and --format=onnx don't go together"),
-        (["run", "out.onnx", "--format=onnx", "--platforms=cpu"], 64, "ONNX has no platforms"),
+        (["run", "out.onnx", "--format=onnx", "--platforms=cpu"], 64, "not for --format=onnx"),
+        (["run", "out.tflite"], 64, "a name in .tflite is for --format=tflite, and for it only"),
         (
-            ["run", "out.tflite"],
+            ["run", "out.keras"],
             64,
             "named as a file of TensorFlow, and a program is StableHLO; name it out.s",
         ),

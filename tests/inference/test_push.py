@@ -85,7 +85,10 @@ def test_without_yes_it_shows_everything_and_sends_nothing(run, hub, capsys, tmp
 @pytest.mark.parametrize("flags", [[], ["--checkpoint=best"], ["--ema"]])
 def test_what_was_pushed_is_read_back(run, hub, capsys, tmp_path, flags):
     assert (
-        main(["push", str(run), NAME, "--yes", "--license=mit", "--note=twelve steps", *flags]) == 0
+        main(
+            ["push", str(run), NAME, "--yes", "--license=mit", "--note=twelve | steps\n---", *flags]
+        )
+        == 0
     )
     assert f"sent: {constants.ENDPOINT}/{NAME}/commit/{COMMIT}" in capsys.readouterr().out
     checkpoint = "best" if flags == ["--checkpoint=best"] else "last"
@@ -112,7 +115,7 @@ def test_what_was_pushed_is_read_back(run, hub, capsys, tmp_path, flags):
         "accuracy": pytest.approx(scores["top1"]), "loss": pytest.approx(scores["loss"]),
     }  # fmt: skip
     assert f'pretrained("{NAME}")' in page
-    assert "twelve steps: 12 steps of 32" in page
+    assert r"| training | twelve \| steps ---: 12 steps of 32" in page
     config = from_json((folder / "config.json").read_text())
     assert tuple(config.model.stage_sizes) == (1, 1, 1)
     assert (config.data.dir, config.prometheus_dir) == (None, "")

@@ -82,7 +82,6 @@ class Library:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self._functions = ctypes.CDLL(str(path.resolve()))
         self._functions.resnet_jax_describe_onednn.restype = ctypes.c_char_p
-        self._functions.resnet_jax_packed_bytes.restype = ctypes.c_int64
 
     def onednn(self) -> str:
         """Version and build of oneDNN, and the instruction set that it uses."""
@@ -107,7 +106,9 @@ class Library:
 
     def packed_bytes(self, problem: Problem) -> int:
         """Size of a kernel in oneDNN's layout for the problem; 0 if there is no such layout."""
-        return int(self._functions.resnet_jax_packed_bytes(problem.numbers()))
+        packed_bytes = self._functions.resnet_jax_packed_bytes
+        packed_bytes.restype = ctypes.c_int64
+        return int(packed_bytes(problem.numbers()))
 
     def handler(self, name: str) -> Any:
         """The XLA FFI handler of that name: a kind of problem, "pack" or "forward_packed"."""
