@@ -4,7 +4,8 @@ The images are those of Debian's package dataset-fashion-mnist (apt install data
 or with --config.data.dir=FOLDER those of a folder of IDX files.
 
 COMMAND: python train.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
-EXPECTED: not yet run here.
+EXPECTED: test error in %, mean ± standard deviation of three seeds, after two epochs: 13.07 ± 0.41
+(24 minutes on two CPU cores beside much other work). benchmarks/results/fashion_mnist/ has the run.
 """
 
 from ml_collections import ConfigDict

@@ -51,7 +51,9 @@ def test_every_result_names_how_it_came_about(path):
     )
     assert summary["versions"]["jax"]
     assert summary["hardware"]["cpu"]
-    assert isinstance(summary["seed"], int)
+    seeds = summary["seeds"] if "seeds" in summary else [summary["seed"]]
+    assert seeds
+    assert all(isinstance(seed, int) for seed in seeds)
     last = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["split"] == "test"
 
@@ -79,6 +81,15 @@ def test_the_sweep_on_digits_came_to_what_its_config_says():
         shown = [f"{100 * (1 - one['mean']):.2f} ± {100 * one['std']:.2f}" for one in scores]
         assert len(shown) == 3
         assert ", ".join(shown) in said
+
+
+def test_fashion_mnist_came_to_what_its_config_says():
+    path = ROOT / "benchmarks/results/fashion_mnist/summary.json"
+    run = json.loads(path.read_text())
+    test = run["final"]["test"]
+    assert (run["seeds"], test["examples"]) == ([0, 1, 2], 10_000)
+    said = " ".join((ROOT / "configs" / "fashion_mnist.py").read_text().split())
+    assert f"{100 * (1 - test['top1']):.2f} ± {100 * test['std']['top1']:.2f}" in said
 
 
 _PAGES = (

@@ -10,7 +10,7 @@ from rich.console import Console
 from resnet_jax.cli.common.run_flags import add_run_flags
 from resnet_jax.cli.common.tables import Table
 
-HELP = "Show what would be published on the Hugging Face Hub, and with --yes publish it."
+HELP = "Publish a run's network on the Hub; without --yes, only show it."
 EXAMPLE = "resnet-jax push runs/cifar10 someone/resnet20.cifar10 --checkpoint=best --yes"
 
 

@@ -36,7 +36,14 @@ class TrainingConsole:
         # Rich ends the process if nobody reads its output, and fails if the terminal is gone.
         output = cast(IO[str], LossyStream(sys.stdout))
         # Only the main process of a job prints.
-        self.console = Console(file=output, highlight=False, soft_wrap=True, quiet=not is_main())
+        # In a notebook Rich would show each line as a document of its own, wherever stdout goes.
+        self.console = Console(
+            file=output,
+            highlight=False,
+            soft_wrap=True,
+            quiet=not is_main(),
+            force_jupyter=False,
+        )
         self._total = total_steps
         self._start_step = start_step
         self._last_line = float("-inf")

@@ -24,7 +24,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 _FISH = 'resnet-jax completion fish | source; complete -C "$LINE"'
 
 
-@pytest.fixture(params=["bash", "fish"])
+@pytest.fixture(params=["bash", pytest.param("fish", marks=pytest.mark.thorough)])
 def complete(request, tmp_path):
     """The words by which a shell completes a line, in a folder of the test."""
     if shutil.which(request.param) is None:

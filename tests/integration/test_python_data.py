@@ -179,7 +179,7 @@ def test_seeds_augmentations_and_metrics_of_ones_own_are_as_with_other_data(tmp_
         config = make_tiny_config()
         config.seeds, config.extensions = (0, 1), ("parts_of_test",)
         config.data.augmentations, config.metrics = ("inverted",), ("confident",)
-        config.duration, config.data.resident = 4 * 32.0, number == 0
+        config.duration, config.data.resident = 4 * 32.0, False
         results.append(resnet_jax.fit(config, tmp_path / str(number), datasets=datasets))
     assert "confident" in results[1].evaluation["test"].metrics
     _assert_same(results[1], results[0])

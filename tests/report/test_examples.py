@@ -70,6 +70,7 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed():
     assert found == {"classes": [], "confusion": [], "pairs": [["class 7", "class 9", 5]]}
 
 
+@pytest.mark.thorough
 def test_a_trained_run_is_examined_as_it_is_evaluated(whole):
     (line,) = gather_lines([read_run(whole)])
     found = Examiner(mistakes=5).examine(line)
