@@ -11,7 +11,7 @@ WORKDIR ?= runs/digits
 FLAGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all check faults soak format hooks clean
+.PHONY: help train test test-all check docs package faults soak format hooks clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -32,6 +32,19 @@ check: $(VENV)/.installed-dev  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs  ## build the site into build/site, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file=website/mkdocs.yml
+	$(BIN)/python website/check_links.py build/site
+
+package: $(VENV)/.installed-package  ## build the distributions, check them, train with them in a new environment
+	rm -rf dist build/clean
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt dist/*.whl
+	cp tests/installed.py build/clean
+	cd build/clean && bin/python installed.py . && bin/resnet-jax --version
 
 faults: $(VENV)/.installed-dev  ## break runs in every way known, and count what was survived
 	$(BIN)/python benchmarks/faults.py $(FLAGS)
@@ -62,4 +75,14 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests and checks need"
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing what the site needs"
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(VENV)/.installed-package: $(VENV)/.installed
+	@echo "installing what builds the package"
+	$(PIP) install -c constraints.txt -e '.[package]'
 	@touch $@

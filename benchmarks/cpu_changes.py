@@ -1,4 +1,4 @@
-"""What folding and fusing give inference on CPUs, and where the time of a step goes.
+"""What folding, fusing and preparing give inference on CPUs, and where the time of a step goes.
 
 Variants are compiled in one process and take turns; ratios are of neighbouring calls. Times are
 the process's time on one core, so that other work on the machine counts as little as possible; with
@@ -52,13 +52,14 @@ def training(network: str) -> Call:
 
 
 def inference(network: str, batch: int) -> dict[str, Call]:
-    """Inference as `model.apply`, with folded normalisation, and also with fused chains."""
+    """Inference as `model.apply`, and with each of folding, fusing and preparing more."""
     import jax  # noqa: PLC0415
     import jax.numpy as jnp  # noqa: PLC0415
     import vs_peers  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
     from resnet_jax.ops.fusion import fuse  # noqa: PLC0415
+    from resnet_jax.ops.prepared import Prepared  # noqa: PLC0415
 
     size, classes = vs_peers.SHAPES[network]
     model: Any = resnet_jax.create_model(network, num_classes=classes)
@@ -66,20 +67,21 @@ def inference(network: str, batch: int) -> dict[str, Call]:
     folded = resnet_jax.fold_batch_norm(model, variables, (size, size, 3))
     images = jnp.ones((batch, size, size, 3))
 
-    def calls(function: Any, variables: Any) -> Call:
-        run = jax.jit(function)
-
+    def calls(run: Callable[[Any], Any]) -> Call:
         def call(count: int) -> None:
             for _ in range(count):
-                run(variables, images).block_until_ready()
+                run(images).block_until_ready()
 
         call(1)
         return call
 
-    plain, fused = jax.jit(model.apply), fuse(model.apply)
-    return {"plain": calls(plain, variables), "folded": calls(model.apply, folded)} | (
-        {"folded and fused": calls(fused, folded)}
-    )
+    plain, fused = jax.jit(model.apply), jax.jit(fuse(model.apply))
+    return {
+        "plain": calls(lambda images: plain(variables, images)),
+        "folded": calls(lambda images: plain(folded, images)),
+        "folded and fused": calls(lambda images: fused(folded, images)),
+        "folded, fused and prepared": calls(Prepared(model.apply, folded)),
+    }
 
 
 def compare(variants: dict[str, Call], seconds: float, clock: Clock) -> dict[str, Any]:
@@ -208,7 +210,7 @@ def before_and_after(args: argparse.Namespace) -> dict[str, Any]:
         processes = {}
         for name, tree in trees.items():
             os.environ["PYTHONPATH"] = str(tree)
-            processes[name] = Process(sys.executable, contender, given, mode)
+            processes[name] = Process(sys.executable, contender, given, mode, tree=tree)
         batch = 1 if mode == "latency" else given.batch
         rounds = []
         for _ in range(args.rounds):

@@ -43,18 +43,20 @@ def _peers_of(results: list[dict[str, Any]]) -> str:
 
 
 def changes_table() -> str:
-    """What folding and fusing gave, by network and processor."""
+    """What folding, fusing and preparing gave, by network and processor."""
     measured = {
-        "inference with oneDNN: folded": ("inference_with_onednn", 1),
-        "inference with oneDNN: folded and fused": ("inference_with_onednn", 2),
-        "the same for one image": ("latency_with_onednn", 2),
-        "inference without oneDNN: folded": ("inference_pure", 1),
+        "inference with oneDNN: folded": ("inference_with_onednn", "folded"),
+        "inference with oneDNN: folded and fused": ("inference_with_onednn", "folded and fused"),
+        "the same for one image": ("latency_with_onednn", "folded and fused"),
+        "the same for one image, prepared": ("latency_with_onednn", "folded, fused and prepared"),
+        "inference without oneDNN: folded": ("inference_pure", "folded"),
     }
     results = _results("cpu_changes_*.json")
     rows = []
-    for what, (name, place) in measured.items():
-        ratios = [list(r[name].values())[place]["first_divided_by_it"] for r in results]
-        rows.append((what, *(f"{ratio:.2f}" for ratio in ratios)))
+    for what, (name, variant) in measured.items():
+        ratios = [r[name].get(variant, {}).get("first_divided_by_it") for r in results]
+        if any(ratios):
+            rows.append((what, *(f"{ratio:.2f}" if ratio else "" for ratio in ratios)))
     return markdown(
         ("time on one core without it, divided by time with it", *map(_title, results)), rows
     )
@@ -65,7 +67,7 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def before_table() -> str:
-    """Speed after the changes of threads and of Winograd's forms, divided by speed before."""
+    """Speed of this code, divided by the speed of the checkout before a change."""
     names = {
         "train": "training, oneDNN",
         "train_bfloat16": "training, oneDNN, bfloat16",

@@ -45,7 +45,7 @@ def correct(task: Task) -> Iterator[tuple[str, Any]]:
     networks: dict[str, tuple[int, int, dict[str, Any]]]
     networks = {"resnet20": (16, 32, {}), "resnet50": (16, 224, {})}
     if task.toy:
-        networks = {"resnet50": (2, 32, {"stage_sizes": (1, 1)})}
+        networks = {"resnet50": (2, 32, {"stage_sizes": (1, 1), "width": 8})}
     for name, (batch, size, fields) in networks.items():
         trace = _of_network(name, batch, size, fields)
         yield name, _errors(("logits", "gradients", "statistics"), trace)
@@ -151,7 +151,10 @@ def repeat(task: Task) -> Iterator[tuple[str, Any]]:
     for name, config in configs.items():
         config.steps_per_dispatch = 2 if task.toy else 10
         if task.toy:
-            set_field(config, "model.stage_sizes", (1, 1))
+            fields = {"batch_size": 4, "model.bn_group_size": config.model.bn_group_size and 2}
+            fields |= {"model.stage_sizes": (1, 1), "model.width": 4}
+            for field, value in fields.items():
+                set_field(config, field, value)
         digests = []
         for _ in range(2):
             steps = RandomSteps(TrainSpec.without_data(config, make_mesh(data=1)))

@@ -139,7 +139,8 @@ def resnet50(task: Task, groups: int | None) -> ConfigDict:
     config = recipes.make("goyal_2017", model="resnet50")
     fields = {"batch_size": 256, "model.bn_group_size": groups}
     if task.toy:
-        fields |= {"batch_size": 4, "data.image_size": 32, "model.stage_sizes": (1, 1)}
+        fields |= {"batch_size": 4, "data.image_size": 32}
+        fields |= {"model.stage_sizes": (1, 1), "model.width": 8}
         fields |= {"model.bn_group_size": groups and 2}
     for name, value in fields.items():
         set_field(config, name, value)
@@ -225,7 +226,8 @@ def cifar(task: Task) -> Iterator[tuple[str, Any]]:
                 fields: dict[str, Any] = {"batch_size": batch, "model.dtype": dtype}
                 fields |= {"model.bn_group_size": None, "seeds": _SEEDS[:seeds]}
                 if task.toy:
-                    fields |= {"model.stage_sizes": (1, 1), "steps_per_dispatch": 4}
+                    fields |= {"model.stage_sizes": (1, 1), "model.width": 4}
+                    fields |= {"steps_per_dispatch": 4}
                 for name, value in fields.items():
                     set_field(config, name, value)
                 configs[f"batch {batch}, {dtype}", seeds] = config

@@ -52,8 +52,10 @@ def _command(name: str, workdir: Path, task: Task) -> list[str]:
     else:  # digits, at toy size
         command += ["--config=configs/digits.py", "--config.duration=2.0"]
         command += ["--config.schedule.warmup=0.5"]
+    if task.toy:
+        command += ["--config.model.stage_sizes=(1,1,1)", "--config.model.width=4"]
     if task.data and task.toy:
-        command += ["--config.model.stage_sizes=(1,1,1)", "--config.duration=2560.0"]
+        command += ["--config.duration=2560.0"]
         command += ["--config.eval_every=2560.0", "--config.checkpoint_every=1280.0"]
         command += ["--config.steps_per_dispatch=5", "--config.log_every=5"]
     return [*command, f"--workdir={workdir}"]

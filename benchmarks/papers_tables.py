@@ -71,6 +71,19 @@ def verdicts_table() -> str:
     return markdown(("", "claim", *headings), rows)
 
 
+def gallery() -> str:
+    """The figures, two in a row, each with its claim and verdict."""
+    cells = []
+    for name, reproduction in REPRODUCTIONS.items():
+        if _has(name, "cpu"):
+            picture = f"[![{reproduction.title}](figures/papers/{name}.png)](papers.md#{name})"
+            words = f"**{reproduction.claim}** {reproduction.paper}: {_verdict(name, 'cpu')}."
+            cells.append(f"{picture}<br>{words}")
+    if len(cells) % 2:
+        cells.append("")
+    return markdown(("", ""), zip(cells[::2], cells[1::2], strict=True))
+
+
 def table6() -> str:
     """Test errors of the finished runs of configs/cifar10_table6.py, and the paper's."""
     finished: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -124,4 +137,5 @@ TABLES = {
     "verdicts": ("docs/papers.md", verdicts_table),
     "table6": ("docs/papers.md", table6),
     "papers": ("docs/papers.md", papers_section),
+    "gallery": ("docs/gallery.md", gallery),
 }

@@ -12,110 +12,25 @@ docs/weights.md.
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from ml_collections import ConfigDict
 from table_text import RESULTS, ROOT
 
 from resnet_jax.data.datasets import ImageSet
-from resnet_jax.inference.network import TrainedNetwork
+from resnet_jax.inference.card import TERMS, make_card, measured_scores, published_preprocessing
 from resnet_jax.inference.pretrained import pretrained
 from resnet_jax.inference.restore import restore_run
 from resnet_jax.logging.provenance import provenance
-from resnet_jax.models.summary import summarize
 from resnet_jax.train.experiment import load_data
 from resnet_jax.weights.save import save_weights
 from resnet_jax.weights.zoo import FILES
 
 _LICENCE = "Apache-2.0"
-_DATA_LICENCES = {
-    "cifar10": "none stated (A. Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny"
-    " Images)",
-    "digits": "CC BY 4.0 (E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten"
-    " Digits)",
-    "fashion_mnist": "MIT (Zalando SE; H. Xiao, K. Rasul and R. Vollgraf, 2017, Fashion-MNIST,"
-    " 1708.07747)",
-}
-_INTENDED = {
-    "cifar10": "Research and teaching: lesions, responses, loss landscapes, distillation, transfer."
-    " The network knows ten classes in 32×32 images, and assigns one of them to any image. Don't"
-    " use it for decisions about people or safety.",
-    "digits": "Tests and teaching. The network knows 8×8 images of single digits, light on dark,"
-    " and assigns a digit to any image. Don't use it to read real documents.",
-    "fashion_mnist": "Research and teaching. The network knows ten kinds of clothes in grey 28×28"
-    " images, light on dark, and assigns one of them to any image.",
-}
-_BINS = 15
 _BATCH = 250
-
-
-def calibration_error(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS) -> float:
-    """Expected calibration error of Guo et al. 2017 (1706.04599, equation 5), in 0…1.
-
-    Args:
-        probabilities: float [n, k] of the classes.
-        labels: int [n].
-        bins: the number of bins of equal width of the largest probability.
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = probabilities.argmax(axis=1) == labels
-    of_bin = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(correct[of_bin == number].sum() - confidence[of_bin == number].sum())
-        for number in range(bins)
-    ]
-    return float(sum(gaps) / len(labels))
-
-
-def scores(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The card's scores of the class probabilities of test images."""
-    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    correct = int((probabilities.argmax(axis=1) == labels).sum())
-    return {
-        "examples": len(labels),
-        "correct": correct,
-        "top1": correct / len(labels),
-        "loss": float(-np.log(np.maximum(of_label, np.finfo(np.float32).tiny)).mean()),
-        "calibration_error": calibration_error(probabilities, labels),
-        "calibration_bins": _BINS,
-    }
-
-
-def describe_recipe(config: ConfigDict, steps: int) -> str:
-    """The recipe of a run in a sentence."""
-    optimizer, schedule, data = config.optimizer, config.schedule, config.data
-    parts = [
-        f"{steps:,} steps of {config.batch_size}",
-        f"{optimizer.name.upper()}{', Nesterov' if optimizer.nesterov else ''} with momentum"
-        f" {optimizer.momentum:g}",
-        f"{schedule.name} schedule from {schedule.base_lr:g}",
-        f"weight decay {optimizer.weight_decay:g}",
-    ]
-    if data.crop_padding:
-        parts.append(f"crops with padding {data.crop_padding}")
-    if data.flip:
-        parts.append("flips")
-    if config.model.bn_group_size:
-        parts.append(f"batch norm over groups of {config.model.bn_group_size}")
-    return ", ".join(parts)
-
-
-def describe_preprocessing(network: TrainedNetwork) -> str:
-    """How images are prepared, in a sentence."""
-    height, width, channels = network.image_shape
-    subtracted = "mean image" if np.ndim(network.normalization["mean"]) == 3 else "mean per channel"
-    divided = "per channel" if np.ndim(network.normalization["std"]) else "of all pixels"
-    return (
-        f"{'RGB' if channels == 3 else 'grey'}; the shorter side is scaled to {height} pixels,"
-        f" {height}×{width} are cropped at the centre; minus the training images' {subtracted},"
-        f" divided by their standard deviation {divided}"
-    )
 
 
 def find_log(run: Path) -> tuple[str, str]:
@@ -146,53 +61,33 @@ def _write(run: Path, name: str, note: str, folder: Path) -> dict[str, Any]:
     """Write the weights and the card, and compare the scores of the file with the run's."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     about = summary["data"]
-    if about["name"] not in _DATA_LICENCES:
+    if about["name"] not in TERMS:
         raise SystemExit(f"The licence and intended use of {about['name']} aren't listed here.")
     log, digest = find_log(run)
     network = restore_run(run)
     if network.step != summary["steps"]:
         raise SystemExit(f"The last checkpoint of {run} isn't that of its last step.")
-    preprocessing = network.preprocessing()
-    if preprocessing is None:
-        raise SystemExit("The images of this network can't be described in a weight file.")
-    preprocessing = dataclasses.replace(preprocessing, resize=preprocessing.size)
     path = folder / f"{name}.safetensors"
-    save_weights(path, network.model, network.variables, metadata=preprocessing.metadata())
+    save_weights(
+        path, network.model, network.variables, metadata=published_preprocessing(network).metadata()
+    )
     data = load_data(network.config).splits["test"]
     assert isinstance(data, ImageSet)
-    found = scores(pretrained(path).predictor(list(data.images), batch_size=_BATCH), data.labels)
+    probabilities = pretrained(path).predictor(list(data.images), batch_size=_BATCH)
+    found = measured_scores(probabilities, data.labels)
     promised = round(summary["final"]["test"]["top1"] * summary["final"]["test"]["examples"])
     if found["correct"] != promised:
         raise SystemExit(f"The file classifies {found['correct']} images, the run {promised}.")
-    config = network.config
-    card = {
-        "name": name,
-        "model": config.model.name,
-        "params": summarize(network.model, network.image_shape).params,
-        "note": note,
-        "file": {
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "bytes": path.stat().st_size,
-            "type": "float32",
-        },
-        "data": {
-            "name": about["name"],
-            "fingerprint": about["fingerprint"],
-            "train": config.data.train,
-            "validation": config.data.validation,
-            "test": config.data.test,
-            "examples": about["examples"],
-            "classes": list(network.class_names),
-            "licence": _DATA_LICENCES[about["name"]],
-        },
-        "recipe": describe_recipe(config, summary["steps"]),
-        "seed": summary["seed"],
-        "steps": summary["steps"],
-        "epochs": summary["epochs"],
-        "scores": {"split": "test", **found},
-        "preprocessing": describe_preprocessing(network),
-        "intended_use": _INTENDED[about["name"]],
-        "licence": _LICENCE,
+    card = make_card(
+        network,
+        summary,
+        name=name,
+        file=path,
+        note=note,
+        scores={"split": "test", **found},
+        licence=_LICENCE,
+    )
+    card |= {
         "log": log,
         "log_sha256": digest,
         "trained_by": {

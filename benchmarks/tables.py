@@ -19,6 +19,7 @@ import config_tables
 import cpu_tables
 import model_tables
 import papers_tables
+import recipe_tables
 import reliability_tables
 import run_tables
 import scaling
@@ -76,6 +77,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     **speed_tables.TABLES,
     **cpu_tables.TABLES,
     **papers_tables.TABLES,
+    **recipe_tables.TABLES,
     **weights_tables.TABLES,
     **shards_tables.TABLES,
     "gpu-peers": ("docs/performance.md", scaling_gpu.peers_table),

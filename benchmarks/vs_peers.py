@@ -4,8 +4,8 @@ Each contender is a process of its own; they take turns, and ratios are of neigh
 are PyTorch (eager and compiled, channels last, float32 and bfloat16), ONNX Runtime and OpenVINO
 for inference where that Python has them, Flax as most write it, and the ImageNet example of a
 checkout of google/flax. All train on images that lie on the device already, with SGD and momentum,
-without augmentation. Our inference is a `Predictor`'s: batch normalisation is folded, and what
-follows a convolution is fused with it.
+without augmentation. Our inference is a `Predictor`'s: batch normalisation is folded, what follows
+a convolution is fused with it, and kernels are reordered once.
 
     python benchmarks/vs_peers.py --network resnet20 --torch-python PYTHON --flax CHECKOUT
 
@@ -55,7 +55,6 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
     import numpy as np  # noqa: PLC0415
 
     import resnet_jax  # noqa: PLC0415
-    from resnet_jax.ops.fusion import fuse  # noqa: PLC0415
     from resnet_jax.parallel.mesh import make_mesh  # noqa: PLC0415
     from resnet_jax.profiling import bench  # noqa: PLC0415
     from resnet_jax.train.dispatch import make_train_steps  # noqa: PLC0415
@@ -63,14 +62,16 @@ def _ours(network: str, batch: int, mode: str, dtype: str) -> Steps:
 
     size, classes = SHAPES[network]
     if mode != "train":
+        from resnet_jax.ops.prepared import Prepared  # noqa: PLC0415
+
         model: Any = resnet_jax.create_model(network, num_classes=classes, dtype=dtype)
         variables = resnet_jax.init_variables(model, jax.random.key(0), (size, size, 3))
         variables = resnet_jax.fold_batch_norm(model, variables, (size, size, 3))
-        images, apply = jnp.ones((batch, size, size, 3)), jax.jit(fuse(model.apply))
+        images, apply = jnp.ones((batch, size, size, 3)), Prepared(model.apply, variables)
 
         def classify(count: int) -> None:
             for _ in range(count):
-                logits = apply(variables, images)
+                logits = apply(images)
             jax.block_until_ready(logits)
 
         return classify
@@ -189,11 +190,17 @@ def plain_linen(network: str, classes: int, dtype: Any) -> Any:
 
 
 class Process:
-    """A contender in a process of its own, which waits for its turn."""
+    """A contender in a process of its own, which waits for its turn.
 
-    def __init__(self, python: str, name: str, args: argparse.Namespace, mode: str) -> None:
+    The process runs this script as it is in the checkout `tree`.
+    """
+
+    def __init__(
+        self, python: str, name: str, args: argparse.Namespace, mode: str, *, tree: Path = ROOT
+    ) -> None:
         batch = 1 if mode == "latency" else args.batch
-        command = [python, __file__, "--network", args.network, "--batch", str(batch)]
+        script = str(tree / "benchmarks/vs_peers.py")
+        command = [python, script, "--network", args.network, "--batch", str(batch)]
         command += ["--contender", name, "--mode", mode, "--flax", args.flax or ""]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
         if "onednn" not in name:
@@ -203,7 +210,7 @@ class Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=ROOT,
+            cwd=tree,
             env=environment,
         )
         self._ask("1")  # compilation

@@ -33,6 +33,7 @@ from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.images.normalization import given_normalization, normalize
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.errors import ResnetJaxError
+from resnet_jax.inference.grad_cam import grad_cam
 from resnet_jax.weights.preprocessing import read_preprocessing
 
 TRAIN, TEST = "train[:80%]", "train[80%:]"
@@ -51,21 +52,6 @@ def pooled_features(
     )
     parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     return np.concatenate([np.asarray(apply(part)["pooled"]) for part in parts])
-
-
-def grad_cam(
-    model: resnet_jax.ResNet, variables: Any, images: Float[np.ndarray, "n h w 3"], classes: Any
-) -> Float[np.ndarray, "n i j"]:
-    """Where an image speaks for a class: Grad-CAM (Selvaraju et al. 2017, 1610.02391).
-
-    The maps of the last stage are weighed by the mean gradient of the class's logit and added;
-    what speaks against it is cut off. Only a mean and a linear layer come after that stage, so
-    the gradient is the class's column of the classifier, divided by the number of places.
-    """
-    maps = model.apply(variables, images, method="features")[f"stage{len(model.stage_sizes)}"]
-    weights = variables["params"]["fc"]["kernel"][:, classes]
-    places = maps.shape[1] * maps.shape[2]
-    return np.maximum(np.einsum("nijc,cn->nij", maps, weights) / places, 0.0)
 
 
 def draw(path: Path, images: np.ndarray, maps: np.ndarray, titles: Sequence[str]) -> None:
@@ -138,8 +124,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     network = resnet_jax.restore_run(args.out / "run")
     first = [int(np.flatnonzero(test.labels == label)[0]) for label in np.unique(test.labels)]
     images, labels = test.images[first], test.labels[first]
-    normalized = np.asarray(normalize(images, network.normalization))
-    maps = grad_cam(network.model, network.variables, normalized, labels)
+    normalized = normalize(images, network.normalization)
+    maps = np.asarray(grad_cam(network.model, network.variables, normalized, labels))
     draw(args.out / "grad_cam.png", images, maps, [data.class_names[label] for label in labels])
 
     scores = {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from resnet_jax.inference.restore import restore_run
     from resnet_jax.models.branches import register_branch
     from resnet_jax.models.folding import fold_batch_norm
+    from resnet_jax.models.nnx import to_nnx
     from resnet_jax.models.presets import (
         create_model,
         init_variables,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from resnet_jax.models.resnet import ResNet
     from resnet_jax.models.summary import summarize
     from resnet_jax.models.surgery import adapt_input_channels, stack_units, unstack_units
+    from resnet_jax.train.callbacks import Callback, RunView
     from resnet_jax.train.fit import FitResult, fit
     from resnet_jax.train.losses import register_loss
     from resnet_jax.train.metrics import register_metric
@@ -43,6 +45,7 @@ _HOME = {
     "list_models": "models.presets",
     "ResNet": "models.resnet",
     "fold_batch_norm": "models.folding",
+    "to_nnx": "models.nnx",
     "adapt_input_channels": "models.surgery",
     "stack_units": "models.surgery",
     "unstack_units": "models.surgery",
@@ -53,6 +56,8 @@ _HOME = {
     "list_weights": "weights.zoo",
     "summarize": "models.summary",
     "default_config": "config.schema",
+    "Callback": "train.callbacks",
+    "RunView": "train.callbacks",
     "FitResult": "train.fit",
     "fit": "train.fit",
     "TrainedNetwork": "inference.network",
@@ -76,6 +81,7 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "summarize",
     "ResNet",
     "fold_batch_norm",
+    "to_nnx",
     "adapt_input_channels",
     "stack_units",
     "unstack_units",
@@ -89,6 +95,8 @@ __all__ = [  # noqa: RUF022 - from the model to the run
     "default_config",
     "fit",
     "FitResult",
+    "Callback",
+    "RunView",
     "restore_run",
     "TrainedNetwork",
     "register_branch",

@@ -33,6 +33,12 @@ class NumericalError(ResnetJaxError):
     exit_code = 70
 
 
+class CallbackError(ResnetJaxError):
+    """A callback of the caller has raised an exception, which is the cause of this error."""
+
+    exit_code = 70
+
+
 class PeerError(ResnetJaxError):
     """Another process of the job, or a device, is missing, has failed or doesn't respond."""
 

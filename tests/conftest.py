@@ -12,6 +12,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from tests.program_cache import PREFIX
+
 # With nohup, or in the background of a script, a run ignores these signals, as it should.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -28,18 +30,35 @@ if jax.__version_info__ < (0, 11):  # later ones don't have this flag
 # Convolutions that someone compiled here aren't those of a fresh machine.
 os.environ["RESNET_JAX_NATIVE"] = "0"
 
-# The workers of pytest-xdist and the processes that tests start share one cache of programs. It
-# lasts for one session: programs of another machine might not run on this one.
+# The workers of pytest-xdist and the processes that tests start share one cache of programs, small
+# ones as well, of which each run has fifty. It lasts for one session: programs of another machine
+# might not run on this one.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="resnet_jax-tests-")
+    _cache = tempfile.TemporaryDirectory(prefix=PREFIX)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["XLA_FLAGS"] = f"{_quickly} {os.environ.get('XLA_FLAGS', '')}".strip()
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 _LIBRARY = "convolution.so"
+
+# Those with minutes of thorough tests come first, so that no worker begins one of them when the
+# others have nothing left to do.
+_LONGEST = (
+    "integration/test_fixed_shards.py",
+    "weights/test_own_files.py",
+    "faults/test_kills.py",
+    "train/test_jobs.py",
+    "research/test_table6.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests."""
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(tests).as_posix() not in _LONGEST)
 
 
 def make_tiny_config() -> ConfigDict:

@@ -17,9 +17,13 @@ from typing import Any
 from tests.faults.inject import Fault
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 600.0
+"""For what takes seconds, on a host that is busy with something else."""
 
 # What takes seconds to import is imported once, by the server that forks the processes.
 _PRELOADED = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "resnet_jax.train.fit",
     "sklearn.datasets",
     "sklearn.model_selection",
@@ -27,6 +31,7 @@ _PRELOADED = (
     "tensorboardX.summary",
     "tensorflow_datasets.core.splits",
     "tensorstore",
+    "tests.program_cache",
 )
 TINY = (
     "--config=configs/digits.py",
@@ -123,12 +128,12 @@ class Running:
         """What it printed so far, to whatever stream."""
         return self._output.read_text(errors="replace") if self._output.exists() else ""
 
-    def says(self, text: str, *, timeout_s: float = 120.0) -> "Running":
+    def says(self, text: str, *, timeout_s: float = TIMEOUT_S) -> "Running":
         """Wait until it has printed that."""
         self._until(lambda: text in self.said(), f"it says {text!r}", timeout_s)
         return self
 
-    def logs(self, steps: int, *, timeout_s: float = 120.0) -> "Running":
+    def logs(self, steps: int, *, timeout_s: float = TIMEOUT_S) -> "Running":
         """Wait until that many steps are on record."""
         path = self.workdir / "metrics.jsonl"
         self._until(
@@ -154,7 +159,7 @@ class Running:
         os.kill(self.pid, number)
         return self
 
-    def end(self, *, timeout_s: float = 120.0) -> Ended:
+    def end(self, *, timeout_s: float = TIMEOUT_S) -> Ended:
         """Wait until it has ended; kills what doesn't."""
         self._process.join(timeout_s)
         if self.alive():

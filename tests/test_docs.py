@@ -1,5 +1,6 @@
 """README and docs say only what is so."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 import resnet_jax
 from resnet_jax.cli.main import main
@@ -91,19 +93,43 @@ def test_fashion_mnist_came_to_what_its_config_says():
 
 
 _PAGES = (
-    *("config", "extend", "runs", "data", "papers", "scaling", "reliability", "use_pretrained"),
-    *("watching", "weights"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in _PAGES)])
+def _anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", _PAGES)
 def test_links_and_named_tests_exist(page):
     text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
-        assert ((ROOT / page).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", text):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        assert not anchor or anchor in _anchors(path), f"{target}#{anchor}"
     for file, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
         assert (ROOT / file).exists(), file
         assert not test or f"def {test}(" in (ROOT / file).read_text(), test
+
+
+def test_the_citation_has_the_version_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == resnet_jax.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def test_the_picture_of_a_diagram_is_drawn_of_its_text():
+    """The site shows it in place of the diagram: website/draw_diagram.py."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    (diagram,) = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)
+    digest = hashlib.sha256(diagram.encode()).hexdigest()[:16]
+    picture = (ROOT / "docs" / "figures" / "architecture.svg").read_text()
+    assert picture.startswith(f"<!-- diagram {digest} -->")
 
 
 def test_the_tests_of_every_fault_exist():

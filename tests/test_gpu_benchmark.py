@@ -77,7 +77,7 @@ def test_a_part_that_is_postponed_leaves_the_item_incomplete(load, tmp_path, mon
         module.parts = lambda _, parts=parts: iter(parts)
         monkeypatch.setitem(sys.modules, "measured", module)
         monkeypatch.setitem(gpu.ITEMS, "item", gpu.Item("measured", "parts", 1))
-        told = task.Task(toy=True, data=None, folder=tmp_path, deadline=time.monotonic() + 60)
+        told = task.Task(toy=True, data=None, folder=tmp_path, deadline=time.monotonic() + 300)
         gpu.measure("item", told, "1234")
         result = json.loads((tmp_path / "item.json").read_text())
         assert result["results"] == dict(parts)
@@ -98,7 +98,7 @@ def test_what_keeps_timm_from_training_is_told(load, tmp_path, monkeypatch, timm
     (tmp_path / "timm.py").write_text(timm)
     monkeypatch.syspath_prepend(str(tmp_path))
     peer = load("gpu_timm").Timm(toy=True)
-    found = peer.prepare(compiled=False, seconds=1 if why == "no time" else 60)
+    found = peer.prepare(compiled=False, seconds=1 if why == "no time" else 300)
     for process in peer._process._processes.values():
         process.kill()
     peer.end()
@@ -111,7 +111,7 @@ def test_what_keeps_timm_from_training_is_told(load, tmp_path, monkeypatch, timm
 def test_timm_trains_at_toy_size(load):
     pytest.importorskip("timm")
     peer = load("gpu_timm").Timm(toy=True)
-    found = peer.prepare(compiled=False, seconds=120)
+    found = peer.prepare(compiled=False, seconds=600)
     assert found["images"] == 4
     assert peer.take(compiled=False, count=2) > 0
     peer.end()
@@ -150,7 +150,7 @@ def test_how_a_run_of_table6_ends(load, tmp_path, monkeypatch):
     for seconds, code, expected in ((0, 0, None), (0, 75, "stopped"), (0, 1, RuntimeError)):
         command = [sys.executable, "-c", script, str(seconds), str(code)]
         monkeypatch.setattr(table6, "_command", lambda *_, command=command: command)
-        present = task(toy=True, data=None, folder=tmp_path, deadline=time.monotonic() + 60)
+        present = task(toy=True, data=None, folder=tmp_path, deadline=time.monotonic() + 300)
         if expected is RuntimeError:
             with pytest.raises(RuntimeError, match="ended with 1"):
                 table6._train("resnet20", tmp_path, present)

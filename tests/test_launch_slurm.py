@@ -47,7 +47,7 @@ class Slurm:
 
     def run(self, *arguments, **options):
         process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     @property
@@ -139,7 +139,7 @@ def test_slurms_script_outlives_a_sigterm_to_the_whole_job(slurm):
     process = slurm.start(srun=f"touch {ready}; sleep 0.5; exit 75")
     wait_for(ready)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=30) == errors.STOPPED_EARLY
+    assert process.wait(timeout=300) == errors.STOPPED_EARLY
     assert slurm.requeued
 
 

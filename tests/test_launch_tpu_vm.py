@@ -81,7 +81,7 @@ class TpuVm:
 
     def run(self, *arguments, **options):
         process = self.start(*arguments, **options)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     @property
@@ -218,7 +218,7 @@ def test_ctrl_c_saves_on_the_workers_and_ends_the_loop(tpu):
     signal.signal(signal.SIGINT, previous)
     wait_for(tpu.folder / "pid")
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals all that runs in front
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == errors.STOPPED_EARLY, err
     assert len(called(tpu.trained)) == 1
     assert "stopping at the next safe point" in err

@@ -24,24 +24,6 @@ def publish(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_the_calibration_error_is_that_of_its_definition(publish):
-    # Two bins: three images at 0.9, of which two are right; one at 0.6, which is wrong.
-    confidence, label = np.array([0.9, 0.9, 0.9, 0.6]), np.array([0, 0, 1, 1])
-    probabilities = np.stack([confidence, 1 - confidence], axis=1)
-    expected = 3 / 4 * abs(2 / 3 - 0.9) + 1 / 4 * abs(0 - 0.6)
-    assert publish.calibration_error(probabilities, label) == pytest.approx(expected)
-    certain = np.eye(10)[[3, 1]]  # a confidence of 1 belongs to the last bin
-    assert publish.calibration_error(certain, np.array([3, 1])) == 0
-    found = publish.scores(probabilities, label)
-    assert (found["examples"], found["correct"], found["top1"]) == (4, 2, 0.5)
-    assert found["loss"] == pytest.approx(-np.log([0.9, 0.9, 0.1, 0.4]).mean())
-
-
-def test_every_data_set_with_a_licence_has_an_intended_use(publish):
-    assert publish._DATA_LICENCES.keys() == publish._INTENDED.keys()
-    assert {"cifar10", "digits", "fashion_mnist"} <= publish._DATA_LICENCES.keys()
-
-
 def test_published_weights_are_not_overwritten(publish, tmp_path):
     for file in ("a.digits.safetensors", "b.digits.json"):
         (tmp_path / file).write_text("published")

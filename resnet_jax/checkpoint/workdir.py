@@ -26,6 +26,7 @@ DIAGNOSTICS = "diagnostics.png"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 PROCESS = "process.json"
+TRACKERS = "trackers.json"
 
 
 def write_atomically(path: epath.Path, content: str | bytes) -> None:

@@ -1,4 +1,4 @@
-"""resnet-jax export WORKDIR OUT: a network as a program that needs only JAX, or as weights."""
+"""resnet-jax export WORKDIR OUT: a network as a program for JAX, ONNX or LiteRT, or weights."""
 
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
@@ -16,7 +16,7 @@ from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network,
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
 
-HELP = "Write a network as a program that needs JAX only, or its weights under PyTorch's names."
+HELP = "Write a network as a program for JAX, ONNX or LiteRT, or its weights for PyTorch."
 EXAMPLE = (
     "resnet-jax export runs/cifar10 cifar10.stablehlo --checkpoint best, or"
     " resnet-jax export --weights resnet50.safetensors --model resnet50 resnet50.stablehlo"
@@ -24,10 +24,15 @@ EXAMPLE = (
 
 _OF_WEIGHTS = ("model", "field", "image_size", "mean", "std")
 _OF_PROGRAMS = ("batch", "platforms", "image_size", "mean", "std")
+_SUFFIXES = {
+    "safetensors": ".safetensors",
+    "onnx": ".onnx",
+    "tflite": ".tflite",
+}  # of formats that need one
 _OF_OTHERS = {
-    **dict.fromkeys((".onnx", ".ort"), "ONNX"),
+    ".ort": "ONNX Runtime",
     **dict.fromkeys((".pt", ".pth", ".pt2", ".ckpt"), "PyTorch"),
-    **dict.fromkeys((".pb", ".tflite", ".h5", ".keras"), "TensorFlow"),
+    **dict.fromkeys((".pb", ".h5", ".keras"), "TensorFlow"),
     **dict.fromkeys((".npz", ".npy"), "NumPy"),
     **dict.fromkeys((".mlmodel", ".mlpackage"), "Core ML"),
     **dict.fromkeys((".engine", ".plan", ".trt"), "TensorRT"),
@@ -41,9 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, metavar="OUT", help="the file to write")
     parser.add_argument(
         "--format",
-        choices=("stablehlo", "safetensors"),
+        choices=("stablehlo", "onnx", "tflite", "safetensors"),
         default="stablehlo",
-        help="a program with its parameters, or weights for PyTorch (default: stablehlo)",
+        help="a program with its parameters: for JAX, for ONNX Runtime and others (the extra"
+        " [onnx]), or for LiteRT (the extra [tflite]); or weights for PyTorch (default: stablehlo)",
     )
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run)
@@ -58,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"in 0…1, such as {of}: the program then takes uint8 images and normalises them",
         )
     program = parser.add_argument_group("the program")
-    program.add_argument("--batch", type=int, metavar="N", help="images per call (default: any)")
+    program.add_argument(
+        "--batch", type=int, metavar="N", help="images per call (default: any; 1 for tflite)"
+    )
     program.add_argument(
         "--platforms",
         type=lambda text: text.split(","),
@@ -92,6 +100,8 @@ class _Network:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Restore or load the network, and write it."""
     from resnet_jax.inference.export import export_program, write_program
+    from resnet_jax.inference.onnx import export_onnx, write_onnx
+    from resnet_jax.inference.tflite import tflite_program, write_tflite
     from resnet_jax.weights.save import save_weights
 
     _check(args)
@@ -103,15 +113,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         save_weights(args.output, network.model, network.variables, metadata=metadata)
         document |= network.notes | {"says_preprocessing": bool(prepared)}
         return document | {"bytes": args.output.stat().st_size}
-    options = {"platforms": args.platforms} if args.platforms else {}
-    program = export_program(
-        network.model,
-        network.variables,
-        network.image_shape,
-        normalization=network.normalization,
-        batch_size=args.batch,
-        **options,
-    )
+    inputs = network.model, network.variables, network.image_shape
+    options = {"normalization": network.normalization, "batch_size": args.batch}
+    if args.format == "onnx":
+        graph = export_onnx(*inputs, **options)
+        return document | write_onnx(args.output, graph, notes=network.notes)
+    if args.format == "tflite":
+        program = tflite_program(*inputs, **options | {"batch_size": args.batch or 1})
+        return document | write_tflite(args.output, program, notes=network.notes)
+    if args.platforms:
+        options["platforms"] = args.platforms
+    program = export_program(*inputs, **options)
     return document | write_program(args.output, program, notes=network.notes)
 
 
@@ -124,24 +136,41 @@ def show(document: dict[str, Any], console: Console) -> None:
     if document["format"] == "safetensors":
         told = "with" if document["says_preprocessing"] else "without a word on"
         lines = [f"{first}, under PyTorch's names, {told} how images are prepared"]
+    elif document["format"] == "onnx":
+        lines = [
+            f"{first}, for ONNX's operators of version {document['opset']}",
+            _interface(document),
+            "metadata in the file: all of this, for programs to read",
+        ]
+    elif document["format"] == "tflite":
+        lines = [
+            f"{first}, for LiteRT",
+            _interface(document),
+            f"{output}.json: all of this, for programs to read",
+        ]
     else:
-        images, logits = (
-            f"{document[name]['dtype']} {name} of {'×'.join(map(str, document[name]['shape']))}"
-            for name in ("images", "logits")
-        )
-        how = "as in files" if document["images"]["dtype"] == "uint8" else "normalised"
-        if crop := document.get("crop"):
-            covered = "×".join(map(str, crop["cover"]))
-            how = f"scaled until they cover {covered} ({crop['interpolation']}), and cropped"
         lines = [
             f"{first}, for {', '.join(document['platforms'])}",
-            f"takes {images}, {how}; returns {logits}",
+            _interface(document),
             f"jaxlib {document['versions']['jaxlib']} wrote it; a jaxlib up to {READABLE_LATER}"
             f" newer or {READABLE_EARLIER} older runs it: keep the network, to export it again",
             f"{output}.json: all of this, for programs to read",
         ]
     for line in lines:
         console.print(line, markup=False)
+
+
+def _interface(document: dict[str, Any]) -> str:
+    """The images that a program takes, and its logits."""
+    images, logits = (
+        f"{document[name]['dtype']} {name} of {'×'.join(map(str, document[name]['shape']))}"
+        for name in ("images", "logits")
+    )
+    how = "as in files" if document["images"]["dtype"] == "uint8" else "normalised"
+    if crop := document.get("crop"):
+        covered = "×".join(map(str, crop["cover"]))
+        how = f"scaled until they cover {covered} ({crop['interpolation']}), and cropped"
+    return f"takes {images}, {how}; returns {logits}"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -154,18 +183,21 @@ def _check(args: argparse.Namespace) -> None:
         )
     others, why = (RUN_FLAGS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
     refuse(args, others, f"is for a network of {why}")
-    if args.format != "stablehlo":
-        refuse(args, _OF_PROGRAMS, f"is for programs, not for --format={args.format}")
-    if (args.output.suffix == ".safetensors") != (args.format == "safetensors"):
-        raise UsageError(
-            f"{args.output} and --format={args.format} don't go together: a name in .safetensors is"
-            " for --format=safetensors, and for it only."
-        )
+    if args.format == "safetensors":
+        refuse(args, _OF_PROGRAMS, "is for programs, not for --format=safetensors")
+    if args.format in ("onnx", "tflite"):
+        refuse(args, ("platforms",), f"is for --format=stablehlo, not for --format={args.format}")
+    for name, suffix in _SUFFIXES.items():
+        if (args.output.suffix == suffix) != (args.format == name):
+            raise UsageError(
+                f"{args.output} and --format={args.format} don't go together: a name in {suffix} is"
+                f" for --format={name}, and for it only."
+            )
     if owner := _OF_OTHERS.get(args.output.suffix.lower()):
         raise UsageError(
             f"{args.output} is named as a file of {owner}, and a program is StableHLO; name it"
-            f" {args.output.with_suffix('.stablehlo')}, or write weights with --format=safetensors,"
-            " from which PyTorch makes ONNX and others (docs/use_pretrained.md, Export a network)."
+            f" {args.output.with_suffix('.stablehlo')}, or write --format=onnx, from which others"
+            " are made (docs/use_pretrained.md, Export a network)."
         )
     if bool(args.mean) != bool(args.std):
         raise UsageError("--mean and --std go together.")

@@ -2,8 +2,12 @@
 
 import argparse
 import json
+import os
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from rich.console import Console
@@ -13,15 +17,16 @@ from resnet_jax.cli import (
     bench,
     build,
     compare,
+    completion,
     convert,
     doctor,
     evaluate,
     export,
-    list_models,
     mlperf,
     plan,
     predict,
     prepare,
+    push,
     reproduce,
     status,
     summary,
@@ -29,40 +34,125 @@ from resnet_jax.cli import (
     verify,
 )
 from resnet_jax.cli import compile as compile_
+from resnet_jax.cli import list as list_
+from resnet_jax.cli import report as report_
 from resnet_jax.cli.common.config_flag import take_overrides
 from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
-from resnet_jax.errors import UsageError
+from resnet_jax.errors import UsageError, did_you_mean
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
 from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.streams import escaped
 
-_SUBCOMMANDS = {
-    "list": list_models,
-    "summary": summary,
-    "eval": evaluate,
-    "predict": predict,
-    "doctor": doctor,
-    "bench": bench,
-    "build": build,
-    "compile": compile_,
-    "convert": convert,
-    "export": export,
-    "mlperf": mlperf,
-    "plan": plan,
-    "prepare": prepare,
-    "reproduce": reproduce,
-    "sweep": sweep,
-    "compare": compare,
-    "status": status,
-    "verify": verify,
+_GROUPS: dict[str, dict[str, ModuleType]] = {
+    "models and weights": {
+        "list": list_,
+        "summary": summary,
+        "predict": predict,
+        "eval": evaluate,
+        "convert": convert,
+        "export": export,
+        "push": push,
+    },
+    "data": {
+        "prepare": prepare,
+    },
+    "runs": {
+        "status": status,
+        "verify": verify,
+        "mlperf": mlperf,
+    },
+    "research": {
+        "reproduce": reproduce,
+        "sweep": sweep,
+        "compare": compare,
+        "report": report_,
+    },
+    "machines": {
+        "doctor": doctor,
+        "bench": bench,
+        "build": build,
+        "compile": compile_,
+        "plan": plan,
+    },
+    "shell": {
+        "completion": completion,
+    },
 }
+_SUBCOMMANDS = {name: module for group in _GROUPS.values() for name, module in group.items()}
+
+_EPILOG = """\
+to train a network:
+  python train.py --config=configs/digits.py --workdir=runs/digits   in a checkout
+  resnet_jax.fit(config, workdir)                                    from Python
+
+exit codes:
+  0 done and durable          71 a process is lost or hangs
+  64 wrong command line       73 the work directory can't be written
+  65 bad data                 75 stopped early but saved: start the command again
+  70 numbers aren't finite    78 bad config, or not the run's
+
+resnet-jax SUBCOMMAND --help shows a subcommand's arguments and an example."""
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, with exit code 64."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(report(UsageError(f"{message} ({self.prog} --help explains)")))
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2])) if wrong else ""
+        sys.exit(report(UsageError(f"{message}{hint} ({self.prog} --help explains)")))
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(
+        prog="resnet-jax",
+        usage="resnet-jax [-h] [--version] SUBCOMMAND ...",
+        description=f"Commands for models, weights, data and runs.\n\n{_list_commands()}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"resnet_jax {__version__}")
+    subparsers = parser.add_subparsers(
+        dest="subcommand",
+        metavar="SUBCOMMAND",
+        required=True,
+        prog="resnet-jax",
+        parser_class=_Parser,
+        help=argparse.SUPPRESS,  # the description has all of them, by task
+    )
+    for name, module in _SUBCOMMANDS.items():
+        subparser = subparsers.add_parser(
+            name, description=module.HELP, epilog=f"example: {module.EXAMPLE}"
+        )
+        module.add_arguments(subparser)
+        subparser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def describe_commands() -> dict[str, str]:
+    """What `--help` prints, for `resnet-jax` and each `resnet-jax SUBCOMMAND`."""
+    parser = _make_parser()
+    (subparsers,) = (
+        action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+    )
+    commands = {f"resnet-jax {name}": sub for name, sub in subparsers.choices.items()}
+    return {
+        name: command.format_help() for name, command in {"resnet-jax": parser, **commands}.items()
+    }
+
+
+def _list_commands() -> str:
+    """The subcommands by task, each with its line of help."""
+    lines = []
+    for title, group in _GROUPS.items():
+        lines.append(f"{title}:")
+        for name, module in group.items():
+            first = f"  {name:<12}"
+            lines += textwrap.wrap(
+                module.HELP, width=80, initial_indent=first, subsequent_indent=" " * len(first)
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,16 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     returns one JSON-like document, and `show(document, console)`, which prints the document for
     people. The document of a failure has the "exit_code" of the process.
     """
+    parser = _make_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what a word can be; the process ends here
+        completion.complete(parser)
     outlive_terminal()
-    parser = _Parser(prog="resnet-jax", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"resnet_jax {__version__}")
-    subparsers = parser.add_subparsers(dest="subcommand", required=True, parser_class=_Parser)
-    for name, module in _SUBCOMMANDS.items():
-        subparser = subparsers.add_parser(
-            name, help=module.HELP, description=module.HELP, epilog=f"example: {module.EXAMPLE}"
-        )
-        module.add_arguments(subparser)
-        subparser.add_argument("--json", action="store_true", help="print one JSON document")
     try:
         args, unknown = parser.parse_known_args(argv)
     except SystemExit as end:  # after --help, --version or an error

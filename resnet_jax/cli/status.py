@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.logging.display import age_text, clock_text, percent_text
 
 HELP = "Say what a run is doing: where it runs, its step, scores, checkpoint and time left."
@@ -74,7 +75,8 @@ def one_line(status: dict[str, Any]) -> str:
 
 def _doing(status: dict[str, Any]) -> str:
     """Which run, its state and its process."""
-    of = f"{status['model']} on {status['data']}, " if status["model"] else ""
+    data = "data passed in Python" if status["data"] == FROM_PYTHON else status["data"]
+    of = f"{status['model']} on {data}, " if status["model"] else ""
     on = f" on {status['devices']}" if status["devices"] and status["state"] == "running" else ""
     return f"{status['workdir']}: {of}{_state(status)}{on}"
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from resnet_jax.cli.common.completers import completes, preset_names
 from resnet_jax.cli.common.config_flag import add_config_argument, load_config
 from resnet_jax.cli.common.tables import Table
 
@@ -21,7 +22,10 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("model", nargs="?", help="name of a preset, such as resnet50 or resnet110")
+    model = parser.add_argument(
+        "model", nargs="?", help="name of a preset, such as resnet50 or resnet110"
+    )
+    completes(model, preset_names)
     add_config_argument(parser)
     parser.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
     parser.add_argument(

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 HELP = "Train all runs that a config file's sweep() yields, and gather their scores."
 EXAMPLE = "resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/sweep --processes=2"
 
-_TABLE, _DOCUMENT = "sweep.csv", "sweep.json"
 _A_BUG = 1  # exit code
 _CHILD = [sys.executable, "-m", "resnet_jax.cli.fit_child"]
 
@@ -225,13 +224,13 @@ def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRu
 
 def _document(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, Any]:
     """The scores of the finished runs, as a JSON-like document."""
-    from resnet_jax.research.scores import group_rows, made_by, sweep_rows
+    from resnet_jax.research.scores import DOCUMENT, TABLE, group_rows, made_by, sweep_rows
     from resnet_jax.research.sweep import overridden_fields
 
     rows = sweep_rows(runs, workdir)
     return {
         "workdir": str(workdir),
-        "files": [str(workdir / name) for name in (_TABLE, _DOCUMENT)],
+        "files": [str(workdir / name) for name in (TABLE, DOCUMENT)],
         "runs": [one.name for one in runs],
         "finished": len({row["run"] for row in rows}),
         "groups": group_rows(
@@ -244,12 +243,12 @@ def _document(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, 
 
 def _write(document: dict[str, Any], workdir: "epath.Path") -> None:
     from resnet_jax.checkpoint.workdir import write_atomically
-    from resnet_jax.research.scores import as_csv
+    from resnet_jax.research.scores import DOCUMENT, TABLE, as_csv
 
     on_record = {k: v for k, v in document.items() if k not in ("workdir", "files", "rows")}
     try:
-        write_atomically(workdir / _TABLE, as_csv(document["rows"]))
-        write_atomically(workdir / _DOCUMENT, json.dumps(on_record, indent=1) + "\n")
+        write_atomically(workdir / TABLE, as_csv(document["rows"]))
+        write_atomically(workdir / DOCUMENT, json.dumps(on_record, indent=1) + "\n")
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
 

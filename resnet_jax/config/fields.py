@@ -73,7 +73,8 @@ FIELDS: tuple[Field, ...] = (
           "Start with a new classifier. Otherwise the file's must have the classes of the data."),
 
     Field("data.name", "digits", None,
-          "`digits`, the name of a TFDS data set, or `folder` for images in `data.dir`."),
+          "`digits`, the name of a TFDS data set, or `folder` for images in `data.dir`. `arrays` is"
+          " on record for [data passed in Python](data.md#data-from-python)."),
     Field("data.dir", None, None, kind=str, may_change=True,
           doc="Folder of the data; unset: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."),
     Field("data.image_size", None, AT_LEAST_1, kind=int,
@@ -145,6 +146,8 @@ FIELDS: tuple[Field, ...] = (
     Field("prometheus_dir", "", LOCAL, may_change=True,
           doc="Folder in which the run writes [a file for Prometheus](watching.md#prometheus);"
               " empty for none."),
+    Field("trackers", ("tensorboard",), one_of(("tensorboard", "wandb", "mlflow"), each=True),
+          "[Services that show the run](watching.md#trackers); () for none.", may_change=True),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
           doc="Steps that the devices take without the host."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,
@@ -242,3 +245,6 @@ FIELDS: tuple[Field, ...] = (
 
 MAY_CHANGE = tuple(field.name for field in FIELDS if field.may_change)
 """Fields that don't change what is computed, and so may differ when a run is resumed."""
+
+FOLDERS = ("data.dir", "prometheus_dir")
+"""Fields that name folders of one machine."""

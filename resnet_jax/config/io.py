@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import show_value
-from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.fields import FOLDERS, MAY_CHANGE
 from resnet_jax.config.schema import builtin_model_fields, default_config, flatten, set_field
 from resnet_jax.errors import ConfigError
 
@@ -73,7 +73,7 @@ def free_fields(config: ConfigDict) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in flatten(json.loads(to_json(config))).items()
-        if name not in bound and name not in ("data.dir", "prometheus_dir")
+        if name not in bound and name not in FOLDERS
     }
 
 

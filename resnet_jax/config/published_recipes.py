@@ -1,9 +1,40 @@
-"""The fields that each published training recipe sets, for a ResNet-50 on ImageNet."""
+"""The fields that each published training recipe sets."""
 
+import dataclasses
 from typing import Any
 
 Fields = dict[str, Any]
 """Fields of a config and their values, by section as in a config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A published training recipe.
+
+    Attributes:
+        source: who published it, and which form of it this is.
+        published: top-1 accuracy that its authors report; "" if unknown.
+        parts: fields of a config, set one after the other.
+        data: the data set that it was published for.
+    """
+
+    source: str
+    published: str
+    parts: tuple[Fields, ...]
+    data: str = "imagenet2012"
+
+
+def _recipe(source: str, published: str, *parts: Fields) -> Recipe:
+    return Recipe(source, published, parts)
+
+
+def _cifar_recipe(source: str, published: str, *parts: Fields) -> Recipe:
+    return Recipe(source, published, parts, data="cifar10")
+
+
+_DEEP_LEARNING_EXAMPLES = "NVIDIA's DeepLearningExamples, PyTorch/Classification/ConvNets"
+_STRIKES_BACK = "Wightman et al. 2021 (2110.00476), ResNet strikes back"
+_FFCV = "Leclerc et al. 2022, libffcv/ffcv-imagenet, rn50_configs, without BlurPool"
 
 
 def peak(rate: float, *, batch: int, warmup: float = 0.0, reference: int | None = None) -> Fields:
@@ -122,17 +153,18 @@ def _cifar(*, epochs: float, decay: float) -> Fields:
     return peak(0.1, batch=128) | {"duration": epochs, "optimizer": optimizer}
 
 
-RECIPES: dict[str, tuple[Fields, ...]] = {
-    # He et al. 2015 (1512.03385) as fb.resnet.torch and torchvision (V1) train it.
-    # EXPECTED: 76.0 % (fb.resnet.torch), 76.13 % (torchvision) for ResNet-50 v1.5.
-    "he_2015": (
+RECIPES: dict[str, Recipe] = {
+    "he_2015": _recipe(
+        "He et al. 2015 (1512.03385), as fb.resnet.torch and torchvision (V1) train it",
+        "76.0 % (fb.resnet.torch), 76.13 % (torchvision) for ResNet-50 v1.5",
         peak(0.1, batch=256),
         _steps(30.0, 60.0),
         {"duration": 90.0, "optimizer": {"weight_decay": 1e-4}},
     ),
-    # Goyal et al. 2017 (1706.02677), section 5.1: large batches. Groups of 32 are the paper's
-    # images per GPU, on any number of devices. EXPECTED: 76.26 % for ResNet-50, 5 runs.
-    "goyal_2017": (
+    # Groups of 32 are the paper's images per GPU, on any number of devices.
+    "goyal_2017": _recipe(
+        "Goyal et al. 2017 (1706.02677), section 5.1: large batches",
+        "76.26 % for ResNet-50, 5 runs",
         peak(0.1, batch=8192, warmup=5.0, reference=256),
         _steps(30.0, 60.0, 80.0),
         _NO_NORM,
@@ -144,9 +176,10 @@ RECIPES: dict[str, tuple[Fields, ...]] = {
             "optimizer": {"nesterov": True, "weight_decay": 1e-4},
         },
     ),
-    # He et al. 2018 (1812.01187), table 6 without distillation; `model` resnet50d.
-    # EXPECTED: 79.29 % for ResNet-50-D with all tricks and distillation (their table 1).
-    "bag_of_tricks": (
+    # The published result is theirs with distillation (their table 1).
+    "bag_of_tricks": _recipe(
+        "He et al. 2018 (1812.01187), table 6, without distillation; model resnet50d",
+        "79.29 % for ResNet-50-D with all tricks and distillation",
         peak(0.1, batch=1024, warmup=5.0, reference=256),
         _ONLY_KERNELS,
         {
@@ -157,13 +190,17 @@ RECIPES: dict[str, tuple[Fields, ...]] = {
             "mixup": 0.2,
         },
     ),
-    # EXPECTED: 75.9 %, 77.12 ± 0.11 % and 78.43 ± 0.11 % for ResNet-50.
-    "nvidia_50": _nvidia(50.0),
-    "nvidia_90": _nvidia(90.0),
-    "nvidia_250": (*_nvidia(250.0), {"mixup": 0.2}),
-    # MLPerf Training v4.0, closed division, NVIDIA's config_DGXH100.sh.
-    # EXPECTED: 75.9 % for ResNet-50 after 35 epochs.
-    "mlperf_lars": (
+    "nvidia_50": _recipe(_DEEP_LEARNING_EXAMPLES, "75.9 % for ResNet-50", *_nvidia(50.0)),
+    "nvidia_90": _recipe(_DEEP_LEARNING_EXAMPLES, "77.12 ± 0.11 % for ResNet-50", *_nvidia(90.0)),
+    "nvidia_250": _recipe(
+        f"{_DEEP_LEARNING_EXAMPLES}, with mixup",
+        "78.43 ± 0.11 % for ResNet-50",
+        *_nvidia(250.0),
+        {"mixup": 0.2},
+    ),
+    "mlperf_lars": _recipe(
+        "MLPerf Training v4.0, closed division, NVIDIA's config_DGXH100.sh",
+        "75.9 % for ResNet-50 after 35 epochs",
         peak(11.0, batch=3200, warmup=2.0),
         _ONLY_KERNELS,
         {
@@ -175,20 +212,28 @@ RECIPES: dict[str, tuple[Fields, ...]] = {
             "eval_every": 4.0,
         },
     ),
-    # ResNet strikes back. EXPECTED: 80.4 %, 79.8 % and 78.1 % for ResNet-50; A3 trains at 160
-    # pixels and scores at 224.
-    "rsb_a1": (
+    "rsb_a1": _recipe(
+        f"{_STRIKES_BACK}, A1",
+        "80.4 % for ResNet-50",
         *_rsb(5e-3, epochs=600.0, decay=0.01, magnitude=7.0),
         _RSB_DEPTH,
         {"mixup": 0.2, "label_smoothing": 0.1},
     ),
-    "rsb_a2": (*_rsb(5e-3, epochs=300.0, decay=0.02, magnitude=7.0), _RSB_DEPTH),
-    "rsb_a3": (
+    "rsb_a2": _recipe(
+        f"{_STRIKES_BACK}, A2",
+        "79.8 % for ResNet-50",
+        *_rsb(5e-3, epochs=300.0, decay=0.02, magnitude=7.0),
+        _RSB_DEPTH,
+    ),
+    "rsb_a3": _recipe(
+        f"{_STRIKES_BACK}, A3: trained at 160 pixels, scored at 224",
+        "78.1 % for ResNet-50",
         *_rsb(8e-3, epochs=100.0, decay=0.02, magnitude=6.0),
         _sizes(160, crop=224, resize=235),
     ),
-    # torchvision's second weights (pytorch/vision #3995). EXPECTED: 80.858 % for ResNet-50.
-    "torchvision_v2": (
+    "torchvision_v2": _recipe(
+        "torchvision's second weights (pytorch/vision #3995)",
+        "80.858 % for ResNet-50",
         peak(0.5, batch=1024, warmup=5.0),
         _sizes(176, crop=224, resize=232),
         _NO_NORM,
@@ -205,10 +250,10 @@ RECIPES: dict[str, tuple[Fields, ...]] = {
             "ema_every": 32,
         },
     ),
-    # Bello et al. 2021 (2103.07579); `model` resnetrs50 and up. tensorflow/tpu,
-    # models/official/resnet: resnet_rs/configs, and resnet_main.py for the rest.
-    # EXPECTED: RS-50 at 160: 78.8 %.
-    "resnet_rs": (
+    # tensorflow/tpu, models/official/resnet: resnet_rs/configs, and resnet_main.py for the rest.
+    "resnet_rs": _recipe(
+        "Bello et al. 2021 (2103.07579); models resnetrs50 and up",
+        "78.8 % for ResNet-RS-50 at 160 pixels",
         peak(0.1, batch=4096, warmup=5.0, reference=256),
         _NO_NORM,
         {
@@ -220,35 +265,55 @@ RECIPES: dict[str, tuple[Fields, ...]] = {
         },
         {"data": {"policy": "randaugment", "magnitude": 10.0}},
     ),
-    # EXPECTED: about 76.19 % for ResNet-50 in 36 epochs (mild). Medium: SAM at every tenth step.
-    "mosaic_mild": _mosaic(epochs=36.0, smoothing=0.08),
-    "mosaic_medium": (
+    "mosaic_mild": _recipe(
+        "MosaicML's ResNet recipes (2022), mild, without BlurPool",
+        "about 76.19 % for ResNet-50",
+        *_mosaic(epochs=36.0, smoothing=0.08),
+    ),
+    "mosaic_medium": _recipe(
+        "MosaicML's ResNet recipes (2022), medium, without BlurPool; SAM at every tenth step",
+        "",
         *_mosaic(epochs=135.0, smoothing=0.1),
         {"mixup": 0.2, "sam_radius": 0.5, "sam_every": 10},
     ),
-    # EXPECTED: 73.8 % and 78.4 %.
-    "ffcv_16": _ffcv(16.0, enlarged=12.0),  # between 11 and 13
-    "ffcv_88": _ffcv(88.0, enlarged=71.0),  # between 65 and 76
-    # Zagoruyko & Komodakis 2016 (1605.07146), CIFAR-10; they pad by reflection, not with zeros.
-    # EXPECTED: 96.00 % for wrn28_10, median of 5 runs.
-    "wide_resnet": (
+    "ffcv_16": _recipe(
+        _FFCV,
+        "73.8 % for ResNet-50",
+        *_ffcv(16.0, enlarged=12.0),  # between 11 and 13
+    ),
+    "ffcv_88": _recipe(
+        _FFCV,
+        "78.4 % for ResNet-50",
+        *_ffcv(88.0, enlarged=71.0),  # between 65 and 76
+    ),
+    # They pad by reflection, not with zeros.
+    "wide_resnet": _cifar_recipe(
+        "Zagoruyko & Komodakis 2016 (1605.07146)",
+        "96.00 % for wrn28_10, median of 5 runs",
         _cifar(epochs=200.0, decay=5e-4),
         _steps(60.0, 120.0, 160.0),
         {"schedule": {"scales": (1.0, 0.2, 0.04, 0.008)}},
     ),
-    # Xie et al. 2016 (1611.05431), section 5.3, CIFAR-10.
-    # EXPECTED: 96.35 % for resnext29_8x64d, mean of 10 runs.
-    "resnext_cifar": (_cifar(epochs=300.0, decay=5e-4), _steps(150.0, 225.0)),
-    # Huang et al. 2016 (1603.09382), CIFAR-10, with the best checkpoint on validation.
-    # EXPECTED: 94.77 % for resnet110_sd.
-    "stochastic_depth": (_cifar(epochs=500.0, decay=1e-4), _steps(250.0, 375.0)),
-    # Zhang et al. 2019 (1901.09321), CIFAR-10, with the defaults of their code:
-    # hongyi-zhang/Fixup, cifar/cifar_train.py; there mixup has one share for a whole batch.
-    # EXPECTED: 92.76 % for fixup_resnet110.
-    "fixup": (
+    "resnext_cifar": _cifar_recipe(
+        "Xie et al. 2016 (1611.05431), section 5.3",
+        "96.35 % for resnext29_8x64d, mean of 10 runs",
+        _cifar(epochs=300.0, decay=5e-4),
+        _steps(150.0, 225.0),
+    ),
+    "stochastic_depth": _cifar_recipe(
+        "Huang et al. 2016 (1603.09382); the best checkpoint on validation",
+        "94.77 % for resnet110_sd",
+        _cifar(epochs=500.0, decay=1e-4),
+        _steps(250.0, 375.0),
+    ),
+    # With the defaults of hongyi-zhang/Fixup, cifar/cifar_train.py; there mixup has one share for a
+    # whole batch.
+    "fixup": _cifar_recipe(
+        "Zhang et al. 2019 (1901.09321)",
+        "92.76 % for fixup_resnet110",
         _cifar(epochs=200.0, decay=1e-4),
         _steps(100.0, 150.0),
         {"optimizer": {"nesterov": False, "scalar_rate": 0.1}, "mixup": 1.0},
     ),
 }
-"""By name, the parts that are set one after the other. The last four are for CIFAR-10."""
+"""The recipes by name."""

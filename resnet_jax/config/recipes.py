@@ -71,7 +71,7 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
         raise ConfigError(f"Recipes are for imagenet2012 and cifar10, not for {data!r}.")
     config = default_config()
     config.model.name = model
-    for fields in (_IMAGENET, *RECIPES[recipe]):
+    for fields in (_IMAGENET, *RECIPES[recipe].parts):
         config.update(fields)
     if data == "cifar10":
         config.update(_scaled_batch(config))

@@ -15,30 +15,45 @@ class KnownSet:
         lengths: number of examples of each TFDS split.
         one_size: whether the stored images have `image_shape`. Otherwise they differ in size, and
             must be scaled and cropped.
+        origin: where the images come from, one line.
     """
 
     image_shape: tuple[int, int, int]
     num_classes: int
     lengths: Mapping[str, int]
     one_size: bool = True
+    origin: str = ""
 
+
+_MNIST = {"train": 60_000, "test": 10_000}
+_CIFAR = {"train": 50_000, "test": 10_000}
+_IDX = "IDX files in `data.dir`"
+_DOWNLOADED = "downloaded and verified when it is first used"
 
 # cifar10, cifar100: Krizhevsky 2009. imagenet2012: Russakovsky et al. 2014 (1409.0575), table 2;
 # 224×224 is the crop of He et al. 2015. digits: `resnet_jax.data.readers.digits.Digits`.
 # mnist: LeCun et al. 1998. fashion_mnist: Xiao et al. 2017 (1708.07747).
 KNOWN_SETS: dict[str, KnownSet] = {
-    "digits": KnownSet((8, 8, 1), 10, {"train": 1_437, "test": 360}),
-    "mnist": KnownSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "fashion_mnist": KnownSet((28, 28, 1), 10, {"train": 60_000, "test": 10_000}),
-    "cifar10": KnownSet((32, 32, 3), 10, {"train": 50_000, "test": 10_000}),
-    "cifar100": KnownSet((32, 32, 3), 100, {"train": 50_000, "test": 10_000}),
+    "digits": KnownSet(
+        (8, 8, 1), 10, {"train": 1_437, "test": 360}, origin="installed with scikit-learn"
+    ),
+    "mnist": KnownSet((28, 28, 1), 10, _MNIST, origin=f"{_IDX}, or prepared by TFDS"),
+    "fashion_mnist": KnownSet(
+        (28, 28, 1), 10, _MNIST, origin=f"apt install dataset-fashion-mnist, or {_IDX}"
+    ),
+    "cifar10": KnownSet((32, 32, 3), 10, _CIFAR, origin=_DOWNLOADED),
+    "cifar100": KnownSet((32, 32, 3), 100, _CIFAR, origin=_DOWNLOADED),
     "imagenet2012": KnownSet(
         (224, 224, 3),
         1_000,
         {"train": 1_281_167, "validation": 50_000, "test": 100_000},
         one_size=False,
+        origin="ImageNet's archives, by `resnet-jax prepare`",
     ),
 }
+
+FROM_PYTHON = "arrays"
+"""`data.name` of a run whose data were passed in Python, as `datasets` of `resnet_jax.fit`."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -4,8 +4,8 @@
     data.splits["train"].images      # uint8 (45000, 32, 32, 3)
 
 "digits" ships with scikit-learn and needs no download. "folder" is a folder of images. "mnist" and
-"fashion_mnist" are read from a folder of IDX files if there is one. Every other name is a prepared
-TFDS folder. TensorFlow is never imported.
+"fashion_mnist" are read from a folder of IDX files if there is one. "arrays" are passed in Python.
+Every other name is a prepared TFDS folder. TensorFlow is never imported.
 """
 
 # ruff: noqa: PLC0415 - readers are imported where they are used: each takes up to a second
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
-from resnet_jax.data.dataset_info import find_known
+from resnet_jax.data.dataset_info import FROM_PYTHON, find_known
 from resnet_jax.data.readers.digits import Digits
 from resnet_jax.data.readers.encoded import EncodedSet
 from resnet_jax.data.readers.idx import IDX_SETS, find_idx_folder, open_idx_folder
@@ -98,6 +98,7 @@ def load_dataset(
     channels: int | None = None,
     corrupt: CorruptPolicy = "stop",
     streamed: Sequence[str] = (),
+    source: Source | None = None,
 ) -> Dataset:
     """Read the splits of a data set into host memory.
 
@@ -116,6 +117,8 @@ def load_dataset(
             than 45,000 examples.
         streamed: roles whose examples are located but not decoded. Their images may have any
             sizes. Damaged examples raise an error when they are fetched.
+        source: the data set, if it is open already; `data_dir`, `crop` and `channels` are then
+            those with which it was opened.
 
     Raises:
         ConfigError: an unknown data set, split or expression, roles that share examples, or splits
@@ -127,7 +130,7 @@ def load_dataset(
         raise ConfigError(f"data.corrupt is {corrupt!r}; it can be {known}.")
     if not splits:
         raise ConfigError(f"no split of {name!r} was requested; give at least one, e.g. train")
-    source = open_source(name, data_dir, crop=crop, channels=channels)
+    source = source or open_source(name, data_dir, crop=crop, channels=channels)
     spans = {role: parse_split(spec, source.lengths, name) for role, spec in splits.items()}
     check_disjoint(name, splits, spans)
 
@@ -143,7 +146,9 @@ def load_dataset(
         if not len(image_sets[role]):
             raise DataError(f"all examples of {splits[role]!r} of {name!r} are damaged")
 
-    remedy = "repair or remove it, or run `resnet-jax prepare` again with --corrupt=skip"
+    remedy = "repair or remove it"
+    if name != FROM_PYTHON:
+        remedy += ", or run `resnet-jax prepare` again with --corrupt=skip"
     encoded_sets = {}
     for role in streamed:
         records = [(span, source.records(span.split)) for span in spans[role]]
@@ -168,12 +173,16 @@ def open_source(
     crop: "ScaleAndCrop | None" = None,
     channels: int | None = None,
 ) -> Source:
-    """Locate a data set; nothing is decoded yet. Arguments and errors as `load_dataset`."""
+    """Locate a data set on disk; nothing is decoded yet. Arguments and errors as `load_dataset`."""
     if name == "digits":
         size = Digits.image_shape[:2]
         if crop and (crop.size != size or crop.cover not in (None, size)):
             raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
         return Digits()
+    if name == FROM_PYTHON:
+        from resnet_jax.data.readers.from_python import not_passed
+
+        raise not_passed()
     if name == "folder":
         from resnet_jax.data.readers.folders import open_folder
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoint import workdir as of_workdir
 from resnet_jax.checkpoint.lock import holder_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, prepare_workdir
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.data.datasets import open_source
 from resnet_jax.data.splits import parse_split
 from resnet_jax.doctor.finding import Finding, diagnose, fail, ok, warn
@@ -90,7 +91,7 @@ def check_data(
         ConfigError: an unknown data set or split.
         DataError: data that are missing or damaged.
     """
-    to_come = None if name in ("digits", "folder") else _to_come(name, data_dir)
+    to_come = None if name in ("digits", "folder", FROM_PYTHON) else _to_come(name, data_dir)
     if to_come:
         yield to_come
         return

@@ -4,14 +4,16 @@ The file is StableHLO with the parameters as constants, written by `jax.export`.
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,49 @@ They refer to the dates of the jaxlib releases, not to the day of the export.
 """
 
 _PACKAGES = ("flax", "jax", "jaxlib")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """The inference of a network, ready to be traced.
+
+    Attributes:
+        apply: from variables and normalised images to logits.
+        variables: on the host; batch normalisation is folded if the module is a `Network`.
+        normalization: {"mean", "std"} in grey levels, or None, as in `export_program`.
+        images: shape and type of the images.
+    """
+
+    apply: Callable[..., Any]
+    variables: dict[str, Any]
+    normalization: Mapping[str, Any] | None
+    images: jax.ShapeDtypeStruct
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        image_shape: tuple[int, int, int],
+        normalization: Mapping[str, Any] | None,
+        batch_size: int | None,
+    ) -> Self:
+        """Prepare a network; arguments and errors as in `export_program`."""
+        _check_sizes(image_shape, batch_size)
+        _check_bytes(variables)
+        statistics = None if normalization is None else jax.device_get(normalization)
+        if statistics is not None:
+            _check_statistics(statistics, image_shape)
+        if isinstance(model, Network):
+            variables = fold_batch_norm(model, variables, image_shape)
+        n = batch_size or jax.export.symbolic_shape("n")[0]
+        dtype = jnp.float32 if statistics is None else jnp.uint8
+        images = jax.ShapeDtypeStruct((n, *image_shape), dtype)
+        return cls(model.apply, jax.device_get(variables), statistics, images)
+
+    def logits(self, variables: Any, images: jax.Array) -> jax.Array:
+        """The logits of images; `variables` are like the attribute."""
+        return predict_logits(self.apply, variables, images, self.normalization)
 
 
 def export_program(
@@ -71,31 +116,18 @@ def export_program(
             or the parameters are larger than the file format allows.
     """
     _check_platforms(platforms)
-    _check_sizes(image_shape, batch_size)
-    _check_bytes(variables)
-    statistics = None if normalization is None else jax.device_get(normalization)
-    if statistics is not None:
-        _check_statistics(statistics, image_shape)
-    if isinstance(model, Network):
-        variables = fold_batch_norm(model, variables, image_shape)
-    variables = jax.device_get(variables)
-
-    def logits(images: jax.Array) -> Any:
-        return predict_logits(model.apply, variables, images, statistics)
-
-    n = batch_size or jax.export.symbolic_shape("n")[0]
-    dtype = jnp.float32 if statistics is None else jnp.uint8
-    images = jax.ShapeDtypeStruct((n, *image_shape), dtype)
+    inference = Inference.of(model, variables, image_shape, normalization, batch_size)
+    program = jax.jit(functools.partial(inference.logits, inference.variables))
     with _without_source_lines():
-        return jax.export.export(jax.jit(logits), platforms=tuple(platforms))(images)
+        return jax.export.export(program, platforms=tuple(platforms))(inference.images)
 
 
 def describe_program(program: jax.export.Exported) -> dict[str, Any]:
     """The interface of a program; "n" in a shape is any number of images."""
     (images,), (logits,) = program.in_avals, program.out_avals
     return {
-        "images": {"shape": _shape(images), "dtype": images.dtype.name},
-        "logits": {"shape": _shape(logits), "dtype": logits.dtype.name},
+        "images": _describe(images),
+        "logits": _describe(logits),
         "platforms": list(program.platforms),
         "calling_convention_version": program.calling_convention_version,
         "versions": {package: version(package) for package in _PACKAGES},
@@ -122,21 +154,32 @@ def write_program(
     Raises:
         WriteError: a file can't be written; an existing file is intact.
     """
-    path = Path(path)
-    data = program.serialize()
-    document = {
-        **(notes or {}),
-        **describe_program(program),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-    }
+    description = {**(notes or {}), **describe_program(program)}
+    return write_described(Path(path), program.serialize(), description)
+
+
+def write_described(
+    path: Path, data: bytes | bytearray, description: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a file, and its description with "sha256" and "bytes" to `path` + ".json".
+
+    Raises:
+        WriteError: a file can't be written; an existing file is intact.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    document = {**description, "sha256": digest, "bytes": len(data)}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(path, data)
-    _replace(path.with_name(f"{path.name}.json"), f"{text}\n".encode())
+    replace_program(path, data)
+    replace_program(path.with_name(f"{path.name}.json"), f"{text}\n".encode())
     return document
 
 
-def _replace(path: Path, data: bytes | bytearray) -> None:
+def replace_program(path: Path, data: bytes | bytearray) -> None:
+    """Write a file atomically.
+
+    Raises:
+        WriteError: the file can't be written; an existing file is intact.
+    """
     try:
         replace_file(path, [memoryview(data)])
     except OSError as error:
@@ -190,8 +233,9 @@ def _check_statistics(statistics: Mapping[str, Any], image_shape: Sequence[int])
             )
 
 
-def _shape(array: jax.core.ShapedArray) -> list[int | str]:
-    return [size if isinstance(size, int) else str(size) for size in array.shape]
+def _describe(array: jax.core.ShapedArray) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else str(size) for size in array.shape]
+    return {"shape": shape, "dtype": array.dtype.name}
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,11 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from resnet_jax.config.schema import streams
-from resnet_jax.data.datasets import ImageSet
+from resnet_jax.data.dataset_info import FROM_PYTHON
+from resnet_jax.data.datasets import ImageSet, load_dataset
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_image
+from resnet_jax.data.readers.from_python import Examples, PythonData, open_python_data
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.presets import Network
@@ -22,7 +24,7 @@ from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.parallel.shards import fix_thread_pool, make_shards
 from resnet_jax.train.data_sizes import evaluation_crop
 from resnet_jax.train.evaluate import Evaluation, Evaluator
-from resnet_jax.train.experiment import load_data
+from resnet_jax.train.experiment import ROLES, load_data
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -124,26 +126,55 @@ class TrainedNetwork:
         return self.predictor.predict(images)
 
     def evaluate(
-        self, split: str, *, data_dir: str | None = None, mirrored: bool = False
+        self,
+        split: str,
+        *,
+        data_dir: str | None = None,
+        datasets: Mapping[str, Examples] | None = None,
+        mirrored: bool = False,
     ) -> Evaluation:
-        """Evaluate on a split of the run's data, on all devices.
+        """Evaluate on a split of the run's data, or of other data, on all devices.
 
         With fixed shards (`mesh.shards`) the scores have the bits of the run's own evaluation, on
         as many devices as divide the shards. On CPUs this needs as many threads of XLA as there
         are shards; a warning is logged if JAX has started with another number.
 
         Args:
-            split: "train", "validation" or "test".
+            split: "train", "validation" or "test"; with `datasets` any of their names.
             data_dir: where the data are; None is the `data.dir` of the run.
+            datasets: data to use instead, as of `fit`, of the classes of the network. If the run
+                was trained on `datasets`, `split` is the part of them that it was in the run.
             mirrored: use the mean of the logits of each image and of its mirror image.
 
         Raises:
-            ConfigError: the run's config names no such split.
-            DataError: the data are missing, or have other classes than the network.
+            ConfigError: the run's config names no such split, or the run was trained on `datasets`
+                and there are none.
+            DataError: the data are missing, or have other classes or images than the network.
         """
+        if datasets is None:
+            data = self._read_again(split, data_dir)
+        else:
+            data = self._read_passed(split, PythonData(datasets, self.class_names))
+        config = self.config
+        scored = self._evaluate_as_trained if config.mesh.shards else self.predictor.evaluate
+        return scored(
+            data,
+            batch_size=config.eval_batch_size,
+            mirrored=mirrored,
+            metrics=config.metrics,
+        )
+
+    def _read_again(self, split: str, data_dir: str | None) -> ImageSet:
+        """Read a split of the data that the run's config names."""
         config = self.config.copy_and_resolve_references()
         if data_dir:
             config.data.dir = data_dir
+        if config.data.name == FROM_PYTHON:
+            raise ConfigError(
+                "The data of this run were passed in Python and are in no file. Pass them again, in"
+                f" Python: resnet_jax.restore_run({self.source!r}).evaluate({split!r},"
+                f" datasets={{{split!r}: (images, labels)}})."
+            )
         if not config.data[split]:
             raise ConfigError(f"The run's config names no {split} split.")
         if split == "train" and streams(config):
@@ -153,13 +184,21 @@ class TrainedNetwork:
             raise DataError(
                 f"{config.data.name} has other classes now than when the network was trained."
             )
-        scored = self._evaluate_as_trained if config.mesh.shards else self.predictor.evaluate
-        return scored(
-            dataset.splits[split],
-            batch_size=config.eval_batch_size,
-            mirrored=mirrored,
-            metrics=config.metrics,
+        return dataset.splits[split]
+
+    def _read_passed(self, split: str, data: PythonData) -> ImageSet:
+        """Read a split of data that are passed in Python."""
+        of_run = self.config.data.name == FROM_PYTHON and split in ROLES
+        dataset = load_dataset(
+            FROM_PYTHON,
+            splits={split: (self.config.data[split] if of_run else "") or split},
+            corrupt=self.config.data.corrupt,
+            source=open_python_data(data, crop=self.image_fit.crop, channels=None),
         )
+        if dataset.image_shape != self.image_shape:
+            found, wanted = ("{}×{}×{}".format(*s) for s in (dataset.image_shape, self.image_shape))
+            raise DataError(f"The images of {split!r} are {found}; the network takes {wanted}.")
+        return dataset.splits[split]
 
     def _evaluate_as_trained(
         self, data: ImageSet, *, batch_size: int, mirrored: bool, metrics: Sequence[str]

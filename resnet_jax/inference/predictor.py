@@ -13,6 +13,7 @@ from resnet_jax.errors import ConfigError, DataError, NumericalError
 from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.presets import Network
 from resnet_jax.ops.fusion import fuse
+from resnet_jax.ops.prepared import Prepared
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.evaluate import Evaluation, Evaluator, predict_logits
 
@@ -58,11 +59,10 @@ class Predictor:
         self._arrays = jax.device_put((folded, dict(normalization)))
         self._apply = fuse(model.apply)
 
-        @jax.jit
-        def probabilities(variables: Any, normalization: Any, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(predict_logits(self._apply, variables, images, normalization))
+        def probabilities(arrays: Any, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(predict_logits(model.apply, arrays[0], images, arrays[1]))
 
-        self._probabilities = probabilities
+        self._probabilities = Prepared(probabilities, self._arrays)
 
     def with_fit(self, fit: Fit) -> "Predictor":
         """A predictor of the same network for images prepared in another way."""
@@ -113,7 +113,7 @@ class Predictor:
         parts = []
         for start in range(0, max(1, len(images)), size):
             batch = self._padded(images[start : start + size], size)
-            parts.append(np.asarray(self._probabilities(*self._arrays, batch)))
+            parts.append(np.asarray(self._probabilities(batch)))
         values = np.concatenate(parts)[: len(images)]
         if not np.isfinite(values).all():
             raise NumericalError(

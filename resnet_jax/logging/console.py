@@ -20,6 +20,7 @@ from rich.progress import (
 
 from resnet_jax.checkpoint.stop import NOTHING_LOST
 from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.logging.display import clock_text, percent_text, seconds_left
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.streams import LossyStream, escaped
@@ -35,7 +36,14 @@ class TrainingConsole:
         # Rich ends the process if nobody reads its output, and fails if the terminal is gone.
         output = cast(IO[str], LossyStream(sys.stdout))
         # Only the main process of a job prints.
-        self.console = Console(file=output, highlight=False, soft_wrap=True, quiet=not is_main())
+        # In a notebook Rich would show each line as a document of its own, wherever stdout goes.
+        self.console = Console(
+            file=output,
+            highlight=False,
+            soft_wrap=True,
+            quiet=not is_main(),
+            force_jupyter=False,
+        )
         self._total = total_steps
         self._start_step = start_step
         self._last_line = float("-inf")
@@ -99,9 +107,17 @@ class TrainingConsole:
         for notice in notices:
             self.say(notice)
 
-    def stopped(self, step: int, workdir: epath.Path) -> None:
-        """Print that the run stopped early; after step 0 there is no checkpoint."""
+    def stopped(self, step: int, workdir: epath.Path, reason: str = "") -> None:
+        """Print that the run stopped early; after step 0 there is no checkpoint.
+
+        Args:
+            step: steps done.
+            workdir: directory of the run.
+            reason: of the callback that stopped the run; "" if a signal did.
+        """
         self._bar.stop()
+        if reason:
+            self.say(f"stopped by {reason}")
         saved = f"stopped at step {step:,} of {self._total:,}, saved in {workdir};"
         self.say(f"{saved} the same command goes on from here" if step else NOTHING_LOST)
 
@@ -126,7 +142,9 @@ class TrainingConsole:
             )
         self.say(f"curves:   {workdir / CURVES}")
         self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
-        self.say(f"next:     resnet-jax eval {workdir} --per-class --confusion confusion.png")
+        can_evaluate = summary["config"]["data"]["name"] != FROM_PYTHON
+        command = f"eval {workdir} --per-class --confusion confusion.png"
+        self.say(f"next:     resnet-jax {command if can_evaluate else f'predict {workdir} IMAGE'}")
         self.say(f"          tensorboard --logdir {workdir}")
 
     def train(self, record: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import METRICS, TENSORBOARD, write_atomically
+from resnet_jax.checkpoint.workdir import METRICS, write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.prometheus import PrometheusFile
-from resnet_jax.logging.tensorboard import TensorBoard
+from resnet_jax.logging.trackers import Trackers
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.utils.paths import as_path, is_remote, read_document
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends one JSON object per record, and copies its numbers to TensorBoard.
+    """Appends one JSON object per record, and copies its numbers to the trackers.
 
     Only the main process of a job writes. Files in a bucket can't be appended to: there the
     records are gathered on this host, and `sync` writes the whole file. Records that can't be
@@ -42,6 +42,7 @@ class MetricsLog:
         records: int | None = None,
         total_steps: int = 0,
         prometheus_dir: str = "",
+        trackers: Trackers | None = None,
     ) -> None:
         """Open the log of a run that goes on at `start_step`.
 
@@ -55,6 +56,7 @@ class MetricsLog:
                 warning.
             total_steps: steps of the run.
             prometheus_dir: folder of a `PrometheusFile` that gets the records, too; "" for none.
+            trackers: get the records, too; ended by the caller, after this log.
 
         Raises:
             DataError: metrics.jsonl is damaged, or can't be read.
@@ -70,6 +72,7 @@ class MetricsLog:
         ]
         self._digest = _digest_of(self.history)
         self._writes = is_main()
+        self._trackers = trackers or Trackers()
         if not self._writes:
             return
         if records not in (None, len(self.history)):
@@ -92,7 +95,6 @@ class MetricsLog:
         write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
-        self._board = TensorBoard(folder / TENSORBOARD, start_step=start_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; it must have "step" and "split"."""
@@ -100,7 +102,7 @@ class MetricsLog:
         self._digest.update(_line(record).encode())
         if not self._writes:
             return
-        self._board.write(record)
+        self._trackers.record(record)
         if self._prometheus:
             self._prometheus.write(self.history)
         behind = bool(self._unwritten)
@@ -147,7 +149,7 @@ class MetricsLog:
             raise WriteError(
                 f"{self._workdir / METRICS} can't be written ({error.strerror or error})."
             ) from error
-        self._board.sync(self._workdir / TENSORBOARD)
+        self._trackers.sync()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -162,7 +164,6 @@ class MetricsLog:
                 raise
         finally:
             self._file.close()
-            self._board.close()
             if self._prometheus:
                 self._prometheus.close(self.history)
             if self._gathered:
@@ -171,6 +172,11 @@ class MetricsLog:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
+
+
+def records_text(records: Iterable[dict[str, Any]]) -> str:
+    """The content of a metrics.jsonl with these records."""
+    return "".join(map(_line, records))
 
 
 def records_digest(records: Iterable[dict[str, Any]]) -> str:
@@ -191,28 +197,46 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     Raises:
         DataError: a line is damaged, or the file can't be read.
     """
+    records, damaged = salvage_metrics(path)
+    if damaged:
+        number, why = next(iter(damaged.items()))
+        raise DataError(
+            f"Line {number} of {path} is damaged ({why}). Checkpoints don't depend on it:"
+            " remove the line, or the file, and start the run again."
+        )
+    return records
+
+
+def salvage_metrics(path: epath.PathLike) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Return the records of the lines that aren't damaged, and why the others are, by line number.
+
+    An unfinished last line of a crash is left out. Lines are numbered from 1.
+
+    Raises:
+        DataError: the file can't be read.
+    """
     path = epath.Path(path)
     try:
         text = read_document(path).decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return [], {}
     except OSError as error:
         raise DataError(f"{path} can't be read ({error.strerror or error}).") from None
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     records: list[dict[str, Any]] = []
+    damaged: dict[int, str] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_checked(json.loads(line, parse_constant=refuse_constant)))
-            _check_same_seeds(records)
+            record = _checked(json.loads(line, parse_constant=refuse_constant))
+            _check_same_seeds(records[0] if records else record, record)
         except (ValueError, RecursionError) as error:
-            why = "not JSON" if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(
-                f"Line {number} of {path} is damaged ({why}). Checkpoints don't depend on it:"
-                " remove the line, or the file, and start the run again."
-            ) from None
-    return records
+            why = "not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            damaged[number] = why
+        else:
+            records.append(record)
+    return records, damaged
 
 
 # Fields that every version of this package has written, by split.
@@ -263,10 +287,10 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f'"{name}" is no finite number')
 
 
-def _check_same_seeds(records: list[dict[str, Any]]) -> None:
-    """Check that the last record has as many seeds as the first, for each metric."""
-    counts = {len(v) for r in (records[0], records[-1]) for v in r.get("seeds", {}).values()}
-    if len(counts) > 1 or ("seeds" in records[0]) != ("seeds" in records[-1]):
+def _check_same_seeds(first: dict[str, Any], record: dict[str, Any]) -> None:
+    """Check that a record has as many seeds as the first, for each metric."""
+    counts = {len(v) for r in (first, record) for v in r.get("seeds", {}).values()}
+    if len(counts) > 1 or ("seeds" in first) != ("seeds" in record):
         raise ValueError("other seeds than in the first line")
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run: curves.png, and confusion matrices."""
+"""Figures of a run: curves.png, confusion matrices and contact sheets."""
 
 import io
 import logging
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
+from PIL import Image
 
 from resnet_jax.checkpoint.workdir import CURVES, write_atomically
 from resnet_jax.errors import WriteError
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MOST_NAMED_CLASSES = 40
+_DPI = 150
+_COLUMNS, _TILE, _GAP = 8, 96, 2  # of a contact sheet: images in a row, and pixels
 
 
 def draw_confusion(
@@ -29,6 +32,19 @@ def draw_confusion(
     Raises:
         WriteError: the picture can't be written.
     """
+    figure = _confusion_figure(confusion, class_names)
+    try:
+        figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    except (OSError, ValueError) as error:
+        raise WriteError(f"{path} can't be written: {error}") from None
+
+
+def confusion_png(confusion: Int[np.ndarray, "k k"], class_names: tuple[str, ...]) -> bytes:
+    """Return the picture of `draw_confusion` as the content of a PNG file."""
+    return picture_of(_confusion_figure(confusion, class_names), "png", dpi=_DPI)
+
+
+def _confusion_figure(confusion: Int[np.ndarray, "k k"], class_names: tuple[str, ...]) -> "Figure":
     named = min(len(class_names), _MOST_NAMED_CLASSES)
     figure = new_figure(4 + 0.35 * named, 3 + 0.35 * named)
     axes = figure.subplots()
@@ -45,10 +61,29 @@ def draw_confusion(
             color = "white" if dark else "black"
             text = str(confusion[true, predicted])
             axes.text(predicted, true, text, ha="center", va="center", color=color, fontsize=7)
-    try:
-        figure.savefig(path, dpi=150, bbox_inches="tight")
-    except (OSError, ValueError) as error:
-        raise WriteError(f"{path} can't be written: {error}") from None
+    return figure
+
+
+def contact_sheet_png(images: UInt8[np.ndarray, "n h w c"]) -> bytes:
+    """Return images side by side, eight in a row, as the content of a PNG file.
+
+    Small images are enlarged by a whole factor, so that their pixels can be seen.
+    """
+    count, height, width, channels = images.shape
+    factor = max(1, _TILE // max(height, width))
+    tiles = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    steps = (height * factor + _GAP, width * factor + _GAP)
+    sheet = np.full((rows * steps[0] + _GAP, columns * steps[1] + _GAP, channels), 255, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = (
+            _GAP + place * step for place, step in zip(divmod(number, columns), steps, strict=True)
+        )
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    picture = io.BytesIO()
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(picture, "png")
+    return picture.getvalue()
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -143,4 +178,4 @@ def draw_curves(workdir: epath.Path, history: list[dict[str, Any]], *, title: st
         axes.spines[["top", "right"]].set_visible(False)
     losses.legend(frameon=False)
     errors.legend(frameon=False)
-    write_atomically(workdir / CURVES, picture_of(figure, "png", dpi=150))
+    write_atomically(workdir / CURVES, picture_of(figure, "png", dpi=_DPI))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from resnet_jax.models.block_config import ORDERS, BlockConfig
@@ -185,7 +186,8 @@ class ResidualBlock(nn.Module):
             return pad_channels(average_pool(x, self.stride), self.features)
         middle = self.config.shortcut == "A_middle"
         before = (self.features - x.shape[-1]) // 2 if middle else 0
-        x = x[:, :: self.stride, :: self.stride, :]
+        # Indices would become a gather in programs of any batch size (`inference.export`).
+        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
         return pad_channels(x, self.features, before=before)
 
     def merge(self, x: Array, s: Array, f: Array) -> Array:

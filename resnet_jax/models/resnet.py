@@ -113,7 +113,9 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         """Return the activations on the way to the logits.
 
         Args:
-            images, train, update_stats: as in `Network.features`.
+            images: normalised.
+            train: use the statistics of the batch, dropout and stochastic depth.
+            update_stats: with `train`, update the running statistics.
 
         Returns:
             "stem", "stage1", … (NHWC, type `dtype`), "pooled" (n, c), "logits" (n, k), the last

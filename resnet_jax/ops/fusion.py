@@ -48,24 +48,27 @@ class Ends(NamedTuple):
     relu: bool = False
 
 
-def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
+def fuse(function: Callable[..., Any], *, packed: bool = False) -> Callable[..., Any]:
     """The function with each chain of convolution, bias, sum and ReLU as one operation.
 
     The bodies of loops stay as they are (`model.scan`).
 
     Args:
         function: of trees of arrays, such as `model.apply`. Keyword arguments may be anything.
+        packed: the function is for a single CPU, and kernels are reordered for oneDNN in operations
+            of their own, which `resnet_jax.ops.prepared` computes once.
 
     Returns:
         A function of the same arguments and results. Results differ by rounding. NaN stays NaN;
-        where oneDNN is used, ReLU of minus infinity is NaN. Derivatives of every order exist.
+        where oneDNN is used, ReLU of minus infinity is NaN. Derivatives of every order exist,
+        unless the function is packed.
     """
 
     @functools.wraps(function)
     def fused(*args: Any, **kwargs: Any) -> Any:
         given = functools.partial(function, **kwargs)
         closed, shapes = jax.make_jaxpr(given, return_shape=True)(*args)
-        results = _Run(closed.jaxpr)(closed.consts, jax.tree.leaves(args))
+        results = _Run(closed.jaxpr, packed)(closed.consts, jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return fused
@@ -89,10 +92,22 @@ class _Chain(NamedTuple):
     summand: Array | None = None
     relu: bool = False
 
-    def compute(self) -> Array:
-        """The result."""
+    def compute(self, *, packed: bool) -> Array:
+        """The result; `packed` as in `fuse`."""
         rest = [a for a in (self.bias, self.summand) if a is not None]
         ends = Ends(self.bias is not None, self.summand is not None, self.relu)
+        if packed and self.dtype == self.x.dtype:
+            y = native.forward(
+                self.x,
+                self.kernel,
+                self.window,
+                bias=self.bias,
+                summand=self.summand,
+                relu=self.relu,
+                packed=True,
+            )
+            if y is not None:
+                return y
         if self.dtype == self.x.dtype and ends != Ends():
             return _fused_p.bind(self.x, self.kernel, *rest, window=self.window, ends=ends)
         y = _plain(self.x, self.kernel, window=self.window, ends=Ends()).astype(self.dtype)
@@ -115,8 +130,9 @@ class _Chain(NamedTuple):
 class _Run:
     """Runs a program, and computes chains when their results are needed."""
 
-    def __init__(self, program: Jaxpr) -> None:
+    def __init__(self, program: Jaxpr, packed: bool) -> None:
         self._program = program
+        self._packed = packed
         self._values: dict[Var, Any] = {}
         self._rows: dict[Var, Array] = {}  # arrays [c] of which values are copies along n, h, w
         used = [v for eqn in program.eqns for v in eqn.invars] + list(program.outvars)
@@ -139,14 +155,15 @@ class _Run:
         if isinstance(atom, Literal):
             return atom.val
         if isinstance(self._values[atom], _Chain):
-            self._values[atom] = self._values[atom].compute()
+            self._values[atom] = self._values[atom].compute(packed=self._packed)
         return self._values[atom]
 
     def _compute(self, eqn: JaxprEqn) -> dict[Var, Any]:
         """The results of an equation that are used."""
         if eqn.primitive.name in _RECOMPUTED:  # which means nothing for inference
             operands = [self._read(v) for v in eqn.invars]
-            return dict(zip(eqn.outvars, _Run(eqn.params["jaxpr"])((), operands), strict=True))
+            run = _Run(eqn.params["jaxpr"], self._packed)
+            return dict(zip(eqn.outvars, run((), operands), strict=True))
         if eqn.primitive is lax.broadcast_in_dim_p:
             self._note_row(eqn)
         given = {v: self._read(v) for v in eqn.invars if isinstance(v, Var)}

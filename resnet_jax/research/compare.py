@@ -24,7 +24,7 @@ from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.differences import compare_rows
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
-from resnet_jax.utils.paths import as_path, bucket_errors
+from resnet_jax.utils.paths import as_path, bucket_errors, is_remote
 
 Metric = Literal["top1", "loss"]
 _DEEPEST = 3  # levels of folders that are searched for runs
@@ -134,15 +134,25 @@ def read_run(folder: epath.Path) -> RecordedRun:
     if (folder / SUMMARY).exists():
         with read_summary(folder) as summary:
             score_rows(summary)  # raises if it is damaged
+    return RecordedRun(
+        folder, read_fields(folder, summary), read_metrics(folder / METRICS), summary
+    )
+
+
+def read_fields(folder: epath.Path, summary: dict[str, Any] | None) -> dict[str, Any]:
+    """The config of a run, dotted field → value, from config.json or else from its summary.
+
+    Raises:
+        ConfigError: the config can't be used.
+    """
     # Committed results may have no config.json.
     source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
     try:
         in_summary = json.dumps(summary["config"]) if summary else ""
         config = read_config(folder) if source.name == CONFIG else in_summary
-        flat = flatten(from_json(config))
+        return flatten(from_json(config))
     except (ConfigError, KeyError) as error:
         raise ConfigError(f"{source} can't be used: {error}") from None
-    return RecordedRun(folder, flat, read_metrics(folder / METRICS), summary)
 
 
 def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
@@ -158,23 +168,26 @@ def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
             if not any(set(run.seeds) & set(other.seeds) for other in group):
                 group.append(run)
                 break
-    names = _short_names(runs)
+    names = dict(zip(runs, short_names([run.folder for run in runs]), strict=True))
     return [
         Line(shared_name([names[run] for run in group]), tuple(group)) for group in groups.values()
     ]
 
 
-def _short_names(runs: Sequence[RecordedRun]) -> dict[RecordedRun, str]:
-    """The runs' folders relative to their common parent."""
-    names = [os.fspath(run.folder) for run in runs]
+def short_names(folders: Sequence[epath.Path]) -> list[str]:
+    """The names of folders relative to their common parent."""
+    names = [os.path.abspath(f"/{path}" if is_remote(path) else path) for path in folders]
     common = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
-    return {run: os.path.relpath(name, common) for run, name in zip(runs, names, strict=True)}
+    return [os.path.relpath(name, common) for name in names]
 
 
 def differing_fields(lines: Sequence[Line]) -> tuple[str, ...]:
     """The fields whose values differ between the lines."""
     configs = [line.runs[0].without_seed() for line in lines]
-    return tuple(name for name in configs[0] if any(c[name] != configs[0][name] for c in configs))
+    names = dict.fromkeys(itertools.chain(*configs))  # a run may have fields of its extensions
+    return tuple(
+        name for name in names if any(c.get(name) != configs[0].get(name) for c in configs)
+    )
 
 
 def describe(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any]:
@@ -199,7 +212,7 @@ def describe(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, 
         "scores": summarize_scores(line.rows),
         "versus": None if line is first else compare_rows(first.rows, line.rows, fields=fields),
         "train_loss": mean_and_std(losses[:, -1].tolist()) if losses.size else None,
-        "differs": {name: config[name] for name in differing},
+        "differs": {name: config.get(name) for name in differing},
     }
 
 

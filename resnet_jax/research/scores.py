@@ -25,6 +25,9 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.metrics import METRICS
 from resnet_jax.train.multi_seed import single_configs
 
+TABLE, DOCUMENT = "sweep.csv", "sweep.json"
+"""The files with the rows and with the groups of a sweep, in its folder."""
+
 SHOWN = {
     "validation": "validation",
     "test": "test",
@@ -129,11 +132,16 @@ def summarize_scores(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     Each has "step", "n", "examples", "mean" and "std" of every metric, and as "sampling_error" the
     standard error of the accuracy that comes from the choice of the images; see `sampling_error`.
     """
+    return {name: _summary(of) for name, of in rows_by_name(rows).items()}
+
+
+def rows_by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """The rows of each score: "test", "validation", "test_best"…"""
     by_name: dict[str, list[Row]] = {}
     for row in rows:
         name = row["split"] if row["weights"] == "raw" else f"{row['split']}_{row['weights']}"
         by_name.setdefault(name, []).append(row)
-    return {name: _summary(of) for name, of in by_name.items()}
+    return by_name
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,10 +8,14 @@ import ml_collections
 import numpy as np
 
 from resnet_jax.config.schema import model_overrides, streams
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.data.datasets import Dataset, load_dataset
 from resnet_jax.data.images.normalization import given_normalization, measure_normalization
 from resnet_jax.data.loaders.in_memory import InMemoryLoader
 from resnet_jax.data.loaders.loader import Loader
+from resnet_jax.data.readers.from_python import PythonData, open_python_data
+from resnet_jax.data.splits import parse_split
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
@@ -28,22 +32,57 @@ if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Measured, Probe
 
 
-def load_data(config: ml_collections.ConfigDict) -> Dataset:
+ROLES = ("train", "validation", "test")
+
+
+def name_data(config: ml_collections.ConfigDict, data: PythonData) -> ml_collections.ConfigDict:
+    """Return the config of a run on data that are passed in Python.
+
+    `data.name` says so. A role without a split takes the split of its own name; the test split of
+    the default config needn't be there.
+    """
+    named = config.copy_and_resolve_references()
+    named.data.name = FROM_PYTHON
+    for role in ROLES:
+        if not named.data[role] and role in data.splits:
+            named.data[role] = role
+    if named.data.test == "test" and "test" not in data.splits:
+        named.data.test = ""
+    return named
+
+
+def load_data(config: ml_collections.ConfigDict, data: PythonData | None = None) -> Dataset:
     """Read the splits of `config.data`: "train", "validation", "test".
 
+    Args:
+        config: the run's configuration; with `data`, as `name_data` returns it.
+        data: the data that were passed in Python; None for data on disk.
+
     Raises:
-        ConfigError: no such data or splits, or the splits share examples.
+        ConfigError: no such data or splits, the splits share examples, or none has a split of
+            `data`.
         DataError: the data are missing or damaged.
     """
-    splits = {role: config.data[role] for role in ("train", "validation", "test")}
+    splits = {role: config.data[role] for role in ROLES if config.data[role]}
+    crop, channels = evaluation_crop(config), 3 if streams(config) else None
+    source = None
+    if data:
+        source = open_python_data(data, crop=crop, channels=channels)
+        spans = [parse_split(spec, source.lengths, FROM_PYTHON) for spec in splits.values()]
+        if unused := set(data.splits) - {span.split for parts in spans for span in parts}:
+            named = ", ".join(f"data.{role}={spec!r}" for role, spec in splits.items())
+            raise ConfigError(
+                f"datasets has {min(unused)!r}, which the config doesn't use: {named}."
+            )
     return load_dataset(
         config.data.name,
-        splits={role: spec for role, spec in splits.items() if spec},
+        splits=splits,
         data_dir=config.data.dir,
-        crop=evaluation_crop(config),
-        channels=3 if streams(config) else None,
+        crop=crop,
+        channels=channels,
         corrupt=config.data.corrupt,
         streamed=("train",) if streams(config) else (),
+        source=source,
     )
 
 
@@ -63,8 +102,13 @@ class Experiment:
     normalization: dict[str, np.ndarray]
 
     @classmethod
-    def make(cls, config: ml_collections.ConfigDict) -> "Experiment":
+    def make(
+        cls, config: ml_collections.ConfigDict, data: PythonData | None = None
+    ) -> "Experiment":
         """Make the experiment of a config that `validate` accepts; cheap checks come first.
+
+        Args:
+            config, data: as of `load_data`.
 
         Raises:
             ConfigError: an impossible config.
@@ -75,7 +119,7 @@ class Experiment:
             create_model(single.model.name, **model_overrides(single))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)
         check_batch(config, SeedAxis.make(config, mesh).step_mesh)
-        dataset = load_data(config)
+        dataset = load_data(config, data)
         normalization = given_normalization(config.data.mean, config.data.std)
         if streams(config):
             train_examples = len(dataset.streamed["train"])

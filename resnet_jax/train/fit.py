@@ -7,14 +7,18 @@ and puts it on record; loop.py is the training loop; step.py is the pure step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.data.readers.from_python import Examples, PythonData
+from resnet_jax.errors import UsageError
 from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.logging.tracking import open_trackers
+from resnet_jax.train.callbacks import Callback, Callbacks
 from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.dispatch import CompiledSteps
 from resnet_jax.train.evaluate import Evaluation
@@ -64,11 +68,14 @@ def fit(
     config: ml_collections.ConfigDict,
     workdir: epath.PathLike,
     *,
+    datasets: Mapping[str, Examples] | None = None,
+    class_names: Sequence[str] = (),
     stop_at_step: int | None = None,
     profile: tuple[int, int] | None = None,
     stop: StopRequest | None = None,
     on_hang: Callable[[str], None] | None = None,
     started_s: float = 0.0,
+    callbacks: Sequence[Callback] = (),
 ) -> FitResult:
     """Train the model of `config`, or resume the run in `workdir`.
 
@@ -76,6 +83,10 @@ def fit(
         config: from a file in configs/ or from `default_config`.
         workdir: directory of the run, created if it doesn't exist. It is bound to this config. All
             processes of a job must share it. It may be in a bucket: gs://….
+        datasets: the data, instead of those that `config.data.name` names: the examples of each
+            split, such as "train" and "test", as arrays (images, labels) or as a random-access
+            source (docs/data.md). Pass the same data when the run is resumed, on every process.
+        class_names: with `datasets`, one name per class; by default the labels from "0" on.
         stop_at_step: save and return after this step, as if a signal had asked for it.
         profile: the first and the last training step to trace; the first step of a run is 1. The
             trace is in the folder tensorboard/plugins/profile of `workdir`.
@@ -86,9 +97,12 @@ def fit(
             run has taken over `workdir`. It may end the process, which the stuck main thread
             can't. By default the run goes on.
         started_s: seconds since this process started, which goodput.json counts as start-up.
+        callbacks: objects of subclasses of `Callback`, called in this order.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1, or the run doesn't have the steps `profile`.
+        UsageError: `stop_at_step` is less than 1, the run doesn't have the steps `profile`, or
+            `callbacks` holds something else, or `datasets` isn't a mapping of splits.
+        CallbackError: a callback has raised an exception. The run is saved first.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.
         PeerError: another process has failed before the first step.
@@ -97,7 +111,11 @@ def fit(
         NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
         StoppedEarly: a signal came before the steps were compiled.
     """
-    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang)
+    if class_names and datasets is None:
+        raise UsageError("class_names is for datasets; other data have class names of their own.")
+    data = None if datasets is None else PythonData(datasets, tuple(class_names))
+    callbacks = tuple(callbacks)
+    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, callbacks, data)
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     fix_threads(config)
     with (
@@ -126,19 +144,32 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
     workdir, total_steps = run.workdir, run.total_steps
     state, step = begin.state, begin.step
     scorer = Scorer(experiment.evaluators(), spec)
+    with run.requests.interrupt_immediately():
+        watchdog.now("opening the trackers")
+        trackers = open_trackers(config, workdir, start_step=step)
     with (
+        trackers,
         MetricsLog(
             workdir,
             start_step=step,
             records=begin.records,
             total_steps=total_steps,
             prometheus_dir=config.prometheus_dir,
+            trackers=trackers,
         ) as log,
         run.console() as console,
     ):
         if begin.change:
             console.say(begin.change)
-        recorder = Recorder(spec, workdir, log=log, console=console, clock=clock, goodput=goodput)
+        recorder = Recorder(
+            spec,
+            workdir,
+            log=log,
+            trackers=trackers,
+            console=console,
+            clock=clock,
+            goodput=goodput,
+        )
         nonfinite = NonfiniteRecord(
             workdir, spec.orders(), limit=config.nonfinite.limit, count=begin.nonfinite
         )
@@ -154,6 +185,15 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
             attempts=config.save_attempts,
         )
         recovery = Recovery(spec, nonfinite, run.checkpoints, saver)
+        callbacks = Callbacks(
+            run.requests.callbacks,
+            spec=spec,
+            workdir=workdir,
+            history=log.history,
+            best=lambda: saver.best,
+            clock=clock,
+            watchdog=watchdog,
+        )
         if step < total_steps:
             with contextlib.closing(experiment.loader()) as loader, contextlib.ExitStack() as used:
                 with run.requests.interrupt_immediately():
@@ -179,21 +219,27 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
                     recorder=recorder,
                     saver=saver,
                     recovery=recovery,
+                    callbacks=callbacks,
                     clock=clock,
                     watchdog=watchdog,
                     stop=run.requests.stop,
                     stop_at_step=run.requests.stop_at_step,
                     check_workdir=run.check_workdir,
                 )
+            callbacks.check()
         if step < total_steps:
             watchdog.now("finishing the last checkpoint")
             run.checkpoints.close()
             goodput.end()
-            console.stopped(step, workdir)
+            trackers.outcome = "stopped"
+            console.stopped(step, workdir, callbacks.stop_reason)
+            callbacks.end(step, state, {}, early=True)
             return FitResult(state, log.history, {}, saver.best, stopped_early=True)
         clock.account.enter("evaluation")
         evaluation = finish_run(
             state, step, run=run, scorer=scorer, saver=saver, recovery=recovery, recorder=recorder
         )
         goodput.end()
+        trackers.outcome = "finished"
+        callbacks.end(step, state, evaluation, early=False)
         return FitResult(state, log.history, evaluation, saver.best, stopped_early=False)

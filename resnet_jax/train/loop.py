@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.data.loaders.loader import Loader
 from resnet_jax.parallel.job.agreement import ProcessFlags, all_gather_object
+from resnet_jax.train.callbacks import Callbacks
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.nonfinite import NonfiniteError
@@ -34,6 +35,7 @@ def train_loop(
     recorder: Recorder,
     saver: Saver,
     recovery: Recovery,
+    callbacks: Callbacks,
     clock: Clock,
     watchdog: Watchdog,
     stop: StopRequest,
@@ -57,6 +59,7 @@ def train_loop(
         recorder: writes the records.
         saver: saves checkpoints.
         recovery: decides what happens about numbers that aren't finite.
+        callbacks: called at log points, after evaluations and checkpoints; may stop the run.
         clock: measures the speed of training, paused during everything else, and where time goes.
         watchdog: told what happens.
         stop: set by a signal.
@@ -90,6 +93,8 @@ def train_loop(
         batches = loader.take(first)
         waited_s += loader.waited_s - waited_before_s
         clock.account.waited(loader.waited_s - waited_before_s)
+        if first == 0:
+            recorder.inputs(state, batches)
 
         # Step.
         state = run_steps(state, batches, first=first, steps=step - first)
@@ -115,6 +120,8 @@ def train_loop(
                     recorder.training(step, metrics, waited_s=waited_s)
                     state, waited_s = state.replace(meter=spec.empty_metrics()), 0.0
                     recovery.check_metrics(metrics, step)
+                    if callbacks.log(step, state):
+                        stopping = last = True
 
                 validates = validate is not None and intervals.evaluates_at(step)
                 diagnoses = intervals.diagnoses_at(step)
@@ -131,6 +138,8 @@ def train_loop(
                         watchdog.now(f"scoring step {step}")
                         scores = validate(state, step)
                     recorder.evaluation(step, scores)
+                    if callbacks.evaluate(step, state, scores):
+                        stopping = last = saves = True
                 if diagnoses:
                     watchdog.now(f"measuring the network of step {step}")
                     with clock.paused(state, "evaluation"):
@@ -141,6 +150,9 @@ def train_loop(
                     with clock.paused(state, "save"):
                         watchdog.now(f"saving step {step}")
                         saver.save(step, state, scores, last=last)
+                        saved = callbacks.see_checkpoints and saver.wait_until_saved(step)
+                    if saved and callbacks.checkpoint(step, state):
+                        stopping = True
                 break
             except NonfiniteError as found:
                 watchdog.now("restoring")

@@ -92,7 +92,8 @@ def register_metric(name: str, values: Values, *, in_training: bool = False) -> 
 
     Args:
         name: an identifier.
-        values, in_training: see `Metric`.
+        values: the function of the metric; see `Metric`.
+        in_training: whether training logs the metric too.
 
     Raises:
         ConfigError: the name isn't an identifier, or is taken.

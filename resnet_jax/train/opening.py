@@ -27,13 +27,16 @@ from resnet_jax.checkpoint.workdir import (
 from resnet_jax.config.extensions import extension_digests, import_extensions
 from resnet_jax.config.io import bound_fields, describe_differences, to_json
 from resnet_jax.config.schema import check_complete, flatten, validate
+from resnet_jax.data.readers.from_python import PythonData
 from resnet_jax.errors import UsageError
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.process import ProcessRecord
 from resnet_jax.logging.provenance import code_digest, package_versions
+from resnet_jax.logging.tracking import check_installed
 from resnet_jax.parallel.job.agreement import MAIN, all_gather_object, check_consistent, is_main
+from resnet_jax.train.callbacks import Callback, check_callbacks
 from resnet_jax.train.clock import Clock
-from resnet_jax.train.experiment import Experiment
+from resnet_jax.train.experiment import Experiment, name_data
 from resnet_jax.train.failures import unless_taken_over
 from resnet_jax.train.goodput import TimeAccount, record_end
 from resnet_jax.train.pretrained import name_model
@@ -51,8 +54,11 @@ class Requests:
     stop_at_step: int | None = None
     profile: Steps | None = None
     on_hang: Callable[[str], None] | None = None
+    callbacks: tuple[Callback, ...] = ()
+    data: PythonData | None = None
 
     def __post_init__(self) -> None:
+        check_callbacks(self.callbacks)
         if self.stop_at_step is not None and self.stop_at_step < 1:
             raise UsageError(f"stop_at_step is {self.stop_at_step}; it must be at least 1.")
 
@@ -133,12 +139,16 @@ def open_run(
     """
     stop, profile = requests.stop, requests.profile
     with contextlib.ExitStack() as held:
+        if requests.data:
+            check_complete(config)
+            config = name_data(config, requests.data)
         fingerprint = _job_fingerprint(config, requests)
         with requests.interrupt_immediately(), check_consistent(fingerprint) as common:
             check_complete(config)
             here = None if is_remote(workdir) else Path(workdir)
             import_extensions(config.extensions or (), workdir=here)
             validate(config)
+            check_installed(config)
             common["the sources of extensions"] = extension_digests(config.extensions)
             prepare_workdir(workdir)
             # Only the main process of a job checks the work directory.
@@ -150,7 +160,7 @@ def open_run(
             held.enter_context(stop.on_failure(record.end))
             end_account = functools.partial(record_end, workdir, account)
             held.enter_context(stop.on_failure(unless_taken_over(check_workdir, end_account)))
-            experiment = Experiment.make(config)
+            experiment = Experiment.make(config, requests.data)
             if profile:
                 check_steps(profile, total_steps=experiment.spec.intervals.total_steps)
             common["the data's fingerprint"] = experiment.dataset.fingerprint
@@ -201,5 +211,6 @@ def _job_fingerprint(config: ml_collections.ConfigDict, requests: Requests) -> d
     found = {name: value for name, value in flatten(config).items() if name != "data.dir"}
     found |= {f"the version of {name}": version for name, version in package_versions().items()}
     profile = list(requests.profile) if requests.profile else None
-    flags = {"stop_at_step": requests.stop_at_step, "profile": profile}
+    callbacks = [type(callback).__name__ for callback in requests.callbacks]
+    flags = {"stop_at_step": requests.stop_at_step, "profile": profile, "callbacks": callbacks}
     return found | flags | {"the code of resnet_jax": code_digest()}

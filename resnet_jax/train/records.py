@@ -10,19 +10,23 @@ from etils import epath
 from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS
 from resnet_jax.config.schema import streams
 from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.loaders.loader import DeviceBatches
 from resnet_jax.data.loaders.sampler import batches_digest
 from resnet_jax.logging.console import TrainingConsole
 from resnet_jax.logging.metrics_log import MetricsLog
-from resnet_jax.logging.plots import Figures, draw_curves
+from resnet_jax.logging.plots import Figures, confusion_png, contact_sheet_png, draw_curves
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.logging.summary import write_summary
+from resnet_jax.logging.trackers import PICTURES, Trackers
 from resnet_jax.parallel.job.agreement import is_main
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.goodput import Goodput
+from resnet_jax.train.inputs import augmented_inputs
 from resnet_jax.train.metrics import TrainMetrics
 from resnet_jax.train.saving import RunFacts
 from resnet_jax.train.spec import TrainSpec
+from resnet_jax.train.state import TrainState
 
 if TYPE_CHECKING:
     from resnet_jax.train.diagnostics.probe import Measured
@@ -37,6 +41,7 @@ class Recorder:
         workdir: epath.Path,
         *,
         log: MetricsLog,
+        trackers: Trackers,
         console: TrainingConsole,
         clock: Clock,
         goodput: Goodput,
@@ -45,9 +50,25 @@ class Recorder:
         self._goodput = goodput
         self._spec, self._workdir = spec, workdir
         self._log, self._console, self._clock = log, console, clock
+        self._trackers = trackers
         self._orders = spec.orders()
         self._figures = Figures(workdir)
         self._title = f"{spec.config.model.name} on {spec.config.data.name}"
+
+    def inputs(self, state: TrainState, batches: DeviceBatches) -> None:
+        """Show the trackers what the network sees of the first batch.
+
+        Args:
+            state: before the first step.
+            batches: of the first dispatch.
+        """
+        if self._trackers:
+            with self._clock.paused(state, "start_up"):
+                self._trackers.picture(
+                    0,
+                    f"{PICTURES}/augmented_inputs",
+                    lambda: contact_sheet_png(augmented_inputs(state, batches, self._spec)),
+                )
 
     def training(self, step: int, metrics: Sequence[TrainMetrics], *, waited_s: float) -> None:
         """Record means over the examples since the last log point, unless a seed has none.
@@ -168,7 +189,19 @@ class Recorder:
                 CURVES, lambda: draw_curves(self._workdir, history, title=self._title)
             )
             write_summary(self._workdir, summary)
+        for name, scored in evaluation.items():
+            self._show_confusion(name, scored, dataset.class_names)
         self._console.closing(summary, self._workdir)
+
+    def _show_confusion(self, name: str, scored: Evaluation, class_names: tuple[str, ...]) -> None:
+        """Show the trackers the confusion matrix of a final evaluation."""
+        confusion = scored.confusion
+        if confusion is not None:
+            self._trackers.picture(
+                self._spec.intervals.total_steps,
+                f"{PICTURES}/confusion_{name}",
+                lambda: confusion_png(confusion, class_names),
+            )
 
     def _position(self, step: int) -> dict[str, float]:
         return {"step": step, "epoch": round(self._spec.intervals.epoch(step), 4)}

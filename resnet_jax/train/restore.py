@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.config.extensions import describe_changes, extension_digests
 from resnet_jax.config.io import free_fields
+from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.errors import DataError
 from resnet_jax.logging.provenance import environment
 from resnet_jax.ops.native import library as native
@@ -89,10 +90,13 @@ def restore_or_begin(
     # and "environments".
     step, state, progress = restored
     if progress["fingerprint"] != dataset.fingerprint:
+        old = (
+            "pass the old data" if dataset.name == FROM_PYTHON else "point data.dir at the old data"
+        )
         raise DataError(
             f"The images or labels of {dataset.name}, or their order, aren't those that the run in"
             f" {workdir} began with (fingerprint {dataset.fingerprint}, was"
-            f" {progress['fingerprint']}). Nothing was touched; point data.dir at the old data."
+            f" {progress['fingerprint']}). Nothing was touched; {old}."
         )
     init_from = progress.get("init_from")
     check_unchanged(spec.config.init_from, init_from)

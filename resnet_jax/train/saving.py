@@ -145,6 +145,15 @@ class Saver:
         except WriteError as error:
             self._count_failure(error, step, last=last)
 
+    def wait_until_saved(self, step: int) -> bool:
+        """Wait for the save in the background; return whether it is on disk and verified.
+
+        Raises:
+            WriteError: as `settle_or_count`.
+        """
+        self.settle_or_count(step)
+        return self._retry_at is None
+
     def went_back(self, step: int, best: dict[str, Any] | None) -> None:
         """Go back to the best of the checkpoint of `step`, which was restored."""
         self._goodput.went_back(step)

@@ -123,6 +123,7 @@ def _config(run: RunRecord, entry: Mapping[str, Any] | None, data_dir: str | Non
     if data_dir:
         config.data.dir = data_dir
     config.prometheus_dir = ""  # its file is that of the run
+    config.trackers = ()  # they show the run
     config.checkpoint_every, config.keep_every = config.duration, 0.0
     config.keep_checkpoints = 1
     return config

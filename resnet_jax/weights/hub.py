@@ -72,6 +72,15 @@ def full_name(reference: str | os.PathLike[str]) -> str:
     return own.name if own else name
 
 
+def is_reference(name: str) -> bool:
+    """Whether a name is that of weights of this package or of a model on the Hub, not of a file."""
+    if _is_file(name):
+        return False
+    return find_weights(name) is not None or (
+        _REFERENCE.fullmatch(name) is not None and not os.path.lexists(name)
+    )
+
+
 def _is_file(name: str) -> bool:
     """Whether the name is that of a file, which may be missing; a folder isn't a file."""
     is_there = os.path.lexists(name) and not os.path.isdir(name)

@@ -36,8 +36,12 @@ def _hold(workdir, program=HOLD) -> subprocess.Popen:
     return process
 
 
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def _wait_for(happened) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -55,14 +59,14 @@ def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
     began = time.monotonic()
     with locked(epath.Path(tmp_path)):  # its holder is dead
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # a living holder is waited for thrice as long
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_holder_that_is_not_waited_for_is_dead(tmp_path):
     process = _hold(tmp_path)
     process.kill()
-    time.sleep(0.2)  # a zombie until its parent waits for it
+    _wait_for(lambda: _state(process.pid) == "Z")  # a zombie until its parent waits for it
     with locked(epath.Path(tmp_path)):
         pass
     process.wait()
@@ -78,8 +82,7 @@ def test_a_holder_of_which_a_thread_lives_is_not_dead(tmp_path):
         "ctypes.CDLL(None).pthread_exit(None)"
     )
     process = _hold(tmp_path, program)
-    status = Path(f"/proc/{process.pid}/stat")
-    _wait_for(lambda: status.read_text().rpartition(")")[2].split()[0] == "Z")
+    _wait_for(lambda: _state(process.pid) == "Z")
     with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
         pass
     process.kill()
@@ -158,7 +161,7 @@ def test_a_holder_elsewhere_that_ends_meanwhile_makes_way(tmp_path, monkeypatch)
     threading.Timer(0.2, (tmp_path / LOCK).unlink).start()
     began = time.monotonic()
     with locked(epath.Path(tmp_path)):
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
 
 def test_who_ends_at_once_gives_up_its_lock_first(tmp_path):
@@ -232,7 +235,7 @@ def test_a_process_ends_that_has_lost_its_lock(tmp_path):
     process = _hold(tmp_path, program)
     write_lock(tmp_path / "new", ELSEWHERE)
     (tmp_path / "new").replace(tmp_path / LOCK)
-    assert process.wait(20) == 71
+    assert process.wait(60) == 71
     assert token_of(tmp_path / LOCK) == "another"
 
 
@@ -293,7 +296,7 @@ def test_no_renewal_follows_a_release(bucket, monkeypatch):
 
     with locked(workdir):
         monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(slow))
-        assert writing.wait(10)
+        assert writing.wait(60)
         release_all()
         time.sleep(0.4)
         assert not (bucket / "released" / LOCK).exists()

@@ -18,6 +18,7 @@ from tests.runs import ROOT
 
 # The least that each takes; none of it is looked at.
 _ARGUMENTS = {
+    "completion": ["bash"],
     "eval": ["x"],
     "export": ["x", "y"],
     "mlperf": ["x"],
@@ -26,8 +27,10 @@ _ARGUMENTS = {
     "bench": ["step"],
     "convert": ["x.pth", "x.safetensors"],
     "prepare": ["x", "--out=y", "--name=z"],
+    "push": ["x", "y/z"],
     "sweep": ["--workdir=x"],
     "compare": ["x"],
+    "report": ["x"],
     "status": ["x"],
     "verify": ["x"],
 }
@@ -223,7 +226,7 @@ def _resnet_jax(*arguments, end="", **environment):
         env={**inherited, "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

@@ -1,14 +1,18 @@
 """resnet-jax summary, eval and predict on a run that was really trained."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import resnet_jax
-from resnet_jax.cli.main import main
+from resnet_jax.cli.main import _GROUPS, main
+from resnet_jax.config.recipes import RECIPES
+from resnet_jax.data.dataset_info import KNOWN_SETS
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.errors import ResnetJaxError, StoppedEarly
 from tests.cli.mistakes import assert_one_line
 
 
@@ -154,14 +158,55 @@ def test_models_are_listed_with_sizes_and_what_was_published(capsys):
     assert "example: resnet-jax list 'resnet5*'" in capsys.readouterr().out
 
 
+def test_data_sets_are_listed_with_their_origin(capsys):
+    rows = _json(capsys, "list", "--data")["data"]
+    assert [row["data"] for row in rows] == list(KNOWN_SETS)
+    assert all(row["origin"] for row in rows)
+    (row,) = _json(capsys, "list", "--data", "fashion*")["data"]
+    assert row["examples"] == {"train": 60_000, "test": 10_000}
+    assert main(["list", "--data", "imagenet*"]) == 0
+    assert "train 1,281,167, validation 50,000" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_with_their_source(capsys):
+    rows = {row["recipe"]: row for row in _json(capsys, "list", "--recipes")["recipes"]}
+    assert list(rows) == list(RECIPES)
+    assert rows["rsb_a2"]["epochs"] == 300
+    assert rows["rsb_a2"]["optimizer"] == "lamb"
+    assert rows["mlperf_lars"]["batch_size"] == 3200
+    assert rows["wide_resnet"]["data"] == "cifar10"
+    assert all(row["source"] for row in rows.values())
+    assert main(["list", "--recipes", "rsb_a2"]) == 0
+    assert "2110.00476" in capsys.readouterr().out
+
+
+def test_help_lists_every_subcommand_under_its_task(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for title, group in _GROUPS.items():
+        part = text[text.index(f"\n{title}:\n") :].split("\n\n")[0]
+        assert re.findall(r"\n  ([a-z]+) ", part) == list(group)
+    assert max(map(len, text.splitlines())) <= 80
+    codes = re.findall(r" (\d\d) ", text[text.index("exit codes") :])
+    errors = (*ResnetJaxError.__subclasses__(), StoppedEarly)
+    assert {int(code) for code in codes} == {error.exit_code for error in errors}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (["list", "--data", "cifar1"], 64, "No data set's name matches 'cifar1'. Did you mean"),
+        (["list", "--recipes", "rsb"], 64, "No recipe's name matches 'rsb'. Did you mean 'rsb_a"),
+        (["list", "--data", "--weights"], 64, "not allowed with"),
         (["list", "resnt50"], 64, "No model's name matches 'resnt50'. Did you mean 'resnet50'?"),
         (["summary", "resnet51"], 78, "Did you mean 'resnet56'"),
         (["summary", "resnet50", "--image-size", "0"], 64, "--image-size is 0"),
         (["eval", "no-such-run"], 78, "no-such-run isn't the directory of a run"),
         (["evaluate", "x"], 64, "invalid choice: 'evaluate'"),
+        (["doctr"], 64, "Did you mean 'doctor'? (resnet-jax --help explains)"),
+        (["completion", "fsh"], 64, "Did you mean 'fish'? (resnet-jax completion --help explains)"),
         (["summary"], 64, "give either a model's name or --config"),
     ],
 )

@@ -8,45 +8,28 @@ import scipy.stats
 from PIL import Image
 
 from resnet_jax.cli.main import main
-from resnet_jax.config.io import to_json
-from resnet_jax.config.schema import default_config, set_field
-from resnet_jax.research.compare import find_runs, gather_lines, read_run
+from resnet_jax.research.compare import (
+    describe,
+    differing_fields,
+    find_runs,
+    gather_lines,
+    read_run,
+)
 from tests.cli.mistakes import assert_one_line
-from tests.research import fake_child
-
-
-def _write(folder, *, top1=0.9, steps=(4, 8, 12), finished=True, seeds=(), **fields):
-    """A run whose losses fall, and whose validation is at `top1` in the end."""
-    config = default_config()
-    for name, value in fields.items():
-        set_field(config, name.replace("__", "."), value)
-    config.seeds = seeds
-    records = []
-    for step in steps:
-        for split in ("train", "validation"):
-            scores = {"loss": 12 / step, "top1": top1 * step / 12}
-            rates = {"lr": 0.1, "img_per_s": 900.0} if split == "train" else {}
-            if seeds:
-                of_seeds = {name: [v - 0.01, v, v + 0.01] for name, v in scores.items()}
-                scores |= {"seeds": of_seeds}
-            records.append({"step": step, "epoch": step / 4, "split": split, **scores, **rates})
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(config))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    if finished:
-        summary = fake_child.summary(config.to_dict(), top1)
-        (folder / "summary.json").write_text(json.dumps(summary))
-    return folder
+from tests.research.fake_run import write_run
 
 
 @pytest.fixture
 def runs(tmp_path):
     folder = tmp_path / "runs"
     for seed, top1 in ((0, 0.89), (1, 0.91)):
-        _write(folder / f"deep/seed{seed}", top1=top1, seed=seed, model__name="resnet56")
-    _write(folder / "shallow", top1=0.8, log_every=7)
-    _write(folder / "short", steps=(4,), finished=False, batch_size=64)
+        write_run(folder / f"deep/seed{seed}", top1=top1, seed=seed, model__name="resnet56")
+    write_run(folder / "shallow", top1=0.8, log_every=7)
+    write_run(folder / "short", steps=(4,), finished=False, batch_size=64)
     return folder
+
+
+_OTHER = {"a": {}, "b": {"batch_size": 64}}
 
 
 def _compare(capsys, *arguments):
@@ -80,8 +63,8 @@ def test_the_table_for_people(runs, tmp_path, capsys, monkeypatch):
 
 
 def test_curves_of_seeds_reach_as_far_as_all_of_them(tmp_path):
-    _write(tmp_path / "a" / "seed0", top1=0.6, seed=0)
-    _write(tmp_path / "a" / "seed1", top1=0.9, steps=(4, 8), finished=False, seed=1)
+    write_run(tmp_path / "a" / "seed0", top1=0.6, seed=0)
+    write_run(tmp_path / "a" / "seed1", top1=0.9, steps=(4, 8), finished=False, seed=1)
     (line,) = gather_lines([read_run(folder) for folder in find_runs([tmp_path])])
     epochs, values = line.curve("validation", "top1")
     assert epochs == [1, 2]
@@ -89,20 +72,31 @@ def test_curves_of_seeds_reach_as_far_as_all_of_them(tmp_path):
 
 
 def test_a_run_of_several_seeds_has_a_curve_of_each(tmp_path):
-    _write(tmp_path / "a", top1=0.9, seeds=(0, 1, 2), finished=False)
+    write_run(tmp_path / "a", top1=0.9, seeds=(0, 1, 2), finished=False)
     (line,) = gather_lines([read_run(tmp_path / "a")])
     _, values = line.curve("validation", "top1")
     np.testing.assert_allclose(values[:, -1], [0.89, 0.9, 0.91])
 
 
 def test_a_repeated_run_is_no_second_seed(tmp_path):
-    first, second = _write(tmp_path / "a"), _write(tmp_path / "b")
+    first, second = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     lines = gather_lines([read_run(first), read_run(second)])
     assert [line.label for line in lines] == ["a", "b"]
 
 
+def test_runs_may_have_fields_that_others_lack(tmp_path):
+    lines = gather_lines(
+        [read_run(write_run(tmp_path / n, seed=0, **f)) for n, f in _OTHER.items()]
+    )
+    lines[1].runs[0].config["model.own"] = 3  # of a branch that its extensions register
+    for order in (lines, lines[::-1]):
+        differing = differing_fields(order)
+        assert differing == ("batch_size", "model.own")
+        assert describe(lines[0], differing, first=lines[0])["differs"]["model.own"] is None
+
+
 def test_results_that_are_kept_without_their_config_can_be_compared(tmp_path, capsys):
-    folder = _write(tmp_path / "a")
+    folder = write_run(tmp_path / "a")
     (folder / "config.json").unlink()
     (line,) = _compare(capsys, folder, f"--out={tmp_path / 'a.png'}")["lines"]
     assert (line["label"], line["differs"]) == ("a", {})
@@ -110,7 +104,7 @@ def test_results_that_are_kept_without_their_config_can_be_compared(tmp_path, ca
 
 def _with_seeds(folder, tops, first_seed=0, **fields):
     for seed, top1 in enumerate(tops, first_seed):
-        _write(folder / f"seed{seed}", top1=top1, seed=seed, **fields)
+        write_run(folder / f"seed{seed}", top1=top1, seed=seed, **fields)
 
 
 def test_a_real_difference_is_told_from_chance(tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from importlib.metadata import version
 
 import jax
@@ -39,6 +40,49 @@ def test_the_program_of_a_run_takes_images_as_they_are_in_files(whole, tmp_path,
     assert beside["ema"] is True
     assert beside["model"] == network.config.model.name
     assert beside["crop"] is None
+
+
+def test_a_run_becomes_an_onnx_file(whole, tmp_path, capsys):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    network = resnet_jax.restore_run(whole)
+    out = tmp_path / "digits.onnx"
+    document = _export(capsys, whole, out, "--format=onnx")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    (logits,) = onnxruntime.InferenceSession(out).run(None, {"images": images})
+    np.testing.assert_allclose(jax.nn.softmax(logits), network.predict(list(images)), atol=1e-5)
+    metadata = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert metadata["model"] == document["model"] == network.config.model.name
+    assert json.loads(metadata["class_names"]) == list(network.class_names)
+    assert json.loads(metadata["step"]) == network.step
+    assert document["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert main(["export", str(whole), str(out), "--format=onnx"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("bytes, for ONNX's operators of version 17")
+    assert lines[1] == (
+        "takes uint8 images of n×8×8×1, as in files; returns float32 logits of n×10"
+    )
+
+
+def test_a_run_becomes_a_tflite_file(whole, tmp_path, capsys):
+    pytest.importorskip("litert_converter")
+    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
+    network = resnet_jax.restore_run(whole)
+    out = tmp_path / "digits.tflite"
+    document = _export(capsys, whole, out, "--format=tflite", "--batch=3")
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    run = interpreters.Interpreter(model_path=str(out)).get_signature_runner()
+    probabilities = jax.nn.softmax(run(images=images)["logits"])
+    np.testing.assert_allclose(probabilities, network.predict(list(images)), atol=1e-5)
+    beside = json.loads((tmp_path / "digits.tflite.json").read_text())
+    assert document == {"output": str(out), "format": "tflite"} | beside
+    assert beside["class_names"] == list(network.class_names)
+    assert beside["images"] == {"shape": [3, 8, 8, 1], "dtype": "uint8"}
+
+
+def test_without_the_extra_the_command_says_what_to_install(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    arguments = ["export", str(whole), str(tmp_path / "out.onnx"), "--format=onnx"]
+    assert_one_line(arguments, 78, "the extra [onnx]: in a checkout, pip install -e", capsys)
 
 
 def test_weights_of_a_run_have_pytorchs_names_and_layout(whole, tmp_path, capsys):
@@ -111,10 +155,14 @@ _FILE = ["--weights", "net.npz", "--model", "resnet20"]
         (["out", *_FILE, "--mean", "0", "--std", "0"], 64, "--std has a 0"),
         (["run", "out", "--batch", "0"], 64, "--batch is 0; it must be at least 1"),
         (["run", "out.safetensors"], 64, "--format=stablehlo don't go together"),
+        (["run", "out.onnx"], 64, "a name in .onnx is for --format=onnx, and for it only"),
+        (["run", "out", "--format=onnx"], 64, "out and --format=onnx don't go together"),
+        (["run", "out.onnx", "--format=onnx", "--platforms=cpu"], 64, "not for --format=onnx"),
+        (["run", "out.tflite"], 64, "a name in .tflite is for --format=tflite, and for it only"),
         (
-            ["run", "out.onnx"],
+            ["run", "out.keras"],
             64,
-            "named as a file of ONNX, and a program is StableHLO; name it out.s",
+            "named as a file of TensorFlow, and a program is StableHLO; name it out.s",
         ),
         (["run", "out.PTH"], 64, "named as a file of PyTorch"),
         (["run", "out", "--format=safetensors"], 64, "--format=safetensors don't go together"),

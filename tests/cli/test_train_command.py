@@ -121,7 +121,7 @@ def test_an_interrupt_while_starting_is_heard(tmp_path):
             if line.rstrip().endswith(" jax"):  # after train.py's own imports
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 75, errors[-2000:]

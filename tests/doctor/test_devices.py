@@ -18,7 +18,7 @@ def test_a_backend_that_hangs_is_given_up(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     start = time.monotonic()
     code, found = run_doctor(capsys, "--timeout", "1.5")
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50
     assert code == 71
     assert "hasn't started its devices within 1.5 s" in found["devices"][0]["message"]
     assert "clock" in found  # the other checks were made

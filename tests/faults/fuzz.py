@@ -29,7 +29,7 @@ def outcome(target: str, folder: Path) -> dict[str, Any]:
         [sys.executable, "-m", "tests.faults.fuzz", target, str(CASES), folder],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"},
         cwd=_ROOT,
         check=False,

@@ -164,7 +164,7 @@ def main(kind: str, cases: int) -> dict[str, object]:
             names = rng.sample(sorted(_ARRAYS), rng.randint(1, len(_ARRAYS)))
             data = damage(make_file(kind, {name: _ARRAYS[name] for name in names}, rng), kind, rng)
             path.write_bytes(data)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 arrays = read_weights(path)
             except DataError as error:
@@ -184,7 +184,7 @@ def main(kind: str, cases: int) -> dict[str, object]:
                     same = True
                 if not same:
                     wrong.append(f"case {case}: the library reads something else")
-            slowest_s = max(slowest_s, time.perf_counter() - start)
+            slowest_s = max(slowest_s, time.process_time() - start)
     return {
         "read": read,
         "refused": refused,

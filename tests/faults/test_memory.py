@@ -5,9 +5,9 @@ import pytest
 from resnet_jax.checkpoint.reader import CheckpointReader
 from tests.runs import digest, train
 
-# A step of these takes hundreds of megabytes.
+# A step of these takes a hundred megabytes.
 _LARGE = (
-    "--config.model.width=64",
+    "--config.model.width=32",
     "--config.batch_size=1280",
     "--config.data.train=train[:1300]",
     "--config.data.validation=train[1300:]",

@@ -80,7 +80,7 @@ with StopRequest(end_early) as stop:
 def test_before_the_first_step_nothing_swallows_a_signal(where, number):
     command = [sys.executable, "-c", _BEFORE_THE_FIRST_STEP, where, str(int(number))]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.returncode, done.stdout, done.stderr) == (75, "", f"{NOTHING_LOST}\n")
 
@@ -137,7 +137,7 @@ def test_what_is_written_before_a_signal_ends_the_process_never_keeps_it(hangs, 
         while "ended" not in done:
             time.sleep(0.01)
     assert done[: done.index("ended")] == ([] if hangs else ["written", "outer"])
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 25
 
 
 def test_other_signals_dont_end_the_process():
@@ -167,7 +167,7 @@ def test_a_config_file_that_never_returns_is_interrupted(number, tmp_path):
     while not began.exists():
         assert running.alive(), running.said()
         time.sleep(0.01)
-    ended = running.signal(number).end(timeout_s=20)
+    ended = running.signal(number).end()
     assert (ended.code, ended.said) == (75, f"{NOTHING_LOST}\n")
 
 
@@ -212,7 +212,7 @@ def test_a_reproduction_that_computes_ends_within_seconds(number, tmp_path):
         try:
             assert running.stderr.readline() == "computing\n"
             running.send_signal(number)
-            _, said = running.communicate(timeout=20)
+            _, said = running.communicate(timeout=60)
         finally:
             running.kill()
     assert said == "stopped; nothing was lost, and the same command goes on\n"
@@ -231,7 +231,7 @@ def test_a_reproduction_that_trains_saves_first(number, tmp_path):
                 assert running.poll() is None
                 time.sleep(0.1)
             running.send_signal(number)
-            _, said = running.communicate(timeout=60)
+            _, said = running.communicate(timeout=300)
         finally:
             running.kill()
     assert f"stopped while training tiny, saved in {run}; the same command goes on" in said
@@ -261,9 +261,11 @@ def test_a_signal_loses_nothing(point, whole, tmp_path, record_property):
 
 @pytest.mark.thorough
 def test_a_second_signal_changes_nothing(whole, tmp_path):
-    running = start(tmp_path / "run").logs(2)
-    running.signal(signal.SIGTERM).says("stopping at the next safe point")
-    running.signal(signal.SIGTERM)
+    running = start(tmp_path / "run").logs(2).signal(signal.SIGTERM)
+    while running.alive() and "stopping at the next safe point" not in running.said():
+        time.sleep(0.005)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        running.signal(signal.SIGTERM)
     ended = running.end()
     assert ended.code in (0, 75), ended.said  # all twelve steps may be done by now
     assert train(tmp_path / "run").code == 0
@@ -310,6 +312,6 @@ def test_a_signal_while_compiling_ends_the_run_within_seconds(tmp_path, record_p
     began = time.monotonic()
     ended = running.signal(signal.SIGTERM).end()
     record_property("saw", ended.last_line)
-    assert (ended.code, time.monotonic() - began < 8) == (75, True), ended.said
+    assert (ended.code, time.monotonic() - began < 20) == (75, True), ended.said
     assert "nothing was lost" in ended.last_line
     assert not (tmp_path / "run" / ".lock").exists()

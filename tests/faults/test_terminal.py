@@ -47,10 +47,10 @@ def _exit_code(program, how, *arguments):
     command = [sys.executable, "-c", program, *arguments]
     if how == "closed":
         closing = ["sh", "-c", 'exec "$0" "$@" >&- 2>&-']
-        return subprocess.run([*closing, *command], cwd=ROOT, timeout=60, check=False).returncode
+        return subprocess.run([*closing, *command], cwd=ROOT, timeout=300, check=False).returncode
     with _lost_output(how) as output:
         done = subprocess.run(
-            command, cwd=ROOT, stdout=output, stderr=output, timeout=60, check=False
+            command, cwd=ROOT, stdout=output, stderr=output, timeout=300, check=False
         )
     return done.returncode
 
@@ -100,7 +100,7 @@ def test_a_failure_with_a_stuck_thread_is_told_before_the_end():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (73, "error: The disk is full.\n")
@@ -133,7 +133,7 @@ def test_a_run_that_is_stuck_in_its_output_is_ended():
             cwd=ROOT,
             stdout=writer,
             stderr=writer,
-            timeout=60,
+            timeout=300,
             check=False,
         )
     finally:
@@ -249,7 +249,7 @@ def test_a_run_whose_terminal_is_closed_saves(tmp_path):
         while b"img/s" not in shown and time.monotonic() < deadline:
             shown += os.read(ours, 4096)  # a bar is drawn, by a thread
         os.close(ours)
-        assert process.wait(timeout=60) == 75, shown
+        assert process.wait(timeout=300) == 75, shown
     finally:
         process.kill()
     assert any(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir())

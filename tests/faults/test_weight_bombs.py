@@ -43,7 +43,7 @@ def _read_elsewhere(path: Path) -> tuple[str, float, float]:
         [sys.executable, "-c", _READ_ONE, path],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=_ROOT,
         check=False,
     )
@@ -112,7 +112,7 @@ def test_two_thousand_damaged_files(kind, record_property):
         [sys.executable, "-m", "tests.faults.fuzz_weights", kind, "2000"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         cwd=_ROOT,
         check=False,

@@ -45,7 +45,7 @@ def test_a_full_disk_doesnt_end_the_run(disk, tmp_path, record_property):
     running = start(disk / "run", *_SLOWLY)
     running.logs(4)
     ballast = _fill(disk)
-    running.says("training goes on", timeout_s=60)
+    running.says("training goes on")
     ballast.unlink()
     ended = running.end()
     record_property("saw", next(x for x in ended.said.splitlines() if "training goes on" in x))

@@ -50,11 +50,12 @@ def test_activations_that_overflow_give_no_probabilities(library, request):
         predictor([pixels(8, 8, seed=0)])
 
 
-def test_a_program_is_compiled_once_for_each_size_of_a_batch(predictor):
+def test_programs_are_compiled_once_for_each_size_of_a_batch(predictor):
     with compilations() as first:
         for count in (3, 33):
             predictor.predict([pixels(seed=number) for number in range(count)])
-    assert len(first) == 2  # for 4 images at a time, and for 32
+    # For 4 images at a time, and for 32: a program of the variables alone, and one of the images.
+    assert len(first) == 4
     with compilations() as others:
         for count in (3, 4, 40, 64):
             predictor.predict([pixels(seed=number) for number in range(count)])

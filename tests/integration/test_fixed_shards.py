@@ -57,24 +57,12 @@ def _assert_same_bits(state, expected) -> None:
         assert leaf.tobytes() == wanted.tobytes(), jax.tree_util.keystr(path)
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return _train(4)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("mesh", [(8, 1), (2, 4)], ids=str)
-def test_a_few_steps_have_the_same_bits_on_eight_devices(mesh, one_device):
-    """Parameters, statistics, optimiser, averages and metrics; kernels split over four devices."""
-    data, fsdp = mesh
-    _assert_same_bits(_train(4, mesh__data=data, mesh__fsdp=fsdp), one_device)
-
-
-_LONG = {"duration": 40 * 32.0, "model__stage_sizes": (1,), "mixup": 0.0, "cutmix": 0.0}
+_LONG = {"duration": 40 * 32.0}
+_SMALL = _LONG | {"model__stage_sizes": (1,), "mixup": 0.0, "cutmix": 0.0}
 _RECIPES = {
-    "sgd": _LONG,
+    "sgd": _SMALL,
     "lamb": _LONG | {"optimizer__name": "lamb", "optimizer__decay": "decoupled"},
-    "sam": _LONG | {"sam_radius": 0.05, "data__resident": False},
+    "sam": _SMALL | {"sam_radius": 0.05, "data__resident": False},
 }
 _MESHES = [(2, 1), (4, 1), (8, 1), (2, 4), (4, 2), (1, 8)]
 
@@ -91,7 +79,10 @@ def _forty_steps_on_one_device(recipe):
     ids=str,
 )
 def test_forty_steps_have_the_same_bits_on_every_mesh(recipe, mesh):
-    """Layer-wise rates, whose norms are of split kernels; images that the host sends."""
+    """Parameters, statistics, optimiser, averages and metrics.
+
+    With layer-wise rates, whose norms are of split kernels; with images that the host sends.
+    """
     data, fsdp = mesh
     state = _train(40, mesh__data=data, mesh__fsdp=fsdp, **_RECIPES[recipe])
     _assert_same_bits(state, _forty_steps_on_one_device(recipe))
@@ -118,7 +109,8 @@ def test_a_run_stopped_on_eight_devices_and_resumed_on_two_then_four_is_the_run_
 ):
     """To the bit: the last checkpoint, every record, and the scores with precise statistics."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    fields = {"precise_bn": 3, "eval_batch_size": 50}
+    # The sums of so small a network with CutMix once had other quotients on several devices.
+    fields = {"precise_bn": 3, "eval_batch_size": 50, "model__stage_sizes": (1,), "mixup": 0.0}
     resnet_jax.fit(_config(**fields), whole)
     resnet_jax.fit(_config(mesh__data=8, **fields), moved, stop_at_step=4)
     resnet_jax.fit(_config(mesh__data=1, mesh__fsdp=2, **fields), moved, stop_at_step=7)
@@ -140,7 +132,7 @@ _SHARDED = (
 def test_a_job_has_the_bits_of_one_device(processes, devices, sharded, tmp_path):
     """Whole runs of train.py: records, scores and the last checkpoint; kernels split over two."""
     fields = (*_SHARDED, "--config.mesh.fsdp=2")
-    job = run_job(tmp_path / "job", *fields, processes=processes, devices=devices, timeout_s=600.0)
+    job = run_job(tmp_path / "job", *fields, processes=processes, devices=devices)
     assert [ended.code for ended in job] == [0] * processes, job
     assert _records(tmp_path / "job") == _records(sharded)
     assert digest(tmp_path / "job") == digest(sharded)
@@ -150,7 +142,7 @@ def test_a_job_has_the_bits_of_one_device(processes, devices, sharded, tmp_path)
 def sharded(tmp_path_factory):
     """Work directory of the run of `_SHARDED` on one device."""
     workdir = tmp_path_factory.mktemp("sharded") / "run"
-    (ended,) = run_job(workdir, *_SHARDED, processes=1, devices=1, timeout_s=600.0)
+    (ended,) = run_job(workdir, *_SHARDED, processes=1, devices=1)
     assert ended.code == 0, ended.said
     return workdir
 
@@ -187,7 +179,7 @@ def test_shards_train_like_a_batch_with_statistics_of_groups():
 @pytest.mark.thorough
 def test_the_traffic_is_that_of_an_all_reduce():
     """One all-to-all and one all-gather of a part of the sums; nothing else is exchanged."""
-    experiment = Experiment.make(_config(mesh__data=8))
+    experiment = Experiment.make(_config(mesh__data=8, **_SMALL))
     shapes = experiment.spec.abstract_state, *experiment.spec.abstract_batches(), 1
     text = make_train_steps(experiment.spec).lower(*shapes).compile().as_text()
     found = find_collectives(Module.parse(text), devices=8)

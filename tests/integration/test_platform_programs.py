@@ -1,5 +1,6 @@
 """Programs for TPUs and CPUs are those of a package without GPU forms, operation by operation."""
 
+import functools
 import hashlib
 from unittest import mock
 
@@ -15,8 +16,8 @@ from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.spec import TrainSpec
 
 
-def _lowered(name, platform, groups=None, stage_sizes=None):
-    """The training step of a network, as StableHLO for a platform; nothing is compiled."""
+def _traced(name, groups, stage_sizes):
+    """The training step of a network."""
     config = default_config()
     config.model.name, config.model.dtype = name, "bfloat16"
     config.model.stage_sizes = stage_sizes
@@ -29,7 +30,15 @@ def _lowered(name, platform, groups=None, stage_sizes=None):
         config.data.resident = False
     spec = TrainSpec.without_data(config, make_mesh(data=1))
     steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(spec.mesh))
-    traced = make_train_steps(spec).trace(spec.abstract_state, *spec.abstract_batches(), steps)
+    return make_train_steps(spec).trace(spec.abstract_state, *spec.abstract_batches(), steps)
+
+
+# With the choice of a form, which is made when the step is lowered for a platform.
+_traced_once = functools.cache(_traced)
+
+
+def _lowered(traced, platform):
+    """As StableHLO for a platform; nothing is compiled."""
     return traced.lower(lowering_platforms=(platform,)).compiler_ir("stablehlo")
 
 
@@ -110,27 +119,27 @@ NETWORKS = {
 def _cases(*everyday):
     """The networks, all but some of them thorough."""
     return [
-        pytest.param(*fields, id=name, marks=[] if name in everyday else pytest.mark.thorough)
+        pytest.param(fields, id=name, marks=[] if name in everyday else pytest.mark.thorough)
         for name, fields in NETWORKS.items()
     ]
 
 
 @pytest.mark.parametrize("platform", ["tpu", pytest.param("cpu", marks=pytest.mark.thorough)])
-@pytest.mark.parametrize(("name", "groups", "stage_sizes"), _cases("bottlenecks"))
-def test_forms_for_gpus_change_no_other_program(platform, name, groups, stage_sizes):
-    own = _lowered(name, platform, groups, stage_sizes)
+@pytest.mark.parametrize("network", _cases("bottlenecks"))
+def test_forms_for_gpus_change_no_other_program(platform, network):
+    own = _lowered(_traced_once(*network), platform)
     with _without_choices(platform):
-        plain = _lowered(name, platform, groups, stage_sizes)
+        plain = _lowered(_traced(*network), platform)
     assert _Digests(own).of() == _Digests(plain).of()
     assert "optimization_barrier" not in str(own)
 
 
-@pytest.mark.parametrize(("name", "groups", "stage_sizes"), _cases())
-def test_programs_for_gpus_do_differ(name, groups, stage_sizes):
+@pytest.mark.parametrize("network", _cases())
+def test_programs_for_gpus_do_differ(network):
     """From the plain ones; so the comparison above can fail."""
-    own = _lowered(name, "cuda", groups, stage_sizes)
+    own = _lowered(_traced_once(*network), "cuda")
     with _without_choices("cuda"):
-        direct = _lowered(name, "cuda", groups, stage_sizes)
+        direct = _lowered(_traced(*network), "cuda")
     with _without_choices("no platform"):
-        plain = _lowered(name, "cuda", groups, stage_sizes)
+        plain = _lowered(_traced(*network), "cuda")
     assert _Digests(own).of() == _Digests(direct).of() != _Digests(plain).of()

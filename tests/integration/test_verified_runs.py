@@ -119,7 +119,7 @@ def test_a_job_of_two_processes_with_split_parameters_is_verified_by_one(tmp_pat
     arguments = (
         f"--coordinator=127.0.0.1:{port}",
         "--num_processes=2",
-        "--coordinator_timeout_s=60",
+        "--coordinator_timeout_s=300",
         "--config.mesh.fsdp=2",
         "--config.keep_checkpoints=6",
     )

@@ -17,6 +17,7 @@ from resnet_jax.errors import DataError
 from resnet_jax.research import runner as runner_module
 from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.configs import digits
+from resnet_jax.research.papers import balduzzi2017
 from resnet_jax.research.papers.balduzzi2017 import path_derivatives
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.sweep import PlannedRun, plan_runs
@@ -238,7 +239,8 @@ def tiny_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     fields = {"model.stage_sizes": (2, 2), "model.width": 4, "model.stem_width": 4}
     base = digits("resnet20", fields | {"duration": 640.0, "eval_every": 320.0})
-    base.data.train, base.data.validation = "train[:1300]", "train[1300:]"
+    base.data.train, base.data.validation = "train[:320]", "train[1300:1400]"
+    base.data.test = "test[:100]"
     names = [f"{n}_eighth_seed0" for n in ("resnet20", "plain20", "resnet56", "plain56")]
     sweep = [{"name": n, "model.name": n.partition("_")[0]} for n in names]
     sweep.append({"name": "resnet20_eighth_seed1", "model.name": "resnet20", "seed": 1})
@@ -258,6 +260,7 @@ def tiny_runs(tmp_path_factory):
 def test_all_are_reproduced_from_tiny_runs(tiny_runs, tmp_path, capsys, monkeypatch):
     folder, planned = tiny_runs
     monkeypatch.setattr(runner_module, "planned_runs", lambda: planned)
+    monkeypatch.setattr(balduzzi2017, "_PAIRS", 2)
     assert len(OF_CIFAR) == 6
     arguments = (*OF_CIFAR, "--seeds=2", f"--runs={folder}", f"--workdir={tmp_path}")
     results = _reproduce(capsys, *arguments)

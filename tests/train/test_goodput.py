@@ -268,7 +268,7 @@ def test_a_stopped_and_resumed_run_accounts_for_all_of_its_time(tiny_config, tmp
         walls.append(time.monotonic() - began)
     document = json.loads((tmp_path / "goodput.json").read_text())
     for one, wall_s in zip(document["starts"], walls, strict=True):
-        assert sum(one["seconds"].values()) == pytest.approx(wall_s, abs=0.3)
+        assert sum(one["seconds"].values()) == pytest.approx(wall_s, rel=0.05, abs=0.3)
         assert one["seconds"]["lost"] == 0
         assert all(one["seconds"][phase] > 0 for phase in PHASES if phase != "data_wait")
     assert (document["steps"], document["restarts"]) == (12, 1)
@@ -293,6 +293,6 @@ def test_a_killed_run_has_lost_time(tmp_path):
     assert document["restarts"] == 1
     assert document["seconds"]["lost"] > 0
     first, last = document["starts"]
-    assert document["wall_s"] == pytest.approx(last["updated"] - first["began"], abs=0.2)
+    assert document["wall_s"] == pytest.approx(last["updated"] - first["began"], rel=0.02, abs=0.2)
     assert first["updated"] < last["began"]
     assert document["steps"] == 12

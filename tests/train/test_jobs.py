@@ -12,7 +12,7 @@ import pytest
 
 from resnet_jax.logging.metrics_log import read_metrics
 from tests.data.readers.test_folders import write
-from tests.runs import Ended, Running, start, streamed
+from tests.runs import TIMEOUT_S, Ended, Running, start, streamed
 
 
 def _start(
@@ -26,7 +26,7 @@ def _start(
         arguments += (
             f"--coordinator=127.0.0.1:{port}",
             f"--num_processes={processes}",
-            "--coordinator_timeout_s=60",
+            "--coordinator_timeout_s=300",
         )
     job = []
     for number in range(processes):
@@ -38,7 +38,7 @@ def _start(
     return job
 
 
-def _finish(job: list[Running], *, timeout_s: float = 120.0) -> list[Ended]:
+def _finish(job: list[Running], *, timeout_s: float = TIMEOUT_S) -> list[Ended]:
     try:
         return [process.end(timeout_s=timeout_s) for process in job]
     finally:
@@ -46,7 +46,7 @@ def _finish(job: list[Running], *, timeout_s: float = 120.0) -> list[Ended]:
             process.kill()
 
 
-def run_job(workdir, *arguments, timeout_s: float = 120.0, **options) -> list[Ended]:
+def run_job(workdir, *arguments, timeout_s: float = TIMEOUT_S, **options) -> list[Ended]:
     return _finish(_start(workdir, *arguments, **options), timeout_s=timeout_s)
 
 
@@ -194,7 +194,7 @@ def test_a_killed_process_ends_the_others_within_seconds(victim, tmp_path):
     job[victim].kill()
     killed = time.monotonic()
     other = _finish(job)[1 - victim]
-    assert time.monotonic() - killed < 15
+    assert time.monotonic() - killed < 40
     assert other.code == 71, other
     (line,) = _errors(other)
     assert f"Process {victim} has ended: its connection broke." in line
@@ -215,7 +215,7 @@ def test_a_stopped_process_ends_the_others_in_time(victim, tmp_path, record_prop
         job[victim].signal(signal.SIGSTOP)
         stopped = time.monotonic()
         other = job[1 - victim].end()
-        assert time.monotonic() - stopped < _PATIENCE_S + 10
+        assert time.monotonic() - stopped < _PATIENCE_S + 30
         assert other.code == 71, other
         (line,) = _errors(other)
         record_property("saw", line)

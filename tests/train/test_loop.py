@@ -34,6 +34,7 @@ class Run:
         self.done, self.waited_s, self.waits = [], 0.0, []
         self.stop = SimpleNamespace(requested=False)
         self.failed, self.not_finite, self.not_due = False, {}, ()
+        self.hooks, self.asks, self.unsaved = (), (), ()
 
     # What the loop is given.
     def take(self, step):
@@ -72,6 +73,7 @@ class Run:
                 "recorder": Recorder(self),
                 "saver": Saver(self),
                 "recovery": Recovery(self),
+                "callbacks": Callbacks(self),
                 "clock": Clock(),
                 "watchdog": SimpleNamespace(now=lambda doing: None),
                 "stop": self.stop,
@@ -82,9 +84,38 @@ class Run:
         )
 
 
+class Callbacks:
+    """Callbacks that stop the run where `asks` says, and whose hooks are in `hooks`."""
+
+    def __init__(self, run):
+        self.run = run
+
+    @property
+    def see_checkpoints(self):
+        return "checkpoint" in self.run.hooks
+
+    def _call(self, hook, step):
+        if hook in self.run.hooks:
+            self.run.done.append(f"{hook} hook {step}")
+        return (hook, step) in self.run.asks
+
+    def log(self, step, state):
+        return self._call("log", step)
+
+    def evaluate(self, step, state, scores):
+        assert scores == {"validation": "scores"}
+        return self._call("evaluate", step)
+
+    def checkpoint(self, step, state):
+        return self._call("checkpoint", step)
+
+
 class Recorder:
     def __init__(self, run):
         self.run = run
+
+    def inputs(self, state, batches):
+        assert (int(state.step), batches) == (0, "batches of 0")
 
     def training(self, step, metrics, *, waited_s):
         self.run.done.append(f"log {step}")
@@ -111,6 +142,10 @@ class Saver:
     def settle_or_count(self, step):
         self.run.done.append(f"hear of the failure {step}")
         self.run.failed = False
+
+    def wait_until_saved(self, step):
+        self.run.done.append(f"saved {step}")
+        return step not in self.run.unsaved
 
     def save(self, step, state, scores, *, last):
         with_scores = " with scores" if scores else ""
@@ -196,6 +231,30 @@ def test_a_run_that_is_told_to_stop_saves_where_it_is(how):
     state, step = run.train(stop_at_step=4 if how == "step" else None)
     assert (int(state.step), step) == (4, 4)
     assert run.done[-3:] == ["steps 4-4", "log 4", "save 4, last"]
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "end"),
+    [
+        ("log", 2, ["steps 1-2", "log 2", "log hook 2", "save 2, last"]),
+        ("evaluate", 3, ["evaluate hook 3", "save 3 with scores, last"]),
+        ("checkpoint", 3, ["save 3 with scores", "saved 3", "checkpoint hook 3"]),
+    ],
+)
+def test_a_callback_that_stops_the_run_stops_it_at_this_step_which_is_saved(hook, step, end):
+    run = Run()
+    run.hooks, run.asks = (hook,), ((hook, step),)
+    assert run.train()[1] == step
+    assert run.done[-len(end) :] == end
+
+
+def test_a_checkpoint_that_is_not_on_disk_is_not_shown_to_callbacks():
+    run = Run()
+    run.hooks, run.unsaved = ("checkpoint",), (3,)
+    run.train()
+    assert [done for done in run.done if "saved" in done or "hook" in done] == [
+        "saved 3", "saved 6", "checkpoint hook 6",
+    ]  # fmt: skip
 
 
 def test_a_dispatch_ends_where_a_trace_begins_and_ends():

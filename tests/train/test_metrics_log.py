@@ -7,10 +7,12 @@ from etils import epath
 
 import resnet_jax
 from resnet_jax.checkpoint.workdir import METRICS, NONFINITE
+from resnet_jax.config.schema import default_config
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.errors import DataError, NumericalError, WriteError
-from resnet_jax.logging.metrics_log import MetricsLog, read_metrics
+from resnet_jax.logging.metrics_log import MetricsLog, read_metrics, salvage_metrics
 from resnet_jax.logging.plots import Figures
+from resnet_jax.logging.tracking import open_trackers
 from resnet_jax.train.nonfinite import NonfiniteRecord
 
 TRAIN = {"step": 2, "epoch": 0.5, "split": "train", "loss": 2.0, "top1": 0.5, "lr": 0.1}
@@ -64,6 +66,10 @@ def test_a_damaged_line_is_named_and_what_is_wrong_with_it(line, why, tmp_path):
     assert str(error.value).startswith(f"Line 2 of {path} is damaged (")
     assert why in str(error.value)
     assert "\n" not in str(error.value)
+    records, damaged = salvage_metrics(path)
+    assert records == [TRAIN | SEEDS] * 2
+    assert list(damaged) == [2]
+    assert damaged[2] in str(error.value)
 
 
 def test_what_a_run_writes_is_read_and_a_torn_last_line_is_left_out(tmp_path):
@@ -86,7 +92,11 @@ def test_records_that_were_lost_are_noticed_when_a_run_goes_on(records, lost, tm
 
 def test_tensorboard_that_cannot_be_written_costs_no_record(tmp_path, warnings):
     (tmp_path / "tensorboard").write_text("a file, where a folder is needed")
-    with MetricsLog(epath.Path(tmp_path), start_step=0) as log:
+    workdir = epath.Path(tmp_path)
+    with (
+        open_trackers(default_config(), workdir, start_step=0) as trackers,
+        MetricsLog(workdir, start_step=0, trackers=trackers) as log,
+    ):
         log.write(TRAIN)
         log.write(SCORES)
     assert read_metrics(tmp_path / METRICS) == [TRAIN, SCORES]

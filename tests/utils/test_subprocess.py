@@ -36,7 +36,7 @@ def test_a_process_whose_parent_ended_while_it_was_starting_ends_too():
         parent.join()
         go_on.send(True)
         # The descriptor of an ended process is readable.
-        assert multiprocessing.connection.wait([child], timeout=20) == [child]
+        assert multiprocessing.connection.wait([child], timeout=60) == [child]
     finally:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(child, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """A file of `save_weights` is loaded by names, and its fields are compared with the model's."""
 
 import dataclasses
+import functools
 import json
 import random
 
@@ -80,11 +81,16 @@ TINY = {"stage_sizes": (1, 2), "num_classes": 5, "width": 8}
 TINY_GROUPS = {"norm": "group", "norm_groups": 4}
 
 
+@functools.lru_cache(maxsize=8)
+def _leaves(model):
+    return expected_leaves(model)
+
+
 def _variables(model, seed=0):
     """Values of all variables, all different."""
     rng = np.random.default_rng(seed)
     values = {}
-    for path, leaf in expected_leaves(model).items():
+    for path, leaf in _leaves(model).items():
         if path.endswith("kernel"):
             value = rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape)
         else:
@@ -117,7 +123,7 @@ def _random_model(rng, **fields):
         chosen |= {"norm_groups": chosen.get("norm_groups", 4) % 32 or 4}
     try:
         model = resnet_jax.ResNet(**chosen)
-        expected_leaves(model)
+        _leaves(model)
     except ConfigError:
         return None
     return model
@@ -206,7 +212,7 @@ def test_shapes_of_scanned_and_unrolled_networks_are_the_same():
 
 
 def _logits(model, variables):
-    return np.asarray(model.apply(variables, IMAGES), np.float64)
+    return np.asarray(jax.jit(model.apply)(variables, IMAGES), np.float64)
 
 
 def _agree(one, other, tolerance):
@@ -215,9 +221,7 @@ def _agree(one, other, tolerance):
 
 def _check_pair(model, other, name, file):
     """Load the weights of `model` into `other`: it is refused, or the logits are equal."""
-    shapes = [
-        {path: leaf.shape for path, leaf in expected_leaves(m).items()} for m in (model, other)
-    ]
+    shapes = [{path: leaf.shape for path, leaf in _leaves(m).items()} for m in (model, other)]
     variables = _variables(model)
     resnet_jax.save_weights(file, model, variables)
     if shapes[0] != shapes[1]:
@@ -274,7 +278,7 @@ def test_random_pairs_that_differ_in_a_field_agree_or_are_refused(count, tmp_pat
         value = rng.choice(CHOICES[name])
         try:
             other = model.copy(**{name: value})
-            expected_leaves(other)
+            _leaves(other)
         except ConfigError:
             continue
         if value == getattr(model, name):

@@ -9,19 +9,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from resnet_jax.cli.common.completers import completes, preset_names, weights_names
+
 
 def add_weights_flags(group: argparse._ArgumentGroup) -> None:
     """Define --weights, --model and --field."""
-    group.add_argument(
+    weights = group.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
         help="safetensors or npz; a name of `resnet-jax list --weights`; or a model of the Hub:"
         " OWNER/NAME[@REVISION]",
     )
-    group.add_argument(
+    completes(weights, weights_names, files=True)
+    model = group.add_argument(
         "--model", help="preset of the network, such as resnet50, if the file doesn't name it"
     )
+    completes(model, preset_names)
     group.add_argument(
         "--field",
         type=_field,

@@ -68,13 +68,13 @@ def crop_box(height: int, width: int, draws: np.ndarray, *, area: tuple[float, f
 
 
 def decode_crop(
-    data: bytes,
+    data: bytes | np.ndarray,
     draws: np.ndarray,
     *,
     area: tuple[float, float],
     into: UInt8[np.ndarray, "size size 3"],
 ) -> None:
-    """Decode a PNG or JPEG, and scale a random part of the image to fill `into`, in place.
+    """Scale a random part of an image to fill `into`, in place.
 
     Scaling is bilinear without smoothing, as in TensorFlow and OpenCV. Arguments and errors as
     `decode_part`.
@@ -85,24 +85,28 @@ def decode_crop(
 
 
 def decode_part(
-    data: bytes, draws: np.ndarray, *, area: tuple[float, float], size: int
+    data: bytes | np.ndarray, draws: np.ndarray, *, area: tuple[float, float], size: int
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Decode a PNG or JPEG, and cut out the part that `crop_box` chooses.
+    """Decode an image, and cut out the part that `crop_box` chooses.
 
     If the part of a JPEG is more than twice as large as `size`, the JPEG is decoded at a half, a
     quarter or an eighth of its size.
 
     Args:
-        data: content of the file.
+        data: content of a PNG or JPEG file, or uint8 [h, w, 3].
         draws: random numbers from `crop_draws`.
         area: smallest and largest share of the image's area.
         size: pixels to which the part will be scaled.
 
     Raises:
-        DataError: damaged, animated or too large. The message begins with "it", which stands for
-            the image.
+        DataError: damaged, animated, too large or of another shape. The message begins with "it",
+            which stands for the image.
     """
-    if found := _decode_jpeg(data, draws, area=area, size=size):
+    if isinstance(data, np.ndarray):
+        if data.dtype != np.uint8 or data.ndim != 3 or data.shape[-1] != 3 or not data.size:
+            raise DataError(f"it is {data.dtype} {list(data.shape)}, not uint8 [h, w, 3]")
+        image, box = data, crop_box(data.shape[0], data.shape[1], draws, area=area)
+    elif found := _decode_jpeg(data, draws, area=area, size=size):
         image, box = found
     else:
         image = decode_upright(data)

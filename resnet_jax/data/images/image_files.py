@@ -52,8 +52,11 @@ def open_upright(data: bytes, *, channels: int = 3, convert: bool = True) -> Ima
     Raises:
         DataError: damaged, animated or too large. The message begins with "it", which stands for
             the image.
-        ConfigError: other colours, and not `convert`. The message begins with "it".
+        ConfigError: other colours, and not `convert`; or `channels` that no file has. The message
+            begins with "it".
     """
+    if channels not in MODES:
+        raise ConfigError(f"it is the content of a file, which can't have {channels} channels")
     stripped, mode = strip_metadata(data, max_pixels=MAX_PIXELS), MODES[channels]
     image = _open(stripped)
     if image.mode not in _BYTES_PER_PIXEL or stripped.depth > 8:

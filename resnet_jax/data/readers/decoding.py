@@ -1,4 +1,4 @@
-"""Splits that are decoded once, in threads, and cached as arrays."""
+"""Splits that are decoded once, in threads, and cached as arrays if they come from files."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ _NAMED = 3  # damaged examples in a warning; the log lists all
 
 @dataclasses.dataclass(frozen=True)
 class CachedSplit:
-    """A split on disk that is decoded as a whole and cached.
+    """A split that is decoded as a whole and cached.
 
     Attributes:
         name: the split's name.
@@ -33,7 +33,7 @@ class CachedSplit:
         remedy: what to do about a damaged example, in messages: "prepare the data set again".
         examples: number of examples.
         fit: how images become arrays of one shape.
-        cache: folder of the decoded arrays.
+        cache: folder of the decoded arrays; None keeps none.
         records: the encoded examples.
     """
 
@@ -42,7 +42,7 @@ class CachedSplit:
     remedy: str
     examples: int
     fit: Fit
-    cache: Path
+    cache: Path | None
     records: Records
 
     @property
@@ -52,13 +52,13 @@ class CachedSplit:
 
     def read(self, *, skip_corrupt: bool) -> DecodedSplit:
         """Return the split from the cache, or decode and cache it; see `Source.read`."""
-        if (cached := array_cache.load(self.cache, self.name, self.shape)) is not None:
+        if self.cache and (cached := array_cache.load(self.cache, self.name, self.shape)):
             return DecodedSplit(*cached)
         _log.info("decoding %d images of %s, once", self.examples, self.where)
         decoded = self._decode(skip_corrupt=skip_corrupt)
         if decoded.skipped:  # not cached: the cache holds whole splits only
             self._report(decoded.skipped)
-        else:
+        elif self.cache:
             array_cache.store(self.cache, self.name, decoded.images, decoded.labels)
         return decoded
 
@@ -143,7 +143,9 @@ def _decode(record: Record | Exception, fit: Fit) -> tuple[np.ndarray, int] | Ex
     if not -(2**31) <= record.label < 2**31:
         return DataError(f"{record.where}its label, {record.label}, is out of bounds")
     try:
-        return fit.decode(record.image), record.label
+        if isinstance(record.image, bytes):
+            return fit.decode(record.image), record.label
+        return fit.apply(record.image), record.label
     except DataError as error:
         return DataError(f"{record.where}{error}")
     except ConfigError as error:

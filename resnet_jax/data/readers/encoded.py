@@ -1,4 +1,4 @@
-"""Examples that stay encoded on disk and are decoded when they are needed."""
+"""Examples that are fetched, and decoded, when they are needed."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,21 @@ from resnet_jax.errors import DataError
 
 
 class Record(NamedTuple):
-    """An encoded example.
+    """An example as it is stored.
 
     Attributes:
-        image: content of a PNG or JPEG file.
+        image: content of a PNG or JPEG file, or an array that isn't checked yet.
         label: the class.
         where: beginning of a message about the example: "'cat/1.jpg': ", or "".
     """
 
-    image: bytes
+    image: bytes | np.ndarray
     label: int
     where: str = ""
 
 
 class Records(Protocol):
-    """The encoded examples of a split by index; can be pickled."""
+    """The examples of a split by index; can be pickled."""
 
     def __len__(self) -> int:
         """Number of examples."""

@@ -37,6 +37,7 @@ def forward(
     bias: Array | None = None,
     summand: Array | None = None,
     relu: bool = False,
+    packed: bool = False,
 ) -> Array | None:
     """Features [n, ho, wo, co] of images [n, h, w, ci] and a kernel [kh, kw, ci, co].
 
@@ -46,12 +47,13 @@ def forward(
         bias: [co], added to the features.
         summand: of the shape and type of the features, added to them.
         relu: end with ReLU.
+        packed: reorder the kernel in an operation of its own, of the kernel alone.
 
     Returns:
         None if XLA has to compute the features: the library isn't used, or oneDNN has no kernel.
     """
     y = (x.shape[0], *window.features(), kernel.shape[3])
-    more = bias, summand, relu
+    more = bias, summand, relu, packed
     return _call("forward", (x, kernel), (x.shape, kernel.shape, y), window, *more)
 
 
@@ -75,6 +77,7 @@ def _call(
     bias: Array | None = None,
     summand: Array | None = None,
     relu: bool = False,
+    packed: bool = False,
 ) -> Array | None:
     first, second = operands
     known = first.dtype == second.dtype and first.dtype in (jnp.float32, jnp.bfloat16)
@@ -86,7 +89,7 @@ def _call(
     problem = Problem(kind, first.dtype == jnp.bfloat16, shapes, *rest, *more)
     if not library.supports(problem):
         return None
-    return call(library, problem, first, second, bias=bias, summand=summand)
+    return call(library, problem, first, second, bias=bias, summand=summand, packed=packed)
 
 
 def call(
@@ -97,15 +100,25 @@ def call(
     *,
     bias: Array | None = None,
     summand: Array | None = None,
+    packed: bool = False,
 ) -> Array:
     """Call the library from XLA; the library must support the problem with these shapes."""
     _register(library)
-    static: dict[str, Any] = {
-        name: np.array(getattr(problem, name)).reshape(-1)
-        for name in ("strides", "padding", "dilation")
-    }
-    if problem.kind == "forward":
-        static |= {"has_bias": problem.has_bias, "relu": problem.relu}
+    numbers = np.array(problem.numbers())
+    size = library.packed_bytes(problem) if packed else 0
+    static: dict[str, Any]
+    if size:
+        name, static = "forward_packed", {"problem": numbers}
+        shape = jax.ShapeDtypeStruct((size,), jnp.uint8)
+        second = jax.ffi.ffi_call(_target("pack"), shape)(second, problem=numbers)
+    else:
+        name = problem.kind
+        static = {
+            name: np.array(getattr(problem, name)).reshape(-1)
+            for name in ("strides", "padding", "dilation")
+        }
+        if name == "forward":
+            static |= {"has_bias": problem.has_bias, "relu": problem.relu}
     operands = [first, second]
     if bias is not None:
         operands.append(bias.astype(jnp.float32))
@@ -116,7 +129,7 @@ def call(
     varying = jax.typeof(first).mat
     result = jax.ShapeDtypeStruct(problem.result, first.dtype, manual_axis_type=varying)
     target = jax.ffi.ffi_call(
-        _target(problem.kind),
+        _target(name),
         result,
         vmap_method="sequential",
         input_output_aliases=aliases,
@@ -126,10 +139,10 @@ def call(
 
 @functools.cache
 def _register(library: Library) -> None:
-    for kind in KINDS:
-        handler = jax.ffi.pycapsule(library.handler(kind))
-        jax.ffi.register_ffi_target(_target(kind), handler, platform="cpu")
+    for name in (*KINDS, "pack", "forward_packed"):
+        handler = jax.ffi.pycapsule(library.handler(name))
+        jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
 
 
-def _target(kind: Kind) -> str:
-    return f"resnet_jax_{kind}"
+def _target(name: str) -> str:
+    return f"resnet_jax_{name}"

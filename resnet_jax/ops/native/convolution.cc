@@ -4,13 +4,10 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
-#include <optional>
+#include <functional>
 #include <string>
-#include <unordered_map>
-#include <vector>
 
-#include "parts.h"
-#include "plan.h"
+#include "execution.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -18,124 +15,20 @@ using Span = ffi::Span<const int64_t>;
 
 namespace {
 
-void FillWithNaN(void* data, size_t bytes) {
-  if (bytes) std::memset(data, 0xFF, bytes);
+Key ToKey(const int64_t* numbers) {
+  Key key;
+  std::copy(numbers, numbers + key.size(), key.begin());
+  return key;
 }
 
-// The arrays of a call. For a sum, `y` holds the other summand before.
-struct Arrays {
-  void *x, *kernel, *y, *bias;
-};
-
-// Computes one of the three arrays from the others. With `poison`, memory that a kernel must write
-// before it reads it, or must write at all, is filled with NaN first, so that mistakes show.
-class Execution {
- public:
-  Execution(const Key& key, const Call& call, const Arrays& arrays, bool poison)
-      : kind_(static_cast<Kind>(key[0])), key_(key), call_(call), arrays_(arrays), poison_(poison) {}
-
-  void Run() {
-    const Plan& plan = call_.parts[0].plan;
-    memory kernel(plan.kernel, Engine(), arrays_.kernel);
-    memory blocked = plan.reorders ? Allocate(plan.blocked_kernel) : kernel;
-    if (poison_ && !key_[3]) {
-      Problem p(key_);
-      const auto& shape = kind_ == kForward ? p.y : kind_ == kInputGradient ? p.x : p.kernel;
-      size_t size = key_[1] ? 2 : 4;
-      for (auto length : shape) size *= length;
-      FillWithNaN(kind_ == kForward         ? arrays_.y
-                  : kind_ == kInputGradient ? arrays_.x
-                                            : arrays_.kernel,
-                  size);
-    }
-    std::vector<memory> kernels(call_.parts.size(), blocked);
-    if (kind_ == kKernelGradient) {
-      for (size_t i = 1; i < kernels.size(); ++i) kernels[i] = Allocate(plan.blocked_kernel);
-    } else {
-      Reorder(kernel, blocked);
-    }
-    // The arguments are allocated here: threads wait for one another to allocate memory.
-    std::vector<Arguments> arguments;
-    for (size_t i = 0; i < kernels.size(); ++i)
-      arguments.push_back(ArgumentsOf(call_.parts[i], kernels[i]));
-    ForEach(kernels.size(), [&](size_t i) {
-      std::optional<OneThread> guard;
-      if (call_.on_one_thread) guard.emplace();
-      call_.parts[i].plan.primitive.execute(Stream(), arguments[i]);
-      Stream().wait();
-    });
-    if (kind_ == kKernelGradient) {
-      ForEach(kernels.size(), [&](size_t i) { Add(kernels, i); });
-      Reorder(blocked, kernel);
-    }
+ffi::Error Run(const std::function<void()>& function) {
+  try {
+    function();
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
   }
-
- private:
-  using Arguments = std::unordered_map<int, memory>;
-
-  static dnnl::stream& Stream() {
-    thread_local dnnl::stream stream(Engine());
-    return stream;
-  }
-
-  static void* Offset(void* data, int64_t elements, bool bfloat16) {
-    return static_cast<char*>(data) + elements * (bfloat16 ? 2 : 4);
-  }
-
-  memory Allocate(const memory::desc& description) const {
-    memory made(description, Engine());
-    if (poison_) FillWithNaN(made.get_data_handle(), description.get_size());
-    return made;
-  }
-
-  // Adds all gradients of the kernel, float32, to the first one: one of as many sections of them.
-  static void Add(const std::vector<memory>& kernels, size_t section) {
-    size_t size = kernels[0].get_desc().get_size() / sizeof(float), count = kernels.size();
-    size_t first = section * size / count, last = (section + 1) * size / count;
-    auto* sums = static_cast<float*>(kernels[0].get_data_handle());
-    for (size_t i = 1; i < count; ++i) {
-      auto* terms = static_cast<const float*>(kernels[i].get_data_handle());
-      for (size_t at = first; at < last; ++at) sums[at] += terms[at];
-    }
-  }
-
-  void Reorder(memory& from, memory& to) const {
-    const Plan& plan = call_.parts[0].plan;
-    if (!plan.reorders) return;
-    std::optional<OneThread> guard;
-    if (call_.on_one_thread) guard.emplace();
-    memory scratchpad = Allocate(plan.reorder_scratchpad);
-    plan.reorder.execute(Stream(), {{DNNL_ARG_FROM, from},
-                                    {DNNL_ARG_TO, to},
-                                    {DNNL_ARG_SCRATCHPAD, scratchpad}});
-    Stream().wait();
-  }
-
-  Arguments ArgumentsOf(const Part& part, const memory& blocked) const {
-    const Plan& plan = part.plan;
-    memory image(plan.image, Engine(), Offset(arrays_.x, part.x, key_[1]));
-    memory features(plan.features, Engine(), Offset(arrays_.y, part.y, key_[1]));
-    Arguments arguments{{DNNL_ARG_SCRATCHPAD, Allocate(plan.scratchpad)}};
-    if (kind_ == kKernelGradient) {
-      arguments.insert({{DNNL_ARG_SRC, image},
-                        {DNNL_ARG_DIFF_DST, features},
-                        {DNNL_ARG_DIFF_WEIGHTS, blocked}});
-    } else {
-      bool forward = kind_ == kForward;
-      arguments.insert({{forward ? DNNL_ARG_SRC : DNNL_ARG_DIFF_SRC, image},
-                        {DNNL_ARG_WEIGHTS, blocked},
-                        {DNNL_ARG_BIAS, memory(plan.bias, Engine(), arrays_.bias)},
-                        {forward ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, features}});
-    }
-    return arguments;
-  }
-
-  Kind kind_;
-  Key key_;
-  const Call& call_;
-  Arrays arrays_;
-  bool poison_;
-};
+}
 
 ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, const ffi::AnyBuffer& k,
                const ffi::AnyBuffer& y, void* bias, Span strides, Span padding, Span dilation) {
@@ -144,27 +37,43 @@ ffi::Error Run(Key key, const ffi::ThreadPool& pool, const ffi::AnyBuffer& x, co
   for (auto span : {x.dimensions(), k.dimensions(), y.dimensions(), strides, padding, dilation})
     end = std::copy(span.begin(), span.end(), end);
   Arrays arrays{x.untyped_data(), k.untyped_data(), y.untyped_data(), bias};
-  try {
-    Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run();
-    return ffi::Error::Success();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(std::string("oneDNN: ") + error.what());
+  return Run([&] { Execution(key, FindCall(key, pool.num_threads()), arrays, false).Run(); });
+}
+
+// The bias, null if there is none. Copies the summand, if there is one, to the result, unless XLA has
+// given both the same memory.
+void* BiasOf(const Key& key, ffi::RemainingArgs rest, const ffi::AnyBuffer& y) {
+  bool bias = key[2], sum = key[3];
+  if (sum) {
+    auto summand = rest.get<ffi::AnyBuffer>(bias);
+    if (summand->untyped_data() != y.untyped_data())
+      std::memcpy(y.untyped_data(), summand->untyped_data(), summand->size_bytes());
   }
+  return bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
 }
 
 // `rest` is the bias, if there is one, and the summand, if there is one.
 ffi::Error Forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel,
                    ffi::RemainingArgs rest, ffi::Result<ffi::AnyBuffer> y, Span strides,
                    Span padding, Span dilation, bool has_bias, bool relu) {
-  bool sum = rest.size() > (has_bias ? 1 : 0);
-  void* bias = has_bias ? rest.get<ffi::AnyBuffer>(0)->untyped_data() : nullptr;
-  if (sum) {
-    auto summand = rest.get<ffi::AnyBuffer>(has_bias);
-    if (summand->untyped_data() != y->untyped_data())
-      std::memcpy(y->untyped_data(), summand->untyped_data(), summand->size_bytes());
-  }
-  Key key{kForward, 0, has_bias, sum, relu};
+  Key key{kForward, 0, has_bias, rest.size() > has_bias, relu};
+  void* bias = BiasOf(key, rest, *y);
   return Run(key, pool, x, kernel, *y, bias, strides, padding, dilation);
+}
+
+// A kernel in the layout that oneDNN chooses for a problem, given as the numbers of a Key.
+ffi::Error Pack(ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> packed, Span problem) {
+  Key key = ToKey(problem.begin());
+  Arrays arrays{nullptr, kernel.untyped_data(), nullptr, nullptr};
+  return Run([&] { Execution(key, FindPackedCall(key), arrays, false).Pack(packed->untyped_data()); });
+}
+
+// As Forward, with a kernel from Pack.
+ffi::Error ForwardPacked(ffi::AnyBuffer x, ffi::AnyBuffer packed, ffi::RemainingArgs rest,
+                         ffi::Result<ffi::AnyBuffer> y, Span problem) {
+  Key key = ToKey(problem.begin());
+  Arrays arrays{x.untyped_data(), packed.untyped_data(), y->untyped_data(), BiasOf(key, rest, *y)};
+  return Run([&] { Execution(key, FindPackedCall(key), arrays, false).Run(/*packed=*/true); });
 }
 
 ffi::Error InputGradient(ffi::ThreadPool pool, ffi::AnyBuffer kernel, ffi::AnyBuffer gradient,
@@ -206,6 +115,19 @@ auto GradientBinding() {
       .Attr<Span>("dilation");
 }
 
+auto PackBinding() {
+  return ffi::Ffi::Bind().Arg<ffi::AnyBuffer>().Ret<ffi::AnyBuffer>().Attr<Span>("problem");
+}
+
+auto ForwardPackedBinding() {
+  return ffi::Ffi::Bind()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .RemainingArgs()
+      .Ret<ffi::AnyBuffer>()
+      .Attr<Span>("problem");
+}
+
 std::string InstructionSet() {
   switch (auto isa = dnnl_get_effective_cpu_isa()) {
     case dnnl_cpu_isa_sse41: return "SSE4.1";
@@ -220,23 +142,29 @@ std::string InstructionSet() {
   }
 }
 
-Key ToKey(const int64_t* numbers) {
-  Key key;
-  std::copy(numbers, numbers + key.size(), key.begin());
-  return key;
-}
-
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward, Forward, ForwardBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_input_gradient, InputGradient, GradientBinding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_kernel_gradient, KernelGradient, GradientBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_pack, Pack, PackBinding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_forward_packed, ForwardPacked, ForwardPackedBinding());
 
 // Whether oneDNN has a kernel for a problem, given as the numbers of a Key: 1 or 0.
 extern "C" int resnet_jax_supports(const int64_t* problem) {
   try {
     FindCall(ToKey(problem), 0);
     return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// Bytes of a kernel from Pack; 0 if oneDNN takes kernels as they are, or has no kernel for the problem.
+extern "C" int64_t resnet_jax_packed_bytes(const int64_t* problem) {
+  try {
+    const Plan& plan = FindPackedCall(ToKey(problem)).parts[0].plan;
+    return plan.reorders ? plan.blocked_kernel.get_size() : 0;
   } catch (const std::exception&) {
     return 0;
   }

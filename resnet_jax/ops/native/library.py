@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from resnet_jax.utils.compilation_cache import processor
 
 SOURCE = Path(__file__).with_name("convolution.cc")
-SOURCES = (SOURCE, SOURCE.with_name("parts.h"), SOURCE.with_name("plan.h"))
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 LIBRARY = SOURCE.with_suffix(".so")
 CHOICE = "RESNET_JAX_NATIVE"
 """Environment variable: the path of a library to use instead of `LIBRARY`, or "0" for none."""
@@ -104,9 +104,15 @@ class Library:
         parts = ctypes.c_int64(threads)
         return bool(self._functions.resnet_jax_try(problem.numbers(), parts, *pointers))
 
-    def handler(self, kind: Kind) -> Any:
-        """The XLA FFI handler for a kind of problem."""
-        return getattr(self._functions, f"resnet_jax_{kind}")
+    def packed_bytes(self, problem: Problem) -> int:
+        """Size of a kernel in oneDNN's layout for the problem; 0 if there is no such layout."""
+        packed_bytes = self._functions.resnet_jax_packed_bytes
+        packed_bytes.restype = ctypes.c_int64
+        return int(packed_bytes(problem.numbers()))
+
+    def handler(self, name: str) -> Any:
+        """The XLA FFI handler of that name: a kind of problem, "pack" or "forward_packed"."""
+        return getattr(self._functions, f"resnet_jax_{name}")
 
 
 class State(NamedTuple):

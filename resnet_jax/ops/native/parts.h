@@ -1,46 +1,19 @@
-// Problems in parts, on threads of this library.
-//
-// OpenMP gives each thread that calls oneDNN threads of its own, and XLA calls oneDNN from several. If
-// they sleep in between, a small convolution takes less time than the system needs to wake them; if
-// they don't, they take the cores from one another.
+// Problems in parts, each for one thread.
 
 #pragma once
 
-#include <sched.h>
-
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <system_error>
-#include <thread>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "plan.h"
-
-// Of OpenMP's library, if oneDNN uses one.
-extern "C" {
-[[gnu::weak]] int omp_get_max_threads();
-[[gnu::weak]] void omp_set_num_threads(int);
-}
-
-// While it exists, oneDNN stays on the thread that calls it.
-class OneThread {
- public:
-  static bool IsPossible() { return omp_get_max_threads && omp_set_num_threads; }
-  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(before_); }
-
- private:
-  int before_;
-};
+#include "threads.h"
 
 // A part of a problem: some images, or some rows of the features, computed by one thread.
 struct Part {
@@ -108,15 +81,74 @@ inline std::vector<Part> Split(const Key& key, int64_t threads) {
   return parts;
 }
 
+// The objects that oneDNN takes for a part, whose addresses are set at each call.
+struct Bound {
+  memory image, features, bias, kernel, scratchpad, reorder_from, reorder_to;
+  std::unordered_map<int, memory> arguments, reorder_arguments;
+
+  explicit Bound(const Part& part) {
+    const Plan& plan = part.plan;
+    auto without_memory = [](const memory::desc& d) { return memory(d, Engine(), nullptr); };
+    image = without_memory(plan.image);
+    features = without_memory(plan.features);
+    bias = without_memory(plan.bias);
+    kernel = without_memory(plan.blocked_kernel);
+    scratchpad = without_memory(plan.scratchpad);
+    auto kind = part.key[0];
+    if (kind == kForward) {
+      arguments = {{DNNL_ARG_SRC, image}, {DNNL_ARG_WEIGHTS, kernel}, {DNNL_ARG_DST, features}};
+      arguments.insert({DNNL_ARG_BIAS, bias});
+    } else if (kind == kInputGradient) {
+      arguments = {{DNNL_ARG_DIFF_SRC, image}, {DNNL_ARG_WEIGHTS, kernel},
+                   {DNNL_ARG_DIFF_DST, features}};
+    } else {
+      arguments = {{DNNL_ARG_SRC, image}, {DNNL_ARG_DIFF_WEIGHTS, kernel},
+                   {DNNL_ARG_DIFF_DST, features}};
+    }
+    arguments.insert({DNNL_ARG_SCRATCHPAD, scratchpad});
+    bool to_blocked = kind != kKernelGradient;
+    reorder_from = without_memory(to_blocked ? plan.kernel : plan.blocked_kernel);
+    reorder_to = without_memory(to_blocked ? plan.blocked_kernel : plan.kernel);
+    reorder_arguments = {{DNNL_ARG_FROM, reorder_from}, {DNNL_ARG_TO, reorder_to},
+                         {DNNL_ARG_SCRATCHPAD, memory(plan.reorder_scratchpad, Engine())}};
+  }
+};
+
+// The objects of all parts. Each call takes some for itself; there are as many as there were calls at
+// the same time.
+class BoundParts {
+ public:
+  using Parts = std::unique_ptr<std::vector<Bound>>;
+
+  Parts Take(const std::vector<Part>& parts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<std::vector<Bound>>(parts.begin(), parts.end());
+    Parts taken = std::move(free_.back());
+    free_.pop_back();
+    return taken;
+  }
+
+  void Return(Parts parts) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(parts));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Parts> free_;
+};
+
 // Those parts of a problem, if oneDNN has kernels for all of them that take the same kernel, or else
 // the whole problem, for which oneDNN uses threads of its own.
 struct Call {
   std::vector<Part> parts;
   bool on_one_thread = false;
+  std::unique_ptr<BoundParts> bound = std::make_unique<BoundParts>();
 };
 
 inline Call MakeCall(const Key& key, int64_t threads) {
-  Call whole{{Part{key, 0, 0, MakePlan(Problem(key))}}};
+  Call whole;
+  whole.parts.push_back({key, 0, 0, MakePlan(Problem(key))});
   if (threads < 1 || !OneThread::IsPossible()) return whole;
   OneThread guard;
   try {
@@ -125,10 +157,10 @@ inline Call MakeCall(const Key& key, int64_t threads) {
       part.plan = MakePlan(Problem(part.key));
       if (part.plan.blocked_kernel != split.parts[0].plan.blocked_kernel) return whole;
     }
-    return split.parts.empty() ? whole : split;
-  } catch (const std::exception&) {
-    return whole;
+    if (!split.parts.empty()) return split;
+  } catch (const std::exception&) {  // the whole problem
   }
+  return whole;
 }
 
 // How a problem is computed on so many threads, or on oneDNN's own (0); decided once in a
@@ -143,106 +175,5 @@ inline const Call& FindCall(const Key& key, int64_t threads) {
   return found->second;
 }
 
-// Calls of a function that threads share.
-class Work {
- public:
-  Work(const std::function<void(size_t)>& function, size_t count)
-      : function_(function), count_(count) {}
-
-  // Makes calls that no thread has begun, until there are none.
-  void Take() {
-    for (size_t i; (i = next_.fetch_add(1)) < count_;) {
-      try {
-        function_(i);
-      } catch (...) {
-        if (!failed_.exchange(true)) failure_ = std::current_exception();
-      }
-      done_.fetch_add(1);
-    }
-  }
-
-  // Waits for all calls; throws what a call threw.
-  void Wait() const {
-    while (done_ < count_) std::this_thread::yield();
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
- private:
-  const std::function<void(size_t)>& function_;  // which exists until all calls have ended
-  size_t count_;
-  std::atomic<size_t> next_{0}, done_{0};
-  std::atomic<bool> failed_{false};
-  std::exception_ptr failure_;
-};
-
-// The cores that this process may use; hardware_concurrency() may count the machine's.
-inline unsigned Cores() {
-  cpu_set_t cores;
-  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
-  return std::thread::hardware_concurrency();
-}
-
-// Threads that help with work, one fewer than the cores that the process may use. To wake a thread takes longer
-// than a small convolution, so a thread waits awake for a while, for the convolution that follows.
-// Threads of XLA's pool would do that, too, but they wait much longer, and all at once.
-class Helpers {
- public:
-  static Helpers& Get() {
-    static auto* helpers = new Helpers;  // the threads need it until the process ends
-    return *helpers;
-  }
-
-  void Call(std::shared_ptr<Work> work, size_t count) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      work_ = std::move(work);
-    }
-    ++number_;  // without the lock, or threads that are awake would fall asleep on it
-    if (!asleep_) return;
-    std::lock_guard<std::mutex> lock(mutex_);  // until a thread that was about to sleep does
-    for (size_t i = 0; i < count; ++i) wake_.notify_one();
-  }
-
- private:
-  static constexpr auto kAwake = std::chrono::microseconds(50);
-
-  Helpers() {
-    try {
-      for (unsigned i = 1; i < Cores(); ++i) std::thread([this] { Help(); }).detach();
-    } catch (const std::system_error&) {  // the system has no more threads: fewer help
-    }
-  }
-
-  void Help() {
-    using Clock = std::chrono::steady_clock;
-    for (uint64_t seen = 0;;) {
-      auto ends = Clock::now() + kAwake;
-      while (number_ == seen && Clock::now() < ends) std::this_thread::yield();
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (number_ == seen) {
-        ++asleep_;
-        wake_.wait(lock, [&] { return number_ != seen; });
-        --asleep_;
-      }
-      seen = number_;
-      auto work = work_;
-      lock.unlock();
-      work->Take();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::shared_ptr<Work> work_;  // of the last call
-  std::atomic<uint64_t> number_{0};  // of calls
-  std::atomic<int> asleep_{0};
-};
-
-// Calls f(0), …, f(count - 1) on this thread and on the helpers. Only calls that have begun are waited
-// for, so that threads that sleep, or are busy, hold nothing up.
-inline void ForEach(size_t count, const std::function<void(size_t)>& function) {
-  auto work = std::make_shared<Work>(function, count);
-  if (count > 1) Helpers::Get().Call(work, count - 1);
-  work->Take();
-  work->Wait();
-}
+// As FindCall for as many threads as there are cores: the same for all who share a packed kernel.
+inline const Call& FindPackedCall(const Key& key) { return FindCall(key, Cores()); }

@@ -72,7 +72,7 @@ def test_all_files_take_little_memory_and_time(reader, tmp_path):
         [sys.executable, "-m", "tests.data.read_hostile", reader, *paths],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         cwd=ROOT,
         check=False,
     )

@@ -173,4 +173,4 @@ def test_a_process_that_dies_is_noticed_at_once(photos):
         began = time.monotonic()
         with pytest.raises(PeerError, match="process that decodes images has died"):
             deque(map(batches.take, range(1, 10_000)), maxlen=0)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60

@@ -134,7 +134,7 @@ def test_killed_at_any_time_it_goes_on_and_writes_the_same(photos, tmp_path):
     command += [f"--out={out}", "--name=pets", "--shards=6", "--workers=1"]
     draft = out / "pets" / "1.0.0.draft"
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while len(list(draft.glob("*.json.draft"))) < 2:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -201,13 +201,13 @@ def test_ctrl_c_ends_it_in_the_middle_of_a_shard(photos, tmp_path):
         text=True,
         start_new_session=True,
     ) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not list(draft.glob("pets-train*.draft")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (130, "interrupted; what was saved before is intact\n")
     assert not list(draft.glob("pets-train*-of-00001"))
 

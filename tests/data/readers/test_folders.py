@@ -345,7 +345,7 @@ def test_a_file_that_is_no_image_by_its_size_isnt_read(animals):
     began = time.monotonic()
     with pytest.raises(DataError, match=r"'cat/vast\.jpg': it has more than 32 MiB"):
         load(animals)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_copies_in_another_class_or_split_are_warned_of(animals, caplog):

@@ -36,7 +36,7 @@ def refuse(folder, message):
     with pytest.raises(DataError, match=message) as caught:
         load_dataset("tiny", splits={"train": "train"}, data_dir=str(folder.parents[1]))
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert not (folder.parents[2] / "marker").exists()
 
 

@@ -15,6 +15,7 @@ from resnet_jax.ops.activation import relu
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.native.library import State
+from resnet_jax.ops.prepared import Prepared
 
 # height, width, ci, kernel, co, stride, padding, dilation
 CASES = [
@@ -24,6 +25,7 @@ CASES = [
     (8, 10, 12, 4, 16, 1, ((2, 1), (2, 1)), 1),
     (9, 9, 8, 3, 8, 1, ((2, 2), (2, 2)), 2),
     (2, 2, 16, 3, 16, 1, ((1, 1), (1, 1)), 1),
+    (4, 4, 192, 3, 192, 1, ((1, 1), (1, 1)), 1),  # a kernel that all threads share
 ]
 TARGETS = ("resnet_jax_forward", "resnet_jax_input_gradient", "resnet_jax_kernel_gradient")
 
@@ -147,6 +149,48 @@ def test_inference_of_a_network_is_one_call_for_each_convolution(onednn):
     assert fused.as_text().count("relu = true") == 5
     found, wanted = fused.compile()(folded, images), jax.jit(model.apply)(variables, images)
     _close(found, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_that_is_reordered_once_gives_the_same_bits(case, dtype, onednn):
+    ours, _, x, kernel, summand = _convolutions(case, dtype)
+
+    def ended(kernel, x, summand):
+        return relu(summand + ours(x, kernel))
+
+    prepared = Prepared(ended, kernel)
+    wanted = jax.jit(fuse(ended))(kernel, x, summand)
+    for _ in range(2):
+        found = prepared(x, summand)
+        assert np.asarray(found).tobytes() == np.asarray(wanted).tobytes()
+    program = jax.jit(fuse(ended, packed=True)).lower(kernel, x, summand).as_text()
+    assert "@resnet_jax_pack(" in program
+    assert "@resnet_jax_forward_packed" in program
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[-1]])
+def test_threads_that_call_at_once_have_their_own_results(case, onednn):
+    ours, _, x, kernel, grad = _convolutions(case, jnp.float32)
+    run, prepared = _both_passes(ours), Prepared(lambda kernel, x: ours(x, kernel), kernel)
+    inputs = [x * scale for scale in (1.0, 2.0, 4.0)]  # powers of two change no digit
+    wanted = [jax.device_get((run(one, kernel, grad), prepared(one))) for one in inputs]
+    wrong = []
+
+    def call(one, expected):
+        for _ in range(15):
+            found = jax.device_get((run(one, kernel, grad), prepared(one)))
+            pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+            wrong.extend(1 for a, b in pairs if a.tobytes() != b.tobytes())
+
+    threads = [
+        threading.Thread(target=call, args=pair) for pair in zip(inputs, wanted, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_program_for_several_devices_runs_xlas(onednn):

@@ -18,7 +18,7 @@ from resnet_jax.parallel.job import rendezvous as module
 from resnet_jax.parallel.job.rendezvous import rendezvous
 
 
-def _meet(calls, *, port=None, timeout_s=20.0):
+def _meet(calls, *, port=None, timeout_s=60.0):
     """Errors (or None) of processes, given as (number, number of processes), that meet."""
     port = port or portpicker.pick_unused_port()
 
@@ -79,12 +79,7 @@ def test_strangers_on_the_port_are_ignored():
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(_meet, [(0, 2)], port=port)
         for said in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"x" * 9000 + b"\n", b""):
-            for _ in range(100):
-                with contextlib.suppress(ConnectionRefusedError):
-                    stranger = socket.create_connection(("127.0.0.1", port))
-                    break
-                time.sleep(0.05)
-            with stranger, contextlib.suppress(OSError):
+            with _dial(port) as stranger, contextlib.suppress(OSError):
                 stranger.sendall(said)
         assert _meet([(1, 2)], port=port) == [None]
         assert first.result() == [None]
@@ -92,7 +87,8 @@ def test_strangers_on_the_port_are_ignored():
 
 def _dial(port):
     """Connect to process 0 as soon as it listens."""
-    for _ in range(200):
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
         with contextlib.suppress(ConnectionRefusedError):
             return socket.create_connection(("127.0.0.1", port))
         time.sleep(0.05)
@@ -188,7 +184,7 @@ def test_a_process_that_may_open_few_files_outlives_a_crowd():
             for _ in range(100):
                 strangers.enter_context(_dial(port))
             assert _meet([(1, 2)], port=port) == [None]
-        assert first.wait(20) == 0
+        assert first.wait(60) == 0
     finally:
         first.kill()
 
@@ -252,7 +248,7 @@ def test_a_stranger_on_the_coordinators_port_is_waited_for_no_longer(said, monke
         (error,) = first.result()
     assert isinstance(error, PeerError)
     assert f"can't reach process 0 at 127.0.0.1:{port} within 1 s (timed out)" in str(error)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
 
 
 def test_a_long_list_of_missing_processes_arrives():

@@ -1,0 +1,1 @@
+"""A page that shows runs: curves, scores, configs, mistakes, and where time went."""
