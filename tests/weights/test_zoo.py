@@ -162,8 +162,8 @@ def test_commands_report_the_full_name(collection, tmp_path, capsys):
     )
     scores = _json(capsys, "eval", "--weights", "resnet20.digits", "--data", "digits")
     assert scores["weights"] == "resnet20.digits_best"
-    path = tmp_path / "program.stablehlo"
-    exported = _json(capsys, "export", "--weights", "resnet20.digits", str(path))
+    arguments = ["--format=safetensors", str(tmp_path / "copy.safetensors")]
+    exported = _json(capsys, "export", "--weights", "resnet20.digits", *arguments)
     assert exported["weights"] == "resnet20.digits_best"
 
 
