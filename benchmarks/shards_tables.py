@@ -38,6 +38,7 @@ def shards_table() -> str:
 
 COMPILED = {
     "resnet50_h100-4x8_256_groups": "gpu_compile",
+    "resnet50_v5e-256_256_groups": "tpu_compile",
 }
 """Programs that have a result without and, by the prefix "shards_", with fixed shards."""
 

@@ -163,7 +163,7 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         mirrored=args.mirrored,
     )
     document = {
-        "weights": str(args.weights),
+        "weights": network.source,
         "model": network.name,
         "data": args.data,
         "split": args.split,

@@ -246,6 +246,10 @@ def _from_weights(args: argparse.Namespace) -> _Network:
         variables=network.variables,
         image_shape=(args.image_size or height, args.image_size or width, channels),
         normalization=given_normalization(args.mean or (), args.std or ()) or None,
-        notes={"model": network.name, "weights": args.weights.name, "weights_sha256": digest},
+        notes={
+            "model": network.name,
+            "weights": Path(network.source).name,
+            "weights_sha256": digest,
+        },
         preprocessing=read_preprocessing(network.path),
     )

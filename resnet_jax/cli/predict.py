@@ -126,16 +126,14 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
 
     network = load_network(args)
     preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
-    pretrained = PretrainedNetwork(
-        str(args.weights), network.model, network.variables, preprocessing
-    )
+    pretrained = PretrainedNetwork(network.source, network.model, network.variables, preprocessing)
     classifier = Classifier(
         pretrained.predictor,
         preprocessing.class_names,
         remedy=f"--resize {preprocessing.size} makes images fit",
     )
     return classifier, {
-        "weights": str(args.weights),
+        "weights": network.source,
         "model": network.name,
         "preprocessing": describe_preprocessing(preprocessing),
     }

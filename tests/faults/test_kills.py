@@ -28,7 +28,7 @@ def test_a_kill_at_a_change_of_a_file_loses_nothing(nth, whole, tmp_path):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("nth", range(1, 30, 2))
+@pytest.mark.parametrize("nth", range(1, 30, 3))
 def test_a_kill_at_any_change_of_a_file_loses_nothing(nth, whole, tmp_path, record_property):
     """One while the run opens its directory, and then each time it goes on, until it ends."""
     ended = train(tmp_path / "run", fault=f"files:{nth}:kill")

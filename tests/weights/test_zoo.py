@@ -112,6 +112,7 @@ def test_a_photograph_is_classified_without_another_flag(capsys):
     document = _json(capsys, "predict", "--weights", "resnet20.cifar10", str(photo))
     [prediction] = document["predictions"]
     assert prediction["top"][0]["class"] in find_weights("resnet20.cifar10").card["data"]["classes"]
+    assert document["weights"] == find_weights("resnet20.cifar10").name != "resnet20.cifar10"
     assert document["preprocessing"]["resize"] == 32
     assert document["preprocessing"]["mean_image"] is True
     digits = _json(capsys, "predict", "--weights", "resnet20.digits", str(photo))
@@ -149,6 +150,21 @@ def test_the_data_set_is_that_of_the_card(collection):
     (collection / "resnet20.fashion_mnist.json").write_text(json.dumps(card))
     assert find_weights("resnet20.fashion_mnist").data == "fashion_mnist"
     assert find_weights("resnet20.fashion") is None
+
+
+def test_commands_report_the_full_name(collection, tmp_path, capsys):
+    card = json.loads((collection / "resnet20.digits.json").read_text())
+    card |= {"name": "resnet20.digits_best", "scores": card["scores"] | {"top1": 0.9999}}
+    (collection / "resnet20.digits.json").unlink()
+    (collection / "resnet20.digits_best.json").write_text(json.dumps(card))
+    (collection / "resnet20.digits.safetensors").rename(
+        collection / "resnet20.digits_best.safetensors"
+    )
+    scores = _json(capsys, "eval", "--weights", "resnet20.digits", "--data", "digits")
+    assert scores["weights"] == "resnet20.digits_best"
+    arguments = ["--format=safetensors", str(tmp_path / "copy.safetensors")]
+    exported = _json(capsys, "export", "--weights", "resnet20.digits", *arguments)
+    assert exported["weights"] == "resnet20.digits_best"
 
 
 def test_a_changed_file_is_refused(collection):

@@ -75,12 +75,14 @@ class LoadedNetwork:
         model: the linen module, which has a classifier.
         variables: the network's variables.
         path: the path of the file on this machine.
+        source: the file or reference as given, or the full name of weights of this package.
     """
 
     name: str
     model: Any
     variables: dict[str, Any]
     path: str
+    source: str
 
 
 def load_network(args: argparse.Namespace) -> LoadedNetwork:
@@ -93,10 +95,11 @@ def load_network(args: argparse.Namespace) -> LoadedNetwork:
     """
     from resnet_jax.errors import ConfigError, UsageError
     from resnet_jax.models.presets import create_model, preset_of
-    from resnet_jax.weights.hub import local_file
+    from resnet_jax.weights.hub import full_name, local_file
     from resnet_jax.weights.load import find_model, load_weights
 
-    name, fields, path = args.model, dict(args.field or ()), local_file(args.weights)
+    name, fields, source = args.model, dict(args.field or ()), full_name(args.weights)
+    path = local_file(source)
     if not name:
         of_file = find_model(path)
         if of_file is None:
@@ -109,4 +112,4 @@ def load_network(args: argparse.Namespace) -> LoadedNetwork:
     variables = load_weights(model, path)
     if not model.num_classes:
         raise ConfigError("The model has no classifier; --field num_classes=N gives it one.")
-    return LoadedNetwork(name, model, variables, path)
+    return LoadedNetwork(name, model, variables, path, source)
