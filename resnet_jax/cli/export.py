@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(run)
     weights = parser.add_argument_group("a network of a weight file")
     add_weights_flags(weights)
-    weights.add_argument("--image-size", type=int, help="height and width (default: the paper's)")
+    weights.add_argument(
+        "--image-size", type=int, help="height and width (default: the file's, or the paper's)"
+    )
     for name, of in (("mean", "0.485,0.456,0.406"), ("std", "0.229,0.224,0.225")):
         weights.add_argument(
             f"--{name}",
@@ -238,7 +240,9 @@ def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.weights.preprocessing import read_preprocessing
 
     network = load_network(args)
-    height, width, channels = find_preset(network.name).image_shape
+    preprocessing = read_preprocessing(network.path)
+    preset = find_preset(network.name)
+    height, width, channels = preprocessing.shape if preprocessing else preset.image_shape
     with open(network.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
@@ -251,5 +255,5 @@ def _from_weights(args: argparse.Namespace) -> _Network:
             "weights": Path(network.source).name,
             "weights_sha256": digest,
         },
-        preprocessing=read_preprocessing(network.path),
+        preprocessing=preprocessing,
     )

@@ -42,6 +42,17 @@ def test_the_program_of_a_run_takes_images_as_they_are_in_files(whole, tmp_path,
     assert beside["crop"] is None
 
 
+def test_the_program_of_a_weight_file_takes_images_of_the_size_that_the_file_says(tmp_path, capsys):
+    out = tmp_path / "digits.stablehlo"
+    document = _export(capsys, "--weights", "resnet20.digits", out)
+    assert document["weights"] == "resnet20.digits"
+    network = resnet_jax.pretrained("resnet20.digits")
+    images = np.random.default_rng(0).normal(size=(2, *network.preprocessing.shape))
+    images = images.astype(np.float32)
+    logits = network.model.apply(network.variables, images)
+    np.testing.assert_allclose(_call(out, images), logits, rtol=1e-4, atol=1e-4)
+
+
 def test_a_run_becomes_an_onnx_file(whole, tmp_path, capsys):
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     network = resnet_jax.restore_run(whole)
