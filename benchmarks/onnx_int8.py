@@ -44,7 +44,7 @@ class Calibration(CalibrationDataReader):
 def quantize(source: Path, target: Path, images: np.ndarray) -> None:
     """Write a network in int8, with ranges measured on uint8 `images`."""
     prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared)
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # which needs SymPy
     quantize_static(
         prepared,
         target,
