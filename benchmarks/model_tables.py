@@ -84,8 +84,25 @@ def imported_table() -> str:
     return markdown(columns, rows)
 
 
+def int8_table() -> str:
+    """Accuracy on CIFAR-10 of a network as ONNX, in float32 and in int8."""
+    result = read("onnx_int8")
+    rows = [
+        (
+            {"float32": "ONNX Runtime, float32", "int8": "ONNX Runtime, int8"}.get(
+                kind, "this package"
+            ),
+            f"{correct:,} of {result['test_images']:,}",
+            f"{result['bytes'][kind]:,}" if kind in result["bytes"] else "",
+        )
+        for kind, correct in result["correct"].items()
+    ]
+    return markdown((f"`{result['weights']}`", "correct", "bytes"), rows)
+
+
 TABLES = {
     "models": ("docs/models.md", models_table),
     "depth": ("docs/models.md", depth_table),
     "imported": ("docs/use_pretrained.md", imported_table),
+    "int8": ("docs/use_pretrained.md", int8_table),
 }
