@@ -18,7 +18,7 @@ from resnet_jax.data.images.normalization import normalization_shapes
 from resnet_jax.logging.provenance import provenance
 from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.summary import summarize
-from resnet_jax.ops.fusion import fuse
+from resnet_jax.ops.prepared import Prepared
 from resnet_jax.parallel.mesh import make_mesh, put_global
 from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.evaluate import abstract_batches, batches_of, make_score
@@ -198,8 +198,7 @@ def _inference(spec: TrainSpec, size: int, seconds: float) -> dict[str, float]:
     first, device = spec.singles[0], spec.mesh.devices.flat[0]
     variables = jax.device_get(_initial_state(first).variables())
     folded = fold_batch_norm(first.model, variables, spec.evaluation_shape)
-    variables = jax.device_put(folded, device)
     images = jax.device_put(jnp.ones((size, *spec.evaluation_shape)), device)
-    apply: Any = jax.jit(fuse(first.model.apply))
-    timing = _median_s(lambda: apply(variables, images), seconds)
+    apply = Prepared(first.model.apply, jax.device_put(folded, device))
+    timing = _median_s(lambda: apply(images), seconds)
     return {"img_per_s": size / timing["s"], "ms": 1000 * timing["s"]}
