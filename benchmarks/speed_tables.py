@@ -57,6 +57,7 @@ def fast_table() -> str:
         "torch": "PyTorch, channels last",
         "torch.compile": "PyTorch compiled",
         "torch bfloat16": "PyTorch, bfloat16",
+        "torch.compile bfloat16": "PyTorch compiled, bfloat16",
     }
     columns = {
         f"{network}, {mode}": (read(f"vs_peers_{network}_cpu")[mode]["img_per_s"], digits)

@@ -5,6 +5,7 @@ StableHLO of `export_program`.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -85,7 +86,21 @@ def convert_to_tflite(program: jax.export.Exported) -> bytes:
             )
             return bytes(converter_api_ext.export_flatbuffer_to_bytes(module.operation))
         except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"LiteRT's converter can't convert the network: {error}") from error
+            reason = _explain(str(error), module.operation.get_asm(large_elements_limit=16))
+            raise ConfigError(
+                f"LiteRT's converter can't convert the network: {reason}."
+                " Export StableHLO, which has every operation."
+            ) from error
+
+
+def _explain(error: str, module_text: str) -> str:
+    """Name the operations that an error is about, or else give the first line of the error."""
+    if refused := re.search(r"failed to legalize operation '([\w.]+)'", error):
+        return f"it has no counterpart for {refused[1]}"
+    left = re.findall(r' = "?(?:stable|v)hlo\.(\w+?)(?:_v\d+)?"?[ (]', module_text)
+    if left:
+        return f"it has no counterpart for {', '.join(sorted({*left}))}"
+    return (error.strip().splitlines() or ["it says no reason"])[0].rstrip(" .:")
 
 
 def write_tflite(

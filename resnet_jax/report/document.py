@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,6 +128,7 @@ def _error(scores: dict[str, Any]) -> float:
 def _grid_value(line: Line, name: str) -> float | str:
     """The value of a field as a number if it is a number, or else as text."""
     value = line.runs[0].config.get(name)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return field_text(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return field_text(value)
+    # JSON has no NaN, and JavaScript no integer beyond floats.
+    return value if abs(value) <= sys.float_info.max else field_text(value)

@@ -1,8 +1,10 @@
 """The page of a sweep of which the tables are kept, and not the directories of its runs."""
 
+import contextlib
 import csv
 import io
 import json
+import math
 from typing import Any
 
 from etils import epath
@@ -18,6 +20,7 @@ from resnet_jax.utils.streams import escaped
 
 _WHOLE = ("seed", "step", "examples", "params")
 _TEXTS = ("run", "split", "weights")
+_MEASURED = ("step", "loss", "wall_s")
 
 
 def is_kept_sweep(folder: epath.Path) -> bool:
@@ -49,6 +52,12 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
         labels = {tuple(group["runs"]): str(group["label"]) for group in kept["groups"]}
         origins = [("the sweep", dict(origin)) for origin in kept["made_by"]]
         groups = group_rows(rows, fields)
+        lines = [_line(group, rows, labels) for group in groups]
+        grid = [
+            {"name": name, "values": [_number_or_text(group["fields"][name]) for group in groups]}
+            for name in fields
+            if len({group["fields"][name] for group in groups}) > 1
+        ]
     except OSError as error:
         raise DataError(f"{folder} can't be read ({error.strerror or error}).") from None
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
@@ -58,12 +67,6 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
         ) from None
     if not rows:
         raise ConfigError(f"{folder / TABLE} has no finished run yet.")
-    lines = [_line(group, rows, labels) for group in groups]
-    grid = [
-        {"name": name, "values": [_number_or_text(group["fields"][name]) for group in groups]}
-        for name in fields
-        if len({group["fields"][name] for group in groups}) > 1
-    ]
     document: dict[str, Any] = escaped(
         {
             "title": folder_name(folder),
@@ -94,6 +97,8 @@ def _read_rows(text: str) -> tuple[list[str], list[Row]]:
         for row in table
     ]
     for row in rows:
+        if None in [row[name] for name in _MEASURED]:
+            raise ValueError("a score without its numbers")
         check_row({k: v for k, v in row.items() if k not in texts and v is not None})
     return fields, rows
 
@@ -106,10 +111,10 @@ def _number(name: str, text: str) -> int | float | None:
 
 
 def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return without_folders(text) or "None"
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    return without_folders(text) or "None"
 
 
 def _line(

@@ -3,8 +3,10 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import resnet_jax
 from resnet_jax.data.images.normalization import normalize
@@ -63,6 +65,27 @@ def test_images_as_they_are_in_files_and_the_description(tmp_path):
     runner = interpreters.Interpreter(model_path=str(path)).get_signature_runner()
     expected = model.apply(variables, normalize(images, statistics))
     np.testing.assert_allclose(runner(images=images)["logits"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("compute", "operation"),
+    [
+        (lambda x: jnp.fft.fft2(x).real, "fft"),
+        (lambda x: jax.random.normal(jax.random.key(0), x.shape) * x, r"tfl\.mul"),
+    ],
+)
+def test_an_operation_without_a_counterpart_is_named_in_one_line(compute, operation):
+    pytest.importorskip("litert_converter")
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train=False):
+            return compute(images.mean(axis=-1)).reshape(len(images), -1)
+
+    program = tflite_program(Net(), {}, (8, 8, 3))
+    with pytest.raises(ConfigError, match=rf"no counterpart for {operation}\. Export") as raised:
+        convert_to_tflite(program)
+    assert "\n" not in str(raised.value)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

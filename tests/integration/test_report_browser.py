@@ -196,6 +196,22 @@ def test_the_pointer_reads_values_and_zooms(page):
     assert page.get_by_role("button", name="show all").count() == 0
 
 
+def test_a_zoom_into_a_place_without_points_shows_empty_charts(page):
+    charts = page.locator("#curves svg.chart")
+    for _ in range(12):  # the range is then narrower than numbers of its size can tell
+        chart = charts.first
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        middle = box["y"] + box["height"] / 2
+        page.mouse.move(box["x"] + box["width"] * 0.45, middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.48, middle)
+        page.mouse.up()
+    assert charts.count() >= 3
+    page.get_by_role("button", name="show all").click()
+    assert page.locator("#curves path[stroke-width]").count() >= 4
+
+
 def test_paper_is_white_and_has_no_controls(page):
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

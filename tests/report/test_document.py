@@ -86,6 +86,15 @@ def test_times_that_cannot_be_are_not_counted(tmp_path):
     render_page(document)
 
 
+def test_an_integer_beyond_floats_is_text(tmp_path):
+    for name, number in (("a", 10**400), ("b", 2)):
+        path = write_run(tmp_path / name) / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"precise_bn": number}))
+    document = Page(render_page(_document(tmp_path))).data
+    (grid,) = document["grid"]
+    assert [type(value) for value in grid["values"]] == [str, int]
+
+
 def test_a_run_that_is_examined_has_its_mistakes_on_the_page(whole):
     document = _document(whole, mistakes=3)
     (line,) = document["lines"]

@@ -59,6 +59,17 @@ def _without(name, text):
     return lambda path: (path / name).write_text(text)
 
 
+def _replaced(before, after):
+    """Changes the first place in the table that has the text."""
+
+    def damage(path):
+        text = (path / "sweep.csv").read_text()
+        assert before in text
+        (path / "sweep.csv").write_text(text.replace(before, after, 1))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -72,12 +83,22 @@ def _without(name, text):
             "run,seed,split,weights,step,examples,loss,top1,wall_s,params\na,0,test,raw,1,0,1,1,,\n",
         ),
         lambda path: (path / "sweep.csv").write_bytes(b"\xff\xfe\x00"),
+        _replaced(",A,,0.1,0,test,", ",B,,0.1,0,test,"),
+        _replaced(",raw,160,", ",raw,,"),
     ],
 )
 def test_damaged_tables_are_one_line(damage, folder, tmp_path, capsys):
     damage(folder)
     arguments = ["report", str(folder), f"--out={tmp_path}/page.html"]
     assert_one_line(arguments, 65, "is damaged; `resnet-jax sweep … --collect` writes", capsys)
+
+
+def test_a_field_that_is_no_finite_number_is_text(folder):
+    text = (folder / "sweep.csv").read_text()
+    (folder / "sweep.csv").write_text(text.replace(",A,,0.1,", ",A,,inf,"))
+    document = Page(render_page(sweep_document(epath.Path(folder)))).data
+    rates = next(of for of in document["grid"] if of["name"] == "schedule.base_lr")
+    assert "inf" in rates["values"]
 
 
 def test_a_sweep_without_a_finished_run_is_one_line(folder, tmp_path, capsys):

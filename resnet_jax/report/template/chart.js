@@ -2,6 +2,7 @@
 
 const MARGIN = { left: 60, right: 12, top: 8, bottom: 34 };
 const LARGEST = 1e100; // values beyond aren't drawn, for axes have no room for them
+const NARROWEST = 1e-9; // range of the x axis, relative to its numbers
 let clips = 0;
 
 /**
@@ -48,6 +49,7 @@ function yRange(series, [first, last], { log, fromZero, settled }) {
     .filter((value) => value !== null && Math.abs(value) < LARGEST && (!log || value > 1 / LARGEST));
   const late = values(start);
   const [low, high] = extent(late.length ? late : values(first));
+  if (log && low <= 0) return [0.1, 1]; // nothing to show
   if (log) return low === high ? [low / 2, high * 2] : [low / 1.15, high * 1.15];
   const pad = (high - low || Math.abs(high) || 1) * 0.06;
   return [fromZero ? 0 : low - pad, fromZero && high <= 0 ? 1 : high + pad];
@@ -77,9 +79,8 @@ function linearTicks([low, high], most) {
   const rough = (high - low) / Math.max(2, most);
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough) || rough;
-  const ticks = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) ticks.push(n * step);
-  return ticks;
+  const [first, last] = [Math.ceil(low / step - 1e-9), Math.floor(high / step + 1e-9)];
+  return Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step);
 }
 
 function logTicks([low, high]) {
@@ -194,7 +195,8 @@ function follow(figure, plot, series, x, y, { width, height, xLabel, onZoom, tic
     const chosen = [from, pixel(event)].sort((a, b) => a - b);
     from = null;
     box.setAttribute("visibility", "hidden");
-    if (chosen[1] - chosen[0] > 8) onZoom(chosen.map(x.back));
+    const [low, high] = chosen.map(x.back);
+    if (chosen[1] - chosen[0] > 8 && high - low > Math.abs(high) * NARROWEST) onZoom([low, high]);
   });
   plot.addEventListener("dblclick", () => onZoom(null));
 }
