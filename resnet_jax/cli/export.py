@@ -254,6 +254,19 @@ def _from_weights(args: argparse.Namespace) -> _Network:
             "model": network.name,
             "weights": Path(network.source).name,
             "weights_sha256": digest,
+            **(_described(preprocessing) if preprocessing else {}),
         },
         preprocessing=preprocessing,
     )
+
+
+def _described(preprocessing: "Preprocessing") -> dict[str, Any]:
+    """What a file says of its images, for those who call a program that takes normalised images."""
+    crop = preprocessing.crop if preprocessing.resize else None
+    return {
+        "class_names": list(preprocessing.class_names) if preprocessing.class_names else None,
+        "crop": dataclasses.asdict(crop) if crop else None,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "mean_image": preprocessing.mean_image,
+    }

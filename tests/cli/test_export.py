@@ -47,6 +47,9 @@ def test_the_program_of_a_weight_file_takes_images_of_the_size_that_the_file_say
     document = _export(capsys, "--weights", "resnet20.digits", out)
     assert document["weights"] == "resnet20.digits"
     network = resnet_jax.pretrained("resnet20.digits")
+    assert tuple(document["class_names"]) == network.class_names
+    assert tuple(document["std"]) == network.preprocessing.std
+    assert document["mean_image"] == network.preprocessing.mean_image
     images = np.random.default_rng(0).normal(size=(2, *network.preprocessing.shape))
     images = images.astype(np.float32)
     logits = network.model.apply(network.variables, images)
