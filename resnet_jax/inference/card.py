@@ -104,11 +104,12 @@ def measured_scores(
 def describe_recipe(config: ConfigDict, steps: int) -> str:
     """The recipe of a run in a sentence."""
     optimizer, schedule, data = config.optimizer, config.schedule, config.data
+    peak = schedule.base_lr * config.batch_size / schedule.reference_batch
     parts = [
         f"{steps:,} steps of {config.batch_size}",
         f"{optimizer.name.upper()}{', Nesterov' if optimizer.nesterov else ''} with momentum"
         f" {optimizer.momentum:g}",
-        f"{schedule.name} schedule from {schedule.base_lr:g}",
+        f"{schedule.name} schedule from {peak:g}",
         f"weight decay {optimizer.weight_decay:g}",
     ]
     if data.crop_padding:

@@ -21,7 +21,7 @@ _COMMON_NAMES = ("localhost", "root", "user", "admin")
 _TOKENS = re.compile(
     r"\b(hf_\w{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA\w{16}|sk-[\w-]{20,})"
 )
-_PATHS = re.compile(r"""(?<![\w./:<+-])(~?/[\w.@+-]+/[\w.@+-]|[A-Za-z]:\\+\w|\\\\\w|file://)""")
+_PATHS = re.compile(r"""(?<![\w./<+-])(~?/[\w.@+-]+/[\w.@+-]|[A-Za-z]:\\+\w|\\\\\w|file://)""")
 _WEIGHT_FILES = ("init_from", "distill.teacher")
 _OWN_SETTINGS = (*FOLDERS, "trackers")
 """Fields of this machine, which are published with their defaults."""

@@ -6,6 +6,7 @@ that the Hub reads; metrics.jsonl and curves.png. `pretrained("OWNER/NAME")` rea
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,17 @@ def prepare_push(run: epath.PathLike, repo: str, folder: Path, choice: Choice) -
     texts = {CARD: readme, CONFIG: config, METRICS: records_text(records)}
     metadata = "\n".join((described | architecture_note(model)).values())
     check_private(
-        {name: text.replace(repo, "") for name, text in (texts | {WEIGHTS: metadata}).items()},
+        {name: _without(repo, text) for name, text in (texts | {WEIGHTS: metadata}).items()},
         token=hub_client("Publishing").get_token(),
     )
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return readme
+
+
+def _without(repo: str, text: str) -> str:
+    """The text without the name of the model, which may hold the user's; paths stay whole."""
+    return re.sub(rf"(?<![\w/]){re.escape(repo)}(?![\w/])", "", text)
 
 
 def _check_weights(path: Path, network: TrainedNetwork) -> None:

@@ -186,8 +186,8 @@ class TrainingConsole:
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal; it may be closed, or None."""
+    """Whether a stream is a terminal; it may be closed, None, or an object with `write` alone."""
     try:
         return stream is not None and stream.isatty()
-    except ValueError:
+    except (AttributeError, ValueError):
         return False

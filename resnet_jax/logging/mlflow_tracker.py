@@ -83,6 +83,7 @@ class MlflowTracker:
         """
         self._sender.send(partial(self._client.set_terminated, self.run_id, _STATUS[outcome]))
         self._sender.wait(timeout_s=_END_S)
+        self._sender.close()
 
     def _log(self, **entities: Sequence[Any]) -> None:
         self._sender.send(partial(self._client.log_batch, self.run_id, **entities))
@@ -121,7 +122,7 @@ class _Sender:
     """
 
     def __init__(self) -> None:
-        self._requests: queue.Queue[Callable[[], object]] = queue.Queue(_MOST_WAITING)
+        self._requests: queue.Queue[Callable[[], object] | None] = queue.Queue(_MOST_WAITING)
         self._failure: Exception | None = None
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
 
@@ -157,10 +158,14 @@ class _Sender:
             if time.monotonic() > until:
                 raise TimeoutError(f"no answer in {timeout_s:g} s")
 
+    def close(self) -> None:
+        """End the thread once all requests are done."""
+        self._requests.put(None)
+
     def _work(self) -> None:
-        while True:
+        while request := self._requests.get():
             try:
-                self._requests.get()()
+                request()
             except Exception as error:  # of the client, the network or the server
                 self._failure = error
                 return

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.workdir import METRICS
+from resnet_jax.errors import StoppedEarly
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Trackers:
     """The trackers of a run; a context manager that ends them.
 
     Attributes:
-        outcome: what the trackers are told at the end; "failed" unless the run sets another.
+        outcome: what the trackers are told at the end; "failed" unless the run sets another, or
+            a signal stops it.
     """
 
     def __init__(self, trackers: Mapping[str, Tracker] | None = None) -> None:
@@ -91,10 +93,18 @@ class Trackers:
             self._each(lambda tracker: tracker.scalars(record["step"], values))
 
     def picture(self, step: int, tag: str, draw: Callable[[], bytes]) -> None:
-        """Show the picture that `draw` returns, the content of a PNG file."""
-        if self._active:
+        """Show the picture that `draw` returns, the content of a PNG file.
+
+        A picture that can't be drawn is a warning.
+        """
+        if not self._active:
+            return
+        try:
             png = draw()
-            self._each(lambda tracker: tracker.picture(step, tag, png))
+        except Exception as error:  # of the devices' memory or the drawing library
+            _log.warning("%s can't be drawn (%s); the run goes on.", tag, reason_of(error))
+            return
+        self._each(lambda tracker: tracker.picture(step, tag, png))
 
     def sync(self) -> None:
         """Make durable what was shown."""
@@ -103,7 +113,9 @@ class Trackers:
     def __enter__(self) -> "Trackers":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind and issubclass(kind, StoppedEarly):
+            self.outcome = "stopped"
         self._each(lambda tracker: tracker.end(self.outcome))
         self._active.clear()
 

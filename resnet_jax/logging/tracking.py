@@ -12,7 +12,7 @@ from resnet_jax.checkpoint.workdir import TRACKERS, write_atomically
 from resnet_jax.config.fields import FOLDERS
 from resnet_jax.config.io import to_json
 from resnet_jax.config.schema import flatten
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, StoppedEarly
 from resnet_jax.logging.mlflow_tracker import MlflowTracker
 from resnet_jax.logging.tensorboard import TensorBoard
 from resnet_jax.logging.trackers import Tracker, Trackers, Value, reason_of, warn_of_end
@@ -59,6 +59,7 @@ def open_trackers(config: ConfigDict, workdir: epath.Path, *, start_step: int) -
     Raises:
         ConfigError: a service can't be used by a new run. For a run that goes on, this is a
             warning, as is an event file of TensorBoard that can't be written.
+        StoppedEarly: a signal came meanwhile.
     """
     if not is_main():
         return Trackers()
@@ -75,6 +76,9 @@ def open_trackers(config: ConfigDict, workdir: epath.Path, *, start_step: int) -
             else:
                 metrics = _metrics(config)
                 opened[name] = TensorBoard(workdir, start_step=start_step, metrics=metrics)
+        except StoppedEarly:
+            with Trackers(opened):
+                raise
         except Exception as error:  # of the client, the network or the disk
             if name in _SERVICES and not start_step:
                 with Trackers(opened):

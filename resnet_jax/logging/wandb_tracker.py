@@ -1,7 +1,9 @@
 """Weights & Biases as a tracker."""
 
+import contextlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +25,8 @@ class WandbTracker:
     The client's variables hold: WANDB_PROJECT (default "resnet_jax"), WANDB_ENTITY, WANDB_MODE. A
     process of the client sends the data, so that training doesn't wait for the network. The client
     keeps its files in the folder wandb of the run's directory, from which `wandb sync` sends what
-    was written offline.
+    was written offline. For a run in a bucket they are in a temporary folder of this host, which
+    stays if the client hasn't sent all.
 
     Attributes:
         run_id: of the run.
@@ -41,25 +44,27 @@ class WandbTracker:
         import wandb  # noqa: PLC0415 - an extra
 
         self._wandb = wandb
-        self._gathered = (
-            tempfile.TemporaryDirectory(prefix="resnet_jax-") if is_remote(workdir) else None
-        )
-        folder = self._gathered.name if self._gathered else os.fspath(workdir)
         settings = wandb.Settings(
             console="off",  # the client would read the progress bar
             silent=True,
             finish_timeout=_FINISH_S,
             finish_timeout_raises=True,
         )
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", _PROJECT),
-            name=os.environ.get("WANDB_NAME", workdir.name),
-            id=run_id,
-            resume="allow" if run_id else None,
-            dir=folder,
-            reinit="create_new",  # a run of the caller's stays as it is
-            settings=settings,
-        )
+        with contextlib.ExitStack() as temporary:
+            folder = os.fspath(workdir)
+            if is_remote(workdir):
+                folder = tempfile.mkdtemp(prefix="resnet_jax-")
+                temporary.callback(shutil.rmtree, folder, ignore_errors=True)
+            self._run: Any = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", _PROJECT),
+                name=os.environ.get("WANDB_NAME", workdir.name),
+                id=run_id,
+                resume="allow" if run_id else None,
+                dir=folder,
+                reinit="create_new",  # a run of the caller's stays as it is
+                settings=settings,
+            )
+            self._temporary = temporary.pop_all()
         self.run_id: str = self._run.id
         self.where: str = self._run.dir if self._run.offline else self._run.url
         self._run.define_metric("*", step_metric="step")  # its own steps can't go back
@@ -83,7 +88,7 @@ class WandbTracker:
         """End the run, and wait for a minute at most until all is sent.
 
         Raises:
-            TimeoutError: not all was sent; the rest is in the run's directory.
+            TimeoutError: not all was sent; the rest is in the client's files.
         """
         if outcome == "stopped":
             self._run.mark_preempting()
@@ -92,5 +97,5 @@ class WandbTracker:
         except TimeoutError:
             reason = f"not all was sent in {_FINISH_S:g} s; `wandb sync` sends what is in"
             raise TimeoutError(f"{reason} {self._run.dir}") from None
-        if self._gathered:
-            self._gathered.cleanup()
+        if not self._run.offline:
+            self._temporary.close()

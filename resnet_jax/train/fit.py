@@ -7,7 +7,7 @@ and puts it on record; loop.py is the training loop; step.py is the pure step.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -111,11 +111,15 @@ def fit(
         NumericalError: a loss, gradient, parameter or score isn't finite. What is saved is finite.
         StoppedEarly: a signal came before the steps were compiled.
     """
-    if class_names and datasets is None:
+    names = tuple(class_names)  # of an array, too
+    if names and datasets is None:
         raise UsageError("class_names is for datasets; other data have class names of their own.")
-    data = None if datasets is None else PythonData(datasets, tuple(class_names))
-    callbacks = tuple(callbacks)
-    requests = Requests(stop or StopRequest(), stop_at_step, profile, on_hang, callbacks, data)
+    data = None if datasets is None else PythonData(datasets, names)
+    if not isinstance(callbacks, Iterable):
+        raise UsageError(f"callbacks is {callbacks!r}, not a list of callbacks.")
+    requests = Requests(
+        stop or StopRequest(), stop_at_step, profile, on_hang, tuple(callbacks), data
+    )
     workdir, account = as_path(workdir), TimeAccount(started_s=started_s)
     fix_threads(config)
     with (

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_jax.inference.card import calibration_error, card_rows, measured_scores
+from resnet_jax.config.schema import default_config
+from resnet_jax.inference.card import (
+    calibration_error,
+    card_rows,
+    describe_recipe,
+    measured_scores,
+)
 from resnet_jax.weights.zoo import list_weights
 
 
@@ -21,6 +27,13 @@ def test_the_calibration_error_is_that_of_its_definition():
     found = measured_scores(probabilities, label)
     assert (found["examples"], found["correct"], found["top1"]) == (4, 2, 0.5)
     assert found["loss"] == pytest.approx(-np.log([0.9, 0.9, 0.1, 0.4]).mean())
+
+
+def test_a_recipe_has_the_learning_rate_of_its_batch():
+    config = default_config()
+    config.batch_size, config.schedule.base_lr, config.schedule.reference_batch = 32, 0.1, 128
+    assert "12 steps of 32, SGD" in describe_recipe(config, 12)
+    assert " schedule from 0.025, " in describe_recipe(config, 12)
 
 
 @pytest.mark.parametrize("own", list_weights(), ids=lambda own: own.name)

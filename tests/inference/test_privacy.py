@@ -24,6 +24,8 @@ def _alice(monkeypatch):
         ('"dir": "/home/alice/data"', "a path"),
         ("--workdir=/scratch/runs", "a path"),
         ("in ~/runs/mine", "a path"),
+        ("workdir:/scratch/runs", "a path"),
+        ("C:/Users/bob", "a path"),
         (r'"C:\\Users\\bob"', "a path"),
         ("file:///x", "a path"),
         ("trained on ws17.lab", "the name of this host"),

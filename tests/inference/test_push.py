@@ -141,6 +141,7 @@ def test_a_note_with_a_path_or_a_token_is_refused(run, hub, tmp_path):
     for number, (note, kind) in enumerate(
         (
             ("see /home/alice/notes.txt", "a path of this machine"),
+            (f"see /home/{NAME}/notes.txt", "a path of this machine"),
             (f"the password is {SECRET}", "a token"),
         )
     ):

@@ -185,6 +185,15 @@ def test_seeds_augmentations_and_metrics_of_ones_own_are_as_with_other_data(tmp_
     _assert_same(results[1], results[0])
 
 
+def test_class_names_may_be_an_array(tiny_config, tmp_path):
+    """As the target_names of scikit-learn's data sets."""
+    names = np.array(["cat", "cat"])
+    with pytest.raises(UsageError, match="class_names has the same name twice"):
+        resnet_jax.fit(tiny_config, tmp_path, datasets=_digits(), class_names=names)
+    with pytest.raises(UsageError, match="class_names is for datasets"):
+        resnet_jax.fit(tiny_config, tmp_path, class_names=names)
+
+
 _JOB = """
 import os
 import sys

@@ -1,5 +1,8 @@
 """What a run shows while it runs."""
 
+import sys
+from types import SimpleNamespace
+
 from resnet_jax.logging.console import TrainingConsole
 
 SPEED = {"examples": 320, "img_per_s": 10.0}
@@ -25,3 +28,12 @@ def test_lines_are_plain_where_the_environment_asks_for_colours(capsys, monkeypa
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("step 10/100  epoch 0.50  loss 1.000")
     assert last.startswith("step 100/100  epoch 5.00  loss 0.500")
+
+
+def test_an_output_that_can_only_be_written_is_no_terminal(monkeypatch):
+    """As programs replace sys.stdout to copy what is printed."""
+    lines = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=lines.append, flush=lambda: None))
+    with TrainingConsole(total_steps=100, start_step=0) as console:
+        console.say("a line")
+    assert "".join(lines) == "a line\n"

@@ -1,6 +1,7 @@
 """MLflow, with the real client and a store in files."""
 
 import logging
+import threading
 import time
 
 import numpy as np
@@ -45,6 +46,10 @@ def test_a_run_that_goes_on_is_one_run_with_all_numbers(client, tmp_path):
     second.scalars(8, {"train/loss": 1.5})
     second.scalars(4, {"test_best/top1": 0.75})
     second.end("finished")
+    until = time.monotonic() + 20
+    while any(thread.name == "mlflow" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     run = client.get_run(first.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits")
     assert client.get_experiment(run.info.experiment_id).name == "resnet_jax"

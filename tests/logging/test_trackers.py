@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from resnet_jax.errors import StoppedEarly
 from resnet_jax.logging.trackers import Trackers, scalars_of
 
 TRAIN = {"step": 2, "epoch": 0.5, "examples": 64, "split": "train", "loss": 2.0, "top1": 0.5}
@@ -108,3 +109,22 @@ def test_without_trackers_nothing_is_drawn():
         assert not trackers
         trackers.picture(0, "sheet", lambda: pytest.fail("drawn"))
         trackers.record(TRAIN)
+
+
+def test_a_run_that_a_signal_stops_before_its_first_step_has_not_failed():
+    tracker = Noting()
+    with pytest.raises(StoppedEarly), Trackers({"a": tracker}):
+        raise StoppedEarly
+    assert tracker.calls == [("end", "stopped")]
+
+
+def test_a_picture_that_cannot_be_drawn_is_a_warning(caplog):
+    def draw():
+        raise MemoryError("no room")
+
+    tracker = Noting()
+    with Trackers({"a": tracker}) as trackers:
+        trackers.picture(0, "sheet", draw)
+        trackers.sync()
+    assert [name for name, *_ in tracker.calls] == ["sync", "end"]
+    assert caplog.messages == ["sheet can't be drawn (no room); the run goes on."]

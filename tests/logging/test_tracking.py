@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from resnet_jax.config.schema import default_config
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, StoppedEarly
 from resnet_jax.logging import tracking
 from resnet_jax.logging.tracking import check_installed, hyperparameters, open_trackers
 
@@ -93,6 +93,15 @@ def test_a_service_that_refuses_ends_a_new_run_only(config, service, tmp_path, c
     assert caplog.messages == [
         "Service's copy of the record ends here (No API key configured); metrics.jsonl goes on."
     ]
+
+
+def test_a_signal_while_a_service_is_opened_is_not_an_error_of_the_service(
+    config, service, tmp_path
+):
+    service.error = StoppedEarly("stopped")
+    for step in (0, 4):
+        with pytest.raises(StoppedEarly):
+            open_trackers(config, epath.Path(tmp_path), start_step=step)
 
 
 def test_no_tracker_at_all(config, tmp_path):

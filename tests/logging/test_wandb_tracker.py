@@ -1,7 +1,9 @@
 """Weights & Biases, with the real client, offline: what it writes is read back."""
 
+import gc
 import json
 import struct
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from resnet_jax.logging.plots import contact_sheet_png
 
 pytest.importorskip("wandb")
 
+from resnet_jax.logging import wandb_tracker
 from resnet_jax.logging.wandb_tracker import WandbTracker
 
 _BLOCK = 32_768
@@ -113,6 +116,19 @@ def test_a_run_that_goes_on_is_one_run_with_all_numbers(tmp_path):
     exits = [r.exit.exit_code for records in runs for r in records if r.HasField("exit")]
     assert exits == [75, 0]
     assert any(record.HasField("preempting") for record in runs[0])
+
+
+def test_what_was_not_sent_of_a_run_in_a_bucket_stays_on_this_host(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_tracker, "is_remote", lambda path: True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tracker = WandbTracker(epath.Path(tmp_path / "digits"), run_id=None)
+    tracker.scalars(2, {"train/loss": 2.5})
+    tracker.end("finished")
+    del tracker
+    gc.collect()
+    (folder,) = tmp_path.glob("resnet_jax-*")
+    (records,) = read_runs(folder)
+    assert _items(records)[0]["train/loss"] == 2.5
 
 
 def test_a_run_of_the_caller_stays_as_it_is(tmp_path):

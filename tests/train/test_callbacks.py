@@ -161,6 +161,12 @@ def test_what_is_no_callback_is_refused_before_anything_starts(tiny_config, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("wrong", [Noting(), None])
+def test_a_list_of_callbacks_is_expected(tiny_config, tmp_path, wrong):
+    with pytest.raises(UsageError, match=r"callbacks is .*, not a list of callbacks"):
+        resnet_jax.fit(tiny_config, tmp_path / "run", callbacks=wrong)
+
+
 def test_early_stopping_of_the_page():
     page = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
     (block,) = re.findall(r"```python\n([^`]*EarlyStopping[^`]*)```", page)

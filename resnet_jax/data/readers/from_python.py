@@ -289,13 +289,14 @@ def _records(split: str, examples: Examples) -> ArrayRecords | SourceRecords:
 
 
 def _array_records(split: str, images: ArrayLike, labels: ArrayLike) -> ArrayRecords:
-    try:
-        pixels, numbers = np.asarray(images), np.asarray(labels)
-    except ValueError:
-        raise DataError(
-            f"the images of {split!r} differ in shape; pass list(zip(images, labels)) instead, and"
-            " set data.image_size."
-        ) from None
+    pixels = _as_array(
+        f"the images of {split!r}",
+        images,
+        if_ragged="pass list(zip(images, labels)) instead, and set data.image_size",
+    )
+    numbers = _as_array(
+        f"the labels of {split!r}", labels, if_ragged="a label is the number of a class"
+    )
     what = f"the images of {split!r} are {pixels.dtype} {list(pixels.shape)}"
     if pixels.dtype != np.uint8:
         raise DataError(
@@ -319,6 +320,15 @@ def _array_records(split: str, images: ArrayLike, labels: ArrayLike) -> ArrayRec
     if low < -(2**31) or high >= 2**31:
         raise DataError(f"the labels of {split!r} go from {low} to {high}; classes count from 0.")
     return ArrayRecords(pixels, numbers.astype(np.int32))
+
+
+def _as_array(what: str, values: ArrayLike, *, if_ragged: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise DataError(f"{what} differ in shape; {if_ragged}.") from None
+    except (TypeError, RuntimeError) as error:  # of a tensor on a GPU, or on several hosts
+        raise DataError(f"{what} can't be converted to an array ({first_line(error)}).") from error
 
 
 def _record(example: Any) -> Record:

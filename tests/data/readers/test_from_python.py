@@ -212,6 +212,13 @@ class Broken(Source):
         return super().__getitem__(index)
 
 
+class OnGpu:
+    """Converts as a tensor of PyTorch in a GPU's memory does."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy.\nUse Tensor.cpu()")
+
+
 PAIRS = list(zip(PIXELS, LABELS, strict=True))
 MISTAKES = {
     "floats": ((PIXELS / 255, LABELS), "are float64 .*must be uint8, grey levels 0 to 255"),
@@ -222,6 +229,11 @@ MISTAKES = {
     "one image": ((PIXELS[0, 0], LABELS), r"uint8 \[5, 3\]; they must be \[n, h, w, c\]"),
     "no images": ((PIXELS[:0], LABELS[:0]), r"must be \[n, h, w, c\]"),
     "sizes": (([PIXELS[0], PIXELS[1][:4]], LABELS[:2]), "differ in shape; pass list"),
+    "a tensor on a GPU": (
+        (OnGpu(), LABELS),
+        r"^the images of 'train' can't be converted to an array \(can't .* to numpy\.\)\.$",
+    ),
+    "ragged labels": ((PIXELS, [[0], [1, 2]] * 15), "the labels of 'train' differ in shape"),
     "one-hot labels": ((PIXELS, np.eye(3)[LABELS]), r"float64 \[30, 3\]; they must be integers"),
     "float labels": ((PIXELS, LABELS * 1.0), r"float64 \[30\]; they must be integers"),
     "fewer labels": ((PIXELS, LABELS[:7]), "'train' has 30 images and 7 labels"),
