@@ -72,8 +72,10 @@ class _Hub(http.server.BaseHTTPRequestHandler):
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            exists = (self.root / name).is_dir()
             (self.root / name).mkdir(parents=True, exist_ok=True)
-            self._answer_json({"url": f"{self._url()}/{name}", "name": name, "id": "0"})
+            document = {"url": f"{self._url()}/{name}", "name": name, "id": "0"}
+            self._answer_json(document, 409 if exists else 200)
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]
             modes = {True: "lfs", False: "regular"}
@@ -127,9 +129,9 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     def _url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def _answer_json(self, document: object) -> None:
+    def _answer_json(self, document: object, code: int = 200) -> None:
         text = json.dumps(document).encode()
-        self.send_response(200)
+        self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_flags(parser)
     parser.add_argument("--yes", action="store_true", help="send it; without, nothing is sent")
     parser.add_argument(
-        "--private", action="store_true", help="a new model is visible to its owner alone"
+        "--private", action="store_true", help="create a model that its owner alone can see"
     )
     parser.add_argument(
         "--license",

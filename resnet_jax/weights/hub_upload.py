@@ -56,7 +56,8 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     Args:
         folder: of the files.
         repo: OWNER/NAME.
-        private: a new model can be seen by its owner alone.
+        private: create a model that can be seen by its owner alone. A model that exists is refused,
+            because everybody may see it.
         message: of the commit.
 
     Returns:
@@ -76,7 +77,7 @@ def upload(folder: Path, repo: str, *, private: bool, message: str) -> str:
     if not client.get_token():
         raise ConfigError(f"{repo} can't be written: nobody is logged in; `hf auth login`.")
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private, exist_ok=not private)
         commit = api.create_commit(repo, files, commit_message=message)
     except Exception as error:  # types of the client, of HTTP and of the system
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -183,6 +183,17 @@ def test_who_is_not_logged_in_is_told_so(hub, tmp_path, monkeypatch):
     assert "hf_of_somebody_else" not in str(caught.value)
 
 
+def test_a_model_that_exists_is_not_taken_for_a_private_one(hub, tmp_path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "README.md").write_text("---\nlicense: mit\n---\n")
+    for _ in range(2):  # the second commit goes to the model that the first has created
+        upload(tmp_path / "files", NAME, private=False, message="m")
+    before = _received(hub)
+    with pytest.raises(WriteError, match=rf"{NAME} can't be written on the Hub .*409"):
+        upload(tmp_path / "files", NAME, private=True, message="m")
+    assert [path for path, _ in _received(hub)[len(before) :]] == ["/api/repos/create"]
+
+
 def test_without_the_extra_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match=r"pip install -e '\.\[hub\]'"):
