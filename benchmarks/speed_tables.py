@@ -60,7 +60,7 @@ def fast_table() -> str:
         "torch.compile bfloat16": "PyTorch compiled, bfloat16",
     }
     columns = {
-        f"{network}, {mode}": (read(f"vs_peers_{network}_cpu")[mode]["img_per_s"], digits)
+        f"{network}, {mode}": (read(f"vs_peers_{network}_avx512")[mode]["img_per_s"], digits)
         for network, digits in (("resnet20", 0), ("resnet50", 1))
         for mode in ("train", "inference")
     }

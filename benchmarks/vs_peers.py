@@ -26,6 +26,9 @@ from typing import Any
 
 from peers_torch import runtime_contender, torch_contender
 
+ENVIRONMENT = dict(os.environ)
+"""Of the contenders. resnet_jax sets variables of OpenMP, which would slow PyTorch down."""
+
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {"resnet20": (32, 10), "resnet50": (224, 1000)}
 MODES = ("train", "inference", "latency")  # the last is inference of single images
@@ -202,7 +205,7 @@ class Process:
         script = str(tree / "benchmarks/vs_peers.py")
         command = [python, script, "--network", args.network, "--batch", str(batch)]
         command += ["--contender", name, "--mode", mode, "--flax", args.flax or ""]
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+        environment = {**ENVIRONMENT, "JAX_COMPILATION_CACHE_DIR": ""}
         if "onednn" not in name:
             environment["RESNET_JAX_NATIVE"] = "0"
         self._process = subprocess.Popen(
