@@ -36,7 +36,7 @@ _LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".toml": "toml"}
 _AS_THEY_ARE = (".json", ".csv", ".png", ".txt", ".html", ".onnx")
 
 _LIST_AFTER_TEXT = re.compile(r"^([^\s\-*|>#<].*)\n(- )", re.MULTILINE)
-_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|data:|#)([^)\s#]+)(#[^)\s]*)?(\))")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
