@@ -66,7 +66,9 @@ def test_a_second_run_is_refused_and_says_whose_the_directory_is(tmp_path):
 def test_a_holder_that_is_not_waited_for_is_dead(tmp_path):
     process = _hold(tmp_path)
     process.kill()
-    _wait_for(lambda: _state(process.pid) == "Z")  # a zombie until its parent waits for it
+    # A zombie until its parent waits for it; its other threads may end a moment later.
+    threads = Path(f"/proc/{process.pid}/task")
+    _wait_for(lambda: _state(process.pid) == "Z" and len(list(threads.iterdir())) == 1)
     with locked(epath.Path(tmp_path)):
         pass
     process.wait()

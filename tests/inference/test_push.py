@@ -188,10 +188,10 @@ def test_a_model_that_exists_is_not_taken_for_a_private_one(hub, tmp_path):
     (tmp_path / "files" / "README.md").write_text("---\nlicense: mit\n---\n")
     for _ in range(2):  # the second commit goes to the model that the first has created
         upload(tmp_path / "files", NAME, private=False, message="m")
-    before = _received(hub)
+    before = len(_received(hub))
     with pytest.raises(WriteError, match=rf"{NAME} can't be written on the Hub .*409"):
         upload(tmp_path / "files", NAME, private=True, message="m")
-    assert [path for path, _ in _received(hub)[len(before) :]] == ["/api/repos/create"]
+    assert [path for path, _ in _received(hub)[before:]] == ["/api/repos/create"]
 
 
 def test_without_the_extra_it_says_so(tmp_path, monkeypatch):
