@@ -4,8 +4,11 @@ import hashlib
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from resnet_jax.utils.files import cache_root
 
@@ -27,7 +30,11 @@ def enable_compilation_cache() -> None:
     if _FOLDER in os.environ:
         return
     folder = _cache_folder()
-    os.environ[_FOLDER] = str(folder) if _is_own(folder) else ""
+    if _is_own(folder):
+        os.environ[_FOLDER] = str(folder)
+        _remove_unfinished_programs(folder)
+    else:
+        os.environ[_FOLDER] = ""
     os.environ.setdefault(_SIZE, str(_MAX_BYTES))
     os.environ.setdefault(_MIN_COMPILE_S, "0.2")
     if "jax" in sys.modules:  # JAX has read its environment already
@@ -52,6 +59,18 @@ def _is_own(folder: Path) -> bool:
         return folder.stat().st_uid == os.geteuid() and os.access(folder, os.W_OK)
     except OSError:
         return False
+
+
+def _remove_unfinished_programs(folder: Path) -> None:
+    """Remove programs whose time of last use is missing.
+
+    A process that is killed while it writes a program leaves it so, and JAX adds no program to a
+    cache that contains one: it reads all times before it adds a program.
+    """
+    with suppress(OSError, Timeout), FileLock(folder / ".lockfile", timeout=1):  # JAX's own lock
+        for program in folder.glob("*-cache"):
+            if not Path(f"{str(program).removesuffix('-cache')}-atime").exists():
+                program.unlink()
 
 
 def processor() -> str:

@@ -47,6 +47,18 @@ def test_programs_are_kept_and_a_damaged_one_is_compiled_anew(tmp_path):
     assert _run(tmp_path, **fast) == result
 
 
+def test_a_program_whose_writer_was_killed_does_not_spoil_the_cache(tmp_path):
+    fast = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    _run(tmp_path, **fast)
+    written = {path.name for path in tmp_path.glob("resnet_jax/programs-*/*")}
+    (folder,) = tmp_path.glob("resnet_jax/programs-*")
+    for path in folder.glob("jit_*"):
+        path.unlink()
+    (folder / "jit_g-0123-cache").write_bytes(b"the first half")
+    _run(tmp_path, **fast)
+    assert {path.name for path in tmp_path.glob("resnet_jax/programs-*/*")} == written
+
+
 def test_a_cache_that_cannot_be_made_costs_nothing_but_time(tmp_path):
     (tmp_path / "resnet_jax").write_text("a file where the folder would be")
     assert _run(tmp_path, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0") != 0
