@@ -57,6 +57,14 @@ _LONGEST = (
 )
 
 
+def pytest_configure() -> None:
+    """Let no test of Hypothesis fail because the machine is busy."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests."""
     tests = Path(__file__).parent

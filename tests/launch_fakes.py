@@ -19,7 +19,7 @@ def called(log):
 
 
 def wait_for(path):
-    for _ in range(300):
+    for _ in range(3000):
         if path.exists():
             return
         time.sleep(0.1)

@@ -75,7 +75,7 @@ def test_a_notebook_runs_in_an_empty_folder(path, tmp_path, monkeypatch):
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=300,
+        timeout=1800,  # for a cell
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},

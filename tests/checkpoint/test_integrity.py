@@ -28,7 +28,7 @@ def test_devices_and_numpy_agree(dtype):
             assert checksums({"a": array}) == checksums({"a": jnp.asarray(array)})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(TYPES[:-1]), st.data())
 def test_any_flipped_bit_is_seen(dtype, data):
     array = _array(dtype)

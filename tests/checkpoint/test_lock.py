@@ -143,17 +143,18 @@ def test_a_file_system_that_does_not_answer_is_not_a_dead_holder(tmp_path, monke
     """Meanwhile nobody can renew; the holder renews as soon as the file system answers."""
     path = tmp_path / LOCK
     write_lock(path, ELSEWHERE)
-    began, sleep = time.monotonic(), time.sleep
+    sleep, polls = time.sleep, []
 
     def away(seconds):
-        sleep(1.0 if time.monotonic() - began < 1.0 else seconds)
+        polls.append(seconds)
+        sleep(1.0 if len(polls) == 1 else seconds)  # longer than it takes to be stale
+        if len(polls) == 4:
+            path.touch()
 
     monkeypatch.setattr(time, "sleep", away)
-    touching = threading.Timer(1.2, path.touch)
-    touching.start()
     with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
         pass
-    touching.join()
+    assert len(polls) == 4
 
 
 @pytest.mark.usefixtures("hurried")
@@ -188,14 +189,14 @@ def test_a_held_lock_is_renewed(tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
 @pytest.mark.usefixtures("hurried")
-def test_a_damaged_lock_is_respected_while_it_is_renewed(content, tmp_path):
+def test_a_damaged_lock_is_respected_while_it_is_renewed(content, tmp_path, monkeypatch):
     path = tmp_path / LOCK
     path.write_text(content)
-    touching = threading.Timer(0.15, path.touch)
-    touching.start()
-    with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
-        pass
-    touching.join()
+    sleep = time.sleep
+    with monkeypatch.context() as renewed:
+        renewed.setattr(time, "sleep", lambda seconds: (sleep(seconds), path.touch()))
+        with pytest.raises(WriteError, match="in use"), locked(epath.Path(tmp_path)):
+            pass
     with locked(epath.Path(tmp_path)):
         pass
 

@@ -34,7 +34,7 @@ def test_of_many_that_find_a_dead_ones_lock_one_gets_it(clock, tmp_path, monkeyp
 
         def take(_):
             try:
-                return acquire(epath.Path(tmp_path / LOCK), this_process(), stale_s=1.0)
+                return acquire(epath.Path(tmp_path / LOCK), this_process(), stale_s=60.0)
             except WriteError as error:
                 return error
 
@@ -63,10 +63,10 @@ def test_no_two_hold_it_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", slow_link)
     monkeypatch.setattr(os, "fsync", slow_fsync)
     inside, most = [], []
-    until = time.monotonic() + 3.0
+    began = time.monotonic()
 
     def run(number):
-        while time.monotonic() < until:
+        while (passed_s := time.monotonic() - began) < 3.0 or (len(most) <= 30 and passed_s < 300):
             with contextlib.suppress(WriteError), locked(epath.Path(tmp_path)):
                 inside.append(number)
                 time.sleep(random.random() * 0.02)

@@ -14,11 +14,11 @@ GIB = 2**30
 
 
 def test_a_backend_that_hangs_is_given_up(capsys, tmp_path, monkeypatch):
-    (tmp_path / "jax.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "jax.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     start = time.monotonic()
     code, found = run_doctor(capsys, "--timeout", "1.5")
-    assert time.monotonic() - start < 50
+    assert time.monotonic() - start < 500
     assert code == 71
     assert "hasn't started its devices within 1.5 s" in found["devices"][0]["message"]
     assert "clock" in found  # the other checks were made

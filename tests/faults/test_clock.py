@@ -68,7 +68,7 @@ def test_the_newest_checkpoint_is_that_of_the_last_step(set_clock, tmp_path):
 def test_the_lock_is_neither_lost_nor_taken(where, set_clock, tmp_path, bucket, monkeypatch):
     monkeypatch.setattr(lock, "_RENEW_S", 0.02)
     monkeypatch.setattr(lock_file, "_POLL_S", 0.05)
-    monkeypatch.setattr(lock, "_STALE_S", 0.5)
+    monkeypatch.setattr(lock, "_STALE_S", 30.0)
     (bucket / "clock").mkdir(exist_ok=True)
     folder, workdir = (
         (tmp_path, epath.Path(tmp_path))

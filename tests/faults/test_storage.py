@@ -177,6 +177,6 @@ def test_storage_that_never_answers_ends_the_run_in_time(nth, whole, tmp_path, r
     assert ended.code == 71, ended.said
     assert "where each thread is" in ended.said
     assert "no progress for 10 s (hang_timeout_s) while" in ended.last_line
-    assert ended.seconds < 120
+    assert ended.seconds < 300
     assert train(tmp_path / "run").code == 0
     assert digest(tmp_path / "run") == digest(whole)

@@ -215,7 +215,7 @@ def test_a_run_whose_reader_ends_is_trained_to_its_end(tmp_path):
     try:
         assert b"training images" in process.stdout.readline()
         process.stdout.close()
-        assert process.wait(timeout=240) == 0
+        assert process.wait(timeout=600) == 0
     finally:
         process.kill()
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 40
@@ -244,7 +244,7 @@ def test_a_run_whose_terminal_is_closed_saves(tmp_path):
     )
     os.close(theirs)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         shown = b""
         while b"img/s" not in shown and time.monotonic() < deadline:
             shown += os.read(ours, 4096)  # a bar is drawn, by a thread

@@ -214,7 +214,7 @@ config, data = make_tiny_config(), _digits()
 config.mesh.data, config.data.resident = -1, False
 data["train"][1][0] = (data["train"][1][0] + int(number) * int(different)) % 10
 job = detect_cluster(coordinator=f"127.0.0.1:{port}", processes=2, process=int(number))
-with connected(job, timeout_s=60, end=lambda message: os._exit(71)):
+with connected(job, timeout_s=300, end=lambda message: os._exit(71)):
     resnet_jax.fit(config, workdir, datasets=data, stop_at_step=int(stop) or None)
 """
 
@@ -233,7 +233,7 @@ def _job(workdir, *, stop=0, different=0):
         for number in range(2)
     ]
     try:
-        said = "".join(process.communicate(timeout=240)[0] for process in job)
+        said = "".join(process.communicate(timeout=600)[0] for process in job)
         return said, [process.returncode for process in job]
     finally:
         for process in job:

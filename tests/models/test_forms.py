@@ -152,7 +152,7 @@ def _build(fields):
 
 
 @pytest.mark.thorough
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=60, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(combinations, st.integers(1, 17), st.integers(1, 17), st.booleans())
 def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w, train):
     model = _build(fields)
@@ -176,7 +176,7 @@ def test_any_combination_is_refused_or_keeps_the_laws_of_shape(fields, h, w, tra
 
 
 @pytest.mark.thorough
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(combinations)
 def test_any_combination_has_finite_outputs_and_pools_its_last_stage(fields):
     model = _build(fields)

@@ -29,6 +29,12 @@ def summary(config: dict, top1: float) -> dict:
     }
 
 
+def _wait_for(path: Path) -> None:
+    end = time.monotonic() + 300
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def main() -> int:
     """Do as the seed says."""
     job = json.load(sys.stdin)
@@ -53,13 +59,13 @@ def main() -> int:
                 {"step": 4, "epoch": 0.5, "loss": 0.3, "top1": 0.4, "img_per_s": 4.0}
                 | {"examples": 124}
             )
-            time.sleep(0.5)
+            _wait_for(folder.parent / "heard of step 4")
             scores = {"split": "validation", "weights": "raw", "step": 8, "examples": 100}
             scores |= {"loss": 0.2, "top1": 0.5, "std": {"top1": 0.01}}
             console.evaluation(scores)
             sys.stdout.write("step 12/12  a line that isn't whole")
             sys.stdout.flush()
-            time.sleep(0.5)
+            _wait_for(folder.parent / "heard of step 8")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(job["config"])
     (folder / "summary.json").write_text(json.dumps(summary(config, 0.9 + seed / 100)))

@@ -137,6 +137,7 @@ def _train(runs, workdir, *, processes=2, stop_at=None, told=None):
                 ended[run.name] = event
             elif told is not None:
                 told.append((run.name, event))
+                (workdir / f"heard of step {event.step}").touch()  # a child may wait for it
             if run.name == stop_at and event == Progress():
                 os.kill(os.getpid(), signal.SIGTERM)
     return ended

@@ -194,7 +194,7 @@ def test_a_killed_process_ends_the_others_within_seconds(victim, tmp_path):
     job[victim].kill()
     killed = time.monotonic()
     other = _finish(job)[1 - victim]
-    assert time.monotonic() - killed < 40
+    assert time.monotonic() - killed < 100
     assert other.code == 71, other
     (line,) = _errors(other)
     assert f"Process {victim} has ended: its connection broke." in line
@@ -215,16 +215,16 @@ def test_a_stopped_process_ends_the_others_in_time(victim, tmp_path, record_prop
         job[victim].signal(signal.SIGSTOP)
         stopped = time.monotonic()
         other = job[1 - victim].end()
-        assert time.monotonic() - stopped < _PATIENCE_S + 30
+        assert time.monotonic() - stopped < _PATIENCE_S + 100
         assert other.code == 71, other
         (line,) = _errors(other)
         record_property("saw", line)
         assert f"no progress for {_PATIENCE_S} s (hang_timeout_s) while training steps" in line
         assert "where each thread is" in other.said
         assert "loop.py" in other.said  # the main thread, waiting for the step
-        # Once it goes on, it learns that it's alone: from its watch, or from JAX, which aborts.
+        # Once it goes on, it learns that it's alone.
         woken = job[victim].signal(signal.SIGCONT).end()
-        assert woken.code in (71, -signal.SIGABRT), woken
+        assert woken.code == 71, woken
     finally:
         for process in job:
             process.kill()

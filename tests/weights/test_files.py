@@ -49,7 +49,7 @@ def _assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         assert found[name].flags.c_contiguous, name
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.dictionaries(_names, _arrays(), max_size=5),
     st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))),
@@ -67,7 +67,7 @@ def test_what_is_written_is_read_again(arrays, metadata):
         assert sorted(os.listdir(folder)) == ["again", "weights"]  # no temporary file is left
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.dictionaries(_names, _arrays(), max_size=5), st.booleans())
 def test_npz_files_are_read_as_numpy_wrote_them(arrays, compressed):
     arrays = {name.strip("/.:") or "x": array for name, array in arrays.items()}

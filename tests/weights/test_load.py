@@ -109,7 +109,7 @@ def test_zeros_on_both_sides_of_a_shortcut_are_suspected_by_name(tmp_path, caplo
 
 
 @pytest.mark.thorough
-@settings(max_examples=12, deadline=None, derandomize=True,
+@settings(max_examples=12, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     st.fixed_dictionaries(

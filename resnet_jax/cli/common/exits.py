@@ -111,7 +111,7 @@ def end_with(message: str) -> NoReturn:
     """End the process at once, from any thread, because another process of the job is lost."""
     error = PeerError(f"{message} What was saved before is intact; start the job again.")
     try:
-        # If process 0 is lost, JAX aborts this process within milliseconds.
+        # If process 0 is lost, JAX aborts this process within seconds.
         if not _write_at_once(escaped(f"error: {error}\n")):
             run_with_timeout(lambda: _say(f"error: {error}"), timeout_s=_WRITING_S)
     finally:

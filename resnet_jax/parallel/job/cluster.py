@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from resnet_jax.errors import ResnetJaxError, UsageError
+from resnet_jax.parallel.job.aborts import delay_aborts
 from resnet_jax.parallel.job.agreement import MAIN
 from resnet_jax.parallel.job.monitor import LAST_S, LEAVE_S, SETTLE_S, PeerMonitor
 from resnet_jax.parallel.job.rendezvous import MAX_PROCESSES, rendezvous
@@ -181,6 +182,7 @@ def connect(
         job.coordinator, process=job.process, processes=job.processes, timeout_s=timeout_s
     )
     monitor = PeerMonitor(job.process, connections, end)
+    delay_aborts()
     # `StopRequest` handles signals in every kind of job; JAX's service would replace its handlers.
     jax.config.update("jax_enable_preemption_service", False)
     try:

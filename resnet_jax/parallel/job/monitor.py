@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 # How a failed job ends, in seconds: LEAVE_S < GRACE_S < SETTLE_S, and GRACE_S < LAST_S by the time
 # that `end` may take. Process 0 must end last, because it runs JAX's coordination service: when the
-# connection to the service breaks, JAX aborts the other processes with a C++ stack trace.
+# connection to the service breaks, JAX aborts the other processes with a C++ stack trace; see
+# aborts.py.
 LEAVE_S = 2.0  # a failed process other than 0 waits so long for the others to shut down JAX too
 GRACE_S = 3.0  # the others have this time to fail by themselves, so that each can report its error
 SETTLE_S = 5.0  # an error of the network waits so long for the news which process has failed

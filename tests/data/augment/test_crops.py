@@ -24,7 +24,7 @@ def decode_crop(data, draws, *, area, size):
     return image
 
 
-@settings(deadline=None, max_examples=100, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     height=st.integers(1, 600),
     width=st.integers(1, 600),

@@ -32,7 +32,7 @@ def _offset(side, size):
     return int(half.quantize(decimal.Decimal(1), decimal.ROUND_HALF_EVEN))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.integers(1, 90), st.integers(1, 90), st.integers(1, 64), st.integers(1, 64), _interpolations
 )
@@ -98,7 +98,7 @@ def test_what_cannot_be_cropped_is_refused(shape, resize, message):
         preprocessing.apply(_noise(*shape))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.tuples(*[_fractions] * 3), st.tuples(*[_fractions] * 3))
 def test_normalisation_is_the_textbooks(mean, std):
     images = np.stack([_noise(4, 5), _noise(5, 4).reshape(4, 5, 3)])

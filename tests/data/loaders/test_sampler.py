@@ -13,7 +13,7 @@ from resnet_jax.data.loaders.sampler import IndexSampler, batches_digest, epoch_
 from resnet_jax.train.multi_seed import SeedStreams
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(n=st.integers(1, 60), batch=st.integers(1, 70), seed=st.integers(0, 2**32))
 def test_each_epoch_visits_every_example_once(n, batch, seed):
     steps = -(-3 * n // batch)
@@ -22,7 +22,7 @@ def test_each_epoch_visits_every_example_once(n, batch, seed):
         assert sorted(ids[epochs == epoch]) == list(range(n))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(start=st.integers(0, 40), first=st.integers(1, 5), second=st.integers(1, 5))
 def test_the_order_does_not_depend_on_how_it_is_cut(start, first, second):
     order = IndexSampler(7, 23, 5)

@@ -6,6 +6,7 @@ import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,10 +26,12 @@ class Job:
         self.connections = {0: {n: pair[0] for n, pair in pairs.items()}}
         self.connections |= {n: {0: pair[1]} for n, pair in pairs.items()}
         self.ended = {number: queue.Queue() for number in range(3)}
+        others = set(threading.enumerate())
         self.monitors = {
             n: PeerMonitor(n, self.connections[n], functools.partial(self._end, n), grace_s=grace_s)
             for n in range(3)
         }
+        self._threads = set(threading.enumerate()) - others
 
     def fail(self, number, reason):
         """End as a process that can still send its error."""
@@ -50,6 +53,12 @@ class Job:
 
     def quiet(self, *numbers):
         return all(self.ended[number].empty() for number in numbers)
+
+    def wait(self):
+        """Wait until all monitors have ended."""
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +95,12 @@ def test_a_failure_is_passed_on_with_its_reason_after_a_grace():
 
 
 def test_who_fails_in_time_too_is_left_to_do_so():
-    job = Job(grace_s=1.0)
+    job = Job(grace_s=30.0)
     job.fail(2, "configs differ")
     time.sleep(0.2)
     for number in (0, 1):
         job.fail(number, "configs differ")
-    time.sleep(1.5)
+    job.wait()
     assert job.quiet(0, 1, 2)
 
 
@@ -103,7 +112,7 @@ def test_orderly_ends_in_any_order_are_no_loss():
             time.sleep(0.1)
             for connection in job.connections[number].values():
                 connection.close()
-        time.sleep(0.5)
+        job.wait()
         assert job.quiet(0, 1, 2)
 
 
@@ -144,19 +153,24 @@ def test_a_line_may_arrive_in_pieces():
 
 
 _MEMBER = """
-import itertools, os, signal, sys
+import itertools, os, signal, sys, time
 from resnet_jax.cli.common.exits import end_with, exit_code_of
 from resnet_jax.errors import WriteError
 from resnet_jax.parallel.job.cluster import Job, connected
 from resnet_jax.parallel.job.agreement import all_gather_object
+from resnet_jax.parallel.job.monitor import PeerMonitor
 
 number, victim, port = map(int, sys.argv[1:4])
 
+if sys.argv[4] == "dies, and the others are slow":
+    lose = PeerMonitor._lose
+    PeerMonitor._lose = lambda *args, **kwargs: (time.sleep(2), lose(*args, **kwargs))
+
 def run():
-    with connected(Job(f"127.0.0.1:{port}", 3, number), timeout_s=60, end=end_with):
+    with connected(Job(f"127.0.0.1:{port}", 3, number), timeout_s=300, end=end_with):
         for turn in itertools.count():
             if turn == 5 and number == victim:
-                if sys.argv[4] == "dies":
+                if sys.argv[4].startswith("dies"):
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise WriteError("The disk is full.")
             all_gather_object(turn)
@@ -166,9 +180,18 @@ sys.exit(exit_code_of(run))
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(("victim", "how"), [(0, "fails"), (1, "fails"), (1, "dies")])
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        *((0, "fails"), (1, "fails")),
+        *((0, "dies"), (1, "dies"), (0, "dies, and the others are slow")),
+    ],
+)
 def test_each_process_ends_with_its_own_exit_code_and_one_line(victim, how):
-    """In any order of their ends, JAX must not abort a process."""
+    """In any order of their ends, JAX must not abort a process.
+
+    If process 0 dies, JAX begins to, and is often faster than the monitor on a slow host.
+    """
     port = portpicker.pick_unused_port()
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     job = [
@@ -195,4 +218,5 @@ def test_each_process_ends_with_its_own_exit_code_and_one_line(victim, how):
             assert line.startswith(f"error: Process {victim} has ended: {reason}")
         elif how == "fails":
             assert (process.returncode, said) == (73, [f"error: {reason}"]), text
-        assert "Check failure" not in text
+        if victim != 0 or how == "fails":
+            assert "Check failure" not in text

@@ -58,7 +58,7 @@ def test_a_coordinator_that_never_comes_is_named():
     (error,) = _meet([(1, 2)], timeout_s=1.0)
     assert isinstance(error, PeerError)
     assert "can't reach process 0 at 127.0.0.1" in str(error)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,8 @@ def test_a_process_that_was_started_again_while_it_waited_takes_its_own_place():
         assert first.result() == [None]
 
 
-def test_silent_strangers_delay_neither_the_meeting_nor_its_time_out():
+def test_silent_strangers_delay_neither_the_meeting_nor_its_time_out(monkeypatch):
+    monkeypatch.setattr(module, "_GREETING_S", 300.0)
     port = portpicker.pick_unused_port()
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as strangers:
@@ -119,7 +120,7 @@ def test_silent_strangers_delay_neither_the_meeting_nor_its_time_out():
         for _ in range(5):
             strangers.enter_context(_dial(port)).sendall(b"{")
         assert "Of 2 processes, 1 didn't connect" in str(first.result()[0])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(
@@ -159,9 +160,11 @@ def test_a_crowd_of_silent_strangers_uses_up_no_files(monkeypatch):
         first = pool.submit(_meet, [(0, 2)], port=port)
         for _ in range(50):
             strangers.enter_context(_dial(port))
-        time.sleep(0.5)
-        opened = len(os.listdir("/proc/self/fd")) - before - 50
-        assert opened < 10  # the server, the selector and pending connections
+        until = time.monotonic() + 60
+        # The server, the selector and pending connections.
+        while len(os.listdir("/proc/self/fd")) - before - 50 >= 10:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         slow = strangers.enter_context(_dial(port))
         assert _is_hung_up_on(slow, b" ")
         assert _meet([(1, 2)], port=port) == [None]
@@ -190,9 +193,9 @@ def test_a_process_that_may_open_few_files_outlives_a_crowd():
 
 
 def _is_hung_up_on(stranger, said):
-    """Whether the other side closes the connection within seconds, despite steady input."""
+    """Whether the other side closes the connection within a minute, despite steady input."""
     stranger.settimeout(0.05)
-    for _ in range(60):
+    for _ in range(600):
         try:
             stranger.sendall(said)
             if not stranger.recv(1):
