@@ -34,34 +34,48 @@ def results_table() -> str:
     """Runs of this package: what, how well, how long, on what."""
     digits = [read(f"digits/seed{seed}/summary") for seed in (0, 1, 2)]
     scores = [100 * run["final"]["test"]["top1"] for run in digits]
+    fashion = read("fashion_mnist/summary")
+    fashion_test = fashion["final"]["test"]
+    fashion_depth = 2 * sum(read("fashion_mnist/config")["model"]["stage_sizes"]) + 2
     cifar = read("cifar10_resnet20_cpu/summary")
     rows = []
-    for run, command, data, score, wall_s, speed in (
+    for run, command, model, data, score, time, speed in (
         (
             digits[0],
             "`make train`, seeds 0, 1, 2",
+            digits[0]["model"],
             "digits",
             f"{', '.join(f'{score:.2f}' for score in scores)} %"
             f" (median **{statistics.median(scores):.2f} %**)",
-            statistics.median(run["wall_s"] for run in digits),
+            minutes(statistics.median(run["wall_s"] for run in digits)),
             statistics.median(run["img_per_s"] for run in digits),
+        ),
+        (
+            fashion,
+            f"`configs/fashion_mnist.py`, seeds {', '.join(map(str, fashion['seeds']))} at once",
+            f"ResNet-{fashion_depth}",
+            "Fashion-MNIST",
+            f"**{100 * fashion_test['top1']:.2f} ± {100 * fashion_test['std']['top1']:.2f} %**",
+            f"{minutes(fashion['wall_s'])}, beside other work",
+            fashion["img_per_s"],
         ),
         (
             cifar,
             "`configs/cifar10.py:resnet20,cpu`",
+            cifar["model"],
             "CIFAR-10",
             f"**{100 * cifar['final']['test']['top1']:.2f} %**",
-            cifar["wall_s"],
+            minutes(cifar["wall_s"]),
             cifar["img_per_s"],
         ),
     ):
         hardware = run["hardware"]
         rows.append(
             (
-                f"{command}: {run['model']} on {data}, {run['epochs']:.0f} epochs",
+                f"{command}: {model} on {data}, {run['epochs']:.0f} epochs",
                 f"{run['final']['test']['examples']:,}",
                 score,
-                minutes(wall_s),
+                time,
                 f"{speed:,.0f}",
                 f"{hardware['cpu_cores']} cores, {hardware['cpu']}",
             )

@@ -50,6 +50,7 @@ class WandbTracker:
             finish_timeout=_FINISH_S,
             finish_timeout_raises=True,
         )
+        wandb.setup(settings)  # silent from now on: without a key, `init` fails rather than asks
         with contextlib.ExitStack() as temporary:
             folder = os.fspath(workdir)
             if is_remote(workdir):

@@ -133,6 +133,7 @@ class Runner:
         size: the size of the reproductions.
         seeds: the seeds of each run.
         missing: the names of runs that `collect` didn't find, in order.
+        say: takes a line about what a reproduction does next.
     """
 
     def __init__(
@@ -154,12 +155,12 @@ class Runner:
                 limit.
             stop: a request that the caller has entered, perhaps with `interrupt_immediately`;
                 training saves on a signal. By default `fit` listens for signals itself.
-            say: called with a line when a run begins or is left out.
+            say: see above; also called when a run begins or is left out.
         """
         self.size, self.seeds = size, seeds
         self.missing: list[str] = []
         self._folder, self._left = folder, budget_pflop
-        self._stop, self._say = stop, say
+        self._stop, self.say = stop, say
 
     def train(self, configs: Mapping[str, ConfigDict]) -> dict[str, TrainedRun]:
         """Train runs by name, and return them without the runs that exceed the budget.
@@ -179,11 +180,11 @@ class Runner:
             if not (folder / SUMMARY).exists():
                 cost = pflop(config)
                 if self._left is not None and cost > self._left:
-                    self._say(f"{name}: not run, it takes {cost:.2g} PFLOP of {self._left:.2g}")
+                    self.say(f"{name}: not run, it takes {cost:.2g} PFLOP of {self._left:.2g}")
                     continue
                 if self._left is not None:
                     self._left -= cost
-                self._say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
+                self.say(f"training {name}, seeds {', '.join(map(str, self.seeds))}")
                 with (
                     self._stop.deferred() if self._stop else contextlib.nullcontext(),
                     contextlib.redirect_stdout(io.StringIO()),

@@ -2,7 +2,11 @@
 
 import gc
 import json
+import os
+import pty
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -139,3 +143,36 @@ def test_a_run_of_the_caller_stays_as_it_is(tmp_path):
         assert tracker.run_id != own.id
         tracker.end("finished")
         own.log({"mine": 1})
+
+
+_WITHOUT_A_KEY = """
+import sys
+from etils import epath
+from resnet_jax.logging.wandb_tracker import WandbTracker
+try:
+    WandbTracker(epath.Path(sys.argv[1]), run_id=None)
+except Exception as error:
+    print(error)
+"""
+
+
+def test_without_a_key_nothing_is_asked_in_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    terminal, end_of_process = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WITHOUT_A_KEY, str(tmp_path / "run")],
+        stdin=end_of_process,
+        stdout=subprocess.PIPE,
+        stderr=end_of_process,
+        text=True,
+    )
+    os.close(end_of_process)
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(terminal)
+    assert "No API key" in said

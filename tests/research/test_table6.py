@@ -32,9 +32,15 @@ OF_CIFAR = [name for name, of in REPRODUCTIONS.items() if "cifar" in of.runs]
 
 
 def _reproduce(capsys, *arguments):
+    return _reproduce_aloud(capsys, *arguments)[0]
+
+
+def _reproduce_aloud(capsys, *arguments):
+    """The results by name, and the lines of the log."""
     assert main(["reproduce", "--size=cifar", *map(str, arguments), "--json"]) == 0
-    results = json.loads(capsys.readouterr().out)["results"]
-    return {result["artefact"]: result for result in results}
+    shown = capsys.readouterr()
+    results = json.loads(shown.out)["results"]
+    return {result["artefact"]: result for result in results}, shown.err.splitlines()
 
 
 @pytest.fixture
@@ -263,7 +269,7 @@ def test_all_are_reproduced_from_tiny_runs(tiny_runs, tmp_path, capsys, monkeypa
     monkeypatch.setattr(balduzzi2017, "_PAIRS", 2)
     assert len(OF_CIFAR) == 6
     arguments = (*OF_CIFAR, "--seeds=2", f"--runs={folder}", f"--workdir={tmp_path}")
-    results = _reproduce(capsys, *arguments)
+    results, lines = _reproduce_aloud(capsys, *arguments)
     assert list(results) == OF_CIFAR
     for name, result in results.items():
         assert result["size"] == "cifar"
@@ -282,3 +288,6 @@ def test_all_are_reproduced_from_tiny_runs(tiny_runs, tmp_path, capsys, monkeypa
     assert of_20["n"] == 1
     deleted = results["veit2016-lesion"]["data"]["resnet20"]["one"]
     assert np.shape(deleted) == (2, 4)  # seeds, blocks
+    # 1 whole, 4 without a block, 10 draws of 1 to 3 blocks, and 10 of each of 6 numbers of swaps.
+    assert "resnet20, seed 1: 95 tests of 100 images" in lines
+    assert "resnet20, seed 1: the loss at 121 points" in lines

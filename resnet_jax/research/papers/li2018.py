@@ -1,6 +1,6 @@
 """Li et al. 2018: the loss around a trained network, along two filter-normalised directions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -84,13 +84,22 @@ def low_share(losses: Float[np.ndarray, "points points"]) -> float:
 
 
 def _report(
-    trained: dict[str, TrainedRun], names: Sequence[str], *, points: int, images: int, data: str
+    trained: dict[str, TrainedRun],
+    names: Sequence[str],
+    *,
+    points: int,
+    images: int,
+    data: str,
+    say: Callable[[str], object],
 ) -> Report:
     """`names` are pairs of a residual and a plain network; some may not be trained."""
-    found = {
-        name: np.stack([landscape(run, seed, points=points, images=images) for seed in run.seeds])
-        for name, run in trained.items()
-    }
+    found = {}
+    for name, run in trained.items():
+        grids = []
+        for seed in run.seeds:
+            say(f"{name}, seed {seed}: the loss at {points**2} points")
+            grids.append(landscape(run, seed, points=points, images=images))
+        found[name] = np.stack(grids)
     rows = []
     for residual, plain in zip(names[::2], names[1::2], strict=True):
         for what, share in (
@@ -146,19 +155,23 @@ def run_small(runner: Runner) -> Report:
         for depth in (20, 44)
         for kind, fields in (("ResNet", {}), ("plain", {"model.shortcut": "none"}))
     }
-    return _report(runner.train(runs), list(runs), points=11, images=512, data="digits")
+    return _report(
+        runner.train(runs), list(runs), points=11, images=512, data="digits", say=runner.say
+    )
 
 
 def run_cifar(runner: Runner) -> Report:
     """The finished runs with an eighth of the paper's steps, on 1,000 images of CIFAR-10."""
     trained = runner.collect(NETWORKS, weights=True)
-    return _report(trained, NETWORKS, points=11, images=1000, data=DATA)
+    return _report(trained, NETWORKS, points=11, images=1000, data=DATA, say=runner.say)
 
 
 def run_paper(runner: Runner) -> Report:
     """The networks of 56 layers of he2015-fig6 on CIFAR-10."""
     runs = {name: plain_and_residual_cifar10()[name] for name in ("resnet56", "plain56")}
-    return _report(runner.train(runs), list(runs), points=25, images=5000, data="CIFAR-10")
+    return _report(
+        runner.train(runs), list(runs), points=25, images=5000, data="CIFAR-10", say=runner.say
+    )
 
 
 REPRODUCTION = Reproduction(

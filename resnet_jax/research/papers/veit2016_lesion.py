@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ _DRAWS = 10  # of blocks to delete, or of orders, for each point
 _SWAPS = (1, 2, 4, 8, 16, 32)
 
 
-def _lesions(trained: TrainedRun, *, images: int | None) -> dict[str, np.ndarray]:
+def _lesions(
+    trained: TrainedRun, name: str, *, images: int | None, say: Callable[[str], object]
+) -> dict[str, np.ndarray]:
     """Test errors in %, [seeds, …]: "whole"; without "one" block; without "several", by number;
     "shuffled", by the number of swaps, with "tau", the rank correlation of their orders.
 
-    The test images are the first `images`, or all.
+    The test images are the first `images`, or all. `say` takes a line for each seed.
     """
     found: dict[str, list[Any]] = {
         key: [] for key in ("whole", "one", "several", "shuffled", "tau")
@@ -40,8 +43,12 @@ def _lesions(trained: TrainedRun, *, images: int | None) -> dict[str, np.ndarray
         variables, kept = lesioned
         return apply_lesioned(model, variables, inputs, kept)
 
-    evaluate = make_evaluator(apply, load_images(first, "test", most=images))
+    data = load_images(first, "test", most=images)
+    evaluate = make_evaluator(apply, data)
     for seed, network in networks.items():
+        blocks, rng = len(block_names(model)), np.random.default_rng(seed)
+        evaluations = 1 + blocks + _DRAWS * (blocks - 1 + len(_SWAPS))
+        say(f"{name}, seed {seed}: {evaluations} tests of {len(data.labels):,} images")
 
         def error(
             kept: np.ndarray, variables: Any = None, network: TrainedNetwork = network
@@ -49,7 +56,6 @@ def _lesions(trained: TrainedRun, *, images: int | None) -> dict[str, np.ndarray
             lesioned = (variables or network.variables, kept)
             return 100 * (1 - evaluate(lesioned, network.normalization).top1)
 
-        blocks, rng = len(block_names(model)), np.random.default_rng(seed)
         whole = np.ones(blocks, bool)
         found["whole"].append(error(whole))
         found["one"].append([error(np.arange(blocks) != number) for number in range(blocks)])
@@ -103,8 +109,9 @@ def _report(
     most_lost: float,
     chance: float,
     images: int | None = None,
+    say: Callable[[str], object],
 ) -> Report:
-    found = {name: _lesions(run, images=images) for name, run in trained.items()}
+    found = {name: _lesions(run, name, images=images, say=say) for name, run in trained.items()}
 
     def measured(name: str, of: Any) -> tuple[float, ...]:
         return tuple(np.asarray(of(found[name])).tolist()) if name in found else ()
@@ -187,20 +194,22 @@ def run_small(runner: Runner) -> Report:
     """On digits."""
     runs = plain_and_residual_digits()
     trained = runner.train({name: runs[name] for name in ("plain20", "resnet20", "resnet56")})
-    return _report(trained, "resnet56", "digits", most_lost=8.0, chance=70.0)
+    return _report(trained, "resnet56", "digits", most_lost=8.0, chance=70.0, say=runner.say)
 
 
 def run_cifar(runner: Runner) -> Report:
     """The finished runs with an eighth of the steps, on the first 1,000 test images of CIFAR-10."""
     trained = runner.collect(("plain20", "resnet20", "resnet56"), weights=True)
-    return _report(trained, "resnet56", DATA, most_lost=8.0, chance=75.0, images=1000)
+    return _report(
+        trained, "resnet56", DATA, most_lost=8.0, chance=75.0, images=1000, say=runner.say
+    )
 
 
 def run_paper(runner: Runner) -> Report:
     """On CIFAR-10, with the networks of he2015-fig6."""
     runs = plain_and_residual_cifar10()
     trained = runner.train({name: runs[name] for name in ("plain20", "resnet20", "resnet110")})
-    return _report(trained, "resnet110", "CIFAR-10", most_lost=1.0, chance=75.0)
+    return _report(trained, "resnet110", "CIFAR-10", most_lost=1.0, chance=75.0, say=runner.say)
 
 
 REPRODUCTION = Reproduction(
