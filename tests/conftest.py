@@ -46,14 +46,21 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 _LIBRARY = "convolution.so"
 
-# Those with minutes of thorough tests come first, so that no worker begins one of them when the
-# others have nothing left to do.
+# Those with minutes of thorough tests come first, in this order, so that no worker begins one of
+# them when the other has nothing left to do.
 _LONGEST = (
     "integration/test_fixed_shards.py",
-    "weights/test_own_files.py",
     "faults/test_kills.py",
+    "test_notebooks.py",
     "train/test_jobs.py",
+    "weights/test_own_files.py",
+    "integration/test_verified_runs.py",
+    "faults/test_signals.py",
+    "test_gpu_benchmark.py",
     "research/test_table6.py",
+    "faults/test_storage.py",
+    "integration/test_sweep_tasks.py",
+    "ops/native/test_onednn.py",
 )
 
 
@@ -67,12 +74,12 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the tests."""
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(tests).as_posix() not in _LONGEST)
+    tests, places = Path(__file__).parent, {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(tests).as_posix(), len(_LONGEST)))
 
 
 def make_tiny_config() -> ConfigDict:
-    """Twelve steps of a ResNet-8 of width 4 on digits, on one device."""
+    """Twelve steps of a ResNet-8 of width 4 on digits, on one device; every fourth is saved."""
     from resnet_jax.config.schema import default_config
 
     config = default_config()
@@ -87,13 +94,20 @@ def make_tiny_config() -> ConfigDict:
     config.duration_unit = "examples"
     config.duration = 12 * 32.0
     config.eval_every = 4 * 32.0
-    config.checkpoint_every = 32.0
+    config.checkpoint_every = 4 * 32.0
     config.log_every = 5
     config.steps_per_dispatch = 4
     config.schedule.warmup = 2 * 32.0
     config.ema_decay = 0.9
     config.mesh.data = 1
     return config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_pictures():
+    from tests.runs import quick_pictures
+
+    quick_pictures()
 
 
 @pytest.fixture

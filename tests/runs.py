@@ -178,6 +178,17 @@ def train(workdir: Path, *arguments: str, **kwargs: Any) -> Ended:
     return start(workdir, *arguments, **kwargs).end()
 
 
+def quick_pictures() -> None:
+    """Let runs in this process show trackers a dot for a confusion matrix: a second less a run."""
+    import numpy as np
+
+    from resnet_jax.logging.plots import contact_sheet_png
+    from resnet_jax.train import records
+
+    dot = contact_sheet_png(np.zeros((1, 1, 1, 1), np.uint8))
+    records.confusion_png = lambda *_: dot  # type: ignore[assignment]
+
+
 @functools.cache
 def _server() -> Any:
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -209,6 +220,7 @@ def _main(
     jax.config.update("jax_num_cpu_devices", devices)
     if fault:
         Fault.parse(fault).install(str(workdir))
+    quick_pictures()
     runpy.run_path("train.py", run_name="__main__")
 
 

@@ -110,7 +110,7 @@ def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
 @pytest.fixture
 def rollback(tiny_config, monkeypatch):
     """A config that goes back, and a function that poisons the batch of a step in this process."""
-    tiny_config.model.stage_sizes = (1,)
+    tiny_config.model.stage_sizes, tiny_config.checkpoint_every = (1,), 32.0
     tiny_config.nonfinite.policy = "rollback"
     monkeypatch.setattr(
         step_module, "forward_backward", step_module.forward_backward
@@ -164,6 +164,7 @@ def test_measuring_inside_a_network_that_diverges_ends_as_training_does(
     """Parameters that aren't finite aren't measured; those that are may have large activations."""
     tiny_config.model.stage_sizes, tiny_config.model.norm = (1,), norm
     tiny_config.duration, tiny_config.log_every = 2 * 32.0, 1
+    tiny_config.checkpoint_every = 32.0
     tiny_config.schedule.base_lr, tiny_config.schedule.reference_batch = rate, 32
     tiny_config.schedule.warmup, tiny_config.diagnostics.every = 0.0, 32.0
     tiny_config.diagnostics.what = ("norms",)

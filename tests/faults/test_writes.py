@@ -80,7 +80,7 @@ def test_what_couldnt_be_saved_isnt_success(tmp_path, record_property):
 
 def test_a_step_that_was_scored_but_not_saved_isnt_the_best(tiny_config, tmp_path, monkeypatch):
     """The save of step 3 fails, step 4 is scored, and the next save is that of step 5."""
-    tiny_config.model.stage_sizes = (1,)
+    tiny_config.model.stage_sizes, tiny_config.checkpoint_every = (1,), 32.0
     save = Checkpointer.save
 
     def failing(self, step, *args, **kwargs):

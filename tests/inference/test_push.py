@@ -32,6 +32,7 @@ def run(tmp_path_factory):
     from tests.conftest import make_tiny_config
 
     config = make_tiny_config()
+    config.checkpoint_every = 32.0
     folder = tmp_path_factory.mktemp("home-of-alice")
     config.prometheus_dir = str(folder / "collector")
     config.data.dir = str(folder / "data")

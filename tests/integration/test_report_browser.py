@@ -22,13 +22,16 @@ pytestmark = [
     pytest.mark.thorough,
     pytest.mark.skipif(_CHROMIUM is None, reason="there is no Chromium"),
 ]
+TIMEOUT_MS = 300_000
 _HOSTILE = "<img src=x onerror=document.title='owned'>"
 
 
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=_CHROMIUM, args=["--no-sandbox"], timeout=TIMEOUT_MS
+        )
         yield browser
         browser.close()
 
@@ -70,6 +73,7 @@ def page(request, browser, page_file):
     """The page, after which nothing was requested, no script failed, and nothing was injected."""
     width, height, scheme = request.param
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.set_default_timeout(TIMEOUT_MS)
     requested, errors = [], []
     page.on("request", lambda request: requested.append(request.url))
     page.on("console", lambda message: errors.append(message.text))
@@ -229,6 +233,7 @@ def test_numbers_of_any_size_are_no_obstacle(browser, tmp_path):
     path = tmp_path / "report.html"
     path.write_text(render_page(report_document(find_runs([tmp_path]), mistakes=0)))
     page, errors = browser.new_page(), []
+    page.set_default_timeout(TIMEOUT_MS)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(path.as_uri())
     for _ in range(2):

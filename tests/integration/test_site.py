@@ -108,8 +108,11 @@ def page(site):
     if chromium is None:
         pytest.skip("needs chromium")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = started.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], timeout=300_000
+        )
         opened = browser.new_page(viewport={"width": 390, "height": 844})
+        opened.set_default_timeout(300_000)
         opened.remote = []
         opened.on("request", lambda sent: opened.remote.append(sent.url))
         opened.goto((site / "models.html").as_uri())
@@ -141,5 +144,5 @@ def test_the_search_works_without_a_server(page):
     page.set_viewport_size({"width": 1280, "height": 900})
     page.locator("input.md-search__input").click()
     page.keyboard.type("stochastic depth")
-    page.wait_for_selector(".md-search-result__item", timeout=20_000)
+    page.wait_for_selector(".md-search-result__item")
     assert "matching" in page.locator(".md-search-result__meta").inner_text()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import resnet_jax
+from resnet_jax.logging.plots import confusion_png
 from tests.logging.test_tensorboard import read_events
 
 
@@ -29,7 +30,8 @@ def _tags(folder: Path) -> dict[str, list[int]]:
 
 
 @pytest.mark.thorough
-def test_the_default_shows_scores_first_and_pictures(tiny_config, tmp_path):
+def test_the_default_shows_scores_first_and_pictures(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("resnet_jax.train.records.confusion_png", confusion_png)
     tiny_config.diagnostics.every, tiny_config.diagnostics.what = 12 * 32.0, ("norms",)
     resnet_jax.fit(tiny_config, tmp_path)
     assert not (tmp_path / "trackers.json").exists()

@@ -186,7 +186,7 @@ def test_checkpoints_without_a_config_are_not_touched(tiny_config, tmp_path, nev
 @pytest.mark.parametrize("steps", [1, 12])  # with 1, the loss is finite and the parameters aren't
 def test_what_is_not_finite_ends_the_run_and_is_never_saved(steps, tiny_config, tmp_path):
     tiny_config.model.stage_sizes = (1,)
-    tiny_config.duration = steps * 32.0
+    tiny_config.duration, tiny_config.checkpoint_every = steps * 32.0, 32.0
     tiny_config.schedule.base_lr = 3e38
     tiny_config.schedule.reference_batch = 32
     tiny_config.optimizer.weight_decay = 1e3  # each parameter × 3e41
@@ -315,6 +315,7 @@ def test_an_error_lets_the_save_under_way_reach_the_disk(tiny_config, tmp_path, 
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(MetricsLog, "sync", full)
+    tiny_config.checkpoint_every = 32.0
     with pytest.raises(WriteError, match="No space left on device"):
         resnet_jax.fit(tiny_config, tmp_path)
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]

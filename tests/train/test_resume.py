@@ -43,7 +43,7 @@ def keep_all(request):
     from tests.conftest import make_tiny_config
 
     config = make_tiny_config()
-    config.keep_checkpoints = STEPS
+    config.keep_checkpoints, config.checkpoint_every = STEPS, 32.0
     return config
 
 

@@ -163,7 +163,7 @@ def test_what_was_not_recognised_by_structure_is_loaded_by_name(fields, tmp_path
 
 
 @pytest.mark.parametrize(
-    "count", [8, pytest.param(150, marks=pytest.mark.thorough)], ids=["few", "many"]
+    "count", [8, pytest.param(60, marks=pytest.mark.thorough)], ids=["few", "many"]
 )
 def test_random_networks_are_saved_and_loaded_to_the_bit(count, tmp_path):
     for number, model in enumerate(_random_models(count, seed=count)):
@@ -267,7 +267,7 @@ def test_another_value_of_a_field_is_refused_or_computes_the_same(name, tmp_path
 
 
 @pytest.mark.parametrize(
-    "count", [3, pytest.param(120, marks=pytest.mark.thorough)], ids=["few", "many"]
+    "count", [3, pytest.param(50, marks=pytest.mark.thorough)], ids=["few", "many"]
 )
 def test_random_pairs_that_differ_in_a_field_agree_or_are_refused(count, tmp_path):
     rng = random.Random(count)

@@ -9,7 +9,6 @@ heartbeats are another matter, recoverable tasks are aborted too, and the client
 """
 
 import ctypes
-import faulthandler
 import signal
 
 DELAY_S = int(signal.SIGABRT)  # 6: a handler gets the number of its signal, here as seconds
@@ -21,9 +20,11 @@ def delay_aborts() -> None:
 
     The other threads continue. If none of them ends the process in this time, the abort does.
     The handler is the C library's `sleep`, which needs neither Python's lock nor memory, so that
-    it is safe after any error. A handler that somebody else has installed is left alone.
+    it is safe after any error. It replaces the handler of `faulthandler`, which absl enables, and
+    whose pages of stacks would tear the line that the monitor prints at the same time. A handler
+    in Python is left alone.
     """
-    if faulthandler.is_enabled() or signal.getsignal(signal.SIGABRT) is not signal.SIG_DFL:
+    if signal.getsignal(signal.SIGABRT) is not signal.SIG_DFL:
         return
     c = ctypes.CDLL(None)
     c.signal.argtypes, c.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
