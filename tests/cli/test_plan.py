@@ -45,6 +45,7 @@ def test_slices_are_compared_and_drawn(tmp_path, capsys):
 
 @pytest.mark.thorough
 def test_a_run_tells_its_costs(tiny_config, tmp_path, capsys):
+    tiny_config.checkpoint_every = 32.0
     resnet_jax.fit(tiny_config, tmp_path, stop_at_step=6)
     capsys.readouterr()
     arguments = (*ARGUMENTS, "--step-s=0.4,0.1", f"--run={tmp_path}", "--json")

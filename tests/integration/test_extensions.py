@@ -122,7 +122,7 @@ def test_a_metric_that_is_not_a_number_is_a_numerical_failure(config, here, caps
         "\n".join(BLOCKS) + "\nresnet_jax.register_metric('undefined', lambda logits, labels:"
         " jax.numpy.where(labels == 3, jax.numpy.nan, 0.0), in_training=True)\n"
     )
-    config.metrics = ("undefined",)
+    config.metrics, config.checkpoint_every = ("undefined",), 32.0
     with pytest.raises(NumericalError, match="The undefined on .* stopped being finite"):
         resnet_jax.fit(config, here / "run")
     records = read_metrics(here / "run" / "metrics.jsonl")

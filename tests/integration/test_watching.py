@@ -71,6 +71,7 @@ def test_the_status_of_a_finished_run(whole):
 
 @pytest.mark.thorough
 def test_the_status_of_a_run_in_a_bucket(bucket, tiny_config, capsys):
+    tiny_config.checkpoint_every = 32.0
     resnet_jax.fit(tiny_config, "gs://bucket/watched", stop_at_step=6)
     status = read_status(epath.Path("gs://bucket/watched"))
     assert (status.state, status.step, status.total_steps) == ("stopped", 5, 12)
