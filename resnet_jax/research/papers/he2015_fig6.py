@@ -106,7 +106,7 @@ def _draw_errors(trained: dict[str, TrainedRun]) -> Figure:
             title = "plain" if kind == "plain" else "residual"
             axes.set(title=title, xlabel="epoch", ylim=(0, 40))
             add_legend(axes)
-        panels[0].set(ylabel="error (%): held-out, and training (dashed)")
+        panels[0].set(ylabel="error (%); dashed: training")
     return figure
 
 
