@@ -31,7 +31,7 @@ def test_the_document_of_the_command_has_the_notes(tmp_path, capsys):
 
 def test_committed_results_make_a_page(tmp_path, capsys):
     out = tmp_path / "page.html"
-    results = "benchmarks/results/cifar10_table6"
+    results = "benchmarks/results/cifar10_table6/resnet20_eighth_seed0"
     assert main(["report", results, f"--out={out}"]) == 0
     assert "has no checkpoints here" in capsys.readouterr().out
     (line,) = Page(out.read_text()).data["lines"]
