@@ -247,6 +247,8 @@ def main() -> None:
 
     from resnet_jax.ops.native.library import state  # noqa: PLC0415
 
+    if args.before:  # processes begin in their own checkout
+        args.before = args.before.resolve()
     processor, alone = instruction_sets(), not args.all_cores
     results = {
         "network": args.network,
