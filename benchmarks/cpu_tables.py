@@ -67,7 +67,7 @@ def _title(result: dict[str, Any]) -> str:
 
 
 def before_table() -> str:
-    """Speed of this code, divided by the speed of the checkout before a change."""
+    """Speed after a change, divided by the speed of the checkout before it."""
     names = {
         "train": "training, oneDNN",
         "train_bfloat16": "training, oneDNN, bfloat16",
@@ -77,16 +77,23 @@ def before_table() -> str:
         "inference_pure": "inference, XLA",
         "latency_pure": "inference of one image, XLA",
     }
-    results = [r for r in _results("cpu_changes_*.json") if "before_and_after" in r]
+    changes = {"threads": "cpu_threads_*.json", "memory": "cpu_changes_*.json"}
+    results = [
+        (result, f"{change}: {result['network']}, {result['processor']['kind']}")
+        for change, pattern in changes.items()
+        for result in _results(pattern)
+        if "before_and_after" in result
+    ]
     rows = []
     for key, name in names.items():
         cells = []
-        for result in results:
+        for result, _ in results:
             of = result["before_and_after"][key]
             ratio = of["after_divided_by_before"]
             cells.append(f"{ratio:.2f} ({of['lowest']:.2f} to {of['highest']:.2f})")
         rows.append((name, *cells))
-    return markdown(("img/s after, divided by before", *map(_title, results)), rows)
+    titles = [title for _, title in results]
+    return markdown(("img/s after, divided by before", *titles), rows)
 
 
 def profile_table() -> str:
