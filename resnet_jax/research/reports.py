@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from resnet_jax.research.figures import PAGE, add_legend, journal_style, new_panels, plot_mean
+from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.reproduction import Report, Row, Within
 from resnet_jax.research.runner import TrainedRun
 
@@ -73,12 +73,17 @@ def loss_report(rows: tuple[Row, ...], *panels: Mapping[str, TrainedRun]) -> Rep
     """The rows, with a figure of the training losses by label; each mapping has a panel."""
     data = {}
     with journal_style():
-        figure, axes_of = new_panels(len(panels), width=4.5 if len(panels) == 1 else PAGE)
+        if len(panels) == 1:
+            figure, axes_of = new_panels(1, width=4.5)
+            legend = {}
+        else:
+            figure, axes_of = new_panels(len(panels), height=3.2)
+            legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
         for axes, trained in zip(axes_of, panels, strict=True):
             for label, run in trained.items():
                 epochs, losses = run.curve("train", "loss")
                 plot_mean(axes, epochs, losses, label=label, log=True)
                 data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors())}
             axes.set(xlabel="epoch", ylabel="training loss (nats)")
-            add_legend(axes)
+            add_legend(axes, **legend)
     return Report(rows, figure, data)
