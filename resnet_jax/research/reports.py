@@ -69,15 +69,21 @@ def error_rows(
     )
 
 
-def loss_report(rows: tuple[Row, ...], trained: Mapping[str, TrainedRun]) -> Report:
-    """The rows, with a figure of the training losses by label."""
+def loss_report(rows: tuple[Row, ...], *panels: Mapping[str, TrainedRun]) -> Report:
+    """The rows, with a figure of the training losses by label; each mapping has a panel."""
     data = {}
     with journal_style():
-        figure, (axes,) = new_panels(1, width=4.5)
-        for label, run in trained.items():
-            epochs, losses = run.curve("train", "loss")
-            plot_mean(axes, epochs, losses, label=label, log=True)
-            data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors())}
-        axes.set(xlabel="epoch", ylabel="training loss (nats)")
-        add_legend(axes)
+        if len(panels) == 1:
+            figure, axes_of = new_panels(1, width=4.5)
+            legend = {}
+        else:
+            figure, axes_of = new_panels(len(panels), height=3.2)
+            legend = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2}
+        for axes, trained in zip(axes_of, panels, strict=True):
+            for label, run in trained.items():
+                epochs, losses = run.curve("train", "loss")
+                plot_mean(axes, epochs, losses, label=label, log=True)
+                data[label] = {"train_loss": losses.tolist(), "test_error": list(run.test_errors())}
+            axes.set(xlabel="epoch", ylabel="training loss (nats)")
+            add_legend(axes, **legend)
     return Report(rows, figure, data)

@@ -79,13 +79,26 @@ class TrainedRun:
         values = self.curve("train", "loss")[1]
         return tuple(values[:, -1]) if values.size else (math.nan,) * len(self.seeds)
 
+    def last_epoch_losses(self) -> tuple[float, ...]:
+        """Mean loss on the augmented training images of the last epoch, of each seed.
+
+        It is the mean over the log points less than an epoch before the last log point; NaN if no
+        step was finite.
+        """
+        return tuple(self._last_epoch("loss"))
+
     def train_errors(self) -> tuple[float, ...]:
         """Mean top-1 error on the augmented training images of the last epoch, in percent.
 
-        It is the mean over the log points less than an epoch before the last log point.
+        The last epoch is that of `last_epoch_losses`.
         """
-        epochs, values = self.curve("train", "top1")
-        return tuple(100 * (1 - values[:, epochs > epochs[-1] - 1].mean(axis=1)))
+        return tuple(100 * (1 - self._last_epoch("top1")))
+
+    def _last_epoch(self, metric: str) -> Float[np.ndarray, " seeds"]:
+        epochs, values = self.curve("train", metric)
+        if not values.size:
+            return np.full(len(self.seeds), math.nan)
+        return values[:, epochs > epochs[-1] - 1].mean(axis=1)
 
     @property
     def rates(self) -> Float[np.ndarray, " points"]:

@@ -1,19 +1,24 @@
 """The mathematics of the papers, on tiny networks."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from resnet_jax.research.papers import srivastava2015_gates
+from resnet_jax.config.schema import model_overrides, validate
+from resnet_jax.models.presets import create_model, init_variables
+from resnet_jax.research.papers import srivastava2015, srivastava2015_gates
 from resnet_jax.research.papers.balduzzi2017 import autocorrelation, derivative
 from resnet_jax.research.papers.he2015_fig7 import response_stds
 from resnet_jax.research.papers.huang2016 import survivals
 from resnet_jax.research.papers.li2018 import flat_share, low_share, random_direction
 from resnet_jax.research.papers.veit2016_lesion import _tau
 from resnet_jax.research.papers.veit2016_paths import path_gradient
+from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.train.losses import cross_entropy
 from tests.research.tiny import SHAPE, make_tiny_network
 
@@ -127,3 +132,79 @@ def test_kendalls_tau_of_two_units_swapped():
     groups = [["layer1_1", "layer1_2"], ["layer2_1"]]
     assert _tau(groups, groups) == pytest.approx(1)
     assert _tau([["layer1_2", "layer1_1"], ["layer2_1"]], groups) == pytest.approx(1 / 3)
+
+
+class _WithLosses(TrainedRun):
+    """Two seeds whose losses, and errors, end with the given values."""
+
+    def __init__(self, losses):
+        super().__init__(dict.fromkeys(range(2), epath.Path()))
+        self._losses = losses
+
+    def curve(self, split, metric):
+        return np.array([1.0, 2.0]), np.stack([np.ones(2), self._losses], axis=1)
+
+
+class _TrainsNothing(Runner):
+    """The losses of two seeds depend on the name of the run."""
+
+    def __init__(self, folder, losses):
+        super().__init__(folder, size="cpu", seeds=(0, 1))
+        self.configs, self._losses = {}, losses
+
+    def train(self, configs):
+        self.configs |= configs
+        return {name: _WithLosses(self._losses.get(name, (0.5, 0.5))) for name in configs}
+
+
+def test_highway_networks_are_compared_at_the_best_setting_of_each(tmp_path):
+    losses = {
+        "plain-19_rate0.05": (2.0, 2.2),
+        "plain-19_rate0.1": (1.0, 1.3),
+        "plain-32_rate0.05": (2.3, 2.3),
+        "plain-32_rate0.1": (math.nan, 0.01),
+        "highway-19_bias-2": (0.1, 0.2),
+        "highway-19_bias-4": (0.4, 0.01),  # the lower loss for one seed, the higher mean
+        "highway-32_bias-2": (2.0, 1.0),
+        "highway-32_bias-4": (0.4, 0.3),
+    }
+    report = srivastava2015.run_small(_TrainsNothing(tmp_path, losses))
+    measured = {row.what: row.measured for row in report.rows}
+
+    def difference(network, baseline):
+        return measured[f"training loss of {network} less that of {baseline}, nats"]
+
+    assert difference("plain-19", "highway-19") == pytest.approx((0.9, 1.1))
+    assert difference("plain-32", "highway-32") == pytest.approx((1.9, 2.0))
+    assert difference("highway-32", "highway-19") == pytest.approx((0.3, 0.1))
+    assert len(report.figure.axes) == 2
+
+
+def test_highway_networks_on_digits_have_half_the_width_and_twins_without_gates(tmp_path):
+    runner = _TrainsNothing(tmp_path, {})
+    srivastava2015.run_small(runner)
+    kernels = {}
+    for name, config in runner.configs.items():
+        validate(config)
+        if config.model.name.startswith("highway"):
+            kernels[name] = _kernels(config.model.name, **model_overrides(config))
+    for depth in (19, 32):
+        half = {
+            path: tuple(n // 2 if n not in (1, 3, 10) else n for n in shape)
+            for path, shape in _kernels(f"highway{depth}").items()
+        }
+        without_gates = {path: shape for path, shape in half.items() if "gate" not in path}
+        assert len(without_gates) == depth
+        for bias in (-2, -4):
+            assert kernels[f"highway-{depth}_bias{bias}"] == half
+        for rate in (0.05, 0.1):
+            assert kernels[f"plain-{depth}_rate{rate}"] == without_gates
+
+
+def _kernels(name, **fields):
+    """Shapes of kernels by path."""
+    model = create_model(name, **fields)
+    variables = jax.eval_shape(lambda key: init_variables(model, key, (8, 8, 3)), jax.random.key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+    paths = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+    return {path: shape for path, shape in paths.items() if "kernel" in path}

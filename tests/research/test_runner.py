@@ -2,14 +2,17 @@
 
 import types
 
+import numpy as np
 import pytest
+from etils import epath
 
 from resnet_jax.config.schema import validate
 from resnet_jax.errors import ConfigError, StoppedEarly
 from resnet_jax.research import runner as runner_module
 from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.configs import cifar10, digits
-from resnet_jax.research.runner import Runner, pflop
+from resnet_jax.research.runner import Runner, TrainedRun, pflop
+from tests.research.fake_run import write_run
 
 _TINY = {
     "model.stage_sizes": (1, 1),
@@ -47,6 +50,18 @@ def test_a_run_is_made_once_and_knows_its_seeds(tmp_path):
     other = digits("resnet20", {**_TINY, "optimizer.momentum": 0.5})
     with pytest.raises(ConfigError, match=r"optimizer.momentum: 0.9 → 0.5"):
         _runner(tmp_path).train({"one": other})
+
+
+def test_losses_of_the_last_epoch_are_the_mean_over_its_log_points(tmp_path):
+    folder = epath.Path(write_run(tmp_path / "run", steps=(4, 8, 10, 12), seeds=(0, 1, 2)))
+    run = TrainedRun(dict.fromkeys(range(3), folder))
+    assert run.last_epoch_losses() == pytest.approx((1.09, 1.1, 1.11))  # of epochs 2.5 and 3
+
+
+def test_a_run_without_a_finite_step_has_no_losses(tmp_path):
+    folder = epath.Path(write_run(tmp_path / "run", steps=(), seeds=(0, 1, 2)))
+    run = TrainedRun(dict.fromkeys(range(3), folder))
+    assert np.isnan([*run.last_epoch_losses(), *run.train_losses(), *run.train_errors()]).all()
 
 
 def test_a_run_that_is_stopped_is_not_counted_as_trained(tmp_path, monkeypatch):
