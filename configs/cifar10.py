@@ -9,6 +9,9 @@ EXPECTED: 82 % or more of the 10,000 test images in half an hour on two CPU core
 benchmarks/results/cifar10_resnet20_cpu/ has the run.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from resnet_jax.config import recipes
@@ -70,3 +73,12 @@ def _cpu(config: ConfigDict) -> ConfigDict:
     config.log_every = 10
     config.steps_per_dispatch = 5
     return config
+
+
+def sweep() -> Iterator[dict[str, Any]]:
+    """What the short schedule might do differently, to be tried with fewer epochs."""
+    yield {"name": "as_it_is"}
+    yield {"name": "rate_0.2", "schedule.base_lr": 0.2}
+    yield {"name": "label_smoothing", "label_smoothing": 0.1}
+    yield {"name": "average", "ema_decay": 0.99, "ema_warmup": True}
+    yield {"name": "batch_512", "batch_size": 512, "schedule.base_lr": 0.4}
