@@ -4,8 +4,7 @@
 
 import argparse
 import sys
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -18,6 +17,8 @@ from resnet_jax.cli.common.preprocessing_flags import (
 )
 from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.utils.console import plain_console
+from resnet_jax.utils.files import local_path
 from resnet_jax.utils.streams import LossyStream
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument(
         "paths",
-        type=Path,
+        type=local_path,
         nargs="+",
         metavar="PATH",
         help="the run's directory, unless --weights is given; then PNG or JPEG files, or folders",
@@ -95,10 +96,10 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"{top['index'] if top['class'] is None else top['class']} {top['probability']:.1%}"
             for top in prediction["top"]
         )
-        console.print(f"{printable(prediction['image'], longest=_LINE)}: {classes}", markup=False)
-    errors = Console(file=cast(IO[str], LossyStream(sys.stderr)), highlight=False, soft_wrap=True)
+        console.print(f"{printable(prediction['image'], longest=_LINE)}: {classes}")
+    errors = plain_console(cast(TextIO, LossyStream(sys.stderr)))
     for image in document["unreadable"]:
-        errors.print(f"error: {printable(image['error'], longest=_LINE)}", markup=False)
+        errors.print(f"error: {printable(image['error'], longest=_LINE)}")
 
 
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:

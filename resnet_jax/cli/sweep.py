@@ -296,17 +296,17 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "task" in document:
         state = "is finished" if document["finished"] else "isn't finished"
         of = f"run {document['task']} of 0 to {document['tasks'] - 1}"
-        console.print(f"{of}, {document['runs'][0]}, {state}", markup=False)
+        console.print(f"{of}, {document['runs'][0]}, {state}")
     else:
         console.print(f"{document['finished']} of {total} runs are finished")
     for name, status in document.get("left", {}).items():
-        console.print(f"{name}: {one_line(status) if status else 'not begun'}", markup=False)
+        console.print(f"{name}: {one_line(status) if status else 'not begun'}")
     for name, failure in failed.items():
         code, reason = failure["exit_code"], failure["reason"]
-        console.print(f"{name}: failed with exit code {code}: {reason}", markup=False)
+        console.print(f"{name}: failed with exit code {code}: {reason}")
     if document["finished"] < total and "left" not in document:
         console.print("the same command goes on" + " with the others" * ("task" not in document))
     if document["files"]:
-        console.print(f"scores: {document['files'][0]}", markup=False)
+        console.print(f"scores: {document['files'][0]}")
     if "error" in document:
         raise WriteError(document["error"])

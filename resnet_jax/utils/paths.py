@@ -72,6 +72,23 @@ def bucket_errors(path: epath.PathLike) -> Iterator[None]:
         raise OSError(errno.EIO, text or type(error).__name__, os.fspath(path)) from error
 
 
+def modified_s(path: epath.Path) -> float | None:
+    """When a file or folder was written, in seconds since 1970; None if a bucket doesn't tell.
+
+    Not by epath on this host: it fails for files of a user who has no name here.
+
+    Raises:
+        OSError: there is no such file or folder, or it can't be reached.
+    """
+    if not is_remote(path):
+        return os.stat(path).st_mtime
+    with bucket_errors(path):
+        try:
+            return path.stat().mtime or None  # 0: a bucket's folder
+        except TypeError:  # the bucket tells no time
+            return None
+
+
 def read_document(path: epath.PathLike) -> bytes:
     """Read a file on this host or in a bucket; a pipe or a device is an error.
 

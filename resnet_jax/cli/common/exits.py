@@ -59,12 +59,27 @@ def report(error: BaseException) -> int | None:
         _say(str(error))
         return error.exit_code
     if not isinstance(error, ResnetJaxError):
-        explained = environment_error(error) or _device_error(error)
+        explained = _exit_call(error) or environment_error(error) or _device_error(error)
         if explained is None:
             return None
         error = explained
     _say(f"error: {error}")
     return error.exit_code
+
+
+def _exit_call(error: BaseException) -> ConfigError | None:
+    """A message for `sys.exit` in code of the user's that a command calls; None for others.
+
+    The exit code that the code chose would claim a success, or the cause of another failure.
+    """
+    if not isinstance(error, SystemExit):
+        return None
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"{where.filename}, line {where.lineno}, has called sys.exit({error.code!r}). Code that a"
+        " run calls may raise an exception, but not end the process. What was saved before is"
+        " intact."
+    )
 
 
 def environment_error(error: BaseException | None) -> ConfigError | None:
@@ -184,7 +199,7 @@ def exit_code_of(run: Callable[[], Any]) -> int:
             result = run()
         finally:
             ignore_stop_signals()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = report(error)
         if code is None:  # a bug: print its traceback
             _say(traceback.format_exc().rstrip())
