@@ -11,6 +11,7 @@ from etils import epath
 from resnet_jax.errors import UsageError
 from resnet_jax.utils.files import open_regular_file
 
+_LARGEST_DOCUMENT = 2**30  # bytes; metrics.jsonl has a few hundred per line
 _SCHEMES = ("gs", "s3")
 
 # Errors that clients raise without an errno.
@@ -93,11 +94,14 @@ def read_document(path: epath.PathLike) -> bytes:
     """Read a file on this host or in a bucket; a pipe or a device is an error.
 
     Raises:
-        OSError: the file can't be read, or isn't a regular file.
+        OSError: the file can't be read, isn't a regular file or, on this host, has more than 1 GiB,
+            as a sparse file may.
         ImportError: the client of this kind of bucket isn't installed.
     """
     if not is_remote(path):
         with open_regular_file(Path(path)) as file:
+            if os.fstat(file.fileno()).st_size > _LARGEST_DOCUMENT:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
             return file.read()
     with bucket_errors(path):
         return epath.Path(path).read_bytes()

@@ -22,6 +22,7 @@ from resnet_jax.cli.main import main
 from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.recorded_goodput import read_goodput
 from resnet_jax.logging.summary import read_summary
 from tests.runs import digest, start, steps_on_record, train
 
@@ -61,6 +62,29 @@ def test_a_pipe_among_the_files_of_a_run_is_an_error(name, read, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises((ConfigError, DataError, OSError), match=f"{name} is a pipe or a device"):
         read(epath.Path(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", lambda path: read_config(path.parent)),
+        ("metrics.jsonl", read_metrics),
+        ("summary.json", lambda path: read_summary(path.parent).__enter__()),
+        ("goodput.json", lambda path: read_goodput(path.parent)),
+    ],
+)
+def test_a_file_of_a_run_of_terabytes_is_an_error(name, read, tmp_path):
+    """It is sparse, and reading it would take the memory of any host."""
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 2**41)
+    with pytest.raises((ConfigError, DataError), match=f"{name} can't be read.*File too large"):
+        read(epath.Path(tmp_path / name))
+
+
+def test_a_lock_of_terabytes_is_that_of_an_unknown_process(tmp_path):
+    (tmp_path / ".lock").touch()
+    os.truncate(tmp_path / ".lock", 2**41)
+    assert str(read_lock(epath.Path(tmp_path / ".lock"))) == "a process that isn't known"
 
 
 def _remove(path: Path) -> None:
