@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.common.exits import end_early
+from resnet_jax.cli.common.exits import end_early, last_work
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
 from resnet_jax.utils.files import local_path
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
     # Training saves on a signal; other computations start again.
-    with StopRequest(end_early) as stop, stop.interrupt_immediately(_STOPPED):
+    with StopRequest(end_early) as stop, last_work(), stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
                 REPRODUCTIONS[name],

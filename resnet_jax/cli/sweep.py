@@ -21,6 +21,7 @@ from rich.console import Console
 from resnet_jax.cli.common.config_errors import explain
 from resnet_jax.cli.common.config_flag import CONFIG_MODULE, add_config_argument, load_config
 from resnet_jax.cli.common.differences import show_differences
+from resnet_jax.cli.common.exits import last_work
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
@@ -131,6 +132,7 @@ def _train(
     failed: dict[str, Ended] = {}
     with (
         StopRequest() as stop,
+        last_work(),
         SweepConsole(labels_of(runs)) as progress,
         contextlib.closing(
             train_all(

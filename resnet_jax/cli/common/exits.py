@@ -1,11 +1,12 @@
 """How commands end: one line on standard error and an exit code, instead of a traceback."""
 
+import contextlib
 import logging
 import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO, cast
 
 from resnet_jax.errors import (
@@ -205,6 +206,21 @@ def exit_code_of(run: Callable[[], Any]) -> int:
             _say(traceback.format_exc().rstrip())
         _leave(_A_BUG if code is None else code)
     return STOPPED_EARLY if result.stopped_early else 0
+
+
+@contextlib.contextmanager
+def last_work() -> Iterator[None]:
+    """Ignore stop signals from the end of this context on, because the process is about to end.
+
+    Enter it within a `StopRequest`. Otherwise a second signal would kill the process while it
+    prints its results, and replace its exit code.
+    """
+    from resnet_jax.checkpoint.stop import ignore_stop_signals  # noqa: PLC0415 - imports etils
+
+    try:
+        yield
+    finally:
+        ignore_stop_signals()
 
 
 class _EscapedLines(logging.Formatter):
