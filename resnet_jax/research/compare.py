@@ -20,6 +20,7 @@ from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.plots import figure_text
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.differences import compare_rows
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
@@ -229,7 +230,7 @@ def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
         for number, line in enumerate(lines):
             epochs, values = line.curve("train", "loss")
             if epochs:
-                plot_mean(losses, epochs, values, label=line.label, **_style(number))
+                plot_mean(losses, epochs, values, label=figure_text(line.label), **_style(number))
         losses.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
         _draw_scores(scores, lines, metric)
         if losses.lines:
