@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.output.suffix != ".safetensors":
         raise UsageError(f"{args.output} doesn't end in .safetensors, which is what is written.")
-    if args.output.resolve() == args.input.resolve():
+    if os.path.realpath(args.output) == os.path.realpath(args.input):
         raise UsageError(f"{args.output} is what is to be converted; choose another OUT.")
     if not args.output.parent.is_dir():
         raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")

@@ -5,6 +5,7 @@
 import argparse
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-    if args.weights and args.output.resolve() == args.weights.resolve():
+    if args.weights and os.path.realpath(args.output) == os.path.realpath(args.weights):
         raise UsageError(f"{args.output} is what is to be exported; choose another OUT.")
     if not args.output.absolute().parent.is_dir():
         raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")

@@ -14,7 +14,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
+from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, no_client, read_config
 from resnet_jax.config.fields import MAY_CHANGE
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import flatten
@@ -103,6 +103,8 @@ def find_runs(names: Iterable[epath.PathLike]) -> list[epath.Path]:
         try:
             with bucket_errors(folder):
                 runs = list(_runs_below(folder, _DEEPEST))
+        except ImportError:
+            raise ConfigError(no_client(folder)) from None
         except OSError as error:
             raise ConfigError(f"{folder} can't be read ({error.strerror or error}).") from None
         if not runs:

@@ -17,6 +17,7 @@ from resnet_jax.cli.common.config_flag import parse_flags
 from resnet_jax.cli.main import _SUBCOMMANDS, main
 from resnet_jax.errors import StoppedEarly
 from resnet_jax.utils.files import local_path
+from tests.fake_bucket import BucketFileSystem
 from tests.runs import ROOT
 
 # The least that each takes; none of it is looked at.
@@ -234,6 +235,44 @@ def _resnet_jax(*arguments, end="", **environment):
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prepare", "LONG", "--out=o", "--name=z"], 64, "LONG: File name too long"),
+        (["summary", "--config=LONG"], 78, "there is no file LONG"),
+        (["predict", "--weights=LONG", "x.png"], 65, "LONG can't be read: File name too long"),
+        (["convert", "LOOP", "o.safetensors"], 65, "Too many levels of symbolic links"),
+        (["export", "--weights=LOOP", "LOOP", "--model=resnet20"], 64, "LOOP is what is to be"),
+    ],
+)
+def test_names_that_no_file_can_have_are_one_line(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+
+    def filled(text):
+        return text.replace("LONG", "x" * 300).replace("LOOP", "loop")
+
+    assert main([*map(filled, arguments)]) == code
+    said = capsys.readouterr().err
+    assert filled(message) in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["status", "report", "compare", "push"])
+def test_a_bucket_without_a_client_is_one_line(name, bucket, monkeypatch, capsys):
+    def fault(*_, **__):
+        raise ImportError("Please install gcsfs")
+
+    for call in ("fault", "exists"):
+        monkeypatch.setattr(BucketFileSystem, call, staticmethod(fault))
+    assert main([name, "gs://bucket/run", *["me/mine"] * (name == "push")]) == 78
+    said = capsys.readouterr().err
+    assert "gs://bucket/run needs a client of that kind of bucket" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", _SUBCOMMANDS)

@@ -1,6 +1,7 @@
 """How commands end: one line on standard error and an exit code, instead of a traceback."""
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -15,6 +16,7 @@ from resnet_jax.errors import (
     PeerError,
     ResnetJaxError,
     StoppedEarly,
+    UsageError,
     WriteError,
 )
 from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
@@ -60,7 +62,12 @@ def report(error: BaseException) -> int | None:
         _say(str(error))
         return error.exit_code
     if not isinstance(error, ResnetJaxError):
-        explained = _exit_call(error) or environment_error(error) or _device_error(error)
+        explained = (
+            _exit_call(error)
+            or _long_name(error)
+            or environment_error(error)
+            or _device_error(error)
+        )
         if explained is None:
             return None
         error = explained
@@ -81,6 +88,16 @@ def _exit_call(error: BaseException) -> ConfigError | None:
         " run calls may raise an exception, but not end the process. What was saved before is"
         " intact."
     )
+
+
+def _long_name(error: BaseException) -> UsageError | None:
+    """A message for a file's name that is too long for any file; None for others.
+
+    pathlib raises an error for such a name even where it is asked whether the file exists.
+    """
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return UsageError(f"{error.filename}: {error.strerror}.")
 
 
 def environment_error(error: BaseException | None) -> ConfigError | None:
