@@ -38,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument(
         "paths",
-        type=local_path,
         nargs="+",
         metavar="PATH",
         help="the run's directory, unless --weights is given; then PNG or JPEG files, or folders",
@@ -73,13 +72,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--top is {args.top}; it must be at least 1.")
     if args.weights:
         refuse(args, RUN_FLAGS, "is for a network of a run")
-        images = find_images(args.paths)
+        images = find_images([*map(local_path, args.paths)])
         classifier, document = _of_weights(args)
     else:
         refuse(args, _OF_WEIGHTS, "is for a network of a weight file")
         if len(args.paths) < 2:
             raise UsageError("give a run's directory and images, or --weights and images.")
-        images = find_images(args.paths[1:])
+        images = find_images([*map(local_path, args.paths[1:])])
         classifier, document = _of_run(args)
     document |= classify(classifier, images, top=args.top)
     if document["unreadable"]:
@@ -111,7 +110,7 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 
     if args.resize not in (None, ALONE):
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
-    workdir = str(args.paths[0])
+    workdir = args.paths[0]
     network = restore_network(args, workdir)
     predictor, size = network.predictor, network.image_shape[:2]
     if args.resize and not predictor.fit.crop:

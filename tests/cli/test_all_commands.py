@@ -262,14 +262,20 @@ def test_names_that_no_file_can_have_are_one_line(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["status", "report", "compare", "push"])
-def test_a_bucket_without_a_client_is_one_line(name, bucket, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, []) for name in ("status", "report", "compare", "verify", "mlperf", "eval")),
+        *(("push", ["me/mine"]), ("predict", ["x.png"]), ("export", ["x.stablehlo"])),
+    ],
+)
+def test_a_bucket_without_a_client_is_one_line(name, more, bucket, monkeypatch, capsys):
     def fault(*_, **__):
         raise ImportError("Please install gcsfs")
 
     for call in ("fault", "exists"):
         monkeypatch.setattr(BucketFileSystem, call, staticmethod(fault))
-    assert main([name, "gs://bucket/run", *["me/mine"] * (name == "push")]) == 78
+    assert main([name, "gs://bucket/run", *more]) == 78
     said = capsys.readouterr().err
     assert "gs://bucket/run needs a client of that kind of bucket" in said
     assert said.count("\n") == 1
