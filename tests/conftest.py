@@ -14,9 +14,18 @@ from ml_collections import ConfigDict
 
 from tests.program_cache import PREFIX
 
-# With nohup, or in the background of a script, a run ignores these signals, as it should.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+def _hear_signals() -> None:
+    """Set Python's own handlers of signals.
+
+    With nohup, or in the background of a script, a run ignores signals, as it should.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+_hear_signals()
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -70,6 +79,12 @@ def pytest_configure() -> None:
 
     settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("busy")
+
+
+@pytest.fixture(autouse=True)
+def signals_are_heard() -> None:
+    """Undo what a command of an earlier test did last: it lets the process ignore signals."""
+    _hear_signals()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

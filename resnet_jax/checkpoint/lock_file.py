@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 _TAKEOVER_S = 30.0  # a takeover takes milliseconds, or seconds where the file system is busy
 _POLL_S = 0.5
+_LARGEST = 2**16  # bytes that are read of a lock, which may be damaged
 
 # Errors of os.link on file systems without hard links: vfat, gcsfuse, some SMB shares.
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -42,7 +43,7 @@ def read_lock(path: epath.Path) -> Holder | None:
             with bucket_errors(path):
                 return parse_holder(path.read_bytes())
         with open_regular_file(Path(path)) as file:
-            holder = parse_holder(file.read())
+            holder = parse_holder(file.read(_LARGEST))
             return dataclasses.replace(holder, renewed=os.fstat(file.fileno()).st_mtime)
     except FileNotFoundError:
         return None

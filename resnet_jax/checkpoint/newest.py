@@ -6,7 +6,7 @@ import time
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import CHECKPOINTS
-from resnet_jax.utils.paths import bucket_errors, is_remote
+from resnet_jax.utils.paths import bucket_errors, is_remote, modified_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,7 @@ def _is_complete(checkpoint: epath.Path) -> bool:
 def age_s(path: epath.Path) -> float | None:
     """Seconds since a file or folder was written, by the clock of this host; None if unknown."""
     try:
-        with bucket_errors(path):
-            written = path.stat().mtime
-    except (OSError, TypeError):  # a bucket has no folders, and may tell no time
+        written = modified_s(path)
+    except OSError:  # a bucket has no folders
         return None
-    return max(0.0, time.time() - written) if written else None  # 0: a bucket's folder
+    return None if written is None else max(0.0, time.time() - written)

@@ -11,6 +11,7 @@ from rich.console import Console
 from resnet_jax.cli.common.differences import show_differences
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
+from resnet_jax.utils.files import local_path
 
 HELP = "Draw the curves of several runs in one figure, and say what differs between them."
 EXAMPLE = "resnet-jax compare runs/sweep --out=compare.png"
@@ -22,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="directory of a run, or of runs")
     parser.add_argument(
-        "--out", type=Path, default=Path("compare.png"), help="default: compare.png; or .pdf, .svg"
+        "--out",
+        type=local_path,
+        default=Path("compare.png"),
+        help="default: compare.png; or .pdf, .svg",
     )
     parser.add_argument(
         "--metric",
@@ -109,5 +113,5 @@ def show(document: dict[str, Any], console: Console) -> None:
         console.print("what differs:")
         for line in lines:
             fields = ", ".join(f"{name}={value}" for name, value in line["differs"].items())
-            console.print(f"  {line['label']}: {fields}", markup=False)
-    console.print(f"figure: {document['files'][0]}", markup=False)
+            console.print(f"  {line['label']}: {fields}")
+    console.print(f"figure: {document['files'][0]}")

@@ -3,7 +3,6 @@
 # ruff: noqa: PLC0415 - the environment must be prepared before JAX is imported
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.console import Console
 from resnet_jax.cli.common.config_flag import add_config_argument, load_config
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
+from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--train-only", action="store_true", help="leave out the compilation of the evaluation"
     )
-    parser.add_argument("--hlo", type=Path, metavar="FILE", help="keep the compiled step's text")
+    parser.add_argument(
+        "--hlo", type=local_path, metavar="FILE", help="keep the compiled step's text"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="compile with the largest batch that seems to fit"
     )

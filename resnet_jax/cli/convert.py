@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from resnet_jax.cli import convert_child
+from resnet_jax.utils.files import local_path
 
 HELP = "Convert weights that PyTorch saved (.pt, .pth, .bin) to safetensors."
 EXAMPLE = "resnet-jax convert resnet50-11ad3fa6.pth resnet50.safetensors"
@@ -33,8 +34,12 @@ _LEAST_CPU_S = 120
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
-    parser.add_argument("input", type=Path, metavar="IN.pth", help="the file that PyTorch saved")
-    parser.add_argument("output", type=Path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument(
+        "input", type=local_path, metavar="IN.pth", help="the file that PyTorch saved"
+    )
+    parser.add_argument(
+        "output", type=local_path, metavar="OUT.safetensors", help="the file to write"
+    )
     parser.add_argument(
         "--key",
         help="where in a training checkpoint the tensors are, such as state_dict_ema"
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.output.suffix != ".safetensors":
         raise UsageError(f"{args.output} doesn't end in .safetensors, which is what is written.")
-    if args.output.resolve() == args.input.resolve():
+    if os.path.realpath(args.output) == os.path.realpath(args.input):
         raise UsageError(f"{args.output} is what is to be converted; choose another OUT.")
     if not args.output.parent.is_dir():
         raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")
@@ -105,7 +110,7 @@ def show(document: dict[str, Any], console: Console) -> None:
         left_out = ", ".join(document["left_out"]) or "nothing"
         lines.append(f"taken from {document['key']!r}; left out: {left_out}")
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _check_torch() -> None:

@@ -5,7 +5,6 @@
 import argparse
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,6 +19,7 @@ from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_ne
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
 from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
+from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mirrored", action="store_true", help="average the logits of images and mirror images"
     )
     parser.add_argument("--per-class", action="store_true", help="add a table of the classes")
-    parser.add_argument("--confusion", type=Path, metavar="FILE", help="draw the confusion matrix")
+    parser.add_argument(
+        "--confusion", type=local_path, metavar="FILE", help="draw the confusion matrix"
+    )
     parser.add_argument("--data-dir", help="folder of the prepared data, or of images by class")
     run = parser.add_argument_group("a network of a run")
     add_run_flags(run, default="the mean of all")
@@ -245,8 +247,7 @@ def show(document: dict[str, Any], console: Console) -> None:
     spread = f" ± {document['std']['top1']:.2%}" if "std" in document else ""
     console.print(
         f"{what}: top-1 {document['top1']:.2%}{spread}  top-5 {document['top5']:.2%}"
-        f"  loss {document['loss']:.4f}  ({document['examples']:,} images)",
-        markup=False,
+        f"  loss {document['loss']:.4f}  ({document['examples']:,} images)"
     )
     if "confusion" in document:
-        console.print(f"confusion matrix: {document['confusion']}", markup=False)
+        console.print(f"confusion matrix: {document['confusion']}")

@@ -5,6 +5,7 @@
 import argparse
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
@@ -43,7 +45,7 @@ _OF_OTHERS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument("workdir", nargs="?", help="directory of a run")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the file to write")
+    parser.add_argument("output", type=local_path, metavar="OUT", help="the file to write")
     parser.add_argument(
         "--format",
         choices=("stablehlo", "onnx", "tflite", "safetensors"),
@@ -159,7 +161,7 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"{output}.json: all of this, for programs to read",
         ]
     for line in lines:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _interface(document: dict[str, Any]) -> str:
@@ -209,7 +211,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1.")
-    if args.weights and args.output.resolve() == args.weights.resolve():
+    if args.weights and os.path.realpath(args.output) == os.path.realpath(args.weights):
         raise UsageError(f"{args.output} is what is to be exported; choose another OUT.")
     if not args.output.absolute().parent.is_dir():
         raise WriteError(f"{args.output} can't be written: its folder doesn't exist.")

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from rich.console import Console
-
 from resnet_jax import __version__
 from resnet_jax.cli import (
     bench,
@@ -40,6 +38,7 @@ from resnet_jax.cli.common.config_flag import take_overrides
 from resnet_jax.cli.common.exits import outlive_terminal, report, show_progress, unwritten_output
 from resnet_jax.errors import UsageError, did_you_mean
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
+from resnet_jax.utils.console import plain_console
 from resnet_jax.utils.malloc import configure_malloc
 from resnet_jax.utils.streams import escaped
 
@@ -181,8 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps(document, indent=2, allow_nan=False))
         else:
-            module.show(escaped(document), Console(highlight=False, soft_wrap=True))
-    except (Exception, KeyboardInterrupt) as error:
+            module.show(escaped(document), plain_console())
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = report(error)
         if code is None:
             raise

@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the lines as they are."""
     for line in document["lines"]:
-        console.print(line, markup=False)
+        console.print(line)

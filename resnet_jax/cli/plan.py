@@ -4,7 +4,6 @@
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.console import Console
 from resnet_jax.cli.common.config_flag import add_config_argument, load_config
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import ConfigError, UsageError, WriteError
+from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run whose goodput.json tells --save-s, --restart-s and the share of evaluation;"
         " of a run that was never killed, --restart-s lacks the time until the next process starts",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="draw goodput over the interval")
+    parser.add_argument(
+        "--out", type=local_path, metavar="FILE", help="draw goodput over the interval"
+    )
 
 
 def _hours(text: str) -> float:
@@ -206,4 +208,4 @@ def show(document: dict[str, Any], console: Console) -> None:
             f" the interval: now {evaluates:,.6g} {document['unit']}."
         )
     if document["figure"]:
-        console.print(f"figure: {document['figure']}", markup=False)
+        console.print(f"figure: {document['figure']}")

@@ -4,8 +4,7 @@
 
 import argparse
 import sys
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console
 
@@ -18,6 +17,8 @@ from resnet_jax.cli.common.preprocessing_flags import (
 )
 from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
+from resnet_jax.utils.console import plain_console
+from resnet_jax.utils.files import local_path
 from resnet_jax.utils.streams import LossyStream
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument(
         "paths",
-        type=Path,
         nargs="+",
         metavar="PATH",
         help="the run's directory, unless --weights is given; then PNG or JPEG files, or folders",
@@ -72,13 +72,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--top is {args.top}; it must be at least 1.")
     if args.weights:
         refuse(args, RUN_FLAGS, "is for a network of a run")
-        images = find_images(args.paths)
+        images = find_images([*map(local_path, args.paths)])
         classifier, document = _of_weights(args)
     else:
         refuse(args, _OF_WEIGHTS, "is for a network of a weight file")
         if len(args.paths) < 2:
             raise UsageError("give a run's directory and images, or --weights and images.")
-        images = find_images(args.paths[1:])
+        images = find_images([*map(local_path, args.paths[1:])])
         classifier, document = _of_run(args)
     document |= classify(classifier, images, top=args.top)
     if document["unreadable"]:
@@ -95,10 +95,10 @@ def show(document: dict[str, Any], console: Console) -> None:
             f"{top['index'] if top['class'] is None else top['class']} {top['probability']:.1%}"
             for top in prediction["top"]
         )
-        console.print(f"{printable(prediction['image'], longest=_LINE)}: {classes}", markup=False)
-    errors = Console(file=cast(IO[str], LossyStream(sys.stderr)), highlight=False, soft_wrap=True)
+        console.print(f"{printable(prediction['image'], longest=_LINE)}: {classes}")
+    errors = plain_console(cast(TextIO, LossyStream(sys.stderr)))
     for image in document["unreadable"]:
-        errors.print(f"error: {printable(image['error'], longest=_LINE)}", markup=False)
+        errors.print(f"error: {printable(image['error'], longest=_LINE)}")
 
 
 def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
@@ -110,7 +110,7 @@ def _of_run(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]:
 
     if args.resize not in (None, ALONE):
         raise UsageError(f"--resize {args.resize}: a run knows the size; put --resize last, alone.")
-    workdir = str(args.paths[0])
+    workdir = args.paths[0]
     network = restore_network(args, workdir)
     predictor, size = network.predictor, network.image_shape[:2]
     if args.resize and not predictor.fit.crop:

@@ -1,12 +1,12 @@
 """resnet-jax prepare SOURCE --out=DATA_DIR --name=NAME: write images as a TFDS folder."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from resnet_jax.cli.common.image_progress import image_progress
+from resnet_jax.utils.files import local_path
 
 HELP = "Write a folder of images, or ImageNet's archives, as a TFDS folder; every image is checked."
 EXAMPLE = "resnet-jax prepare downloads/imagenet --out=data --name=imagenet2012 --size=256"
@@ -17,10 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command line."""
     parser.add_argument(
         "source",
-        type=Path,
+        type=local_path,
         help="CLASS/name.jpg or SPLIT/CLASS/name.jpg; or ILSVRC2012_img_train.tar and …_val.tar",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of data sets: data.dir")
+    parser.add_argument(
+        "--out", type=local_path, required=True, help="folder of data sets: data.dir"
+    )
     parser.add_argument("--name", required=True, help="name of the data set, such as my_photos")
     parser.add_argument(
         "--size", type=int, metavar="N", help="scale the shorter side of larger images to N pixels"
@@ -48,8 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = Options(args.size, args.quality, args.corrupt)
     with image_progress(transient=False) as progress:
         return prepare(
-            args.source.expanduser(),
-            args.out.expanduser(),
+            args.source,
+            args.out,
             args.name,
             options,
             shards=args.shards,
@@ -62,9 +64,9 @@ def show(document: dict[str, Any], console: Console) -> None:
     """Print what was written, and what was left out."""
     counts = ", ".join(f"{split} {count:,}" for split, count in document["splits"].items())
     size = document["bytes"] / 1e6
-    console.print(f"{document['folder']}: {counts}; {size:,.1f} MB", markup=False)
+    console.print(f"{document['folder']}: {counts}; {size:,.1f} MB")
     for one in document["bad"][:_SHOWN]:
         text = f"left out: {one['image']} of {one['split']} ({one['reason']})"
-        console.print(text, markup=False)
+        console.print(text)
     if (more := len(document["bad"]) - _SHOWN) > 0:
         console.print(f"left out: {more:,} more, listed in report.json")

@@ -60,15 +60,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the model card and the files, and whether they were sent."""
-    console.print(document["card"], markup=False)
+    console.print(document["card"])
     table = Table(names=["file"], numbers=["bytes"])
     for name, size in document["files"].items():
         table.add_row(name, f"{size:,}")
     console.print(table)
     if document["sent"]:
-        console.print(f"sent: {document['url']}", markup=False)
-        console.print(f'read it by resnet_jax.pretrained("{document["repo"]}")', markup=False)
+        console.print(f"sent: {document['url']}")
+        console.print(f'read it by resnet_jax.pretrained("{document["repo"]}")')
     else:
-        console.print(
-            f"nothing was sent; with --yes these files go to {document['repo']}", markup=False
-        )
+        console.print(f"nothing was sent; with --yes these files go to {document['repo']}")

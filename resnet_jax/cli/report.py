@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from resnet_jax.errors import UsageError, WriteError
+from resnet_jax.utils.files import local_path
 
 HELP = "Write a page of runs: curves, scores with intervals, configs, mistakes, times."
 EXAMPLE = "resnet-jax report runs/sweep --out=report.html"
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="+", metavar="RUN", help="directory of a run, or of runs, as of a sweep"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), help="default: report.html"
+        "--out", type=local_path, default=Path("report.html"), help="default: report.html"
     )
     parser.add_argument(
         "--mistakes",
@@ -69,6 +70,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any], console: Console) -> None:
     """Print the notes, and the path of the page."""
     for note in document["notes"]:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     size = f"{document['bytes'] / 1e6:.1f} MB"
-    console.print(f"report: {document['files'][0]} ({size})", markup=False)
+    console.print(f"report: {document['files'][0]} ({size})")

@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from resnet_jax.cli.common.exits import end_early
+from resnet_jax.cli.common.exits import end_early, last_work
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, did_you_mean
+from resnet_jax.utils.files import local_path
 
 HELP = "Run a table or figure of a paper again: measured beside published values, with verdicts."
 EXAMPLE = "resnet-jax reproduce he2015-fig6 --workdir=runs/papers"
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list", action="store_true", help="list the reproductions and their verdicts"
     )
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/papers"), help="default: runs/papers"
+        "--workdir", type=local_path, default=Path("runs/papers"), help="default: runs/papers"
     )
     parser.add_argument(
         "--size",
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runs",
-        type=Path,
+        type=local_path,
         metavar="FOLDER",
         help="folder of the training runs (default: runs/SIZE in the workdir)",
     )
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--seeds is {args.seeds}; it must be at least 1.")
     if args.budget is not None and not args.budget >= 0:
         raise UsageError(f"--budget is {args.budget}; it can't be negative.")
-    workdir = args.workdir.expanduser()
+    workdir = args.workdir
     if args.list:
         return {"artefacts": results.list_verdicts(REPRODUCTIONS, workdir)}
     if not args.artefact:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = args.artefact
     if names == ["all"]:
         names = [name for name, of in REPRODUCTIONS.items() if args.size in of.runs]
-    if args.size == "cifar" and args.runs and not args.runs.expanduser().is_dir():
+    if args.size == "cifar" and args.runs and not args.runs.is_dir():
         raise UsageError(f"--runs: there is no folder {args.runs}.")
     for name in names:
         if name not in REPRODUCTIONS:
@@ -73,14 +74,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"{name} has no size {args.size!r}.")
     seeds = tuple(range(args.seeds or _SEEDS[args.size]))
     # Training saves on a signal; other computations start again.
-    with StopRequest(end_early) as stop, stop.interrupt_immediately(_STOPPED):
+    with StopRequest(end_early) as stop, last_work(), stop.interrupt_immediately(_STOPPED):
         done = [
             results.reproduce(
                 REPRODUCTIONS[name],
                 workdir,
                 size=args.size,
                 seeds=seeds,
-                runs=args.runs.expanduser() if args.runs else None,
+                runs=args.runs,
                 budget_pflop=args.budget,
                 stop=stop,
             )

@@ -51,13 +51,13 @@ def show(document: dict[str, Any], console: Console) -> None:
     """Print about five lines for a run, or a line for each of several."""
     if "runs" in document:
         for one in document["runs"]:
-            console.print(f"{one['workdir']}: {one_line(one)}", markup=False)
+            console.print(f"{one['workdir']}: {one_line(one)}")
         return
     for line in (_doing(document), _progress(document), _scores(document), _saved(document)):
         if line:
-            console.print(line, markup=False)
+            console.print(line)
     for problem in document["problems"]:
-        console.print(f"problem: {problem}", markup=False)
+        console.print(f"problem: {problem}")
 
 
 def one_line(status: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from resnet_jax.cli.common.config_errors import explain
 from resnet_jax.cli.common.config_flag import CONFIG_MODULE, add_config_argument, load_config
 from resnet_jax.cli.common.differences import show_differences
+from resnet_jax.cli.common.exits import last_work
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
@@ -131,6 +132,7 @@ def _train(
     failed: dict[str, Ended] = {}
     with (
         StopRequest() as stop,
+        last_work(),
         SweepConsole(labels_of(runs)) as progress,
         contextlib.closing(
             train_all(
@@ -296,17 +298,17 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "task" in document:
         state = "is finished" if document["finished"] else "isn't finished"
         of = f"run {document['task']} of 0 to {document['tasks'] - 1}"
-        console.print(f"{of}, {document['runs'][0]}, {state}", markup=False)
+        console.print(f"{of}, {document['runs'][0]}, {state}")
     else:
         console.print(f"{document['finished']} of {total} runs are finished")
     for name, status in document.get("left", {}).items():
-        console.print(f"{name}: {one_line(status) if status else 'not begun'}", markup=False)
+        console.print(f"{name}: {one_line(status) if status else 'not begun'}")
     for name, failure in failed.items():
         code, reason = failure["exit_code"], failure["reason"]
-        console.print(f"{name}: failed with exit code {code}: {reason}", markup=False)
+        console.print(f"{name}: failed with exit code {code}: {reason}")
     if document["finished"] < total and "left" not in document:
         console.print("the same command goes on" + " with the others" * ("task" not in document))
     if document["files"]:
-        console.print(f"scores: {document['files'][0]}", markup=False)
+        console.print(f"scores: {document['files'][0]}")
     if "error" in document:
         raise WriteError(document["error"])

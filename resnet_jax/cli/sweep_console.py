@@ -3,14 +3,15 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import IO, cast
+from typing import TextIO, cast
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from resnet_jax.research.progress import Progress
+from resnet_jax.utils.console import plain_console
 from resnet_jax.utils.streams import LossyStream, escaped
 
 _SECONDS_BETWEEN_LINES = 30.0  # for each run, in a log
@@ -33,8 +34,7 @@ class SweepConsole:
         self._labels = labels
         self._runs: dict[str, Progress] = {}
         self._last_line: dict[str, float] = {}
-        output = cast(IO[str], LossyStream(sys.stderr))
-        self._console = Console(file=output, highlight=False, soft_wrap=True)
+        self._console = plain_console(cast(TextIO, LossyStream(sys.stderr)))
         self._live = Live(
             console=self._console,
             get_renderable=self._lines,
@@ -55,7 +55,7 @@ class SweepConsole:
 
     def say(self, text: str) -> None:
         """Print a permanent line."""
-        self._console.print(escaped(text), markup=False)
+        self._console.print(escaped(text))
 
     def show(self, name: str, progress: Progress) -> None:
         """Show the progress of a run; the first call announces the run."""

@@ -86,8 +86,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     console.print(slices)
     for other in dict.fromkeys(row.get("other", "") for row in document["slices"]):
         if other:
-            console.print(f"Trained again with {other}.", markup=False)
-    console.print(_verdict(document), markup=False)
+            console.print(f"Trained again with {other}.")
+    console.print(_verdict(document))
 
 
 def _differences(row: dict[str, Any]) -> str:

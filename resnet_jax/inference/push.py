@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
+from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY, no_client
 from resnet_jax.config.io import to_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.card import (
@@ -33,7 +33,7 @@ from resnet_jax.logging.summary import read_summary
 from resnet_jax.models.surgery import unstack_units
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.records import recorded_scores
-from resnet_jax.utils.paths import as_path
+from resnet_jax.utils.paths import as_path, bucket_errors
 from resnet_jax.weights.architecture_note import architecture_note
 from resnet_jax.weights.hub import CONFIG, WEIGHTS
 from resnet_jax.weights.hub_upload import check_repo, hub_client
@@ -82,7 +82,14 @@ def prepare_push(run: epath.PathLike, repo: str, folder: Path, choice: Choice) -
     """
     check_repo(repo)
     workdir = as_path(run)
-    if not (workdir / SUMMARY).exists():
+    try:
+        with bucket_errors(workdir):
+            is_finished = (workdir / SUMMARY).exists()
+    except ImportError:
+        raise ConfigError(no_client(workdir)) from None
+    except OSError as error:
+        raise ConfigError(f"{workdir} can't be read ({error.strerror or error}).") from None
+    if not is_finished:
         raise ConfigError(f"{workdir} isn't a finished run: it has no {SUMMARY}.")
     network = restore_run(
         workdir, checkpoint=choice.checkpoint, ema=choice.ema, seed_index=choice.seed_index

@@ -3,12 +3,11 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from resnet_jax.checkpoint.workdir import CURVES, METRICS, SUMMARY
 from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.logging.display import clock_text, percent_text, seconds_left
 from resnet_jax.parallel.job.agreement import is_main
+from resnet_jax.utils.console import plain_console
 from resnet_jax.utils.streams import LossyStream, escaped
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -34,13 +34,10 @@ class TrainingConsole:
 
     def __init__(self, *, total_steps: int, start_step: int) -> None:
         # Rich ends the process if nobody reads its output, and fails if the terminal is gone.
-        output = cast(IO[str], LossyStream(sys.stdout))
         # Only the main process of a job prints.
         # In a notebook Rich would take a cell for a terminal, and show each line as a document.
-        self.console = Console(
-            file=output,
-            highlight=False,
-            soft_wrap=True,
+        self.console = plain_console(
+            cast(TextIO, LossyStream(sys.stdout)),
             quiet=not is_main(),
             force_terminal=_is_terminal(sys.stdout),
             force_jupyter=False,
@@ -73,7 +70,7 @@ class TrainingConsole:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(escaped(text), markup=False)
+        self.console.print(escaped(text))
 
     def opening(
         self,

@@ -243,6 +243,7 @@ def salvage_metrics(path: epath.PathLike) -> tuple[list[dict[str, Any]], dict[in
 _NEEDED = {"train": ("epoch", "loss", "top1", "lr", "img_per_s"), "diagnostics": ("epoch",)}
 _NEEDED_OF_SCORES = ("epoch", "loss", "top1")
 _TEXTS = ("weights", "batches")
+_COUNTS, _LARGEST_COUNT = ("step", "epoch", "wall_s"), 1e15  # no run has so many of any
 _SPREAD = ("std", "seeds")  # with several seeds: metric → standard deviation, and → values
 
 
@@ -266,6 +267,9 @@ def _checked(record: Any) -> dict[str, Any]:
             _check_spread(name, value, [n for n in needed if n in _NEEDED_OF_SCORES[1:]])
         elif name not in ("split", *_TEXTS):
             _check_number(name, value)
+    for name in _COUNTS:
+        if not 0 <= record.get(name, 0) <= _LARGEST_COUNT:
+            raise ValueError(f'"{name}" is negative or too large')
     return record
 
 

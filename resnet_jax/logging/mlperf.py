@@ -15,7 +15,7 @@ from resnet_jax.checkpoint.workdir import CONFIG, METRICS, read_config
 from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
-from resnet_jax.utils.paths import as_path, bucket_errors
+from resnet_jax.utils.paths import as_path, modified_s
 
 _PREFIX = ":::MLLOG "
 
@@ -42,8 +42,7 @@ def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
     scores = [r for r in records if r["split"] != "train" and r.get("weights") == "raw"]
     if not scores or "wall_s" not in scores[0]:
         raise DataError(f"{workdir / METRICS} has no scores with their times yet.")
-    with bucket_errors(workdir):
-        began_ms = int(1000 * (workdir / CONFIG).stat().mtime)
+    began_ms = round(1000 * (modified_s(workdir / CONFIG) or 0.0))
     lines = []
     for event, seconds, key, value, about in _events(config, records, scores, target):
         fields = {

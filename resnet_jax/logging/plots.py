@@ -13,6 +13,7 @@ from PIL import Image
 
 from resnet_jax.checkpoint.workdir import CURVES, write_atomically
 from resnet_jax.errors import WriteError
+from resnet_jax.utils.streams import escaped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +54,9 @@ def _confusion_figure(confusion: Int[np.ndarray, "k k"], class_names: tuple[str,
     figure.colorbar(image, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
     if len(class_names) <= _MOST_NAMED_CLASSES:
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=90)
-        axes.set_yticks(ticks, class_names)
+        ticks, labels = range(len(class_names)), [*map(figure_text, class_names)]
+        axes.set_xticks(ticks, labels, rotation=90)
+        axes.set_yticks(ticks, labels)
         for true, predicted in np.argwhere(confusion):
             dark = shares[true, predicted] > 0.5
             color = "white" if dark else "black"
@@ -84,6 +85,11 @@ def contact_sheet_png(images: UInt8[np.ndarray, "n h w c"]) -> bytes:
     picture = io.BytesIO()
     Image.fromarray(sheet[..., 0] if channels == 1 else sheet[..., :3]).save(picture, "png")
     return picture.getvalue()
+
+
+def figure_text(name: str) -> str:
+    """A name as a text of a figure, in which Matplotlib takes what is between dollars for TeX."""
+    return escaped(name).replace("$", r"\$")
 
 
 def new_figure(width: float, height: float) -> "Figure":

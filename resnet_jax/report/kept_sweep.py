@@ -28,7 +28,7 @@ def is_kept_sweep(folder: epath.Path) -> bool:
     try:
         with bucket_errors(folder):
             has_tables = (folder / TABLE).exists() and (folder / DOCUMENT).exists()
-    except OSError:
+    except (OSError, ImportError):  # `find_runs` says why
         return False
     if not has_tables:
         return False

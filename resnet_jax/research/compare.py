@@ -14,12 +14,13 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, read_config
+from resnet_jax.checkpoint.workdir import CONFIG, METRICS, SUMMARY, no_client, read_config
 from resnet_jax.config.fields import MAY_CHANGE
 from resnet_jax.config.io import from_json
 from resnet_jax.config.schema import flatten
 from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.plots import figure_text
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.differences import compare_rows
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
@@ -102,6 +103,8 @@ def find_runs(names: Iterable[epath.PathLike]) -> list[epath.Path]:
         try:
             with bucket_errors(folder):
                 runs = list(_runs_below(folder, _DEEPEST))
+        except ImportError:
+            raise ConfigError(no_client(folder)) from None
         except OSError as error:
             raise ConfigError(f"{folder} can't be read ({error.strerror or error}).") from None
         if not runs:
@@ -229,7 +232,7 @@ def draw(lines: Sequence[Line], *, metric: Metric) -> Figure:
         for number, line in enumerate(lines):
             epochs, values = line.curve("train", "loss")
             if epochs:
-                plot_mean(losses, epochs, values, label=line.label, **_style(number))
+                plot_mean(losses, epochs, values, label=figure_text(line.label), **_style(number))
         losses.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
         _draw_scores(scores, lines, metric)
         if losses.lines:

@@ -133,7 +133,7 @@ class Callbacks:
         self._clock, self._watchdog = clock, watchdog
         self._config = FrozenConfigDict(spec.config) if callbacks else None
         self._failure: CallbackError | PeerError | None = None
-        self._cause: Exception | None = None
+        self._cause: BaseException | None = None
 
     @property
     def see_checkpoints(self) -> bool:
@@ -212,7 +212,7 @@ class Callbacks:
                 )
                 try:
                     getattr(callback, hook)(view)
-                except Exception as error:  # of the user's code
+                except (Exception, SystemExit) as error:  # of the user's code
                     what = f"{type(error).__name__}: {first_line(error)}"
                     failed, self._cause = (
                         f"{name} has failed in {hook} at step {step} ({what})",

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import pwd
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -25,7 +26,7 @@ def enable_compilation_cache() -> None:
 
     If JAX_COMPILATION_CACHE_DIR is set, nothing is changed; "" disables the cache. A cache that
     can't be read or written costs only time. A folder that belongs to another user isn't used,
-    because cached programs are executed.
+    because cached programs are executed; nor is any for a user without a name, as in a container.
     """
     if _FOLDER in os.environ:
         return
@@ -53,11 +54,12 @@ def _cache_folder() -> Path:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether the folder exists or was created, and belongs to this user."""
+    """Whether the folder exists or was created, and belongs to this user, who has a name."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        pwd.getpwuid(os.geteuid())  # JAX asks for the name with each program, and would warn
         return folder.stat().st_uid == os.geteuid() and os.access(folder, os.W_OK)
-    except OSError:
+    except (OSError, KeyError):
         return False
 
 

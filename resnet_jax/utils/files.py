@@ -18,6 +18,14 @@ TEMPORARY_SUFFIX = ".draft"
 """Suffix of the names of files that aren't complete yet."""
 
 
+def local_path(name: str | os.PathLike[str]) -> Path:
+    """The path of a name on this host; ~ is the user's home.
+
+    If nobody knows the home, the name stays as it is, as in a shell.
+    """
+    return Path(os.path.expanduser(name))
+
+
 def cache_root() -> Path:
     """The folder for files that can be created again: in $XDG_CACHE_HOME or ~/.cache.
 

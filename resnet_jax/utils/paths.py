@@ -11,6 +11,7 @@ from etils import epath
 from resnet_jax.errors import UsageError
 from resnet_jax.utils.files import open_regular_file
 
+_LARGEST_DOCUMENT = 2**30  # bytes; metrics.jsonl has a few hundred per line
 _SCHEMES = ("gs", "s3")
 
 # Errors that clients raise without an errno.
@@ -72,15 +73,35 @@ def bucket_errors(path: epath.PathLike) -> Iterator[None]:
         raise OSError(errno.EIO, text or type(error).__name__, os.fspath(path)) from error
 
 
+def modified_s(path: epath.Path) -> float | None:
+    """When a file or folder was written, in seconds since 1970; None if a bucket doesn't tell.
+
+    Not by epath on this host: it fails for files of a user who has no name here.
+
+    Raises:
+        OSError: there is no such file or folder, or it can't be reached.
+    """
+    if not is_remote(path):
+        return os.stat(path).st_mtime
+    with bucket_errors(path):
+        try:
+            return path.stat().mtime or None  # 0: a bucket's folder
+        except TypeError:  # the bucket tells no time
+            return None
+
+
 def read_document(path: epath.PathLike) -> bytes:
     """Read a file on this host or in a bucket; a pipe or a device is an error.
 
     Raises:
-        OSError: the file can't be read, or isn't a regular file.
+        OSError: the file can't be read, isn't a regular file or, on this host, has more than 1 GiB,
+            as a sparse file may.
         ImportError: the client of this kind of bucket isn't installed.
     """
     if not is_remote(path):
         with open_regular_file(Path(path)) as file:
+            if os.fstat(file.fileno()).st_size > _LARGEST_DOCUMENT:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
             return file.read()
     with bucket_errors(path):
         return epath.Path(path).read_bytes()

@@ -1,11 +1,13 @@
 """What every subcommand has in common: output that can't be written, interruptions, devices."""
 
+import argparse
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -14,6 +16,8 @@ from absl import flags
 from resnet_jax.cli.common.config_flag import parse_flags
 from resnet_jax.cli.main import _SUBCOMMANDS, main
 from resnet_jax.errors import StoppedEarly
+from resnet_jax.utils.files import local_path
+from tests.fake_bucket import BucketFileSystem
 from tests.runs import ROOT
 
 # The least that each takes; none of it is looked at.
@@ -34,7 +38,7 @@ _ARGUMENTS = {
     "status": ["x"],
     "verify": ["x"],
 }
-_TEXT = "2 × résumé"
+_TEXT = "2 × résumé [/b] [link=http://x]y[/link] :100:"
 
 
 @pytest.fixture(params=_SUBCOMMANDS)
@@ -114,7 +118,7 @@ def test_a_stream_of_ascii_gets_escapes(command, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "20")
     assert command(_nothing) == 3
-    assert written.getvalue() == b"2 \\xd7 r\\xe9sum\\xe9\n"
+    assert written.getvalue() == (b"2 \\xd7 r\\xe9sum\\xe9 [/b] [link=http://x]y[/link] :100:\n")
 
 
 def test_messages_that_cannot_be_written_change_no_exit_code(command, monkeypatch, capsys):
@@ -132,6 +136,7 @@ def _raise(error):
     [
         (lambda: os.kill(os.getpid(), signal.SIGINT), 130, "interrupted; what was saved"),
         (lambda: _raise(StoppedEarly("stopped; go on")), 75, "stopped; go on\n"),
+        (lambda: sys.exit(0), 78, f"error: {__file__}, line "),  # in code of the user's
         (lambda: jax.devices("nonsense"), 78, "error: JAX can't start its devices (no such"),
     ],
 )
@@ -230,6 +235,61 @@ def _resnet_jax(*arguments, end="", **environment):
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["prepare", "LONG", "--out=o", "--name=z"], 64, "LONG: File name too long"),
+        (["summary", "--config=LONG"], 78, "there is no file LONG"),
+        (["predict", "--weights=LONG", "x.png"], 65, "LONG can't be read: File name too long"),
+        (["convert", "LOOP", "o.safetensors"], 65, "Too many levels of symbolic links"),
+        (["export", "--weights=LOOP", "LOOP", "--model=resnet20"], 64, "LOOP is what is to be"),
+    ],
+)
+def test_names_that_no_file_can_have_are_one_line(
+    arguments, code, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+
+    def filled(text):
+        return text.replace("LONG", "x" * 300).replace("LOOP", "loop")
+
+    assert main([*map(filled, arguments)]) == code
+    said = capsys.readouterr().err
+    assert filled(message) in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        *((name, []) for name in ("status", "report", "compare", "verify", "mlperf", "eval")),
+        *(("push", ["me/mine"]), ("predict", ["x.png"]), ("export", ["x.stablehlo"])),
+    ],
+)
+def test_a_bucket_without_a_client_is_one_line(name, more, bucket, monkeypatch, capsys):
+    def fault(*_, **__):
+        raise ImportError("Please install gcsfs")
+
+    for call in ("fault", "exists"):
+        monkeypatch.setattr(BucketFileSystem, call, staticmethod(fault))
+    assert main([name, "gs://bucket/run", *more]) == 78
+    said = capsys.readouterr().err
+    assert "gs://bucket/run needs a client of that kind of bucket" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", _SUBCOMMANDS)
+def test_files_on_the_command_line_may_begin_with_a_tilde(name, tmp_path, monkeypatch):
+    """A shell expands the tilde of `--out ~/x`, but not that of `--out=~/x`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = argparse.ArgumentParser()
+    _SUBCOMMANDS[name].add_arguments(parser)
+    for action in parser._actions:
+        if action.type in (Path, local_path):
+            assert action.type("~/x") == tmp_path / "x", action.dest
 
 
 def test_a_command_in_a_poor_environment():

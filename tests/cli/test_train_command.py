@@ -32,6 +32,7 @@ def _command(*arguments: str, folder) -> Ended:
         ),
         (["--noworkdir_given"], 64, "noworkdir_given"),
         (["--flagfile=no/such/file"], 64, "--flagfile: Unable to open flagfile: [Errno 2]"),
+        (["--flagfile={tmp_path}/latin-1"], 64, "--flagfile: 'utf-8' codec can't decode byte"),
         (["--config="], 64, "--config is empty"),
         ([DIGITS, "-v"], 64, "--verbosity"),
         ([DIGITS, "-f"], 64, "Unknown command line flag 'f'"),
@@ -51,6 +52,7 @@ def test_a_wrong_command_line_is_one_line(arguments, code, message, tmp_path):
             "from resnet_jax.config.schema import default_config\n\ndef get_config():\n"
             f"    config = default_config()\n    config.{line}\n    return config\n"
         )
+    (tmp_path / "latin-1").write_bytes(b"--config=l\xe4ufe.py\n")
     workdir = tmp_path / "run"
     arguments = [argument.format(tmp_path=tmp_path) for argument in arguments]
     ended = _command(*arguments, f"--workdir={workdir}", folder=tmp_path)

@@ -20,12 +20,35 @@ HOSTILE = (
     ),
     Fault(
         "files that promise more than there is",
-        "sparse images and archives, terabytes in a header",
+        "sparse images, archives and records, terabytes in a header",
         "refused within seconds",
         (
             "data/readers/test_folders.py::test_a_file_that_is_no_image_by_its_size_isnt_read",
             "data/prepare/test_prepare.py::test_an_archive_is_not_larger_than_it_is",
             "data/prepare/test_prepare.py::test_a_part_of_an_archive_that_no_image_has_isnt_read",
+            "faults/test_storage.py::test_a_file_of_a_run_of_terabytes_is_an_error",
+            "faults/test_storage.py::test_a_lock_of_terabytes_is_that_of_an_unknown_process",
+        ),
+    ),
+    Fault(
+        "code of the user's ends the process",
+        "sys.exit in a config, an extension, a loss, a callback",
+        "one line, never exit code 0",
+        (
+            "cli/common/test_config_flag.py::test_a_file_that_makes_no_config_is_one_line",
+            "cli/test_all_commands.py::test_what_ends_a_command_is_one_line_and_an_exit_code",
+            "config/test_extensions.py::test_what_cannot_be_imported_is_said_in_a_line",
+            "faults/test_terminal.py::test_a_failure_keeps_its_exit_code_and_waits_for_no_thread",
+            "train/test_callbacks.py::test_a_callback_cannot_end_the_process",
+        ),
+    ),
+    Fault(
+        "other users look into a run",
+        "a umask of 077",
+        "no file is theirs to read",
+        (
+            "utils/test_files.py::test_the_users_umask_says_who_may_read_a_file",
+            "faults/test_storage.py::test_files_of_a_run_are_as_private_as_its_umask",
         ),
     ),
     Fault(
@@ -37,14 +60,20 @@ HOSTILE = (
             "parallel/job/test_rendezvous.py::test_a_crowd_of_silent_strangers_uses_up_no_files",
             "parallel/job/test_rendezvous.py::test_a_process_that_may_open_few_files_outlives_a_crowd",
             "parallel/job/test_rendezvous.py::test_who_gives_no_number_of_a_process_is_a_stranger",
+            "parallel/job/test_rendezvous.py::test_what_process_0_reports_is_one_line",
+            "parallel/job/test_monitor.py::test_a_reason_is_one_line",
             "parallel/job/test_cluster.py::test_a_time_out_without_end_is_refused",
+            "parallel/job/test_cluster.py::test_more_processes_than_there_can_be_are_refused",
         ),
     ),
     Fault(
         "names and messages that steer a terminal",
-        "control characters in errors, logs and tables",
-        "shown as escapes",
-        ("utils/test_streams.py",),
+        "control characters, markup and TeX in logs, tables, figures",
+        "shown as they are, or as escapes",
+        (
+            "utils/test_streams.py",
+            "logging/test_plots.py::test_any_name_is_a_text_of_a_figure",
+        ),
     ),
     Fault(
         "the work directory is renamed or copied",

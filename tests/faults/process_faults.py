@@ -85,6 +85,9 @@ PROCESS_FAULTS = (
             "faults/test_signals.py::"
             "test_signals_after_the_end_of_a_run_do_not_change_its_exit_code",
             "faults/test_signals.py::test_a_storm_of_signals_loses_nothing",
+            "faults/test_signals.py::"
+            "test_a_storm_of_signals_ends_a_reproduction_as_one_signal_does",
+            "faults/test_signals.py::test_a_storm_of_signals_ends_a_sweep_as_one_signal_does",
         ),
     ),
     Fault(
@@ -138,13 +141,16 @@ PROCESS_FAULTS = (
     ),
     Fault(
         "no home, no such platform, a dumb terminal",
-        "variables of the environment, and other users' caches",
+        "variables of the environment, and other users' files",
         "works without, or one line, exit code 78",
         (
             "cli/test_all_commands.py::test_a_command_in_a_poor_environment",
             "cli/test_all_commands.py::test_a_platform_that_jax_does_not_know_is_one_line",
             "utils/test_compilation_cache.py::test_programs_of_another_user_are_not_run",
             "utils/test_compilation_cache.py::test_a_user_without_a_home_has_caches_that_end_with_the_process",
+            "utils/test_files.py::test_a_home_that_nobody_knows_is_left_as_it_is",
+            "data/readers/test_tfds.py::test_a_user_without_a_name_and_a_home_names_the_folder",
+            "logging/test_status.py::test_files_of_a_user_without_a_name_have_ages_too",
         ),
     ),
 )

@@ -156,6 +156,42 @@ def test_a_run_that_stops_before_the_first_step_claims_no_checkpoint(capsys):
         assert capsys.readouterr().out.startswith(said)
 
 
+_ENDS_A_SWEEP = """
+import itertools, os, signal, sys, threading, time
+from resnet_jax.cli import sweep
+from resnet_jax.cli.main import main
+from resnet_jax.research import workers
+
+def storm():
+    for number in itertools.cycle((signal.SIGTERM, signal.SIGHUP)):
+        os.kill(os.getpid(), number)
+        time.sleep(0.002)
+
+def train_all(*args, stop, **kwargs):
+    threading.Thread(target=storm, daemon=True).start()
+    while not stop.requested:
+        time.sleep(0.01)
+    yield from ()
+
+workers.train_all = train_all
+collect = sweep._document
+sweep._document = lambda *args: (time.sleep(0.3), collect(*args))[1]
+sys.exit(main(["sweep", "--config=configs/digits_sweep.py", "--workdir=" + sys.argv[1]]))
+"""
+
+
+def test_a_storm_of_signals_ends_a_sweep_as_one_signal_does(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _ENDS_A_SWEEP, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 75, done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_config_file_that_never_returns_is_interrupted(number, tmp_path):
     config, began = tmp_path / "config.py", tmp_path / "began"
@@ -238,6 +274,26 @@ def test_a_reproduction_that_trains_saves_first(number, tmp_path):
     assert "computing" not in said
     assert running.returncode == 75
     assert list((run / "checkpoints").iterdir())
+
+
+@pytest.mark.thorough
+def test_a_storm_of_signals_ends_a_reproduction_as_one_signal_does(tmp_path):
+    """As from a scheduler that is in a hurry while the terminal is closed."""
+    records = tmp_path / "runs" / "cpu" / "tiny" / "metrics.jsonl"
+    with _reproduce(["train"], tmp_path) as running:
+        try:
+            while not records.exists() or not records.stat().st_size:
+                assert running.poll() is None
+                time.sleep(0.1)
+            numbers = itertools.cycle((signal.SIGTERM, signal.SIGHUP))
+            while running.poll() is None:
+                running.send_signal(next(numbers))
+                time.sleep(0.002)
+            said = running.stderr.read()
+        finally:
+            running.kill()
+    assert running.returncode == 75, said
+    assert "the same command goes on from here" in said
 
 
 @pytest.mark.thorough

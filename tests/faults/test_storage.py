@@ -18,9 +18,11 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.lock_file import read_lock
 from resnet_jax.checkpoint.reader import CheckpointReader
 from resnet_jax.checkpoint.workdir import read_config
+from resnet_jax.cli.main import main
 from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.logging.recorded_goodput import read_goodput
 from resnet_jax.logging.summary import read_summary
 from tests.runs import digest, start, steps_on_record, train
 
@@ -60,6 +62,29 @@ def test_a_pipe_among_the_files_of_a_run_is_an_error(name, read, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises((ConfigError, DataError, OSError), match=f"{name} is a pipe or a device"):
         read(epath.Path(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", lambda path: read_config(path.parent)),
+        ("metrics.jsonl", read_metrics),
+        ("summary.json", lambda path: read_summary(path.parent).__enter__()),
+        ("goodput.json", lambda path: read_goodput(path.parent)),
+    ],
+)
+def test_a_file_of_a_run_of_terabytes_is_an_error(name, read, tmp_path):
+    """It is sparse, and reading it would take the memory of any host."""
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 2**41)
+    with pytest.raises((ConfigError, DataError), match=f"{name} can't be read.*File too large"):
+        read(epath.Path(tmp_path / name))
+
+
+def test_a_lock_of_terabytes_is_that_of_an_unknown_process(tmp_path):
+    (tmp_path / ".lock").touch()
+    os.truncate(tmp_path / ".lock", 2**41)
+    assert str(read_lock(epath.Path(tmp_path / ".lock"))) == "a process that isn't known"
 
 
 def _remove(path: Path) -> None:
@@ -151,6 +176,29 @@ def test_a_damaged_summary_can_be_made_anew(whole, tmp_path, record_property):
     assert train(workdir).code == 0
     summaries = (json.loads((each / "summary.json").read_text()) for each in (workdir, whole))
     assert next(summaries)["final"] == next(summaries)["final"]
+
+
+@pytest.mark.thorough
+def test_files_of_a_run_are_as_private_as_its_umask(tiny_config, tmp_path):
+    """Checkpoints too, whose files Orbax's C++ threads write; and what is made of the run."""
+    tiny_config.trackers = ("tensorboard",)
+    tiny_config.duration = tiny_config.diagnostics.every = 4 * 32.0
+    tiny_config.diagnostics.what = ("bn_drift",)
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    before = os.umask(0o077)
+    try:
+        out.mkdir()
+        resnet_jax.fit(tiny_config, workdir)
+        export = ["export", str(workdir), str(out / "w.safetensors"), "--format=safetensors"]
+        assert main(export) == 0
+        assert main(["report", str(workdir), f"--out={out / 'report.html'}"]) == 0
+    finally:
+        os.umask(before)
+    written = [path for folder in (workdir, out) for path in folder.rglob("*")]
+    names = {path.name for path in written}
+    assert {"metrics.jsonl", "summary.json", "curves.png", "diagnostics.png", "4"} <= names
+    assert {"w.safetensors", "report.html", "manifest.ocdbt"} <= names
+    assert [path for path in written if path.lstat().st_mode & 0o077] == []
 
 
 @pytest.mark.thorough

@@ -79,6 +79,8 @@ show_progress()
 concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 600)
 
 def run():
+    if sys.argv[1] == "exit":  # as code of the user's may do
+        sys.exit(0)
     raise {"write": WriteError("The disk is full."), "bug": ZeroDivisionError()}[sys.argv[1]]
 
 sys.exit(exit_code_of(run))
@@ -87,7 +89,12 @@ sys.exit(exit_code_of(run))
 
 @pytest.mark.parametrize(
     ("how", "error", "code"),
-    [("full disk", "write", 73), ("dead terminal", "bug", 1), ("closed", "write", 73)],
+    [
+        ("full disk", "write", 73),
+        ("dead terminal", "bug", 1),
+        ("closed", "write", 73),
+        ("broken pipe", "exit", 78),
+    ],
 )
 def test_a_failure_keeps_its_exit_code_and_waits_for_no_thread(how, error, code):
     """Such as one that reads a checkpoint back, from a file system that doesn't answer."""

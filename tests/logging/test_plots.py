@@ -1,11 +1,22 @@
 """Pictures of a run."""
 
+import html
 import io
+import warnings
 
+import matplotlib
 import numpy as np
+import pytest
 from PIL import Image
 
-from resnet_jax.logging.plots import confusion_png, contact_sheet_png
+from resnet_jax.logging.plots import (
+    confusion_png,
+    contact_sheet_png,
+    figure_text,
+    new_figure,
+    picture_of,
+)
+from resnet_jax.utils.streams import escaped
 
 
 def test_a_contact_sheet_shows_every_image_enlarged_by_a_whole_factor():
@@ -28,3 +39,15 @@ def test_a_contact_sheet_of_large_grey_images_keeps_their_size():
 def test_a_confusion_matrix_is_a_picture():
     png = confusion_png(np.diag([3, 4]), ("cat", "dog"))
     assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+@pytest.mark.parametrize("name", ["$^^$", r"a\$b$", "$x$", "\x1b[31m", "\ud800", "\0", "a_{b}"])
+def test_any_name_is_a_text_of_a_figure(name):
+    """None is TeX, and none has characters that no font has."""
+    figure = new_figure(2, 2)
+    figure.text(0, 0, figure_text(name))
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):
+        warnings.simplefilter("error")
+        picture = picture_of(figure, "svg").decode()
+        confusion_png(np.diag([3, 4]), ("cat", name))
+    assert f">{escaped(name)}</text>" in html.unescape(picture)

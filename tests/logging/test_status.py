@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pwd
 import random
 import socket
 import time
@@ -183,6 +184,21 @@ def test_what_is_no_regular_file_is_a_problem_and_waits_for_nobody(name, tmp_pat
     os.mkfifo(tmp_path / name)
     (problem,) = read_status(folder).problems
     assert name in problem
+
+
+def test_files_of_a_user_without_a_name_have_ages_too(tmp_path, monkeypatch):
+    """As of a run that was copied from another host, or in a container."""
+
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    folder = _write(tmp_path)
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    os.utime(tmp_path / "checkpoints" / "8", (1.0, time.time() - 600))
+    status = read_status(folder)
+    assert 600 <= status.checkpoint.age_s < 700
+    assert 0 <= status.log_age_s < 100
 
 
 def test_corrupt_checkpoints_are_a_problem(tmp_path):

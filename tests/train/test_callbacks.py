@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,6 +124,18 @@ def test_an_error_names_the_callback_and_no_other_hook_is_called():
         " is saved; `fit` goes on from there."
     )
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_callback_cannot_end_the_process():
+    """As the run is saved first; the exit code would claim a success."""
+
+    def leave(hook, run):
+        sys.exit(0)
+
+    callbacks = _callbacks(Noting(leave))
+    assert callbacks.log(4, "state")
+    with pytest.raises(CallbackError, match=r"failed in on_log at step 4 \(SystemExit: 0\)"):
+        callbacks.check()
 
 
 def test_ctrl_c_in_a_callback_is_not_an_error_of_the_callback():

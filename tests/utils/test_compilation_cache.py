@@ -1,10 +1,13 @@
 """JAX's persistent compilation cache; its failures cost only time."""
 
 import os
+import pwd
 import subprocess
 import sys
 import types
 from pathlib import Path
+
+import pytest
 
 from resnet_jax.utils import compilation_cache, files
 from resnet_jax.utils.compilation_cache import enable_compilation_cache
@@ -71,14 +74,25 @@ def test_the_users_own_choice_is_left_alone(monkeypatch):
         assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
 
 
-def test_programs_of_another_user_are_not_run(tmp_path, monkeypatch):
+def _nobody(_):
+    raise KeyError("uid not found")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "instead"),
+    [(os, "geteuid", lambda: 12345), (pwd, "getpwuid", _nobody)],
+    ids=["another user's folder", "a user without a name"],
+)
+def test_programs_of_another_user_are_not_run(module, name, instead, tmp_path, monkeypatch):
+    """For a user without a name, JAX couldn't write any, and would warn of each."""
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: None)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     without_jax = types.SimpleNamespace(modules={})  # keeps the settings of JAX in this process
     monkeypatch.setattr(compilation_cache, "sys", without_jax)
     enable_compilation_cache()
     assert os.environ.pop("JAX_COMPILATION_CACHE_DIR").startswith(str(tmp_path))
-    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(module, name, instead)
     enable_compilation_cache()
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == ""
 

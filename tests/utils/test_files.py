@@ -2,13 +2,30 @@
 
 import errno
 import os
+import pwd
 import resource
 import stat
+from pathlib import Path
 
 import pytest
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.utils.files import ensure_open_files, open_regular_file, replace_file
+from resnet_jax.utils.files import ensure_open_files, local_path, open_regular_file, replace_file
+
+
+def test_a_home_that_nobody_knows_is_left_as_it_is(tmp_path, monkeypatch):
+    """As in a container whose user has no name."""
+
+    def unknown(*_):
+        raise KeyError("no such user")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/x") == tmp_path / "x"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    for name in ("~/x", "~somebody/x"):
+        assert local_path(name) == Path(name)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])

@@ -1,5 +1,6 @@
 """One-line messages for mistakes on the command line and in the config file."""
 
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -56,9 +57,9 @@ def explain(error: BaseException, argv: Sequence[str], *, program: str) -> Resne
     if isinstance(error, OSError):
         if not file:
             return UsageError(f"--config is empty ({program} --help explains it)")
-        if Path(file).is_dir():
+        if os.path.isdir(file):
             return ConfigError(f"--config: {file} is a folder, not a file.")
-        if Path(file).exists():
+        if os.path.exists(file):
             return ConfigError(f"--config: {file} can't be read ({error.strerror or error}).")
         return ConfigError(f"--config: there is no file {file}.")
     if isinstance(error, flags.Error):

@@ -30,7 +30,7 @@ def define_config_flag(help_text: str) -> flags.FlagHolder[Any]:
 
     try:
         return config_flags.DEFINE_config_file("config", None, help_text)
-    except flags.Error as error:
+    except (flags.Error, UnicodeDecodeError) as error:
         outlive_terminal()
         line = str(error).removeprefix("ERROR:: ").strip()
         sys.exit(report(UsageError(f"--flagfile: {line}")))

@@ -1,11 +1,13 @@
 """How commands end: one line on standard error and an exit code, instead of a traceback."""
 
+import contextlib
+import errno
 import logging
 import os
 import select
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO, cast
 
 from resnet_jax.errors import (
@@ -14,6 +16,7 @@ from resnet_jax.errors import (
     PeerError,
     ResnetJaxError,
     StoppedEarly,
+    UsageError,
     WriteError,
 )
 from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
@@ -59,12 +62,42 @@ def report(error: BaseException) -> int | None:
         _say(str(error))
         return error.exit_code
     if not isinstance(error, ResnetJaxError):
-        explained = environment_error(error) or _device_error(error)
+        explained = (
+            _exit_call(error)
+            or _long_name(error)
+            or environment_error(error)
+            or _device_error(error)
+        )
         if explained is None:
             return None
         error = explained
     _say(f"error: {error}")
     return error.exit_code
+
+
+def _exit_call(error: BaseException) -> ConfigError | None:
+    """A message for `sys.exit` in code of the user's that a command calls; None for others.
+
+    The exit code that the code chose would claim a success, or the cause of another failure.
+    """
+    if not isinstance(error, SystemExit):
+        return None
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(
+        f"{where.filename}, line {where.lineno}, has called sys.exit({error.code!r}). Code that a"
+        " run calls may raise an exception, but not end the process. What was saved before is"
+        " intact."
+    )
+
+
+def _long_name(error: BaseException) -> UsageError | None:
+    """A message for a file's name that is too long for any file; None for others.
+
+    pathlib raises an error for such a name even where it is asked whether the file exists.
+    """
+    if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
+        return None
+    return UsageError(f"{error.filename}: {error.strerror}.")
 
 
 def environment_error(error: BaseException | None) -> ConfigError | None:
@@ -184,12 +217,27 @@ def exit_code_of(run: Callable[[], Any]) -> int:
             result = run()
         finally:
             ignore_stop_signals()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         code = report(error)
         if code is None:  # a bug: print its traceback
             _say(traceback.format_exc().rstrip())
         _leave(_A_BUG if code is None else code)
     return STOPPED_EARLY if result.stopped_early else 0
+
+
+@contextlib.contextmanager
+def last_work() -> Iterator[None]:
+    """Ignore stop signals from the end of this context on, because the process is about to end.
+
+    Enter it within a `StopRequest`. Otherwise a second signal would kill the process while it
+    prints its results, and replace its exit code.
+    """
+    from resnet_jax.checkpoint.stop import ignore_stop_signals  # noqa: PLC0415 - imports etils
+
+    try:
+        yield
+    finally:
+        ignore_stop_signals()
 
 
 class _EscapedLines(logging.Formatter):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
+from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
@@ -34,7 +35,7 @@ def add_preprocessing_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--classes",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="text file with the names of the classes, one per line",
     )

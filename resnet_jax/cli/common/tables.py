@@ -6,7 +6,6 @@ from typing import Any
 import rich.table
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.text import Text
 
 _SHORTEST = 16
@@ -30,7 +29,7 @@ class Table(rich.table.Table):
         title: str | None = None,
     ) -> None:
         """Make the columns: `names` that never fold, then text, then right-justified `numbers`."""
-        super().__init__(title=None if title is None else escape(title))
+        super().__init__(title=None if title is None else Text(title, style="table.title"))
         for header in names:
             self.add_column(header, no_wrap=True)
         for header in headers:

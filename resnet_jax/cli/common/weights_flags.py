@@ -6,17 +6,17 @@ import argparse
 import ast
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from resnet_jax.cli.common.completers import completes, preset_names, weights_names
+from resnet_jax.utils.files import local_path
 
 
 def add_weights_flags(group: argparse._ArgumentGroup) -> None:
     """Define --weights, --model and --field."""
     weights = group.add_argument(
         "--weights",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="safetensors or npz; a name of `resnet-jax list --weights`; or a model of the Hub:"
         " OWNER/NAME[@REVISION]",

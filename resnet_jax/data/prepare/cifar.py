@@ -25,6 +25,7 @@ from resnet_jax.data.prepare.cifar_archive import (
     verify,
 )
 from resnet_jax.errors import ConfigError, DataError, WriteError
+from resnet_jax.utils.files import local_path
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def prepare_cifar(
     """
     if name not in CIFAR:
         raise ConfigError(f"only cifar10 and cifar100 can be prepared here, not {name!r}")
-    folder = Path(data_dir).expanduser()
+    folder = local_path(data_dir)
     official = official_archive(name)
     prepared = folder / name / official.version
     if (prepared / "dataset_info.json").exists():

@@ -27,7 +27,8 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
 
     Raises:
         ConfigError: `name` can't be the name of a data set.
-        DataError: the folder doesn't exist, the bucket can't be read, or it has no such set.
+        DataError: the folder doesn't exist, the bucket can't be read, or it has no such set; or the
+            folder is in the home of a user without a home.
     """
     # Importing TFDS takes a second.
     from tensorflow_datasets.core import naming  # noqa: PLC0415
@@ -39,6 +40,8 @@ def local_data_folder(name: str, data_dir: str | os.PathLike[str] | None) -> Pat
             f"{name!r} isn't a data set's name; write NAME, NAME/CONFIG or NAME:VERSION"
         ) from error
     folder = data_folder(data_dir)
+    if os.fspath(folder).startswith("~"):
+        raise DataError(f"nobody knows where {folder} is; set data.dir, TFDS_DATA_DIR or HOME")
     if "://" not in os.fspath(folder):
         local = Path(folder)
         if data_dir and not os.path.isdir(local):

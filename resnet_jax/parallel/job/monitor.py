@@ -156,4 +156,4 @@ def _parse(message: bytes, number: int) -> tuple[int, str | None, bool]:
         process, failure, lost = None, 0, False
     if type(process) is not int or not isinstance(failure, str | None) or type(lost) is not bool:
         return number, "it sent a message that isn't valid", False
-    return process, failure and failure[:_MAX_REASON], lost
+    return process, failure and " ".join(failure.split())[:_MAX_REASON], lost

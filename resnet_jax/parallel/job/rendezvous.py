@@ -262,7 +262,7 @@ def _parse_outcome(line: bytes, address: tuple[str, int]) -> PeerError | ConfigE
         outcome = json.loads(line)
         if outcome == {}:
             return None
-        return _ERRORS[outcome["kind"]](str(outcome["message"]))
+        return _ERRORS[outcome["kind"]](" ".join(str(outcome["message"]).split()))
     except (ValueError, TypeError, KeyError, RecursionError):
         quote = line[:_MAX_QUOTE_BYTES].decode("ascii", "backslashreplace").strip()
         return ConfigError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def edit_json(path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def test_a_user_without_a_name_and_a_home_names_the_folder(tiny, monkeypatch):
+    """As in a container; nothing is prepared in a folder called ~."""
+
+    def unknown(*_):
+        raise KeyError("no such user")
+
+    for variable in ("HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    message = "nobody knows where ~/tensorflow_datasets is; set data.dir, TFDS_DATA_DIR or HOME"
+    with pytest.raises(DataError, match=message):
+        load_dataset("cifar10", splits={"train": "train"})
+    assert len(load(tiny).splits["train"]) == COUNTS["train"]
 
 
 def test_damaged_image_is_named_by_split_and_index(tmp_path):

@@ -77,6 +77,16 @@ def test_open_mpi_5_inside_slurm_gives_each_process_a_device_of_its_own(monkeypa
     assert (job.processes, job.process, job.local_devices) == (16, 11, (3,))
 
 
+def test_more_processes_than_there_can_be_are_refused(monkeypatch):
+    """Whoever tells of them; waiting for them would take for ever."""
+    _set(monkeypatch, **_SLURM | {"SLURM_NTASKS": str(10**9)})
+    with pytest.raises(UsageError, match="The environment tells of 1000000000 processes; there"):
+        detect_cluster()
+    monkeypatch.setenv("JAX_NUM_PROCESSES", str(10**9))
+    with pytest.raises(UsageError, match="--num_processes is 1000000000; it must be in 1 … 65536"):
+        detect_cluster()
+
+
 def test_jaxs_variables_are_read(monkeypatch):
     _set(
         monkeypatch,

@@ -143,6 +143,14 @@ def test_whatever_a_process_says_the_others_hear_of_it(said):
         assert job.ended[number].get(timeout=60) == f"Process 2 has ended: {reason}."
 
 
+def test_a_reason_is_one_line():
+    job = Job(grace_s=0.1)
+    line = b'{"process": 2, "failure": "full\\r\\nerror: another\\n", "lost": false}\n'
+    job.connections[2][0].sendall(line)
+    for number in (0, 1):
+        assert job.ended[number].get(timeout=60) == "Process 2 has ended: full error: another."
+
+
 def test_a_line_may_arrive_in_pieces():
     job = Job(grace_s=0.1)
     for piece in (b'{"process": 2, "fail', b'ure": "no room", "lost": ', b"false}\n"):

@@ -151,6 +151,19 @@ def test_something_else_on_the_port_is_named(said):
     assert len(str(error)) < 600
 
 
+def test_what_process_0_reports_is_one_line():
+    """Whoever it is."""
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        socket.create_server(("127.0.0.1", 0)) as server,
+    ):
+        first = pool.submit(_meet, [(1, 2)], port=server.getsockname()[1])
+        with server.accept()[0] as caller:
+            caller.sendall(b'{"kind": "PeerError", "message": "one\\r\\nerror: another\\n"}\n')
+            (error,) = first.result()
+    assert (type(error), str(error)) == (PeerError, "one error: another")
+
+
 def test_a_crowd_of_silent_strangers_uses_up_no_files(monkeypatch):
     monkeypatch.setattr(module, "_MAX_PENDING", 8)
     monkeypatch.setattr(module, "_GREETING_S", 0.2)
