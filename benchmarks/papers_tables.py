@@ -5,6 +5,7 @@ from typing import Any
 
 from table_text import RESULTS, markdown, minutes, read
 
+from resnet_jax.cli.reproduce import SEEDS
 from resnet_jax.models.published import PUBLISHED
 from resnet_jax.research.catalogue import REPRODUCTIONS
 from resnet_jax.research.table6 import planned_runs
@@ -29,6 +30,8 @@ def _result(name: str, size: str, *, after: str = "") -> list[str]:
     """The figure, command and table of a reproduction at a size, as lines."""
     result = read(f"papers/{name}.{size}")
     flag, figure = ("", name) if size == "cpu" else (f" --size={size}", f"{name}.{size}")
+    if len(result["seeds"]) != SEEDS[size]:
+        flag += f" --seeds={len(result['seeds'])}"
     if result.get("missing"):
         after += f" Not finished, or without weights: {', '.join(result['missing'])}."
     rows = [

@@ -15,7 +15,8 @@ HELP = "Run a table or figure of a paper again: measured beside published values
 EXAMPLE = "resnet-jax reproduce he2015-fig6 --workdir=runs/papers"
 
 _STOPPED = "stopped; nothing was lost, and the same command goes on"
-_SEEDS = {"cpu": 3, "cifar": 3, "full": 5}
+SEEDS = {"cpu": 3, "cifar": 3, "full": 5}
+"""Default number of seeds by size."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        choices=list(_SEEDS),
+        choices=list(SEEDS),
         default="cpu",
         help="cpu: small data or none, minutes on two cores; cifar: from the finished runs of"
         " configs/cifar10_table6.py, without training; full: the paper's, an accelerator",
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"There is no artefact {name!r}.{hint} --list names them.")
         if args.size not in REPRODUCTIONS[name].runs:
             raise UsageError(f"{name} has no size {args.size!r}.")
-    seeds = tuple(range(args.seeds or _SEEDS[args.size]))
+    seeds = tuple(range(args.seeds or SEEDS[args.size]))
     # Training saves on a signal; other computations start again.
     with StopRequest(end_early) as stop, last_work(), stop.interrupt_immediately(_STOPPED):
         done = [
@@ -106,11 +107,11 @@ def show(document: dict[str, Any], console: Console) -> None:
     if "artefacts" in document:
         table = Table()
         table.add_column("artefact", no_wrap=True)
-        for heading in ("what", "paper", *_SEEDS):
+        for heading in ("what", "paper", *SEEDS):
             table.add_column(heading)
         committed = False
         for one in document["artefacts"]:
-            verdicts = [one[size] + " *" * (size in one["committed"]) for size in _SEEDS]
+            verdicts = [one[size] + " *" * (size in one["committed"]) for size in SEEDS]
             committed |= bool(one["committed"])
             table.add_row(one["name"], one["title"], one["paper"], *verdicts)
         console.print(table)
