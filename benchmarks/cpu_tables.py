@@ -39,7 +39,9 @@ def _peers_of(results: list[dict[str, Any]]) -> str:
                 ratios = [of["ours_divided_by"].get(ours, {}).get(name) for ours in _OURS]
                 cells = [f"{ratio['median']:.2f}" if ratio else "" for ratio in ratios]
                 rows.append((name, f"{speed:,.1f}", *cells))
-    return markdown(("", "img/s", "ours / it", "with oneDNN", "with oneDNN, bfloat16"), rows)
+    return markdown(
+        ("", "img/s", "resnet_jax / peer", "with oneDNN", "with oneDNN, bfloat16"), rows
+    )
 
 
 def changes_table() -> str:
@@ -58,7 +60,7 @@ def changes_table() -> str:
         if any(ratios):
             rows.append((what, *(f"{ratio:.2f}" if ratio else "" for ratio in ratios)))
     return markdown(
-        ("time on one core without it, divided by time with it", *map(_title, results)), rows
+        ("time without the change / time with it, one core", *map(_title, results)), rows
     )
 
 

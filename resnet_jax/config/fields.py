@@ -73,8 +73,9 @@ FIELDS: tuple[Field, ...] = (
           "Start with a new classifier. Otherwise the file's must have the classes of the data."),
 
     Field("data.name", "digits", None,
-          "`digits`, the name of a TFDS data set, or `folder` for images in `data.dir`. `arrays` is"
-          " on record for [data passed in Python](data.md#data-from-python)."),
+          "`digits`; the name of a TFDS data set, of which `mnist` and `fashion_mnist` may also be"
+          " a folder of IDX files; or `folder` for images in `data.dir`. `arrays` is on record"
+          " for [data passed in Python](data.md#data-from-python)."),
     Field("data.dir", None, None, kind=str, may_change=True,
           doc="Folder of the data; unset: `$TFDS_DATA_DIR`, else `~/tensorflow_datasets`."),
     Field("data.image_size", None, AT_LEAST_1, kind=int,

@@ -20,7 +20,7 @@ from resnet_jax.models.presets import config_types
 def default_config(extensions: Sequence[str] = ()) -> ConfigDict:
     """Return all fields with their defaults, as a locked ConfigDict.
 
-    docs/config.md explains the fields. `duration`, `eval_every`, `checkpoint_every`,
+    docs/config.md explains the fields. `duration`, `eval_every`, `checkpoint_every`, `keep_every`,
     `schedule.warmup`, `schedule.boundaries`, `data.size_boundaries` and `diagnostics.every` are in
     `duration_unit`: another batch size doesn't change their meaning.
 

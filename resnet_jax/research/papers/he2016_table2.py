@@ -23,7 +23,7 @@ REPRODUCTION = Reproduction(
     name="he2016-table2",
     title="orders of activation",
     paper="He et al. 2016, 1603.05027",
-    claim="Normalising and activating before the convolutions is best; after the addition, worst.",
+    claim="Pre-activation is as good as the original order or better; BN after addition is worse.",
     runs=ablation_runs(
         "he2016-table2",
         VARIANTS,

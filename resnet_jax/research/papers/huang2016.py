@@ -154,6 +154,6 @@ REPRODUCTION = Reproduction(
     name="huang2016",
     title="stochastic depth",
     paper="Huang et al. 2016, 1603.09382",
-    claim="Dropping units at random saves a fifth of the time, and lowers the error.",
+    claim="Dropping units at random during training saves a fifth of the time.",
     runs={"cpu": run_small, "full": run_paper},
 )
