@@ -18,6 +18,7 @@ EXPECTED: docs/scaling.md has the figures.
 from ml_collections import ConfigDict
 
 from resnet_jax.config import recipes
+from resnet_jax.errors import ConfigError
 
 
 def get_config(arg: str = "resnet50") -> ConfigDict:
@@ -25,6 +26,8 @@ def get_config(arg: str = "resnet50") -> ConfigDict:
     model, *more = arg.split(",")
     whole = "whole" in more
     names = [name for name in more if name != "whole"] or ["goyal_2017"]
+    if len(names) > 1:
+        raise ConfigError(f"imagenet.py takes {model} and one recipe, not {', '.join(names)}.")
     config = recipes.make(names[0], model=model)
     if whole:
         config.model.bn_group_size = None

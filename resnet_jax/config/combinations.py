@@ -41,7 +41,7 @@ def _check_normalization(config: ConfigDict) -> None:
 
 def _check_in_memory(config: ConfigDict) -> None:
     data = config.data
-    for name in ("eval_size", "eval_resize", "early_sizes"):
+    for name in ("eval_size", "eval_resize", "early_sizes", "size_boundaries"):
         if data[name]:
             raise ConfigError(f"data.{name} is {data[name]}; it goes with data.random_crop_area.")
     if data.interpolation != "bilinear" and data.image_size is None:

@@ -98,10 +98,10 @@ FIELDS: tuple[Field, ...] = (
           "Smaller crop sizes at first (progressive resizing). Each is compiled on its own."),
     Field("data.size_boundaries", (), NUMBERS,
           "Where each of `data.early_sizes` ends, in `duration_unit`."),
-    Field("data.eval_size", None, None, kind=int,
+    Field("data.eval_size", None, AT_LEAST_1, kind=int,
           doc="With `data.random_crop_area`: side of the centre crop of scored images; unset:"
               " `data.image_size`."),
-    Field("data.eval_resize", None, None, kind=int,
+    Field("data.eval_resize", None, AT_LEAST_1, kind=int,
           doc="With `data.random_crop_area`: shorter side to which scored images are scaled before"
               " the crop; unset: `data.eval_size`."),
     Field("data.interpolation", "bilinear", one_of(get_args(Interpolation)),

@@ -18,7 +18,6 @@ from resnet_jax.checkpoint.stop import StopRequest
 from resnet_jax.checkpoint.workdir import METRICS, SUMMARY, check_config
 from resnet_jax.config.io import describe_differences, to_json
 from resnet_jax.config.schema import model_overrides
-from resnet_jax.data.dataset_info import find_known
 from resnet_jax.errors import DataError, StoppedEarly
 from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.inference.restore import restore_run, seeds_of
@@ -28,6 +27,7 @@ from resnet_jax.models.summary import summarize
 from resnet_jax.research.finished_runs import check_finished, last_step
 from resnet_jax.research.published_runs import find_by_log, has_checkpoints
 from resnet_jax.research.table6 import Length, planned_runs, run_name
+from resnet_jax.train.data_sizes import known_length, known_set
 from resnet_jax.train.fit import fit
 
 Size = Literal["cpu", "cifar", "full"]
@@ -263,11 +263,11 @@ def pflop(config: ConfigDict) -> float:
 
     A multiply-add counts as two operations, the backward pass as two forward passes.
     """
-    known = find_known(config.data.name, image_size=config.data.image_size)
-    assert known  # reproductions train on known data sets
+    known = known_set(config)
     model = create_model(
         config.model.name, **model_overrides(config), num_classes=known.num_classes
     )
-    examples = config.duration * (known.lengths["train"] if config.duration_unit == "epochs" else 1)
+    in_epochs = config.duration_unit == "epochs"
+    examples = config.duration * (known_length(config, config.data.train) if in_epochs else 1)
     networks = len(config.seeds) or 1
     return networks * 6 * summarize(model, known.image_shape).macs * examples / 1e15

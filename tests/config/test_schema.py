@@ -61,6 +61,8 @@ def test_a_config_without_a_field_is_refused_with_its_name(field, tmp_path):
         ),
         ("data.magnitude", 10.5, "data.magnitude is 10.5; it can be 0 to 10."),
         ("data.image_size", 0, "data.image_size is 0; it must be at least 1."),
+        ("data.eval_size", -1, "data.eval_size is -1; it must be at least 1."),
+        ("data.eval_resize", 0, "data.eval_resize is 0; it must be at least 1."),
         ("data.workers", -2, "data.workers is -2; it can be -1, 0 or more."),
         (
             "data.random_crop_area",
@@ -92,6 +94,7 @@ def test_a_value_that_is_not_accepted_is_named_with_those_that_are(name, value, 
     [
         ({"data.mean": (0.5,)}, r"data.mean is \(0.5,\) and data.std \(\); both have a value"),
         ({"data.eval_size": 8}, "data.eval_size is 8; it goes with data.random_crop_area"),
+        ({"data.size_boundaries": (1.0,)}, r"data.size_boundaries is \(1.0,\); it goes with"),
         ({"data.random_crop_area": (0.1, 1.0)}, "data.random_crop_area needs data.image_size"),
         (
             {"optimizer.trainable": "head", "optimizer.layer_decay": 0.5},

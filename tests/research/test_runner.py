@@ -101,6 +101,14 @@ def test_operations_are_those_of_the_papers_schedule():
     assert pflop(cifar10("resnet110")) == pytest.approx(12.4, abs=0.05)
 
 
+def test_operations_are_of_the_training_split_alone():
+    epochs = {"duration_unit": "epochs", "duration": 2.0}
+    whole, half = (
+        digits("resnet20", {"data.train": split, **epochs}) for split in ("train", "train[:50%]")
+    )
+    assert pflop(half) == pytest.approx(0.5 * pflop(whole), rel=1e-3)
+
+
 class _Unaffordable(Runner):
     """Notes what it is to train, and trains nothing."""
 
@@ -118,6 +126,13 @@ _TRAINED = [
     for name, of in REPRODUCTIONS.items()
     if "full" in of.runs and of.runs["cpu"] is not of.runs["full"]
 ]
+_MEASURED = ("huang2016",)  # at the size "cpu", without a run
+
+
+@pytest.mark.parametrize("name", [name for name in _TRAINED if name not in _MEASURED])
+def test_digits_that_no_run_was_affordable_for_are_not_run(name, tmp_path):
+    rows = REPRODUCTIONS[name].runs["cpu"](_Unaffordable(tmp_path)).rows
+    assert {row.verdict for row in rows if not row.exact} == {"not run: budget"}
 
 
 @pytest.mark.thorough

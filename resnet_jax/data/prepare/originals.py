@@ -86,10 +86,11 @@ def open_originals(source: Path) -> Collection:
     except OSError as error:
         raise DataError(f"{error.filename or source} can't be read: {error.strerror}.") from None
     class_names = tuple(next(iter(found.values())))
+    labels = {name: label for label, name in enumerate(class_names)}
     splits = {
         split: [
-            Original(name, class_names.index(label), str(source / name), -1, size)
-            for label, names in classes.items()
+            Original(name, labels[class_name], str(source / name), -1, size)
+            for class_name, names in classes.items()
             for name in names
             for size in [os.path.getsize(source / name)]
         ]

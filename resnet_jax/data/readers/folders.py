@@ -130,8 +130,9 @@ def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFold
         where = error.filename or str(folder)
         raise DataError(f"the folder {where!r} can't be read: {error.strerror}.") from None
     class_names = tuple(next(iter(paths.values())))
+    labels = {name: label for label, name in enumerate(class_names)}
     labelled = [
-        (split, path, class_names.index(name))
+        (split, path, labels[name])
         for split, classes in paths.items()
         for name, names in classes.items()
         for path in names

@@ -6,7 +6,7 @@ from resnet_jax.config import recipes
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import summarize
 from resnet_jax.research.configs import digits
-from resnet_jax.research.reports import error_rows, loss_report
+from resnet_jax.research.reports import difference, error_rows, loss_report
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 
@@ -30,8 +30,8 @@ def run_small(runner: Runner) -> Report:
         model = create_model(preset, num_classes=10, **fields)
         params[name] = summarize(model, (8, 8, 1)).params
     trained = runner.train(configs)
-    wide, deep = (trained[f"zagoruyko2016-{name}"] for name in kinds)
-    speed = np.divide(_seconds(deep), _seconds(wide))
+    wide, deep = (trained.get(f"zagoruyko2016-{name}") for name in kinds)
+    speed = (_seconds(deep) / _seconds(wide),) if wide and deep else ()
     rows = (
         Row(
             what="parameters of the wide network / of the deep one",
@@ -47,7 +47,7 @@ def run_small(runner: Runner) -> Report:
             published="as good or better",
             source=_SOURCE,
             data="digits",
-            measured=tuple(np.subtract(wide.test_errors(), deep.test_errors()).tolist()),
+            measured=difference(wide, deep, TrainedRun.test_errors),
             accepts=Within(high=1.0),
         ),
         Row(
@@ -55,12 +55,13 @@ def run_small(runner: Runner) -> Report:
             published="slower",
             source=_SOURCE,
             data="digits",
-            measured=(float(speed),),
+            measured=speed,
             accepts=Within(low=1.0),
             ratio=True,
         ),
     )
-    return loss_report(rows, {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep})
+    labels = {"14 layers, 18 channels": wide, "56 layers, 8 channels": deep}
+    return loss_report(rows, {label: run for label, run in labels.items() if run})
 
 
 def _seconds(run: TrainedRun) -> float:

@@ -114,6 +114,12 @@ def test_summary_of_a_config(capsys):
         (["--config=configs/cfar.py"], 78, "there is no file configs/cfar.py"),
         (["--config=configs/cifar10.py:resnet20,gpu"], 78, "There is no recipe 'gpu'"),
         (["--config=configs/imagenet.py:resnet50,hole"], 78, "There is no recipe 'hole'"),
+        (
+            ["--config=configs/imagenet.py:resnet50,rsb_a3,rsb_a2"],
+            78,
+            "takes resnet50 and one recipe",
+        ),
+        (["--config=configs/cifar10.py:resnet20,rsb_a2,cpu"], 78, "takes resnet20 and one recipe"),
         (["--config.seed=1"], 64, "--config is missing (resnet-jax summary --help"),
         (["--config=configs/digits.py", "--confg.seed=1"], 64, "unrecognized arguments: --confg"),
         (["resnet20", "--config=configs/digits.py"], 64, "either a model's name or --config"),
