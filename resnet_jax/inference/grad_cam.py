@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.resnet import ResNet
 
 
@@ -26,7 +27,12 @@ def grad_cam(
 
     Returns:
         float32 [n, h / stride, w / stride], not negative.
+
+    Raises:
+        ConfigError: the network has no classifier.
     """
+    if not model.num_classes:
+        raise ConfigError("Grad-CAM is of a logit, and model.num_classes is 0: there are none.")
     features: Any = model.apply(variables, images, method="features")
     maps = features[f"stage{len(model.stage_sizes)}"]
     weights = variables["params"]["fc"]["kernel"][:, classes]

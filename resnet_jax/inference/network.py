@@ -19,7 +19,7 @@ from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_imag
 from resnet_jax.data.readers.from_python import Examples, PythonData, open_python_data
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.parallel.shards import fix_thread_pool, make_shards
 from resnet_jax.train.data_sizes import evaluation_crop

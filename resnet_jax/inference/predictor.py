@@ -11,7 +11,7 @@ from resnet_jax.data.datasets import ImageSet
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.errors import ConfigError, DataError, NumericalError
 from resnet_jax.models.folding import fold_batch_norm
-from resnet_jax.models.presets import Network
+from resnet_jax.models.network import Network
 from resnet_jax.ops.fusion import fuse
 from resnet_jax.ops.prepared import Prepared
 from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
@@ -149,6 +149,14 @@ class Predictor:
             batch_size: examples per batch; the result doesn't depend on it.
             mirrored: use the mean of the logits of each image and of its mirror image.
             metrics: names of registered metrics to score, too.
+
+        Returns:
+            The means of loss, top-1, top-5 and `metrics` over the examples, and the confusion
+            matrix. They may be infinite or NaN: other than in `predict`, logits aren't checked.
+
+        Raises:
+            KeyError: there is no metric of such a name.
+            AssertionError: not every example was counted exactly once.
         """
         mesh = make_mesh()
         evaluator = Evaluator(self._apply, data, batch_size=batch_size, mesh=mesh, metrics=metrics)

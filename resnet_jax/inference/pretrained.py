@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -19,7 +21,7 @@ from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class PretrainedNetwork:
     """A network of a weight file, ready to classify images.
 
@@ -32,8 +34,17 @@ class PretrainedNetwork:
 
     name: str
     model: ResNet
-    variables: dict[str, Any] = dataclasses.field(repr=False)
-    preprocessing: Preprocessing = dataclasses.field(repr=False)
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+
+    def __repr__(self) -> str:
+        """Describe the network in a line, without its arrays."""
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.variables["params"]))
+        height, width, channels = self.preprocessing.shape
+        return (
+            f"<PretrainedNetwork {self.name}: {type(self.model).__name__}, {count:,} parameters,"
+            f" images of {height}×{width}×{channels}>"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -69,11 +80,13 @@ def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
         logits = network.model.apply(network.variables, network.preprocessing.normalize(crops))
 
     Args:
-        weights: the name of weights of this package (`list_weights`), or a file that `save_weights`
-            or `resnet-jax export --format=safetensors` wrote with the preprocessing of its images.
+        weights: the name of weights of this package (`list_weights`); a file that `save_weights`
+            or `resnet-jax export --format=safetensors` wrote with the preprocessing of its images;
+            or a model on the Hugging Face Hub that holds such a file, as for `load_weights`.
 
     Raises:
         DataError: the file can't be read, is damaged, or doesn't describe its network and images.
+        ConfigError: `weights` names a model on the Hub, and the extra [hub] isn't installed.
     """
     name = full_name(weights)
     model = read_model(name)

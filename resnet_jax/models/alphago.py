@@ -27,7 +27,7 @@ class AlphaGoZero(Network, kw_only=True):
     """
 
     units: int
-    num_classes: int = setting(362, "shapes", least=0)
+    num_classes: int = setting(362, "shapes")
     width: int = setting(256, "shapes")
     hidden: int = setting(256, "shapes")
     bn_group_size: int | None = setting(None, "training")

@@ -97,7 +97,7 @@ class BlockConfig:
         dropout: before the second convolution of a branch (Zagoruyko & Komodakis 2016).
         shortcut_dropout: on the shortcut (He et al. 2016, table 1).
         shortcut_scale, branch_scale: constants that multiply the two paths.
-        gate_kernel_size: of the gates' convolutions.
+        gate_kernel_size: of the gates' convolutions; odd.
         gate_bias: initial bias of T; negative values open the shortcut.
         carry_bias: initial bias of C; None is -gate_bias, so that C begins near 1-T.
         norm: "batch", "group", "layer", "none", or no normalisation with the initial values of
@@ -157,6 +157,8 @@ class BlockConfig:
         check_fields(self)
         object.__setattr__(self, "branch", shortest(self.branch))
         check_needs(self, _NEEDS)
+        if self.gate_kernel_size % 2 == 0:
+            raise ConfigError(f"model.gate_kernel_size is {self.gate_kernel_size}; it must be odd.")
         if self.norm in ("fixup", "skipinit") and self.shortcut == "none":
             raise ConfigError(
                 f"model.norm is {self.norm!r}, whose branches begin at zero; it needs a shortcut."

@@ -13,9 +13,14 @@ from jaxtyping import Array, Float
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.block import ResidualBlock
 from resnet_jax.models.block_config import BlockConfig, Merge, Shortcut
-from resnet_jax.models.fields import setting
+from resnet_jax.models.fields import Need, check_needs, setting
 from resnet_jax.models.layers import Classifier, Conv
 from resnet_jax.models.network import Network
+
+_NEEDS: tuple[Need, ...] = (
+    (("gate_bias",), lambda m: m.merge != "add", "a merge with gates"),
+    (("carry_bias",), lambda m: m.merge == "independent_gates", "merge='independent_gates'"),
+)
 
 
 class HighwayNet(Network, kw_only=True):
@@ -38,7 +43,7 @@ class HighwayNet(Network, kw_only=True):
 
     stage_sizes: tuple[int, ...]
     stage_widths: tuple[int, ...]
-    num_classes: int = setting(10, "shapes", least=0)
+    num_classes: int = setting(10, "shapes")
     last_width: int = setting(100, "shapes")
     merge: Merge = "coupled_gates"
     shortcut: Shortcut = "A"
@@ -56,10 +61,7 @@ class HighwayNet(Network, kw_only=True):
             )
         if self.merge != "add" and self.shortcut == "none":
             raise ConfigError(f"model.merge is {self.merge!r}, which needs a shortcut.")
-        if self.carry_bias is not None and self.merge != "independent_gates":
-            raise ConfigError(
-                f"model.carry_bias is {self.carry_bias}, which needs merge='independent_gates'."
-            )
+        check_needs(self, _NEEDS)
 
     @nn.compact
     def features(
@@ -86,7 +88,7 @@ class HighwayNet(Network, kw_only=True):
             shortcut=self.shortcut,
             merge=self.merge,
             gate_kernel_size=3 if self.merge != "add" else 1,
-            gate_bias=self.gate_bias if self.merge != "add" else BlockConfig.gate_bias,
+            gate_bias=self.gate_bias,
             carry_bias=self.carry_bias,
             norm="none",
             dtype=self.dtype,

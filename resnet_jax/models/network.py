@@ -35,7 +35,7 @@ class Network(nn.Module, kw_only=True):
         param_dtype: type of the parameters.
     """
 
-    num_classes: int = setting(1000, "shapes", least=0)
+    num_classes: int = setting(1000, "shapes")
     dtype: Any = setting(jnp.float32, "compilation")
     param_dtype: Any = setting(jnp.float32, "compilation")
 

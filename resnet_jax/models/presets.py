@@ -16,7 +16,7 @@ from resnet_jax.errors import ConfigError, did_you_mean
 from resnet_jax.models.branches import BRANCHES, Branch, find_branch, with_branch, with_branch_name
 from resnet_jax.models.families import PRESETS, Preset
 from resnet_jax.models.fields import fields_of, values_of
-from resnet_jax.models.initial import initialize
+from resnet_jax.models.lazy_initialization import initialize
 from resnet_jax.models.network import Network
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units

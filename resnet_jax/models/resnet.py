@@ -67,6 +67,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
     """
 
     stage_sizes: tuple[int, ...] = dataclasses.field(metadata={"changes": "shapes"})
+    num_classes: int = setting(1000, "shapes", least=0)
     stem: Stem = "imagenet"
     stem_pool: StemPool | None = None
     stem_width: int | None = setting(None, "shapes")
@@ -101,8 +102,11 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
 
     def __call__(
         self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
-    ) -> Float[Array, "n k"]:
-        """Return float32 logits; see `features` for the arguments."""
+    ) -> Float[Array, "n k"] | Float[Array, "n c"]:
+        """Return float32 logits [n, k], or the pooled features [n, c] with `num_classes=0`.
+
+        The arguments are those of `features`.
+        """
         taps = self.features(images, train=train, update_stats=update_stats)
         return taps["logits" if self.num_classes else "pooled"]
 
@@ -119,8 +123,8 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
 
         Returns:
             "stem", "stage1", … (NHWC, type `dtype`), "pooled" (n, c), "logits" (n, k), the last
-            two float32. The last stage's map is taken after a pre-activation network's final
-            normalisation and activation.
+            two float32; without "logits" if `num_classes` is 0. The last stage's map is taken after
+            a pre-activation network's final normalisation and activation.
         """
         make = Layers(BlockConfig.of(self), train, update_stats)
         taps = {"stem": self._stem(images, make)}

@@ -53,7 +53,19 @@ class Summary:
 
 
 def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
-    """Trace `model` for one image of `image_shape` (h, w, c), without computing anything."""
+    """Trace a network for one image, without computing anything.
+
+    Multiply-adds are those of convolutions and fully connected layers: for each element of the
+    output, the number of weights that it depends on, padding included. Biases, normalisation,
+    activation, pooling and sums don't count, as in the papers.
+
+    Args:
+        model: a linen module that takes images; layers are modules that return one array.
+        image_shape: (h, w, c).
+
+    Returns:
+        The layers with parameters in the order of their evaluation, for one image.
+    """
     outputs: dict[str, tuple[str, Any]] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -10,12 +10,20 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.fields import check_needs, setting
+from resnet_jax.models.fields import Need, check_needs, setting
 from resnet_jax.models.layers import Classifier, Conv
 from resnet_jax.models.network import Network, Normalization
 from resnet_jax.models.norms import BatchNorm
 
 _POOLED = 7  # the map that the classifier sees, as a side
+
+_NEEDS: tuple[Need, ...] = (
+    (
+        ("bn_group_size", "bn_momentum", "norm_epsilon"),
+        lambda m: m.norm == "batch",
+        "norm='batch'",
+    ),
+)
 
 
 class VGG(Network, kw_only=True):
@@ -43,8 +51,8 @@ class VGG(Network, kw_only=True):
 
     @nn.nowrap
     def check(self) -> None:
-        """Refuse groups without batch normalisation; see `Network.check`."""
-        check_needs(self, [(("bn_group_size",), lambda vgg: vgg.norm == "batch", "norm='batch'")])
+        """Refuse fields of a batch normalisation that isn't there; see `Network.check`."""
+        check_needs(self, _NEEDS)
 
     @nn.nowrap
     def normalization(self) -> Normalization:

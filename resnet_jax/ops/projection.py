@@ -11,14 +11,17 @@ Memory traffic bounds the training of a residual network, and these are its larg
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resnet_jax.ops.derivatives import differentiable
-
-# For products that give statistics; by default, TPUs round the operands to bfloat16.
-_EXACT = jax.lax.Precision.HIGHEST
+from resnet_jax.ops.projection_moments import (
+    EXACT,
+    Moments,
+    gradients,
+    product_moments,
+    scale_factor,
+)
 
 
 def project_and_normalise(
@@ -46,57 +49,54 @@ def project_and_normalise(
     return _differentiable(x, kernel, scale, bias, groups, epsilon, dtype)
 
 
+_Kept = tuple[Array, Array, Array, Array, Moments]
+
+
 def _project_fwd(
     x: Array, kernel: Array, scale: Array, bias: Array, groups: int, epsilon: float, dtype: Any
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+) -> tuple[tuple[Array, Array, Array], _Kept]:
     w, grouped = kernel.astype(jnp.float32), _grouped(x, groups)
     center = grouped.astype(jnp.float32).mean(axis=(1, 2, 3))
-    second = _sums("gnhwa,gnhwb->gab", grouped, grouped, precision=_EXACT)
-    covariance = second / math.prod(grouped.shape[1:4]) - center[:, :, None] * center[:, None]
-    mean = jnp.matmul(center, w, precision=_EXACT)
-    var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=1)
-    var = jnp.maximum(var, 0.0)
-    factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var + epsilon)
+    second = _sums("gnhwa,gnhwb->gab", grouped, grouped, precision=EXACT)
+    moments = product_moments(center, second / math.prod(grouped.shape[1:4]), w)
+    mean, var = moments.mean, moments.var
+    factor = scale_factor(var, scale, epsilon)
     # By maps, not by groups: XLA fuses operations on arrays of one shape.
     z = _sums("nhwa,ab->nhwb", x, kernel)
     y = z * _by_map(factor, x) + _by_map(bias.astype(jnp.float32) - mean * factor, x)
-    return (y.astype(dtype), mean, var), (x, kernel, scale, bias, center, covariance, mean, var)
+    return (y.astype(dtype), mean, var), (x, kernel, scale, bias, moments)
 
 
 def _project_bwd(
     groups: int,
     epsilon: float,
     _: Any,
-    kept: tuple[Array, ...],
+    kept: _Kept,
     grads: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array, Array]:
     """The gradients of `x`, `kernel`, `scale` and `bias`."""
-    x, kernel, scale, bias, center, covariance, mean, var = kept
+    x, kernel, scale, bias, moments = kept
     dy, dmean, dvar = grads
     w, grouped, dy_grouped = kernel.astype(jnp.float32), _grouped(x, groups), _grouped(dy, groups)
-    size = math.prod(grouped.shape[1:4])
-    inverse = jax.lax.rsqrt(var + epsilon)
-    factor = inverse * scale.astype(jnp.float32)
-    sum_dy = dy_grouped.astype(jnp.float32).sum(axis=(1, 2, 3))
-    sums = _sums("gnhwa,gnhwb->gab", grouped, dy_grouped)
-    sum_product = (sums * w).sum(axis=1) - mean * sum_dy  # Σ dy · (z − mean)
-
-    # y depends on z and on the moments of z, which depend on the moments of x.
-    dvar = dvar - factor * jnp.square(inverse) * sum_product / 2
-    dmean = dmean - factor * sum_dy
-    dw = sums * factor[:, None] + center[:, :, None] * dmean[:, None]
-    dw += 2 * jnp.matmul(covariance, w, precision=_EXACT) * dvar[:, None]
-    slope = jnp.matmul(w * dvar[:, None] * (2 / size), w.T, precision=_EXACT)  # [g, a, a]
-    offset = jnp.matmul(dmean / size, w.T, precision=_EXACT)
-    offset -= jnp.einsum("ga,gab->gb", center, slope, precision=_EXACT)
-    of_moments = _sums("gnhwa,gab->gnhwb", grouped, slope.astype(x.dtype))
-    of_moments = of_moments.reshape(x.shape) + _by_map(offset, x)
-    of_z = _sums("nhwb,ab->nhwa", (dy * _by_map(factor, x)).astype(x.dtype), kernel)
+    found = gradients(
+        moments,
+        w,
+        scale,
+        epsilon,
+        size=math.prod(grouped.shape[1:4]),
+        sums=_sums("gnhwa,gnhwb->gab", grouped, dy_grouped),
+        sum_dy=dy_grouped.astype(jnp.float32).sum(axis=(1, 2, 3)),
+        dmean=dmean,
+        dvar=dvar,
+    )
+    of_moments = _sums("gnhwa,gab->gnhwb", grouped, found.slope.astype(x.dtype))
+    of_moments = of_moments.reshape(x.shape) + _by_map(found.offset, x)
+    of_z = _sums("nhwb,ab->nhwa", (dy * _by_map(found.factor, x)).astype(x.dtype), kernel)
     return (
         (of_z + of_moments.astype(x.dtype)).astype(x.dtype),
-        dw.sum(axis=0).astype(kernel.dtype),
-        (sum_product * inverse).sum(axis=0).astype(scale.dtype),
-        sum_dy.sum(axis=0).astype(bias.dtype),
+        found.kernel.astype(kernel.dtype),
+        found.scale.astype(scale.dtype),
+        found.bias.astype(bias.dtype),
     )
 
 

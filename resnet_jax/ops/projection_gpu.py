@@ -10,15 +10,18 @@ own: the convolution is a product of batches of matrices, and the sum and the Re
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from resnet_jax.ops.conv import conv2d
 from resnet_jax.ops.derivatives import differentiable
-
-# Of the products that statistics come from; by default, GPUs round their operands to TF32.
-_EXACT = jax.lax.Precision.HIGHEST
+from resnet_jax.ops.projection_moments import (
+    EXACT,
+    Moments,
+    gradients,
+    product_moments,
+    scale_factor,
+)
 
 
 def convolve_normalised(
@@ -75,52 +78,49 @@ def _by_map(values: Float[Array, "g a"], x: Array) -> Array:
     return jnp.repeat(values, len(x) // len(values), axis=0)[:, None, None]
 
 
+_Kept = tuple[Array, Array, Array, Array, Moments]
+
+
 def _forward_and_kept(
     x: Array, kernel: Array, scale: Array, bias: Array, groups: int, epsilon: float
-) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+) -> tuple[tuple[Array, Array, Array], _Kept]:
     wide = jnp.promote_types(x.dtype, jnp.float32)
     w, size = kernel.astype(wide), x.size // x.shape[-1] // groups
     center = _total(x, groups) / size
     # Products of bfloat16 are exact in float32 anyway.
-    precision = None if x.dtype == jnp.bfloat16 else _EXACT
-    covariance = _sums(x, x, groups, precision) / size - center[:, :, None] * center[:, None]
-    mean = jnp.matmul(center, w, precision=_EXACT)
-    var = (w * jnp.matmul(covariance, w, precision=_EXACT)).sum(axis=1)
-    var = jnp.maximum(var, 0.0)
-    factor = scale.astype(wide) * jax.lax.rsqrt(var + epsilon)
+    precision = None if x.dtype == jnp.bfloat16 else EXACT
+    moments = product_moments(center, _sums(x, x, groups, precision) / size, w)
+    mean, var = moments.mean, moments.var
+    factor = scale_factor(var, scale, epsilon)
     y = _pointwise(x, w * factor[:, None]) + _by_map(bias.astype(wide) - mean * factor, x)
-    kept = (x, kernel, scale, bias, center, covariance, mean, var)
-    return (y, mean, var), kept
+    return (y, mean, var), (x, kernel, scale, bias, moments)
 
 
 def _backward(
-    groups: int, epsilon: float, kept: tuple[Array, ...], grads: tuple[Array, Array, Array]
+    groups: int, epsilon: float, kept: _Kept, grads: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array, Array]:
     """The gradients of `x`, `kernel`, `scale` and `bias`."""
-    x, kernel, scale, bias, center, covariance, mean, var = kept
+    x, kernel, scale, bias, moments = kept
     dy, dmean, dvar = grads
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    w, size = kernel.astype(wide), x.size // x.shape[-1] // groups
-    inverse = jax.lax.rsqrt(var + epsilon)
-    factor = inverse * scale.astype(wide)
-    sum_dy, sums = _total(dy, groups), _sums(x, dy, groups)
-    sum_product = (sums * w).sum(axis=1) - mean * sum_dy  # Σ dy · (z - mean)
-
-    # y depends on z itself and on its moments, and these depend on the moments of x.
-    dvar = dvar - factor * jnp.square(inverse) * sum_product / 2
-    dmean = dmean - factor * sum_dy
-    dw = sums * factor[:, None] + center[:, :, None] * dmean[:, None]
-    dw += 2 * jnp.matmul(covariance, w, precision=_EXACT) * dvar[:, None]
-    slope = jnp.matmul(w * dvar[:, None] * (2 / size), w.T, precision=_EXACT)  # [g, a, a]
-    offset = jnp.matmul(dmean / size, w.T, precision=_EXACT)
-    offset -= jnp.einsum("ga,gab->gb", center, slope, precision=_EXACT)
-    of_z = _pointwise(dy, (w * factor[:, None]).transpose(0, 2, 1))
-    dx = _pointwise(x, slope) + _by_map(offset, x) + of_z
+    w = kernel.astype(jnp.promote_types(x.dtype, jnp.float32))
+    found = gradients(
+        moments,
+        w,
+        scale,
+        epsilon,
+        size=x.size // x.shape[-1] // groups,
+        sums=_sums(x, dy, groups),
+        sum_dy=_total(dy, groups),
+        dmean=dmean,
+        dvar=dvar,
+    )
+    of_z = _pointwise(dy, (w * found.factor[:, None]).transpose(0, 2, 1))
+    dx = _pointwise(x, found.slope) + _by_map(found.offset, x) + of_z
     return (
         dx,
-        dw.sum(axis=0).astype(kernel.dtype),
-        (sum_product * inverse).sum(axis=0).astype(scale.dtype),
-        sum_dy.sum(axis=0).astype(bias.dtype),
+        found.kernel.astype(kernel.dtype),
+        found.scale.astype(scale.dtype),
+        found.bias.astype(bias.dtype),
     )
 
 

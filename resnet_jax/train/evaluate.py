@@ -42,9 +42,13 @@ def predict_logits(
     Args:
         apply: from variables and normalised images to logits.
         variables: its first argument.
-        images: of the shape that the network takes.
+        images: of the shape that the network takes; uint8, or float32 if normalised already.
         normalization: {"mean", "std"} in grey levels; None if `images` are normalised already.
         mirrored: return the mean of the logits of each image and of its mirror image.
+
+    Returns:
+        Logits of the type that `apply` returns: float32 of the networks of this package, whatever
+        their `dtype`. `apply` takes float32 images.
     """
     inputs = images if normalization is None else normalize(images, normalization)
     logits = apply(variables, inputs)

@@ -13,6 +13,7 @@ MAX_HEADER_BYTES = 2**22
 """Enough for 30,000 tensors; a ResNet-1202 has 7,200. Parsing JSON of this size takes 150 MB."""
 
 _MAX_NAME = 256
+_MAX_SHOWN = 3  # entries of a list in a message
 _MAX_RANK = 32
 _MAX_ARRAY_BYTES = 2**62  # NumPy counts bytes in 63 bits, without dimensions of size 0
 
@@ -49,6 +50,12 @@ def printable(text: str, *, longest: int = 160) -> str:
 def quoted(name: str) -> str:
     """An untrusted name, quoted and shortened for a message."""
     return repr(name if len(name) <= 80 else f"{name[:79]}…")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are, for a message."""
+    more = len(names) - _MAX_SHOWN
+    return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_name(name: str) -> None:

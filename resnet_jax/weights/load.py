@@ -14,16 +14,14 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.surgery import stack_units
 from resnet_jax.weights.architecture_note import check_architecture, is_ours, model_in
-from resnet_jax.weights.arrays import FormatError
+from resnet_jax.weights.arrays import FormatError, some
+from resnet_jax.weights.conv_biases import Modules, fold_biases, merged_norm, norm_after
 from resnet_jax.weights.files import read_file
-from resnet_jax.weights.folding import Modules, fold_biases, merged_norm, norm_after
 from resnet_jax.weights.hub import local_file
 from resnet_jax.weights.save import from_torch_array, torch_name
 from resnet_jax.weights.structure import Module, find_modules, is_counter
 
 _log = logging.getLogger(__name__)
-
-_MAX_SHOWN = 3  # entries of a list in a message
 
 
 def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, Any]:
@@ -32,8 +30,8 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
     A file of `save_weights` is read by its names, and the model is compared with the model fields
     in the file (architecture_note.py). Other names and layouts are recognised as structure.py
     describes; biases of convolutions and merged normalisations are folded into batch
-    normalisations (folding.py). Such a file doesn't tell everything: the model decides the position
-    of the stride in a bottleneck (v1 or v1.5), the kind of a shortcut without parameters,
+    normalisations (conv_biases.py). Such a file doesn't tell everything: the model decides the
+    position of the stride in a bottleneck (v1 or v1.5), the kind of a shortcut without parameters,
     `norm_epsilon` and the order of input channels.
 
     Args:
@@ -60,7 +58,7 @@ def load_weights(model: ResNet, weights: str | os.PathLike[str]) -> dict[str, An
         flat = {leaf: np.asarray(array, np.float32) for leaf, array in flat.items()}
     damaged = [leaf for leaf, array in flat.items() if not np.isfinite(array).all()]
     if damaged:
-        raise DataError(f"{path} has values that aren't finite, in {_some(damaged)}.")
+        raise DataError(f"{path} has values that aren't finite, in {some(damaged)}.")
     tree = traverse_util.unflatten_dict(flat, sep="/")
     return stack_units(tree) if model.scan else tree
 
@@ -128,12 +126,7 @@ class _Differences(NamedTuple):
             ("it also has", self.unexpected),
             ("of other shapes:", self.shapes),
         )
-        return "; ".join(f"{kind} {_some(names)}" for kind, names in kinds if names)
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _MAX_SHOWN
-    return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        return "; ".join(f"{kind} {some(names)}" for kind, names in kinds if names)
 
 
 def _read_by_name(
@@ -214,7 +207,7 @@ def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> di
             biases[module] = taken.pop("bias")
         modules[module] = {name: taken[name] for name in taken if name in wanted[module]}
         unexpected += [of_file.tensors[_KIND[name]] for name in taken if name not in wanted[module]]
-    _add_merged(modules, biases, wanted, epsilon=model.norm_epsilon)
+    _add_merged(modules, biases, wanted, model)
     arrays_of = {leaf: a for leaf in leaves if (a := _array(modules, leaf)) is not None}
     missing = [leaf for leaf in leaves if leaf not in arrays_of]
     shapes = _other_shapes(arrays_of, leaves)
@@ -226,10 +219,8 @@ def _recognise(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> di
     differences = _Differences(missing, unexpected, shapes)
     if any(differences):
         raise DataError(f"{file} doesn't fit the model: {differences}.{_hint(found, shapes)}")
-    unfolded = fold_biases(modules, biases)
-    if unfolded:
-        names = [found[path].tensors["bias"] for path in unfolded]
-        raise DataError(f"{file} doesn't fit the model: no normalisation can take {_some(names)}.")
+    names = {conv: found[conv].tensors["bias"] for conv in biases}
+    fold_biases(modules, biases, model, names=names, file=file)
     # Read again, because folding has changed some arrays.
     return {leaf: array for leaf in leaves if (array := _array(modules, leaf)) is not None}
 
@@ -266,15 +257,14 @@ def _add_merged(
     modules: Modules,
     biases: dict[str, np.ndarray],
     wanted: Mapping[str, set[str]],
-    *,
-    epsilon: float,
+    model: ResNet,
 ) -> None:
     """Add the normalisations that were merged into convolutions."""
     norms = {module for module, names in wanted.items() if "mean" in names}
     for conv in list(biases):
-        norm = norm_after(conv, norms)
+        norm = norm_after(conv, norms, model)
         if norm and norm not in modules:
-            modules[norm] = merged_norm(biases.pop(conv), epsilon=epsilon)
+            modules[norm] = merged_norm(biases.pop(conv), epsilon=model.norm_epsilon)
 
 
 def _hint(found: Mapping[str, Module], shapes: list[str]) -> str:

@@ -60,7 +60,7 @@ def _note(**changes):
         (_note(num_classes=10**12), "larger than the file"),
         (_note(branch="bottleneck", groups=10**6), "larger than the file"),
         (_note(stem="deep", deep_stem_widths=[10**6, 8]), "larger than the file"),
-        (_note(merge="coupled_gates", gate_kernel_size=10**6), "larger than the file"),
+        (_note(merge="coupled_gates", gate_kernel_size=10**6 + 1), "larger than the file"),
         (_note(shortcut="E" * 10**5), "model.shortcut is 'EEE"),
         (_note(shortcut=["A"]), "model.shortcut is"),
         (_note(norm="fixup", shortcut="none"), "model.norm is 'fixup'"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
+from resnet_jax.errors import ConfigError
 from resnet_jax.inference.grad_cam import grad_cam
 
 FIELDS = {"stage_sizes": (1, 1), "width": 4, "shortcut": "B"}
@@ -32,3 +33,10 @@ def test_maps_are_weighed_by_the_gradient(order):
     assert expected.max() > 0
     found = grad_cam(model, variables, images, classes)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_network_without_a_classifier_is_refused():
+    model = resnet_jax.create_model("resnet20", num_classes=0, **FIELDS)
+    variables = resnet_jax.init_variables(model, jax.random.key(1), (8, 8, 3))
+    with pytest.raises(ConfigError, match="model.num_classes is 0"):
+        grad_cam(model, variables, np.zeros((1, 8, 8, 3), np.float32), np.array([0]))

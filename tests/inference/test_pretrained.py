@@ -45,6 +45,17 @@ def test_the_file_predicts_as_the_run_does(kind, channels, tmp_path):
     np.testing.assert_allclose(mean, network.normalization["mean"], rtol=1e-6)
 
 
+def test_a_network_is_shown_in_a_line(tmp_path):
+    network = _network((8, 8, 3), "channel")
+    path = tmp_path / "weights.safetensors"
+    metadata = network.preprocessing().metadata()
+    resnet_jax.save_weights(path, network.model, network.variables, metadata=metadata)
+    count = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
+    assert repr(resnet_jax.pretrained(path)) == (
+        f"<PretrainedNetwork {path}: ResNet, {count:,} parameters, images of 8×8×3>"
+    )
+
+
 def test_a_file_without_preprocessing_is_refused(tmp_path):
     network = _network((8, 8, 3), "channel")
     path = tmp_path / "weights.safetensors"

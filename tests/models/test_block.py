@@ -277,6 +277,10 @@ def test_the_linear_rule_of_survival():
     [
         ({"groups": 2}, "model.groups is 2, which needs branch='bottleneck'"),
         ({"gate_bias": -6.0}, "gate_bias is -6.0, which needs a merge with gates"),
+        (
+            {"merge": "coupled_gates", "gate_kernel_size": 2},
+            "gate_kernel_size is 2; it must be odd",
+        ),
         ({"shortcut": "none", "merge": "coupled_gates"}, "which needs a shortcut"),
         ({"shortcut": "none", "norm": "fixup"}, "branches begin at zero; it needs a shortcut"),
         ({"norm": "fixup", "order": "preact"}, "defined for order='original'"),

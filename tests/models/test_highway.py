@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.presets import create_model, init_variables
 
 
@@ -37,3 +38,16 @@ def test_initial_values_of_highway19_are_the_released_ones(path, std, params):
 @pytest.fixture(scope="module")
 def params():
     return init_variables(create_model("highway19"), jax.random.key(0), (32, 32, 3))["params"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"merge": "add", "gate_bias": -3.0}, "gate_bias is -3.0, which needs a merge with gates"),
+        ({"carry_bias": 1.0}, "carry_bias is 1.0, which needs merge='independent_gates'"),
+        ({"shortcut": "none"}, "merge is 'coupled_gates', which needs a shortcut"),
+    ],
+)
+def test_a_field_without_effect_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        create_model("highway19", **fields)

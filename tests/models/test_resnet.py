@@ -236,7 +236,18 @@ def test_num_classes_0_takes_the_head_away_with_its_dropout():
     body = model.copy(num_classes=0)
     variables = resnet_jax.init_variables(body, jax.random.key(0), (32, 32, 3))
     assert "fc" not in variables["params"]
-    assert body.apply(variables, jnp.ones((1, 32, 32, 3))).shape == (1, 64)
+    images = jnp.ones((1, 32, 32, 3))
+    taps = body.apply(variables, images, method="features")
+    assert "logits" not in taps
+    pooled = body.apply(variables, images)
+    assert pooled.shape == (1, 64)
+    np.testing.assert_array_equal(pooled, taps["pooled"])
+
+
+@pytest.mark.parametrize("name", ["vgg11", "highway19", "alphagozero19"])
+def test_networks_that_cannot_do_without_a_head_refuse_num_classes_0(name):
+    with pytest.raises(ConfigError, match="model.num_classes is 0; it takes integers from 1 up"):
+        resnet_jax.create_model(name, num_classes=0)
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint8, np.array, jnp.int32])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import traverse_util
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -158,81 +157,6 @@ def test_names_of_a_saved_file_are_torchvisions(tmp_path):
     assert set(saved) == set(expected)
     for name, array in saved.items():
         np.testing.assert_array_equal(array, expected[name])
-
-
-def _logits_with_biases(model, variables, biases):
-    """The logits of the network if its convolutions had these biases."""
-
-    def add(call, args, kwargs, context):
-        outcome = call(*args, **kwargs)
-        path = "/".join(context.module.path)
-        if context.method_name == "__call__" and path in biases:
-            outcome = outcome + biases[path]
-        return outcome
-
-    with nn.intercept_methods(add):
-        return model.apply(variables, IMAGES)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        BASIC,
-        BOTTLENECK | {"stem": "deep", "stem_pool": "conv", "shortcut": "D"},
-        WIDE,
-        WIDE | {"stage_sizes": (2, 2), "shortcut": "A"},
-        WIDE | {"branch": "bottleneck", "shortcut": "C"},
-    ],
-    ids=["basic", "deep", "preact", "preact_a", "preact_c"],
-)
-def test_biases_of_convolutions_become_part_of_the_normalisations(fields, tmp_path):
-    """Keras' ResNets have such biases; in some wide ResNets they add up along the shortcuts."""
-    model = resnet_jax.ResNet(**fields)
-    values = _random(model)
-    rng = np.random.default_rng(2)
-    biases = {
-        path.removeprefix("params/").removesuffix("/kernel"): rng.normal(size=leaf.shape[-1])
-        for path, leaf in values.items()
-        if path.endswith("kernel") and "/fc/" not in path
-    }
-    arrays = _published(values, publishers.torchvision)
-    for path, bias in biases.items():
-        name = publishers.torchvision(f"params/{path}/bias")
-        arrays[name] = bias.astype(np.float32)
-    expected = _logits_with_biases(model, traverse_util.unflatten_dict(values, sep="/"), biases)
-    logits = model.apply(_load(model, arrays, tmp_path), IMAGES)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-
-
-def test_normalisations_merged_into_convolutions_are_undone(tmp_path):
-    model = resnet_jax.ResNet(**BOTTLENECK)
-    values = _random(model)
-    arrays = {}
-    for path, kernel in values.items():
-        if not path.endswith("kernel"):
-            continue
-        module = path.split("/", 1)[1].removesuffix("/kernel")
-        name = publishers.torchvision(path)
-        if module == "fc":
-            arrays[name] = kernel.T.copy()
-            arrays["fc.bias"] = values["params/fc/bias"]
-            continue
-        norm = module.replace("conv", "bn")
-        scale = values[f"params/{norm}/scale"] / np.sqrt(values[f"batch_stats/{norm}/var"] + 1e-5)
-        arrays[name] = np.ascontiguousarray((kernel * scale).transpose(3, 2, 0, 1))
-        shift = values[f"params/{norm}/bias"] - values[f"batch_stats/{norm}/mean"] * scale
-        arrays[name.replace("weight", "bias")] = shift
-    expected = model.apply(traverse_util.unflatten_dict(values, sep="/"), IMAGES)
-    logits = model.apply(_load(model, arrays, tmp_path), IMAGES)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-
-
-def test_a_bias_that_no_normalisation_can_take_is_refused(tmp_path):
-    model = resnet_jax.ResNet(**BIT)
-    arrays = _published(_random(model), publishers.torchvision)
-    arrays["layer1.0.conv3.bias"] = np.ones(128, np.float32)
-    with pytest.raises(DataError, match=r"no normalisation can take layer1\.0\.conv3\.bias"):
-        _load(model, arrays, tmp_path)
 
 
 def test_without_a_classifier_the_files_is_left_out(tmp_path):

@@ -25,7 +25,7 @@ from resnet_jax.models.surgery import unstack_units
 from resnet_jax.ops.batch_norm import maps_of
 from resnet_jax.train.losses import LOSSES
 
-Network = ResNet | HighwayNet
+Diagnosed = ResNet | HighwayNet
 
 _WITHOUT: dict[str, Any] = {
     "scan": False,
@@ -58,14 +58,14 @@ class Pass(NamedTuple):
     updates: Any
 
 
-def probe_twin(model: Network) -> Network:
+def probe_twin(model: Diagnosed) -> Diagnosed:
     """Return the network with its blocks unrolled and without dropout."""
     known = {field.name for field in dataclasses.fields(model)}
     return model.copy(**{k: v for k, v in _WITHOUT.items() if k in known})
 
 
 def take_pass(
-    model: Network,
+    model: Diagnosed,
     variables: Any,
     inputs: Float[Array, "n h w c"],
     labels: Int[Array, " n"],

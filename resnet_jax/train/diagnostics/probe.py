@@ -16,7 +16,7 @@ from resnet_jax.models.surgery import unstack_units
 from resnet_jax.train.diagnostics.curvature import extreme_eigenvalues
 from resnet_jax.train.diagnostics.measures import (
     MEASURES,
-    Network,
+    Diagnosed,
     probe_twin,
     similarities,
     take_pass,
@@ -59,7 +59,7 @@ class Probe:
         Raises:
             ConfigError: the network is of a kind without diagnostics.
         """
-        if not isinstance(model, Network):
+        if not isinstance(model, Diagnosed):
             raise ConfigError(
                 f"diagnostics are of ResNets and highway networks, not of a {type(model).__name__};"
                 " set diagnostics.every to 0."
