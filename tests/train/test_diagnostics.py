@@ -88,7 +88,11 @@ def test_norms_and_updates_are_those_of_the_step(probe):
         (
             "highway19",
             {"stage_sizes": (1, 1), "stage_widths": (4, 4), "last_width": 4},
-            {"stem": ["conv1"], "stage1": ["layer1_0"], "stage2": ["conv2", "layer2_0", "conv_last"]},
+            {
+                "stem": ["conv1"],
+                "stage1": ["layer1_0"],
+                "stage2": ["conv2", "layer2_0", "conv_last"],
+            },
         ),
     ],
 )

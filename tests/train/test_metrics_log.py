@@ -137,7 +137,7 @@ def test_the_limit_of_skipped_steps_is_named_with_the_count(tmp_path):
     orders = [IndexSampler(seed=0, num_examples=64, batch_size=32)]
     record = NonfiniteRecord(epath.Path(tmp_path), orders, limit=1, count=0)
     record.add(1, "a step was skipped")
-    with pytest.raises(NumericalError, match=r"skipped: 2 of at most 1 \(nonfinite\.limit\)\. What"):
+    with pytest.raises(NumericalError, match=r"skipped: 2 of at most 1 \(nonfinite\.limit\)\."):
         record.add(1, "a step was skipped")
 
 
