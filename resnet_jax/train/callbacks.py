@@ -9,7 +9,6 @@ from typing import Any, Literal
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.errors import CallbackError, PeerError, UsageError
 from resnet_jax.parallel.job.agreement import all_gather_object
 from resnet_jax.train.clock import Clock
@@ -17,6 +16,7 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
+from resnet_jax.utils.messages import first_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,9 +28,7 @@ def installation(tmp_path, monkeypatch):
 def test_a_missing_or_damaged_file_is_named_with_what_to_do(installation, content):
     if content is not None:
         (installation / "digits.csv.gz").write_bytes(content)
-    expected = (
-        r"sklearn/datasets/data/digits\.csv\.gz is missing or damaged; reinstall"
-    )
+    expected = r"sklearn/datasets/data/digits\.csv\.gz is missing or damaged; reinstall"
     with pytest.raises(DataError, match=expected):
         _ = Digits().lengths
 
