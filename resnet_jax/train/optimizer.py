@@ -194,9 +194,9 @@ def register_optimizer(
 
     Integers of the optimiser's state that are named "count", "step_count" or "step", as in the
     states of optax, are step counts: they go on at a step that is skipped, and after a rollback
-    they are set to the step of the run (`config.nonfinite`). Give other names to other integers. To
-    accumulate gradients use `config.accumulate`: inside of `optax.MultiSteps` the step counts are
-    of updates, so that a rollback moves their schedule.
+    they are set to the step of the run (`config.nonfinite`). Give other integers other names. To
+    accumulate gradients, use `config.accumulate`: the step counts inside `optax.MultiSteps` count
+    updates, and a rollback would set them to the step of the run.
 
     Args:
         name: an identifier.
