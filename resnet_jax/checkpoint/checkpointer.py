@@ -15,7 +15,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import describe, first_line, is_corruption
+from resnet_jax.checkpoint.corruption import describe, is_corruption, short_reason
 from resnet_jax.checkpoint.integrity import checksums, different, named_leaves, read_back, sealed
 from resnet_jax.checkpoint.reader import CheckpointReader, State
 from resnet_jax.checkpoint.retention import Manager, manager_options, sparse_steps
@@ -160,7 +160,7 @@ class Checkpointer:
                 cause = error.__cause__ or error
                 if not is_corruption(cause):
                     raise
-                self._set_aside(step, first_line(cause))
+                self._set_aside(step, short_reason(cause))
                 skipped = True
                 continue
             self._verified.add(step)
@@ -241,7 +241,7 @@ class Checkpointer:
             yield
         except Exception as error:  # of Orbax, TensorStore and file systems
             own = error
-        failures = all_gather_object(first_line(own) if own else None)
+        failures = all_gather_object(short_reason(own) if own else None)
         reasons = [reason for reason in failures if reason]
         if not reasons:
             return

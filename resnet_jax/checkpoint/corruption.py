@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from resnet_jax.parallel.job.agreement import all_gather_object
+from resnet_jax.utils.messages import first_line
 
 _MAX_REASON = 160  # characters; TensorStore's errors contain its whole configuration
 
@@ -60,12 +61,11 @@ def is_corruption(error: BaseException) -> bool:
     return isinstance(error, ValueError | LookupError | TypeError | AttributeError | EOFError)
 
 
-def first_line(error: BaseException) -> str:
-    """An error message of one line and limited length."""
+def short_reason(error: BaseException) -> str:
+    """The cause of an error of TensorStore or Orbax: the system's error, or the first line."""
     if found := _OS_ERROR.search(str(error)):
         return os.strerror(int(found[1]))
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return line if len(line) <= _MAX_REASON else line[:_MAX_REASON] + " …"
+    return first_line(error, limit=_MAX_REASON)
 
 
 def describe(names: Sequence[str]) -> str:
@@ -86,7 +86,7 @@ def fail_together() -> Iterator[None]:
         yield
     except Exception as error:
         own = error
-    failures = all_gather_object(None if own is None else [is_corruption(own), first_line(own)])
+    failures = all_gather_object(None if own is None else [is_corruption(own), short_reason(own)])
     if own and len(failures) == 1:
         raise own
     if failed := [failure for failure in failures if failure]:

@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import CorruptionError, describe, fail_together, first_line
+from resnet_jax.checkpoint.corruption import CorruptionError, describe, fail_together, short_reason
 from resnet_jax.checkpoint.integrity import (
     check_run,
     check_step,
@@ -184,7 +184,7 @@ class CheckpointReader:
             if is_missing(folder):
                 raise DataError(f"There is no checkpoint {folder}; there are: {others}.") from error
             raise DataError(
-                f"The checkpoint of step {step} can't be restored ({first_line(error)}). Move"
+                f"The checkpoint of step {step} can't be restored ({short_reason(error)}). Move"
                 f" {folder} away to use another one; there are: {others}."
             ) from error
 

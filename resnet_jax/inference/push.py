@@ -35,8 +35,8 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.records import recorded_scores
 from resnet_jax.utils.paths import as_path, bucket_errors
 from resnet_jax.weights.architecture_note import architecture_note
-from resnet_jax.weights.hub import CONFIG, WEIGHTS
-from resnet_jax.weights.hub_upload import check_repo, hub_client
+from resnet_jax.weights.hub import CONFIG, WEIGHTS, hub_client
+from resnet_jax.weights.hub_upload import check_repo
 from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.save import save_weights
 

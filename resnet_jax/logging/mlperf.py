@@ -2,7 +2,13 @@
 
 One JSON object per line after ":::MLLOG", with the keys of mlcommons/logging for ResNet:
 intervals of initialisation, of the run, and of each evaluation; accuracies; the hyper-parameters
-that its rules ask for. A run reached the target when an evaluation on the validation split did.
+that its rules ask for. A run reached the target when an evaluation on the validation split did. Of
+a run without validation scores, the scores on the test split count instead.
+
+Records have the time at which they were written. So the start of the run is computed: the time of
+the first training record, less its examples / img_per_s. The speed is without pauses, such as an
+evaluation, so the start may be too late where a pause came before the first record. The start is
+never after the first score.
 """
 
 import json
@@ -39,7 +45,7 @@ def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
     if config.seeds:
         raise ConfigError(f"{workdir} is of several seeds; MLPerf's log is of a run with one.")
     records = read_metrics(workdir / METRICS)
-    scores = [r for r in records if r["split"] != "train" and r.get("weights") == "raw"]
+    scores = _scores(records, "validation") or _scores(records, "test")
     if not scores or "wall_s" not in scores[0]:
         raise DataError(f"{workdir / METRICS} has no scores with their times yet.")
     began_ms = round(1000 * (modified_s(workdir / CONFIG) or 0.0))
@@ -57,6 +63,37 @@ def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
     return lines
 
 
+def _scores(records: list[dict[str, Any]], split: str) -> list[dict[str, Any]]:
+    """Return the records of evaluations of the parameters themselves on a split."""
+    return [r for r in records if r["split"] == split and r.get("weights") == "raw"]
+
+
+def _run_start_s(config: Any, records: list[dict[str, Any]], scores: list[dict[str, Any]]) -> float:
+    """Return the second at which training began, as the module's docstring says."""
+    first_score_s = scores[0]["wall_s"]
+    first = next((r for r in records if r["split"] == "train" and "wall_s" in r), None)
+    if first is None:
+        return first_score_s
+    speed = first["img_per_s"]
+    trained_s = first["step"] * config.batch_size / speed if speed > 0 else 0.0
+    return min(max(0.0, first["wall_s"] - trained_s), first_score_s)
+
+
+def _warmup_epochs(config: Any, records: list[dict[str, Any]]) -> float | None:
+    """Return the length of the warm-up in epochs.
+
+    The examples of an epoch follow from the step and the epoch of the last record. None if the
+    warm-up is in examples, and no record has a whole ten-thousandth of an epoch.
+    """
+    warmup = config.schedule.warmup
+    if config.duration_unit == "epochs" or not warmup:
+        return float(warmup)
+    last = max(records, key=lambda r: r["step"])
+    if not last["step"] or not last["epoch"]:
+        return None
+    return round(warmup * last["epoch"] / (last["step"] * config.batch_size), 4)
+
+
 _Event = tuple[str, float, str, Any, dict[str, Any]]
 
 
@@ -65,7 +102,7 @@ def _events(
 ) -> Iterator[_Event]:
     """Yield (type, second, key, value, metadata) of each event."""
     batch, schedule = config.batch_size, config.schedule
-    first = next((r["wall_s"] for r in records if r["split"] == "train"), scores[0]["wall_s"])
+    first = _run_start_s(config, records, scores)
     point, begin, end = "POINT_IN_TIME", "INTERVAL_START", "INTERVAL_END"
     yield begin, 0.0, "init_start", None, {}
     for key, value in (
@@ -75,7 +112,7 @@ def _events(
         ("gradient_accumulation_steps", config.accumulate),
         ("opt_name", config.optimizer.name),
         ("opt_base_learning_rate", schedule.base_lr * batch / schedule.reference_batch),
-        ("opt_learning_rate_warmup_epochs", schedule.warmup),
+        ("opt_learning_rate_warmup_epochs", _warmup_epochs(config, records)),
         ("opt_weight_decay", config.optimizer.weight_decay),
         ("eval_samples", int(scores[0]["examples"])),
     ):

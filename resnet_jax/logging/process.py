@@ -12,12 +12,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.lock import LOCK
 from resnet_jax.checkpoint.lock_file import read_lock
 from resnet_jax.checkpoint.workdir import PROCESS, SUMMARY, write_atomically
 from resnet_jax.errors import ResnetJaxError, StoppedEarly
 from resnet_jax.parallel.job.agreement import is_main
+from resnet_jax.utils.messages import first_line
 from resnet_jax.utils.paths import bucket_errors
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
-from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.workdir import METRICS
 from resnet_jax.errors import StoppedEarly
+from resnet_jax.utils.messages import first_line
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.errors import CallbackError, PeerError, UsageError
 from resnet_jax.parallel.job.agreement import all_gather_object
 from resnet_jax.train.clock import Clock
@@ -17,6 +16,7 @@ from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.watchdog import Watchdog
+from resnet_jax.utils.messages import first_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +51,11 @@ class RunView:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """The last record of metrics.jsonl: in `on_log` the training record of this step."""
+        """The last record of metrics.jsonl; {} before the first.
+
+        In `on_log` this is the training record of this step. There is no such record if all steps
+        of a seed since the last log point were skipped (`nonfinite.policy="skip"`).
+        """
         return types.MappingProxyType(self._history[-1]) if self._history else {}
 
     @property
@@ -78,7 +82,12 @@ class Callback:
     """
 
     def on_log(self, run: RunView) -> None:
-        """Called at each log point, after the training record of this step."""
+        """Called at each log point, after the training record of this step.
+
+        `RunView.record` says when there is no such record. After a rollback
+        (`nonfinite.policy="rollback"`) this hook may be called a second time for the same step,
+        then with the restored state.
+        """
 
     def on_evaluate(self, run: RunView) -> None:
         """Called after each evaluation of the validation split, with `run.scores`."""
@@ -91,7 +100,11 @@ class Callback:
         """
 
     def on_end(self, run: RunView) -> None:
-        """Called once, when the run is on record or has stopped; not when it ends by an error."""
+        """Called once, after summary.json is written or the run has stopped.
+
+        It isn't called when the run ends by an error, nor when `fit` returns a run that had
+        finished before.
+        """
 
 
 Hook = Literal["on_log", "on_evaluate", "on_checkpoint", "on_end"]

@@ -45,9 +45,14 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self, pending: Any, phase: Phase) -> Iterator[None]:
-        """Exclude what happens inside from the lap, once the `pending` arrays are computed."""
+        """Exclude what happens inside from the lap, once the `pending` arrays are computed.
+
+        It is excluded also if it ends by an exception: a run may go back to a checkpoint.
+        """
         jax.block_until_ready(pending)
         began = time.monotonic()
-        with self.account.phase(phase):
-            yield
-        self._lap_started += time.monotonic() - began
+        try:
+            with self.account.phase(phase):
+                yield
+        finally:
+            self._lap_started += time.monotonic() - began

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import jax
 from etils import epath
 
-from resnet_jax.checkpoint.corruption import first_line
 from resnet_jax.checkpoint.stop import FailureAction
 from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
+from resnet_jax.utils.messages import first_line
 
 
 @contextlib.contextmanager

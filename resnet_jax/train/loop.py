@@ -156,7 +156,7 @@ def train_loop(
                 break
             except NonfiniteError as found:
                 watchdog.now("restoring")
-                with clock.account.phase("restore"):
+                with clock.paused(state, "restore"):
                     state, last = recovery.roll_back(found, step), True
     return state, step
 

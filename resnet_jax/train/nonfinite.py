@@ -101,7 +101,7 @@ class NonfiniteRecord:
         _log.warning("%s (%d of at most %d); see %s", what, self.count, self._limit, self._path)
         if self.count > self._limit:
             raise NumericalError(
-                f"{what}, the {self.count}th of at most {self._limit} (nonfinite.limit). What was"
+                f"{what}: {self.count} of at most {self._limit} (nonfinite.limit). What was"
                 f" saved is finite; the examples are in {self._path}. A lower schedule.base_lr, a"
                 " schedule.warmup or optimizer.clip_norm usually helps."
             )

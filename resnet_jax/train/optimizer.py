@@ -192,6 +192,12 @@ def register_optimizer(
 ) -> None:
     """Add an optimiser, for `config.optimizer.name`.
 
+    Integers of the optimiser's state that are named "count", "step_count" or "step", as in the
+    states of optax, are step counts: they go on at a step that is skipped, and after a rollback
+    they are set to the step of the run (`config.nonfinite`). Give other integers other names. To
+    accumulate gradients, use `config.accumulate`: the step counts inside `optax.MultiSteps` count
+    updates, and a rollback would set them to the step of the run.
+
     Args:
         name: an identifier.
         make: called with the fields of `config.optimizer` and the learning rate by step; returns

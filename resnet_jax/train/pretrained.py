@@ -32,7 +32,7 @@ class Pretrained:
         path, sha256: path and SHA-256 of the file.
         variables: {"params", "batch_stats"}; without the classifier if the run has a new one.
         mean, std: mean and standard deviation per channel, in 0…1, that the network was trained
-            with; () if the file doesn't say.
+            with; () if the file doesn't say, or if the run subtracts a mean image.
     """
 
     path: str
@@ -50,6 +50,8 @@ class Pretrained:
         head = f"a new classifier of {num_classes} classes" if config.new_head else "its classifier"
         if config.data.mean:
             normalised = "as data.mean and data.std say"
+        elif config.data.normalize == "pixel_mean":
+            normalised = "by their own mean image and deviation"
         elif len(self.mean):
             normalised = "as it says"
         else:
@@ -119,13 +121,17 @@ def read_pretrained(
     check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     mean, std = (notes.mean, notes.std) if notes else ((), ())
-    if notes and notes.mean_image and config.data.normalize == "pixel_mean":
+    if notes and notes.mean_image:
+        if config.data.normalize != "pixel_mean" and not config.data.mean:
+            raise ConfigError(
+                f"data.normalize is {config.data.normalize!r}, and {path} was trained with a mean"
+                " image; set it to 'pixel_mean', or choose data.mean and data.std."
+            )
         mean, std = (), ()  # the run subtracts the mean image of its own data
     if mean and config.data.normalize != "channel":
         raise ConfigError(
             f"data.normalize is {config.data.normalize!r}, but {path} names the mean and deviation"
-            " that its network was trained with; take them with"
-            f" {'pixel_mean' if notes and notes.mean_image else 'channel'!r}."
+            " that its network was trained with; take them with 'channel'."
         )
     theirs = tuple(notes.class_names or ()) if notes else ()
     if theirs and not config.new_head and theirs != tuple(class_names):

@@ -88,6 +88,7 @@ class ProfiledSteps:
         self._run_steps, self._clock, self._watchdog = run_steps, clock, watchdog
         self._steps = steps if is_main() else None
         self._target = workdir / TENSORBOARD
+        self._folder = Path()  # of the trace on this host, once tracing has begun
         self._tracing = contextlib.ExitStack()
         self._is_tracing = False
         self._newest: TrainState | None = None  # after a traced dispatch

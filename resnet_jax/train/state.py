@@ -14,6 +14,9 @@ from resnet_jax.models.presets import init_variables
 from resnet_jax.parallel.mesh import put_global
 from resnet_jax.train.metrics import TrainMetrics
 
+STEP_COUNTS = frozenset({"count", "step_count", "step"})
+"""Names of the fields that count steps in the states of optax's transformations."""
+
 
 class TrainState(struct.PyTreeNode):
     """The state of training.
@@ -40,15 +43,19 @@ class TrainState(struct.PyTreeNode):
     normalization: dict[str, jax.Array]
 
     def moved_to(self, step: int) -> "TrainState":
-        """Return the state with all step counts set to `step`, for the data and the schedule."""
+        """Return the state with all step counts set to `step`, for the data and the schedule.
+
+        Other integers of the optimiser's state keep their values; see `is_step_count`.
+        """
 
         def at_step(leaf: jax.Array) -> jax.Array:
             return put_global(np.full(leaf.shape, step, leaf.dtype), leaf.sharding)
 
         return self.replace(
             step=at_step(self.step),
-            opt_state=jax.tree.map(
-                lambda leaf: at_step(leaf) if counts(leaf) else leaf, self.opt_state
+            opt_state=jax.tree_util.tree_map_with_path(
+                lambda path, leaf: at_step(leaf) if is_step_count(path, leaf) else leaf,
+                self.opt_state,
             ),
         )
 
@@ -59,9 +66,19 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def counts(leaf: jax.Array) -> bool:
-    """Return whether an array of an optimiser's state is a step count."""
-    return jnp.issubdtype(leaf.dtype, jnp.integer)
+def is_step_count(path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Return whether an array of an optimiser's state is a step count.
+
+    It is an integer whose field or key is in `STEP_COUNTS`. Other integers count something else,
+    such as the updates in a row that `optax.apply_if_finite` has left out.
+
+    Args:
+        path: of the array in the state, as of `jax.tree_util.tree_map_with_path`.
+        leaf: the array.
+    """
+    last = path[-1] if path else None
+    name = getattr(last, "name", getattr(last, "key", None))  # of a field, or of a dictionary
+    return name in STEP_COUNTS and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def init_state(

@@ -20,7 +20,7 @@ from resnet_jax.train.losses import LossConfig
 from resnet_jax.train.metrics import training_sums
 from resnet_jax.train.param_groups import in_head
 from resnet_jax.train.sam import SamConfig, sharpness_aware
-from resnet_jax.train.state import TrainState, counts
+from resnet_jax.train.state import TrainState, is_step_count
 
 TeacherApply = Callable[[Float[Array, "n h w c"]], Float[Array, "n k"]]
 """The network to distil from: normalised images → logits."""
@@ -152,10 +152,15 @@ def batch_gradients(
     zero = Gradients(state.params, None, state.meter.loss, state.meter.sums)
     zero = jax.tree.map(jnp.zeros_like, zero)
     sums, running = jax.lax.scan(add, zero, (batch, jnp.arange(micro_batches)))
-    return sums._replace(
-        params=jax.tree.map(lambda total: total / micro_batches, sums.params),
-        batch_stats=merge_statistics(running, momentum=config.model.normalization().momentum),
+    normalization = config.model.normalization()
+    # The mean of equal floats may differ from them by rounding, so frozen statistics aren't merged.
+    stats = (
+        state.batch_stats
+        if normalization.frozen
+        else merge_statistics(running, momentum=normalization.momentum)
     )
+    params = jax.tree.map(lambda total: total / micro_batches, sums.params)
+    return sums._replace(params=params, batch_stats=stats)
 
 
 def shard_gradients(
@@ -302,6 +307,8 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
 
 def _select(finite: Bool[Array, ""], after: TrainState, before: TrainState) -> TrainState:
     """Return `after` where the step is finite, else `before`; optimiser step counts go on."""
-    return jax.tree.map(
-        lambda new, old: new if counts(new) else jnp.where(finite, new, old), after, before
-    )
+
+    def select(path: tuple[Any, ...], new: jax.Array, old: jax.Array) -> jax.Array:
+        return new if is_step_count(path, new) else jnp.where(finite, new, old)
+
+    return jax.tree_util.tree_map_with_path(select, after, before)

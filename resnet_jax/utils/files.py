@@ -76,15 +76,24 @@ def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
         os.close(folder)
 
 
+class NotRegularFileError(OSError):
+    """A path is that of a pipe or a device, or of a symbolic link where none may be."""
+
+
 @contextlib.contextmanager
-def open_regular_file(path: Path) -> Iterator[IO[bytes]]:
+def open_regular_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file to read it, without waiting for the writer of a pipe.
 
+    Whether the file is a regular one is checked after it is opened: a path that was checked before
+    may be that of another file by then.
+
     Raises:
-        OSError: the file can't be opened, or `path` is a pipe, a device or a folder.
+        IsADirectoryError: `path` is a folder.
+        NotRegularFileError: `path` is a pipe or a device.
+        OSError: the file can't be opened.
     """
     with open(path, "rb", opener=_open_nonblocking) as file:
-        _check_regular(path, os.fstat(file.fileno()).st_mode)
+        _check_regular(Path(path), os.fstat(file.fileno()).st_mode)
         yield file
 
 
@@ -99,7 +108,7 @@ def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = "a symbolic link" if stat.S_ISLNK(mode) else "a pipe or a device"
         reason = f"{path.name} is {kind}, not a regular file"
-        raise OSError(errno.EINVAL, reason, os.fspath(path))
+        raise NotRegularFileError(errno.EINVAL, reason, os.fspath(path))
 
 
 def ensure_open_files(count: int, *, what: str) -> None:

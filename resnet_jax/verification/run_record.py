@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import find_corruption
-from resnet_jax.checkpoint.corruption import first_line
+from resnet_jax.checkpoint.corruption import short_reason
 from resnet_jax.checkpoint.lock import LOCK, holder_of
 from resnet_jax.checkpoint.reader import CheckpointReader, is_missing
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, METRICS, SUMMARY
@@ -75,7 +75,7 @@ def read_run(workdir: epath.Path) -> RunRecord:
                 manifest = reader.manifest(step)
                 reason = find_corruption(reader.manager, folder, manifest["checksums"])
             except DataError as error:
-                reason = first_line(error.__cause__ or error)
+                reason = short_reason(error.__cause__ or error)
             if reason is None:
                 raise DataError(f"The checkpoint {folder} can't be read.")
             if not reason:

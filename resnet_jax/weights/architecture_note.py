@@ -7,7 +7,7 @@ changes is declared with the field (`resnet_jax.models.fields`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from resnet_jax.models.fields import changes
 from resnet_jax.models.network import Network
 from resnet_jax.models.presets import PRESETS, model_fields, model_values
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.utils.json_objects import unique_keys
 from resnet_jax.weights.arrays import printable, quoted
 
 _KEY = "resnet_jax.model"
@@ -184,19 +185,12 @@ def _check_sizes(model: ResNet, arrays: Mapping[str, np.ndarray], file: str) -> 
 
 def _parse(text: str, file: str) -> dict[str, Any]:
     try:
-        note = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        note = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         note = None
     if not isinstance(note, dict):
         raise _damaged(file)
     return note
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no key appears twice."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError
-    return dict(pairs)
 
 
 def _no_constant(_: str) -> None:

@@ -7,14 +7,13 @@ parsed: with a memory map, a file that is truncated meanwhile would crash the pr
 import os
 import pickletools
 import shlex
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.utils.files import replace_file
+from resnet_jax.utils.files import NotRegularFileError, open_regular_file, replace_file
 from resnet_jax.weights import npz_format, safetensors_format
 from resnet_jax.weights.arrays import MAX_FILE_BYTES, FormatError
 
@@ -127,12 +126,8 @@ def write_weights(
 def _read(path: str | os.PathLike[str]) -> bytes:
     name = os.fspath(path)
     try:
-        # Without O_NONBLOCK, opening a named pipe would block.
-        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            before = os.fstat(descriptor)
-            if not stat.S_ISREG(before.st_mode):
-                raise DataError(f"{name} isn't a file of weights but a folder or a device.")
+        with open_regular_file(name) as file:
+            before = os.fstat(file.fileno())
             if before.st_size > MAX_FILE_BYTES:
                 raise DataError(
                     f"{name} has {before.st_size:,} bytes, more than weights have (at most"
@@ -140,7 +135,9 @@ def _read(path: str | os.PathLike[str]) -> bytes:
                 )
             # One byte more, to notice a file that grows meanwhile.
             data = file.read(before.st_size + 1)
-            after = os.fstat(descriptor)
+            after = os.fstat(file.fileno())
+    except NotRegularFileError:
+        raise DataError(f"{name} is a pipe or a device, not a file of weights.") from None
     except OSError as error:
         raise DataError(f"{name} can't be read: {error.strerror or error}.") from None
     except MemoryError:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
 from resnet_jax.utils.distribution import install_hint
@@ -87,25 +88,38 @@ def _is_file(name: str) -> bool:
     return is_there or name.lower().endswith(_FILES)
 
 
-def _download(reference: str, model: str, revision: str) -> str:
+def hub_client(purpose: str) -> Any:
+    """The client of the Hub, the package huggingface_hub.
+
+    Args:
+        purpose: what it is needed for, the beginning of a message.
+
+    Raises:
+        ConfigError: the extra [hub] isn't installed.
+    """
     try:
         import huggingface_hub  # noqa: PLC0415 - an extra
-        from huggingface_hub import errors  # noqa: PLC0415
+        import huggingface_hub.errors  # noqa: PLC0415 - a module that isn't imported with it
     except ImportError:
         raise ConfigError(
-            f"{reference} isn't a file here, and to take it from the Hub needs its client:"
-            f" {install_hint('hub')}."
+            f"{purpose} needs the client of the Hub: {install_hint('hub')}."
         ) from None
+    return huggingface_hub
+
+
+def _download(reference: str, model: str, revision: str) -> str:
+    client = hub_client(f"{reference} isn't a file here; taking it from the Hub")
+    errors = client.errors
 
     def fetch(file: str, commit: str) -> Path:
-        path = huggingface_hub.hf_hub_download(
+        path = client.hf_hub_download(
             *(model, file), revision=commit, etag_timeout=_CONNECT_S, library_name="resnet_jax"
         )
         return Path(path)
 
     def fetch_if_there(file: str, commit: str) -> Path | None:
-        known = huggingface_hub.try_to_load_from_cache(model, file, revision=commit)
-        if known is huggingface_hub.file_download._CACHED_NO_EXIST:
+        known = client.try_to_load_from_cache(model, file, revision=commit)
+        if known is client.file_download._CACHED_NO_EXIST:
             return None
         try:
             return fetch(file, commit)

@@ -1,28 +1,9 @@
 """Sending files to a model on the Hugging Face Hub."""
 
 from pathlib import Path
-from typing import Any
 
 from resnet_jax.errors import ConfigError, UsageError, WriteError
-from resnet_jax.utils.distribution import install_hint
-
-
-def hub_client(purpose: str) -> Any:
-    """The client of the Hub, the package huggingface_hub.
-
-    Args:
-        purpose: what it is needed for, the beginning of a message.
-
-    Raises:
-        ConfigError: the extra [hub] isn't installed.
-    """
-    try:
-        import huggingface_hub  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ConfigError(
-            f"{purpose} needs the client of the Hub: {install_hint('hub')}."
-        ) from None
-    return huggingface_hub
+from resnet_jax.weights.hub import hub_client
 
 
 def check_repo(repo: str) -> None:

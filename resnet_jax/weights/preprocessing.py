@@ -6,13 +6,13 @@ import math
 import os
 import re
 import reprlib
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.files import NotRegularFileError, open_regular_file
 from resnet_jax.weights.files import read_metadata
 from resnet_jax.weights.hub import CONFIG, PROCESSOR, local_file
 
@@ -166,12 +166,12 @@ def _get(fields: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
 def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if the file doesn't exist."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
-            raise DataError(f"{path} isn't a regular file.")
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             text = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         return {}
+    except (IsADirectoryError, NotRegularFileError):
+        raise DataError(f"{path} isn't a regular file.") from None
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}.") from None
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from resnet_jax.utils.json_objects import DuplicateKeyError, unique_keys
 from resnet_jax.weights.arrays import (
     BFLOAT16,
     DTYPES,
@@ -125,20 +126,12 @@ def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Ite
 def _header(text: bytes) -> dict[str, Any]:
     """Parse the header, which the library has found to be an object of objects."""
     try:
-        header = json.loads(text, object_pairs_hook=_unique)
+        header = json.loads(text, object_pairs_hook=unique_keys)
+    except DuplicateKeyError as error:
+        raise _damaged(f"its header has {quoted(error.key)} twice") from None
     except (ValueError, RecursionError) as error:  # of fields that the library skips
         raise _damaged(printable(f"its header isn't plain JSON ({error})")) from None
     return dict(header)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate keys."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _damaged(f"its header has {quoted(key)} twice")
-        found[key] = value
-    return found
 
 
 def _damaged(reason: str) -> FormatError:

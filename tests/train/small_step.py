@@ -24,15 +24,17 @@ class Small(Network):
 
     num_classes: int = CLASSES
     dropout: float = 0.0
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        x = BatchNorm(train=train, update_stats=train, name="bn1")(x)
+        live = train and not self.frozen
+        x = BatchNorm(train=live, update_stats=live, name="bn1")(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, name="fc")(x.reshape(len(x), -1))
 
     def normalization(self):
-        return Normalization("batch", BatchNorm.momentum)
+        return Normalization("batch", BatchNorm.momentum, self.frozen)
 
 
 MODEL = Small()
@@ -49,17 +51,22 @@ def make_batch(step, *, micro_batches=1, examples=8):
     )
 
 
-def run_steps(batches, *, devices=1, shards=0, **fields):
-    """The states before each of the steps and after the last, on the host."""
-    config = StepConfig(**{"model": MODEL, "optimizer": optax.sgd(RATE)} | fields)
-    state = init_state(
-        config.model,
-        config.optimizer,
+def initial_state(model=MODEL, optimizer=None, *, with_ema=False):
+    """The state before the first step."""
+    return init_state(
+        model,
+        optimizer or optax.sgd(RATE),
         seed=0,
         image_shape=(2, 2, 1),
         normalization={"mean": np.full(1, 127.5, np.float32), "std": np.full(1, 73.6, np.float32)},
-        with_ema=config.ema.decay > 0,
+        with_ema=with_ema,
     )
+
+
+def run_steps(batches, *, devices=1, shards=0, **fields):
+    """The states before each of the steps and after the last, on the host."""
+    config = StepConfig(**{"model": MODEL, "optimizer": optax.sgd(RATE)} | fields)
+    state = initial_state(config.model, config.optimizer, with_ema=config.ema.decay > 0)
     mesh = make_mesh(data=devices)
     fixed = FixedShards(shards, mesh) if shards else None
     step = functools.partial(train_step, config=config, mesh=mesh)

@@ -77,6 +77,34 @@ def test_norms_and_updates_are_those_of_the_step(probe):
     assert measures.updates(passed)["update_ratio/fc"] == pytest.approx(float(ratio), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "parts"),
+    [
+        (
+            "resnet20",
+            {"order": "preact", "stage_sizes": (1, 1), "width": 4, "stem_width": 4},
+            {"stage1": ["layer1_0"], "stage2": ["layer2_0", "bn_final"]},
+        ),
+        (
+            "highway19",
+            {"stage_sizes": (1, 1), "stage_widths": (4, 4), "last_width": 4},
+            {
+                "stem": ["conv1"],
+                "stage1": ["layer1_0"],
+                "stage2": ["conv2", "layer2_0", "conv_last"],
+            },
+        ),
+    ],
+)
+def test_modules_between_the_blocks_count_for_their_stage(name, fields, parts):
+    model = resnet_jax.create_model(name, **fields)
+    params = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 1))["params"]
+    found = measures.norms(measures.Pass(params, params, {}, {}, [], {}, params))
+    for part, modules in parts.items():
+        norm = float(optax.tree.norm([params[module] for module in modules]))
+        assert found[f"grad_norm/{part}"] == pytest.approx(norm, rel=1e-5)
+
+
 def test_signals_are_of_the_units(probe):
     model, variables = _network()
     found = measures.signal(_pass(model, variables, probe))

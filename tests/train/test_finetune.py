@@ -1,5 +1,6 @@
 """Runs that begin with the weights of a file: what is taken, what is trained, and how fast."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -10,7 +11,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.config.schema import default_config, set_field
-from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_image
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -133,6 +134,42 @@ def test_images_are_normalised_as_told_or_as_the_weights_are_used_to(config, not
     np.testing.assert_allclose(found["std"], expected[1], rtol=1e-6)
     said = {"config": "as data.mean and data.std say", "file": "as it says", "images": "names none"}
     assert experiment.pretrained.announce(config, 3).endswith(said[source])
+
+
+@pytest.fixture(scope="module")
+def of_mean_image(tmp_path_factory):
+    """A file of weights for three classes that were trained with a mean image."""
+    path = tmp_path_factory.mktemp("mean_image") / "three.safetensors"
+    variables = resnet_jax.init_variables(_model(3), jax.random.key(1), (8, 8, 3))
+    image = encode_mean_image(np.full((8, 8, 3), 127.0, np.float32))
+    notes = dataclasses.replace(NOTES, mean_image=image)
+    resnet_jax.save_weights(path, _model(3), variables, metadata=notes.metadata())
+    return path
+
+
+def test_weights_of_a_mean_image_are_not_normalised_by_channel_unless_it_is_chosen(
+    config, of_mean_image
+):
+    config.init_from = str(of_mean_image)
+    with pytest.raises(ConfigError, match="'channel', and .* a mean image; set it to 'pixel_mean'"):
+        _ = Experiment.make(config).pretrained
+    config.data.mean, config.data.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    experiment = Experiment.make(config)
+    found = experiment.initial_state().normalization
+    np.testing.assert_allclose(found["mean"], 255 * np.array(config.data.mean), rtol=1e-6)
+    assert experiment.pretrained.announce(config, 3).endswith("as data.mean and data.std say")
+
+
+def test_a_mean_image_is_that_of_the_run(config, of_mean_image, weights):
+    config.data.normalize = "pixel_mean"
+    for path in (of_mean_image, weights):
+        config.init_from = str(path)
+        experiment = Experiment.make(config)
+        found = experiment.initial_state().normalization
+        np.testing.assert_array_equal(found["mean"], experiment.normalization["mean"])
+        assert found["mean"].shape == (8, 8, 3)
+        line = experiment.pretrained.announce(config, 3)
+        assert line.endswith("normalised by their own mean image and deviation")
 
 
 # --- what is trained ------------------------------------------------------------------------------

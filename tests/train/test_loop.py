@@ -1,6 +1,7 @@
 """The training loop, driven with plain objects: no process, no compilation, no files."""
 
 import contextlib
+import time
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from resnet_jax.config.schema import default_config
 from resnet_jax.errors import NumericalError
 from resnet_jax.parallel.mesh import make_mesh
+from resnet_jax.train import clock as clock_module
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.loop import train_loop
 from resnet_jax.train.metrics import TrainMetrics
@@ -311,6 +313,33 @@ def test_a_run_that_goes_back_saves_at_once_and_trains_on(where, at, done):
     start = run.done.index(done[0])
     assert run.done[start : start + len(done)] == done
     assert (int(state.step), step) == (6, 6)
+
+
+def test_the_time_of_a_rollback_is_no_part_of_the_training_speed(monkeypatch):
+    late_s = [0.0]
+    monotonic = SimpleNamespace(monotonic=lambda: time.monotonic() + late_s[0])
+    monkeypatch.setattr(clock_module, "time", monotonic)
+    run, clock, laps = Run(), Clock(), []
+    run.spec.config.nonfinite.policy = "rollback"
+    run.not_finite = {"state": 3}
+
+    class Slow(Recovery):
+        def check_state(self, state, step):
+            late_s[0] += 1000.0
+            super().check_state(state, step)
+
+        def roll_back(self, found, step):
+            late_s[0] += 1000.0
+            return super().roll_back(found, step)
+
+    class Timed(Recorder):
+        def training(self, step, metrics, *, waited_s):
+            laps.append(clock.lap(step, BATCH)[1])
+
+    run.train(recovery=Slow(run), recorder=Timed(run), clock=clock)
+    assert late_s[0] >= 2000.0
+    assert len(laps) == 3
+    assert max(laps) < 1000.0
 
 
 def test_a_state_that_is_not_finite_is_neither_scored_nor_saved():

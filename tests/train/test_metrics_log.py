@@ -133,6 +133,14 @@ def test_examples_of_steps_that_were_not_finite_wait_until_they_can_be_written(t
     assert len(blocked.read_text().splitlines()) == 2
 
 
+def test_the_limit_of_skipped_steps_is_named_with_the_count(tmp_path):
+    orders = [IndexSampler(seed=0, num_examples=64, batch_size=32)]
+    record = NonfiniteRecord(epath.Path(tmp_path), orders, limit=1, count=0)
+    record.add(1, "a step was skipped")
+    with pytest.raises(NumericalError, match=r"skipped: 2 of at most 1 \(nonfinite\.limit\)\."):
+        record.add(1, "a step was skipped")
+
+
 def test_a_picture_that_cannot_be_written_is_warned_of_until_it_can(tmp_path, warnings):
     figures, outcomes = Figures(epath.Path(tmp_path)), iter([OSError(28, "full")] * 2 + [None] * 2)
 

@@ -1,5 +1,7 @@
 """The training step on one device and on eight, and against a step written out by hand."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -10,7 +12,8 @@ from resnet_jax.data.augment.config import AugmentConfig
 from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.ema import EmaConfig
 from resnet_jax.train.experiment import Experiment
-from tests.train.small_step import RATE, Small, make_batch, run_steps
+from resnet_jax.train.step import StepConfig, train_step
+from tests.train.small_step import RATE, Small, initial_state, make_batch, run_steps
 
 
 def _train(config, *, devices: int, steps: int):
@@ -181,3 +184,16 @@ def test_running_statistics_of_shards_are_those_of_the_whole_batch():
     statistics = after.batch_stats["bn1"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * images.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * images.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_frozen_statistics_keep_their_bits_whatever_the_number_of_micro_batches():
+    model = Small(frozen=True)
+    config = StepConfig(model=model, optimizer=optax.sgd(RATE))
+    step = jax.jit(functools.partial(train_step, config=config, mesh=None))
+    state, batch = initial_state(model), make_batch(0, micro_batches=3)
+    drawn = np.random.default_rng(0).uniform(0.1, 1, (20, 2, 1)).astype(np.float32)
+    for mean, var in drawn:  # for some of them (x + x + x) / 3 differs from x
+        before = {"bn1": {"mean": mean, "var": var}}
+        after = jax.device_get(step(state.replace(batch_stats=before), batch).batch_stats)
+        assert after["bn1"]["mean"].tobytes() == mean.tobytes()
+        assert after["bn1"]["var"].tobytes() == var.tobytes()

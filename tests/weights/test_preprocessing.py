@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +208,23 @@ def test_a_pipe_beside_the_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(DataError, match=r"config\.json isn't a regular file"):
         _read(tmp_path)
+
+
+def test_a_pipe_that_was_a_file_when_it_was_looked_at_is_not_waited_for(tmp_path, monkeypatch):
+    pipe, a_file = tmp_path / "config.json", Path(__file__).stat()
+    os.mkfifo(pipe)
+    stat = Path.stat
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **of: a_file if path == pipe else stat(path, **of)
+    )
+    # Lets a reader go on that waits.
+    writer = threading.Timer(5, lambda: os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)))
+    writer.start()
+    try:
+        with pytest.raises(DataError, match=r"config\.json isn't a regular file"):
+            _read(tmp_path)
+    finally:
+        writer.cancel()
 
 
 def test_a_weight_file_that_cannot_be_read(tmp_path):

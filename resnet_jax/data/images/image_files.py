@@ -2,7 +2,6 @@
 
 import io
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from resnet_jax.data.images.image_bytes import StrippedImage, strip_metadata
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.files import NotRegularFileError, open_regular_file
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of 8-bit images, by number of channels."""
@@ -116,22 +116,14 @@ def read_file(path: Path) -> bytes:
             contain the path.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError("it isn't a file")
-            if status.st_size > MAX_FILE_BYTES:
+        with open_regular_file(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
                 raise DataError(f"it has more than {MAX_FILE_BYTES // 2**20} MiB")
-            return file.readall()
-    except IsADirectoryError as error:
+            return file.read()
+    except (IsADirectoryError, NotRegularFileError) as error:
         raise DataError("it isn't a file") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise DataError(getattr(error, "strerror", None) or str(error)) from error
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    """Open a file; opening a pipe doesn't wait for a writer."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open(stripped: StrippedImage) -> Image.Image:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 
 from resnet_jax.data.images.normalization import given_normalization, normalize
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.json_objects import unique_keys
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -201,7 +202,7 @@ class Preprocessing:
         if _KEY not in metadata:
             return None
         try:
-            fields: Any = json.loads(metadata[_KEY], object_pairs_hook=_unique)
+            fields: Any = json.loads(metadata[_KEY], object_pairs_hook=unique_keys)
         except (ValueError, RecursionError):
             fields = None
         known = {field.name for field in dataclasses.fields(cls)}
@@ -239,13 +240,6 @@ def _decode_mean_image(text: Any, shape: tuple[int, int, int]) -> Float[np.ndarr
             " in 0…255"
         )
     return values.astype(np.float32).reshape(shape)
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; raise ValueError for duplicate keys."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError
-    return dict(pairs)
 
 
 def _are_fractions(values: Any) -> bool:

@@ -13,6 +13,7 @@ from resnet_jax.data.readers.encoded import Record, Records
 from resnet_jax.data.readers.skipped import SkippedExample, check_few
 from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.messages import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -153,8 +154,3 @@ def _decode(record: Record | Exception, fit: Fit) -> tuple[np.ndarray, int] | Ex
             f"{record.where}{error} as the first image; set data.image_size, to which images"
             " are scaled and cropped"
         )
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import zlib
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +30,10 @@ class Digits:
         if package is None or not package.submodule_search_locations:
             raise DataError("digits come with scikit-learn; pip install scikit-learn")
         file = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
-        rows = np.loadtxt(file, delimiter=",", dtype=np.float64)
+        try:
+            rows = np.loadtxt(file, delimiter=",", dtype=np.float64)
+        except (OSError, ValueError, EOFError, zlib.error) as error:
+            raise DataError(f"{file} is missing or damaged; reinstall scikit-learn") from error
         images = np.round(rows[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         labels = rows[:, -1].astype(np.int32)
         train, test = np.split(np.load(_ORDER), [-DIGITS_TEST_EXAMPLES])

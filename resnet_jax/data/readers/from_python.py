@@ -21,10 +21,11 @@ from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.image_files import MODES, image_size
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
-from resnet_jax.data.readers.decoding import CachedSplit, first_line
+from resnet_jax.data.readers.decoding import CachedSplit
 from resnet_jax.data.readers.encoded import Record, Records
 from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError, StoppedEarly, UsageError
+from resnet_jax.utils.messages import first_line
 
 _EXAMPLE = "an example is {'image': image, 'label': label} or (image, label)"
 _SHAPES_TRIED = 8  # examples, of which the first that can be read has the shape of all

@@ -17,13 +17,14 @@ from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.image_files import MODES
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.readers import array_cache
-from resnet_jax.data.readers.decoding import CachedSplit, first_line
+from resnet_jax.data.readers.decoding import CachedSplit
 from resnet_jax.data.readers.encoded import Record
 from resnet_jax.data.readers.idx import IDX_SETS
 from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.data.readers.tfds_files import check_shards, files_digest
 from resnet_jax.data.readers.tfds_metadata import check_metadata
 from resnet_jax.errors import ConfigError, DataError, did_you_mean
+from resnet_jax.utils.messages import first_line
 
 _MAX_CLASSES = 1_000_000
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.data.readers.decoding import first_line
 from resnet_jax.data.remote_cache import copy_here
 from resnet_jax.errors import ConfigError, DataError
+from resnet_jax.utils.messages import first_line
 
 _CHUNK_BYTES = 2**20
 _WHOLLY_DIGESTED_BYTES = 4 * 2**30

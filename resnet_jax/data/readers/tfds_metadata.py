@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.data.images.image_files import read_file
-from resnet_jax.data.readers.decoding import first_line
 from resnet_jax.errors import DataError
+from resnet_jax.utils.messages import first_line
 
 _FEATURES = (
     *("FeaturesDict", "Sequence", "Image", "LabeledImage", "ClassLabel", "BBoxFeature"),

@@ -120,18 +120,30 @@ def _drift(x: Array, running_mean: Array, running_var: Array) -> tuple[Array, Ar
     )
 
 
-def _part(name: str) -> str:
-    """Return the part of the network that a module belongs to: "stem", "stage1", …, "fc"."""
-    stage = re.match(r"(?:layer|conv|bn)(\d+)_", name)
-    if stage and not name.startswith(("conv1_", "bn1_")):  # modules of a deep stem
-        return f"stage{stage[1]}"
+def _part(name: str, *, stages: int) -> str:
+    """Return the part of the network that a module belongs to: "stem", "stage1", …, "fc".
+
+    `bn_final` of a `ResNet` and `conv_last` of a `HighwayNet` end the last stage. The convolution
+    between the image and the first stage is the stem, also that of a `HighwayNet`.
+
+    Args:
+        name: of a module of the network.
+        stages: number of stages.
+    """
+    if name in ("bn_final", "conv_last"):
+        return f"stage{stages}"
+    if block := re.match(r"layer(\d+)_", name):
+        return f"stage{block[1]}"
+    if opening := re.fullmatch(r"conv([2-9]|\d{2,})", name):  # of a stage of a `HighwayNet`
+        return f"stage{opening[1]}"
     return "fc" if name.startswith("fc") else "stem"
 
 
 def _norms_by_part(tree: Any) -> dict[str, Array]:
     squares: dict[str, Array] = {}
+    stages = max(int(found[1]) for name in tree if (found := re.match(r"layer(\d+)_", name)))
     for path, leaf in traverse_util.flatten_dict(tree).items():
-        part = _part(path[0])
+        part = _part(path[0], stages=stages)
         squares[part] = squares.get(part, jnp.float32(0)) + jnp.square(leaf).sum()
     return {part: jnp.sqrt(total) for part, total in squares.items()}
 
