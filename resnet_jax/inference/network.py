@@ -16,7 +16,8 @@ from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.data.datasets import ImageSet, load_dataset
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.preprocessing import Preprocessing, encode_mean_image
-from resnet_jax.data.readers.from_python import Examples, PythonData, open_python_data
+from resnet_jax.data.readers.from_python import PythonData, open_python_data
+from resnet_jax.data.readers.python_examples import Examples
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.network import Network

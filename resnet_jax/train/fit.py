@@ -14,7 +14,8 @@ import ml_collections
 from etils import epath
 
 from resnet_jax.checkpoint.stop import StopRequest
-from resnet_jax.data.readers.from_python import Examples, PythonData
+from resnet_jax.data.readers.from_python import PythonData
+from resnet_jax.data.readers.python_examples import Examples
 from resnet_jax.errors import UsageError
 from resnet_jax.logging.metrics_log import MetricsLog
 from resnet_jax.logging.tracking import open_trackers

@@ -1,54 +1,28 @@
-"""Data sets that are passed in Python: arrays, or random-access sources of examples.
-
-A random-access source has PyGrain's protocol: `len(source)` is the number of examples, and
-`source[i]` is {"image": image, "label": label} or (image, label). Lists, data sets of PyTorch and
-Hugging Face, and `grain.MapDataset` have it.
-"""
+"""Data sets that are passed in Python: arrays, or random-access sources of examples."""
 
 import dataclasses
 import functools
 import hashlib
-import operator
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike
-from PIL import Image
 
 from resnet_jax.data.dataset_info import FROM_PYTHON
 from resnet_jax.data.images.fit import Fit
 from resnet_jax.data.images.image_files import MODES, image_size
 from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.readers.decoding import CachedSplit
-from resnet_jax.data.readers.encoded import Record, Records
+from resnet_jax.data.readers.encoded import Records
+from resnet_jax.data.readers.python_examples import (
+    ArrayRecords,
+    Examples,
+    SourceRecords,
+    make_records,
+)
 from resnet_jax.data.readers.source import DecodedSplit
-from resnet_jax.errors import ConfigError, DataError, StoppedEarly, UsageError
-from resnet_jax.utils.messages import first_line
+from resnet_jax.errors import ConfigError, DataError, UsageError
 
-_EXAMPLE = "an example is {'image': image, 'label': label} or (image, label)"
 _SHAPES_TRIED = 8  # examples, of which the first that can be read has the shape of all
-_PLANES = (1, 3, 4)  # numbers of channels of images that aren't multispectral
-
-
-@runtime_checkable
-class RandomAccess(Protocol):
-    """A source of examples by index. It must return the same example each time."""
-
-    def __len__(self) -> int:
-        """Number of examples."""
-
-    def __getitem__(self, index: int, /) -> Any:
-        """Return the example {"image": image, "label": label} or (image, label)."""
-
-
-Examples = tuple[ArrayLike, ArrayLike] | RandomAccess
-"""The examples of a split.
-
-Either (images, labels): uint8 [n, h, w, c], or [n, h, w] in grey, and integers [n]. Or a source,
-whose images are uint8 [h, w, c] or [h, w], Pillow's images, or the content of PNG or JPEG files.
-"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +70,7 @@ def open_python_data(
         DataError: examples of another form, type or shape.
         ConfigError: images that can't be scaled.
     """
-    splits = {name: _records(name, examples) for name, examples in data.splits.items()}
+    splits = {name: make_records(name, examples) for name, examples in data.splits.items()}
     shapes = {name: _first_shape(name, records) for name, records in splits.items()}
     first, shape = next(iter(shapes.items()))
     for name, other in shapes.items():
@@ -123,7 +97,7 @@ def open_python_data(
 class PythonSource:
     """Data that were passed in Python, not decoded yet; see `Source`."""
 
-    splits: "Mapping[str, ArrayRecords | SourceRecords]"
+    splits: Mapping[str, ArrayRecords | SourceRecords]
     fit: Fit
     given_names: tuple[str, ...]
     _decoded: dict[str, DecodedSplit] = dataclasses.field(default_factory=dict, init=False)
@@ -197,55 +171,6 @@ class PythonSource:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ArrayRecords:
-    """Examples in arrays: images uint8 [n, h, w, c], labels int32 [n]; see `Records`."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def fetch(self, indices: Sequence[int]) -> Iterator[Record]:
-        """Yield the examples."""
-        for index in indices:
-            yield Record(self.images[index], int(self.labels[index]))
-
-
-class SourceRecords:
-    """The examples of a random-access source, which is called by a thread at a time."""
-
-    def __init__(self, source: RandomAccess) -> None:
-        self._source, self._length, self._lock = source, len(source), threading.Lock()
-
-    def __reduce__(self) -> tuple[type["SourceRecords"], tuple[RandomAccess]]:
-        """Pickle the source: a lock can't be pickled."""
-        return SourceRecords, (self._source,)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def fetch(self, indices: Sequence[int]) -> Iterator[Record | Exception]:
-        """Yield the examples; an error for one that the source doesn't return."""
-        for index in indices:
-            yield self._read(index)
-
-    def _read(self, index: int) -> Record | Exception:
-        try:
-            with self._lock:
-                example = self._source[index]
-            return _record(example)
-        except StoppedEarly:
-            raise
-        except (MemoryError, DataError) as error:
-            return error
-        except Exception as error:  # the source is code of the user
-            reason = DataError(f"{type(error).__name__}: {first_line(error)}")
-            reason.__cause__ = error
-            return reason
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Survey:
     """A digest of all examples of a split, and their labels."""
 
@@ -272,88 +197,6 @@ def _survey(split: str, records: Records) -> _Survey:
 
 def _unusable(split: str, index: int, reason: Exception) -> DataError:
     return DataError(f"example {index} of split {split!r} of datasets can't be read ({reason}).")
-
-
-def _records(split: str, examples: Examples) -> ArrayRecords | SourceRecords:
-    if isinstance(examples, tuple):
-        if len(examples) != 2:
-            raise DataError(f"datasets[{split!r}] is a tuple of {len(examples)}, not of 2 arrays.")
-        return _array_records(split, *examples)
-    if isinstance(examples, str | bytes | Mapping) or not isinstance(examples, RandomAccess):
-        raise DataError(
-            f"datasets[{split!r}] is of type {type(examples).__name__}; it is (images, labels), or"
-            f" a source with a length and examples by index: {_EXAMPLE}."
-        )
-    if not len(examples):
-        raise DataError(f"datasets[{split!r}] has no examples.")
-    return SourceRecords(examples)
-
-
-def _array_records(split: str, images: ArrayLike, labels: ArrayLike) -> ArrayRecords:
-    pixels = _as_array(
-        f"the images of {split!r}",
-        images,
-        if_ragged="pass list(zip(images, labels)) instead, and set data.image_size",
-    )
-    numbers = _as_array(
-        f"the labels of {split!r}", labels, if_ragged="a label is the number of a class"
-    )
-    what = f"the images of {split!r} are {pixels.dtype} {list(pixels.shape)}"
-    if pixels.dtype != np.uint8:
-        raise DataError(
-            f"{what}; they must be uint8, grey levels 0 to 255 as in files (normalisation is part"
-            " of the run)."
-        )
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.ndim != 4 or not pixels.size:
-        raise DataError(f"{what}; they must be [n, h, w, c], or [n, h, w] in grey.")
-    if pixels.shape[1] in _PLANES and pixels.shape[3] not in _PLANES:
-        raise DataError(
-            f"{what}, channels first; pass images.transpose(0, 2, 3, 1), which is [n, h, w, c]."
-        )
-    what = f"the labels of {split!r} are {numbers.dtype} {list(numbers.shape)}"
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise DataError(f"{what}; they must be integers [n], the number of each example's class.")
-    if len(numbers) != len(pixels):
-        raise DataError(f"{split!r} has {len(pixels):,} images and {len(numbers):,} labels.")
-    low, high = int(numbers.min()), int(numbers.max())
-    if low < -(2**31) or high >= 2**31:
-        raise DataError(f"the labels of {split!r} go from {low} to {high}; classes count from 0.")
-    return ArrayRecords(pixels, numbers.astype(np.int32))
-
-
-def _as_array(what: str, values: ArrayLike, *, if_ragged: str) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except ValueError:
-        raise DataError(f"{what} differ in shape; {if_ragged}.") from None
-    except (TypeError, RuntimeError) as error:  # of a tensor on a GPU, or on several hosts
-        raise DataError(f"{what} can't be converted to an array ({first_line(error)}).") from error
-
-
-def _record(example: Any) -> Record:
-    """Convert an example of a source.
-
-    Raises:
-        DataError: the example has another form. The message begins with "it".
-    """
-    match example:
-        case {"image": image, "label": label} | (image, label):
-            pass
-        case _:
-            keys = f" with {', '.join(map(repr, example))}" if isinstance(example, dict) else ""
-            raise DataError(f"it is of type {type(example).__name__}{keys}; {_EXAMPLE}")
-    try:
-        number = operator.index(label)
-    except TypeError:
-        raise DataError(f"its label is {label!r}, not an integer") from None
-    if isinstance(image, bytes):
-        return Record(image, number)
-    if isinstance(image, Image.Image) and image.mode not in MODES.values():
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
-    return Record(pixels[..., None] if pixels.ndim == 2 else pixels, number)
 
 
 def _first_shape(split: str, records: ArrayRecords | SourceRecords) -> tuple[int, int, int]:

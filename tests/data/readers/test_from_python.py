@@ -16,7 +16,8 @@ from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.loaders.crop_sizes import CropSizes
 from resnet_jax.data.loaders.sampler import IndexSampler
 from resnet_jax.data.loaders.streaming import StreamingLoader
-from resnet_jax.data.readers.from_python import PythonData, SourceRecords, open_python_data
+from resnet_jax.data.readers.from_python import PythonData, open_python_data
+from resnet_jax.data.readers.python_examples import SourceRecords
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.parallel.mesh import make_mesh
 from tests.data.readers.test_folders import write
