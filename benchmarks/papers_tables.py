@@ -18,18 +18,18 @@ def papers_section() -> str:
     parts = []
     for name, reproduction in REPRODUCTIONS.items():
         parts += [f"### {name}", "", f"**{reproduction.claim}** ({reproduction.paper})", ""]
+        if _has(name, "cifar"):
+            parts += _result(name, "cifar")
         if "cpu" in reproduction.runs:
             full = "" if _is_one_size(name) else f" `--size=full`, on CIFAR-10: {_verdict(name)}."
             parts += _result(name, "cpu", after=full)
-        if _has(name, "cifar"):
-            parts += _result(name, "cifar")
     return "\n".join(parts).rstrip()
 
 
 def _result(name: str, size: str, *, after: str = "") -> list[str]:
     """The figure, command and table of a reproduction at a size, as lines."""
     result = read(f"papers/{name}.{size}")
-    flag, figure = ("", name) if size == "cpu" else (f" --size={size}", f"{name}.{size}")
+    flag = "" if size == "cpu" else f" --size={size}"
     if len(result["seeds"]) != SEEDS[size]:
         flag += f" --seeds={len(result['seeds'])}"
     if result.get("missing"):
@@ -48,7 +48,7 @@ def _result(name: str, size: str, *, after: str = "") -> list[str]:
         for row in result["rows"]
     ]
     return [
-        f"![{REPRODUCTIONS[name].title}](figures/papers/{figure}.png)",
+        f"![{REPRODUCTIONS[name].title}]({_figure(name, size)})",
         "",
         f"`resnet-jax reproduce {name}{flag}`: {result['verdict']}, in"
         f" {minutes(result['wall_s'])}.{after}",
@@ -75,13 +75,19 @@ def verdicts_table() -> str:
 
 
 def gallery() -> str:
-    """The figures, two in a row, each with its claim and verdict."""
+    """The figures, two in a row, each with its claim and verdicts; on CIFAR-10 if there is one."""
     cells = []
     for name, reproduction in REPRODUCTIONS.items():
-        if _has(name, "cpu"):
-            picture = f"[![{reproduction.title}](figures/papers/{name}.png)](papers.md#{name})"
-            words = f"**{reproduction.claim}** {reproduction.paper}: {_verdict(name, 'cpu')}."
-            cells.append(f"{picture}<br>{words}")
+        if sizes := [size for size in ("cifar", "cpu") if _has(name, size)]:
+            shown = f"![{reproduction.title}]({_figure(name, sizes[0])})"
+            verdicts = {size: _verdict(name, size) for size in sizes}
+            said = verdicts.get("cpu", "")
+            if "cifar" in verdicts:
+                said = f"on CIFAR-10 {verdicts['cifar']}" + (
+                    f"; at the small size {said}" if said else ""
+                )
+            words = f"**{reproduction.claim}** {reproduction.paper}: {said}."
+            cells.append(f"[{shown}](papers.md#{name})<br>{words}")
     if len(cells) % 2:
         cells.append("")
     return markdown(("", ""), zip(cells[::2], cells[1::2], strict=True))
@@ -104,6 +110,10 @@ def table6() -> str:
     of_all = f"{sum(len(runs) for runs in finished.values())} of {len(planned_runs())} runs"
     headings = ("network", "steps", "n", "test error, %", "the paper's, 64,000 steps")
     return f"{markdown(headings, rows)}\n\n{of_all} are finished."
+
+
+def _figure(name: str, size: str) -> str:
+    return f"figures/papers/{name if size == 'cpu' else f'{name}.{size}'}.png"
 
 
 def _is_one_size(name: str) -> bool:
