@@ -23,7 +23,11 @@ from tests.cli.mistakes import assert_one_line
 ROOT = Path(__file__).parents[2]
 CIFAR = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / "cifar10"
 NAMES = [own.name for own in list_weights()]
-RIGHT_OF_FIRST_500 = {"resnet20.cifar10_eighth": 440, "plain20.cifar10_eighth": 430}
+RIGHT_OF_FIRST_500 = {
+    "resnet20.cifar10_eighth": 440,
+    "plain20.cifar10_eighth": 430,
+    "plain56.cifar10_eighth": 321,
+}
 
 
 def _json(capsys, *arguments):
@@ -37,7 +41,7 @@ def test_the_list_has_cifar10_and_digits():
     assert [own.name for own in list_weights("*.digits")] == ["resnet20.digits"]
     for own in list_weights():
         assert own.name.startswith(f"{own.model}.{own.data}")
-        assert 0.8 < own.top1 <= 1
+        assert 0.6 < own.top1 <= 1  # plain56 is as poor as that
         assert own.licence == "Apache-2.0"
         assert own.preprocessing
         assert own.recipe
