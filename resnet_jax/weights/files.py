@@ -137,7 +137,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
             data = file.read(before.st_size + 1)
             after = os.fstat(file.fileno())
     except NotRegularFileError:
-        raise DataError(f"{name} is a pipe or a device, not a file of weights.") from None
+        raise DataError(f"{name} isn't a file of weights but a pipe or a device.") from None
     except OSError as error:
         raise DataError(f"{name} can't be read: {error.strerror or error}.") from None
     except MemoryError:
