@@ -27,6 +27,7 @@ RIGHT_OF_FIRST_500 = {
     "resnet20.cifar10_eighth": 440,
     "plain20.cifar10_eighth": 430,
     "plain56.cifar10_eighth": 321,
+    "resnet56.cifar10_eighth": 436,
 }
 
 
