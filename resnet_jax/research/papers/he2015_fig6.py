@@ -107,7 +107,7 @@ def _draw_errors(trained: dict[str, TrainedRun]) -> Figure:
                         linewidth=0.7 if split == "train" else 1.2,
                     )
             title = "plain" if kind == "plain" else "residual"
-            axes.set(title=title, xlabel="epoch", ylim=(0, 40))
+            axes.set(title=title, xlabel="epoch", ylim=(0, 60))
             add_legend(axes)
         panels[0].set(ylabel="error (%); dashed: training")
     return figure
