@@ -23,7 +23,9 @@ def installation(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"no gzip", gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2\n" * 99)[:-9]]
+    "content",
+    [None, b"no gzip", gzip.compress(b"1,2,x\n"), gzip.compress(b"1,2\n" * 99)[:-9]],
+    ids=["missing", "no gzip", "no number", "truncated"],
 )
 def test_a_missing_or_damaged_file_is_named_with_what_to_do(installation, content):
     if content is not None:
