@@ -137,8 +137,7 @@ def _report(
         ),
         *(
             row(
-                what=f"{name.replace('resnet', 'ResNet-')}: median test error without one unit less"
-                " that of all, points",
+                what=f"{_label(name)}: median test error without one unit less that of all, points",
                 published="minimal impact",
                 source=_FIG3,
                 measured=measured(name, median_lost),
@@ -170,11 +169,11 @@ def _report(
 def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
     with journal_style():
         figure, (one, several, order) = new_panels(3)
-        for name, label in (("plain20", "plain-20"), ("resnet20", "ResNet-20")):
+        for name in dict.fromkeys(("plain20", "resnet20", deep)):
             if name in found:
-                of = found[name]
+                of, label = found[name], _label(name)
                 blocks = np.arange(1, of["one"].shape[1] + 1)
-                plot_mean(one, blocks, of["one"], label=label, marker="o")
+                plot_mean(one, blocks, of["one"], label=label, marker="o", markersize=3)
                 color = one.lines[-1].get_color()
                 one.axhline(of["whole"].mean(), color=color, linestyle=":", linewidth=0.8)
         one.set(xlabel="block deleted", ylabel="test error (%)", ylim=(0, 100))
@@ -184,10 +183,13 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
             plot_mean(several, np.arange(1, of["several"].shape[1] + 1), of["several"])
             plot_mean(order, of["tau"].mean(axis=0), of["shuffled"], marker="o")
             order.invert_xaxis()
-        label = deep.replace("resnet", "ResNet-")
-        several.set(xlabel=f"blocks deleted of {label}", ylim=(0, 100))
+        several.set(xlabel=f"blocks deleted of {_label(deep)}", ylim=(0, 100))
         order.set(xlabel="Kendall's τ with the order of training", ylim=(0, 100))
     return figure
+
+
+def _label(name: str) -> str:
+    return name.replace("plain", "plain-").replace("resnet", "ResNet-")
 
 
 def run_small(runner: Runner) -> Report:
