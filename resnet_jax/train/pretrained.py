@@ -33,6 +33,8 @@ class Pretrained:
         variables: {"params", "batch_stats"}; without the classifier if the run has a new one.
         mean, std: mean and standard deviation per channel, in 0…1, that the network was trained
             with; () if the file doesn't say, or if the run subtracts a mean image.
+        mean_image: whether the network was trained with a mean image, whose means per channel are
+            `mean`.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Pretrained:
     variables: dict[str, Any]
     mean: Sequence[float]
     std: Sequence[float]
+    mean_image: bool
 
     def record(self) -> dict[str, str]:
         """Return what checkpoints and summary.json record of the weights."""
@@ -53,7 +56,9 @@ class Pretrained:
         elif config.data.normalize == "pixel_mean":
             normalised = "by their own mean image and deviation"
         elif len(self.mean):
-            normalised = "as it says"
+            normalised = (
+                "by the channels' means of its mean image" if self.mean_image else "as it says"
+            )
         else:
             normalised = "by their own mean and deviation, as it names none"
         return (
@@ -121,12 +126,8 @@ def read_pretrained(
     check_shapes(path, variables, model, image_shape)
     notes = read_preprocessing(path)
     mean, std = (notes.mean, notes.std) if notes else ((), ())
-    if notes and notes.mean_image:
-        if config.data.normalize != "pixel_mean" and not config.data.mean:
-            raise ConfigError(
-                f"data.normalize is {config.data.normalize!r}, and {path} was trained with a mean"
-                " image; set it to 'pixel_mean', or choose data.mean and data.std."
-            )
+    mean_image = bool(notes and notes.mean_image)
+    if mean_image and config.data.normalize == "pixel_mean":
         mean, std = (), ()  # the run subtracts the mean image of its own data
     if mean and config.data.normalize != "channel":
         raise ConfigError(
@@ -139,7 +140,7 @@ def read_pretrained(
             f"the classes of {path} aren't the data's ({_first_difference(theirs, class_names)});"
             " set new_head=True to begin with a new classifier."
         )
-    return Pretrained(path, file_sha256(path), variables, mean, std)
+    return Pretrained(path, file_sha256(path), variables, mean, std, mean_image)
 
 
 def file_sha256(path: str) -> str:

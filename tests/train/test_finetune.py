@@ -147,12 +147,13 @@ def of_mean_image(tmp_path_factory):
     return path
 
 
-def test_weights_of_a_mean_image_are_not_normalised_by_channel_unless_it_is_chosen(
-    config, of_mean_image
-):
+def test_images_of_another_size_take_the_means_of_a_mean_image(config, of_mean_image):
     config.init_from = str(of_mean_image)
-    with pytest.raises(ConfigError, match="'channel', and .* a mean image; set it to 'pixel_mean'"):
-        _ = Experiment.make(config).pretrained
+    experiment = Experiment.make(config)
+    found = experiment.initial_state().normalization
+    np.testing.assert_allclose(found["mean"], 255 * np.array(NOTES.mean), rtol=1e-6)
+    line = experiment.pretrained.announce(config, 3)
+    assert line.endswith("normalised by the channels' means of its mean image")
     config.data.mean, config.data.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     experiment = Experiment.make(config)
     found = experiment.initial_state().normalization
