@@ -53,6 +53,8 @@ def sweep() -> Iterator[dict[str, Any]]:
                 "name": run_name("resnet20", "full", 0),
                 "model.name": "resnet20",
                 "duration": float(PAPER_STEPS * BATCH),
+                "eval_every": 1_000.0 * BATCH,
+                "checkpoint_every": 1_000.0 * BATCH,
                 "schedule.boundaries": (32_000.0 * BATCH, 48_000.0 * BATCH),
             }
 
