@@ -38,6 +38,11 @@ def pair_seeds(
     return [(value, of_baseline[seed]) for seed, value in of_run if seed in of_baseline]
 
 
+def network_label(name: str) -> str:
+    """How tables and figures write the name of a CIFAR network: "ResNet-20" for "resnet20"."""
+    return name.replace("plain", "plain-").replace("resnet", "ResNet-")
+
+
 def error_rows(
     trained: Mapping[str, TrainedRun],
     published: Mapping[str, float],

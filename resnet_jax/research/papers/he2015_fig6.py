@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels, plot_mean
-from resnet_jax.research.reports import difference, error_rows
+from resnet_jax.research.reports import difference, error_rows, network_label
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA, NETWORKS
@@ -48,7 +48,7 @@ def run_paper(runner: Runner) -> Report:
         _PUBLISHED,
         source=_TABLE,
         accepts=lambda published: Within(high=published + _TOLERANCE),
-        label=_label,
+        label=network_label,
     )
     deeper = _PUBLISHED["resnet20"] - _PUBLISHED["resnet56"]
     rows = _comparisons(
@@ -96,7 +96,7 @@ def _draw_errors(trained: dict[str, TrainedRun]) -> Figure:
                 if f"{kind}{depth}" not in trained:
                     continue
                 run = trained[f"{kind}{depth}"]
-                label = f"{_label(kind)}{depth} (n = {len(run.seeds)})"
+                label = f"{network_label(kind)}{depth} (n = {len(run.seeds)})"
                 for split, line, name in (("train", "--", None), ("validation", "-", label)):
                     epochs, top1 = run.curve(split, "top1")
                     plot_mean(
@@ -113,10 +113,6 @@ def _draw_errors(trained: dict[str, TrainedRun]) -> Figure:
     return figure
 
 
-def _label(name: str) -> str:
-    return name.replace("plain", "plain-").replace("resnet", "ResNet-")
-
-
 def _comparisons(
     trained: dict[str, TrainedRun],
     data: str,
@@ -130,7 +126,7 @@ def _comparisons(
     }
     return tuple(
         Row(
-            what=f"{what} of {_label(name)} less that of {_label(baseline)}, {measures[what][1]}",
+            what=f"{what} of {network_label(name)} less that of {network_label(baseline)}, {measures[what][1]}",
             published=published,
             source=source,
             data=data,

@@ -14,6 +14,7 @@ from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_re
 from resnet_jax.research.evaluation import load_images, make_evaluator
 from resnet_jax.research.figures import add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.lesions import apply_lesioned, block_names, interchangeable, reorder
+from resnet_jax.research.reports import network_label
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA
@@ -137,7 +138,7 @@ def _report(
         ),
         *(
             row(
-                what=f"{_label(name)}: median test error without one unit less that of all, points",
+                what=f"{network_label(name)}: median test error without one unit less that of all, points",
                 published="minimal impact",
                 source=_FIG3,
                 measured=measured(name, median_lost),
@@ -171,7 +172,7 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
         figure, (one, several, order) = new_panels(3)
         for name in dict.fromkeys(("plain20", "resnet20", deep)):
             if name in found:
-                of, label = found[name], _label(name)
+                of, label = found[name], network_label(name)
                 blocks = np.arange(1, of["one"].shape[1] + 1)
                 plot_mean(one, blocks, of["one"], label=label, marker="o", markersize=3)
                 color = one.lines[-1].get_color()
@@ -183,13 +184,9 @@ def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
             plot_mean(several, np.arange(1, of["several"].shape[1] + 1), of["several"])
             plot_mean(order, of["tau"].mean(axis=0), of["shuffled"], marker="o")
             order.invert_xaxis()
-        several.set(xlabel=f"blocks deleted of {_label(deep)}", ylim=(0, 100))
+        several.set(xlabel=f"blocks deleted of {network_label(deep)}", ylim=(0, 100))
         order.set(xlabel="Kendall's τ with the order of training", ylim=(0, 100))
     return figure
-
-
-def _label(name: str) -> str:
-    return name.replace("plain", "plain-").replace("resnet", "ResNet-")
 
 
 def run_small(runner: Runner) -> Report:
