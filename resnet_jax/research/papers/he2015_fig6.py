@@ -126,7 +126,8 @@ def _comparisons(
     }
     return tuple(
         Row(
-            what=f"{what} of {network_label(name)} less that of {network_label(baseline)}, {measures[what][1]}",
+            what=f"{what} of {network_label(name)} less that of {network_label(baseline)},"
+            f" {measures[what][1]}",
             published=published,
             source=source,
             data=data,

@@ -138,7 +138,8 @@ def _report(
         ),
         *(
             row(
-                what=f"{network_label(name)}: median test error without one unit less that of all, points",
+                what=f"{network_label(name)}: median test error without one unit less that of all,"
+                " points",
                 published="minimal impact",
                 source=_FIG3,
                 measured=measured(name, median_lost),
