@@ -263,7 +263,7 @@ class Checkpointer:
         if newest is None:
             return
         manager = self._reader.manager
-        kept = {*steps[len(steps) - self._keep + 1 :], manager.best_step()}
+        kept = {*steps[max(0, len(steps) - self._keep + 1) :], manager.best_step()}
         if self._period:
             kept |= sparse_steps(steps, self._period)
         for step in steps:
@@ -283,7 +283,7 @@ def find_corruption(manager: Manager, folder: epath.Path, sums: Mapping[str, str
 
     Returns:
         A description of the corruption; "" if there is none; None if the checkpoint can't be
-        reached.
+        reached or verified.
     """
     while manager.is_saving_in_progress():
         time.sleep(_POLL_S)
@@ -297,6 +297,9 @@ def find_corruption(manager: Manager, folder: epath.Path, sums: Mapping[str, str
         found = checksums(read_back(folder / "state", sums))
     except DataError as error:
         return str(error) if is_corruption(error.__cause__ or error) else None
+    except Exception as error:  # such as MemoryError: it must not end the run in one process alone
+        _log.warning("The checkpoint %s couldn't be verified (%s).", folder, short_reason(error))
+        return None
     finally:
         release_freed_memory()
     return describe(different(found, sums))

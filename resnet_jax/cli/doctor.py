@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--timeout is {args.timeout}; it must be a number of seconds.")
     if args.data and (args.config or args.config_overrides):
         raise UsageError("--config names the data already; leave --data away.")
+    if args.data_dir and not (args.data or args.config or args.config_overrides):
+        raise UsageError("--data-dir is the folder of the data that --data or --config names.")
     if args.coordinator:
         network.parse_address(args.coordinator)
     environment = dict(os.environ)
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     several = network.several_processes(environment, coordinator=args.coordinator)
 
     workdir = as_path(args.workdir) if args.workdir else None
-    local = Path(args.workdir) if workdir and not is_remote(workdir) else None
+    local = Path(workdir) if workdir and not is_remote(workdir) else None
     folders = {
         "workdir" if local else "this folder": local or Path.cwd(),
         "decoded data": cache_folder("any", "").parent,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from resnet_jax.cli.common.preprocessing_flags import (
+    PREPROCESSING_FLAGS,
     add_preprocessing_flags,
     describe_preprocessing,
     preprocessing_of,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from resnet_jax.train.evaluate import Evaluation
 
 _PICTURES = (".png", ".pdf", ".svg")
-_OF_WEIGHTS = ("model", "field", "data", "mean", "std", "size", "resize", "interpolation")
+_OF_WEIGHTS = ("model", "field", "data", "resize", *PREPROCESSING_FLAGS)
 _ROLES = ("train", "validation", "test")
 _BATCH = 1000  # images
 _BATCH_PIXELS = 2**24  # limits the batch of large images
@@ -156,6 +157,14 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
         crop=preprocessing.crop,
         channels=preprocessing.shape[-1],
     )
+    if dataset.image_shape != preprocessing.shape:
+        found, wanted = (
+            "×".join(map(str, shape)) for shape in (dataset.image_shape, preprocessing.shape)
+        )
+        raise DataError(
+            f"images of {args.data} are {found} (height×width×channels), but the network of"
+            f" {args.weights} takes {wanted}."
+        )
     _check_classes(args, model.num_classes, preprocessing.class_names, dataset)
     fit = Fit(preprocessing.shape, preprocessing.crop)
     predictor = Predictor(model, network.variables, preprocessing.normalization, fit)

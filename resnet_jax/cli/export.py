@@ -170,11 +170,14 @@ def _interface(document: dict[str, Any]) -> str:
         f"{document[name]['dtype']} {name} of {'×'.join(map(str, document[name]['shape']))}"
         for name in ("images", "logits")
     )
-    how = "as in files" if document["images"]["dtype"] == "uint8" else "normalised"
+    steps = []
     if crop := document.get("crop"):
         covered = "×".join(map(str, crop["cover"]))
-        how = f"scaled until they cover {covered} ({crop['interpolation']}), and cropped"
-    return f"takes {images}, {how}; returns {logits}"
+        steps = [f"scaled until they cover {covered} ({crop['interpolation']})", "cropped"]
+    if document["images"]["dtype"] != "uint8":
+        steps.append("normalised")
+    prepared = " and ".join((", ".join(steps[:-1]), steps[-1]) if steps[1:] else steps)
+    return f"takes {images}, {prepared or 'as in files'}; returns {logits}"
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -245,29 +248,44 @@ def _from_weights(args: argparse.Namespace) -> _Network:
     preprocessing = read_preprocessing(network.path)
     preset = find_preset(network.name)
     height, width, channels = preprocessing.shape if preprocessing else preset.image_shape
+    image_shape = args.image_size or height, args.image_size or width, channels
+    normalization = given_normalization(args.mean or (), args.std or ()) or None
     with open(network.path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return _Network(
         model=network.model,
         variables=network.variables,
-        image_shape=(args.image_size or height, args.image_size or width, channels),
-        normalization=given_normalization(args.mean or (), args.std or ()) or None,
+        image_shape=image_shape,
+        normalization=normalization,
         notes={
             "model": network.name,
             "weights": Path(network.source).name,
             "weights_sha256": digest,
-            **(_described(preprocessing) if preprocessing else {}),
+            **(_described(preprocessing, image_shape, normalization) if preprocessing else {}),
         },
         preprocessing=preprocessing,
     )
 
 
-def _described(preprocessing: "Preprocessing") -> dict[str, Any]:
-    """What a file says of its images, for those who call a program that takes normalised images."""
+def _described(
+    preprocessing: "Preprocessing",
+    image_shape: tuple[int, int, int],
+    normalization: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What a file says of its images, as far as it holds for the program.
+
+    A program for images of another size has another crop. A program that normalises images itself
+    takes no normalised images.
+    """
     crop = preprocessing.crop if preprocessing.resize else None
-    return {
+    is_cropped = crop is not None and image_shape == preprocessing.shape
+    names = {
         "class_names": list(preprocessing.class_names) if preprocessing.class_names else None,
-        "crop": dataclasses.asdict(crop) if crop else None,
+        "crop": dataclasses.asdict(crop) if crop and is_cropped else None,
+    }
+    if normalization:
+        return names
+    return names | {
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "mean_image": preprocessing.mean_image,

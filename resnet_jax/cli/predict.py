@@ -10,6 +10,7 @@ from rich.console import Console
 
 from resnet_jax.cli.common.preprocessing_flags import (
     ALONE,
+    PREPROCESSING_FLAGS,
     add_preprocessing_flags,
     describe_preprocessing,
     preprocessing_of,
@@ -30,7 +31,7 @@ EXAMPLE = (
     " resnet-jax predict --weights mine.safetensors photos/"
 )
 
-_OF_WEIGHTS = ("model", "field", "mean", "std", "size", "interpolation", "classes")
+_OF_WEIGHTS = ("model", "field", *PREPROCESSING_FLAGS)
 _LINE = 5000  # characters; a path has up to 4,096
 
 

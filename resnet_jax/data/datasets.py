@@ -111,7 +111,7 @@ def load_dataset(
             "fashion_mnist" it may be a folder of IDX files; see `resnet_jax.data.readers.idx`.
         crop: how images are scaled and cropped to one size; None if all have one size.
         channels: with `crop`, the number of channels that images are converted to; None keeps the
-            number of the data set.
+            number of the data set, and 3 of a folder.
         corrupt: "stop" raises an error for a damaged example. "skip" leaves out damaged examples,
             if they are few. Split expressions still count them: "train[:45000]" then selects fewer
             than 45,000 examples.
@@ -175,10 +175,9 @@ def open_source(
 ) -> Source:
     """Locate a data set on disk; nothing is decoded yet. Arguments and errors as `load_dataset`."""
     if name == "digits":
-        size = Digits.image_shape[:2]
-        if crop and (crop.size != size or crop.cover not in (None, size)):
-            raise ConfigError("digits come as they are, 8×8 pixels of grey; they can't be scaled.")
-        return Digits()
+        digits = Digits()
+        _refuse_scaling("digits", digits.image_shape, crop)
+        return digits
     if name == FROM_PYTHON:
         from resnet_jax.data.readers.from_python import not_passed
 
@@ -186,13 +185,13 @@ def open_source(
     if name == "folder":
         from resnet_jax.data.readers.folders import open_folder
 
-        return open_folder(data_dir, crop=crop)
+        return open_folder(data_dir, crop=crop, channels=(crop and channels) or 3)
     if name in IDX_SETS and not _is_prepared(name, data_dir):
         idx_folder = find_idx_folder(name, data_dir)
-        if idx_folder and crop:
-            raise ConfigError(f"the images of {name} in IDX files come as they are, unscaled.")
         if idx_folder:
-            return open_idx_folder(name, idx_folder)
+            idx_files = open_idx_folder(name, idx_folder)
+            _refuse_scaling(f"{name} in IDX files", idx_files.image_shape, crop)
+            return idx_files
     known = find_known(name)
     if known and not known.one_size and not crop:
         raise ConfigError(
@@ -210,6 +209,18 @@ def open_source(
             raise not_prepared(name, folder)
         prepared = prepare_cifar(name, folder)
     return open_prepared(name, prepared, within=folder, crop=crop, channels=channels)
+
+
+def _refuse_scaling(
+    what: str, image_shape: tuple[int, int, int], crop: "ScaleAndCrop | None"
+) -> None:
+    """Raise ConfigError if a crop would change images that are read as arrays."""
+    height, width, _ = image_shape
+    if crop and (crop.size != (height, width) or crop.cover not in (None, (height, width))):
+        raise ConfigError(
+            f"images of {what} come as they are, {height}×{width} pixels of grey; they can't be"
+            " scaled."
+        )
 
 
 def _is_prepared(name: str, data_dir: str | None) -> bool:

@@ -1,6 +1,7 @@
 """Split expressions such as "train[:90%]+test", in TFDS's syntax, and the examples they select."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -48,6 +49,11 @@ def parse_split(spec: str, lengths: Mapping[str, int], name: str) -> list[Span]:
                 f"{where}: there is no split {word!r}; the splits are "
                 f"{', '.join(sorted(lengths))}.{did_you_mean(word, lengths)}"
             )
+    if re.search(r"\[[^]]*shard", spec):
+        raise ConfigError(
+            f"{where} counts shards, of which preparations have different numbers; count examples"
+            " (train[:45000]) or percent (train[:90%])"
+        )
     try:
         absolute = instruction.to_absolute(infos)
     except ValueError as error:

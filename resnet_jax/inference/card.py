@@ -14,15 +14,34 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from resnet_jax.config.fields import MAY_CHANGE
+from resnet_jax.config.schema import default_config, flatten
 from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import ConfigError
 from resnet_jax.inference.network import TrainedNetwork
+from resnet_jax.inference.privacy import public_config
 from resnet_jax.models.summary import summarize
 
 BINS = 15
 """Bins of the calibration error."""
 
 _VERSIONS = ("jax", "flax", "optax")
+
+_NOT_OF_RECIPE = {
+    # In the recipe's sentence.
+    *("batch_size", "optimizer.name", "optimizer.momentum", "optimizer.nesterov"),
+    *("optimizer.weight_decay", "schedule.name", "schedule.base_lr", "schedule.reference_batch"),
+    *("data.crop_padding", "data.flip", "model.bn_group_size"),
+    # In other rows of a card, or only in the published config.
+    *("seed", "seeds", "vary", "extensions", "model.name", "metrics", "mesh.shards"),
+    *("data.name", "data.train", "data.validation", "data.test"),
+    *("data.normalize", "data.mean", "data.std"),
+    *("data.eval_size", "data.eval_resize", "data.interpolation"),
+    *("duration", "duration_unit", "eval_every", "eval_batch_size"),
+    *("schedule.boundaries", "schedule.scales", "data.size_boundaries"),
+    *MAY_CHANGE,
+}
+"""Fields of the config that `describe_recipe` doesn't list by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +121,7 @@ def measured_scores(
 
 
 def describe_recipe(config: ConfigDict, steps: int) -> str:
-    """The recipe of a run in a sentence."""
+    """The recipe of a run in a sentence, with all else that differs from the defaults, by field."""
     optimizer, schedule, data = config.optimizer, config.schedule, config.data
     peak = schedule.base_lr * config.batch_size / schedule.reference_batch
     parts = [
@@ -118,6 +137,12 @@ def describe_recipe(config: ConfigDict, steps: int) -> str:
         parts.append("flips")
     if config.model.bn_group_size:
         parts.append(f"batch norm over groups of {config.model.bn_group_size}")
+    defaults = flatten(default_config(config.extensions))
+    parts += [
+        f"`{name}` {value}"
+        for name, value in flatten(public_config(config)).items()
+        if name not in _NOT_OF_RECIPE and value != defaults.get(name)
+    ]
     return ", ".join(parts)
 
 
@@ -137,14 +162,29 @@ def published_preprocessing(network: TrainedNetwork) -> Preprocessing:
     return dataclasses.replace(prepared, resize=prepared.resize or prepared.size)
 
 
-def describe_preprocessing(prepared: Preprocessing) -> str:
+def _describe_preprocessing(network: TrainedNetwork) -> str:
     """How images are prepared, in a sentence."""
-    size, whole = prepared.size, prepared.mean_image is not None
+    prepared, config = published_preprocessing(network), network.config
+    if config.data.mean or config.init_from:
+        mean, std = (
+            ", ".join(f"{value:.4g}" for value in values)
+            for values in (prepared.mean, prepared.std)
+        )
+        normalised = f"values in 0…1 minus {mean}, divided by {std}"
+    elif prepared.mean_image is not None:
+        normalised = (
+            "minus the training images' mean image, divided by their standard deviation of all"
+            " pixels"
+        )
+    else:
+        normalised = (
+            "minus the training images' mean per channel, divided by their standard deviation per"
+            " channel"
+        )
     return (
         f"{'RGB' if len(prepared.mean) == 3 else 'grey'}; the shorter side is scaled to"
-        f" {prepared.resize} pixels, {size}×{size} are cropped at the centre; minus the training"
-        f" images' {'mean image' if whole else 'mean per channel'}, divided by their standard"
-        f" deviation {'of all pixels' if whole else 'per channel'}"
+        f" {prepared.resize} pixels, {prepared.size}×{prepared.size} are cropped at the centre;"
+        f" {normalised}"
     )
 
 
@@ -196,7 +236,7 @@ def make_card(
         "steps": summary["steps"],
         "epochs": summary["epochs"],
         "scores": dict(scores),
-        "preprocessing": describe_preprocessing(published_preprocessing(network)),
+        "preprocessing": _describe_preprocessing(network),
         "intended_use": terms.intended_use,
         "licence": licence,
     }

@@ -168,6 +168,9 @@ class TrainedNetwork:
     def _read_again(self, split: str, data_dir: str | None) -> ImageSet:
         """Read a split of the data that the run's config names."""
         config = self.config.copy_and_resolve_references()
+        named = [role for role in ROLES if config.data[role]]
+        if split not in named:
+            raise ConfigError(f"The run's config names no {split} split, but {', '.join(named)}.")
         if data_dir:
             config.data.dir = data_dir
         if config.data.name == FROM_PYTHON:
@@ -176,8 +179,6 @@ class TrainedNetwork:
                 f" Python: resnet_jax.restore_run({self.source!r}).evaluate({split!r},"
                 f" datasets={{{split!r}: (images, labels)}})."
             )
-        if not config.data[split]:
-            raise ConfigError(f"The run's config names no {split} split.")
         if split == "train" and streams(config):
             raise ConfigError("The training images of this run are decoded as needed, not scored.")
         dataset = load_data(config)

@@ -16,7 +16,7 @@ from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.weights.hub import full_name
+from resnet_jax.weights.hub import full_name, local_file
 from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing
 
@@ -89,11 +89,12 @@ def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
         ConfigError: `weights` names a model on the Hub, and the extra [hub] isn't installed.
     """
     name = full_name(weights)
-    model = read_model(name)
-    preprocessing = read_preprocessing(name)
+    path = local_file(name)
+    model = read_model(path)
+    preprocessing = read_preprocessing(path)
     if preprocessing is None:
         raise DataError(
             f"{name} doesn't say how images are prepared. Use load_weights, and"
             " prepare them yourself."
         )
-    return PretrainedNetwork(name, model, load_weights(model, name), preprocessing)
+    return PretrainedNetwork(name, model, load_weights(model, path), preprocessing)

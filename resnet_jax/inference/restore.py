@@ -47,7 +47,7 @@ def config_of(workdir: epath.PathLike) -> ConfigDict:
 def restore_run(
     workdir: epath.PathLike,
     *,
-    checkpoint: str = "last",
+    checkpoint: str | int = "last",
     ema: bool = False,
     seed_index: int = 0,
 ) -> TrainedNetwork:
@@ -101,8 +101,9 @@ def _seeds(config: ConfigDict) -> tuple[int, ...]:
     return tuple(config.seeds) or (config.seed,)
 
 
-def _find_step(checkpoints: CheckpointReader, checkpoint: str, workdir: epath.Path) -> int:
+def _find_step(checkpoints: CheckpointReader, checkpoint: str | int, workdir: epath.Path) -> int:
     """The step of "last", "best" or a number."""
+    checkpoint = str(checkpoint)
     steps = checkpoints.steps()
     if not steps:
         raise DataError(f"{workdir} has no finished checkpoint yet.")

@@ -79,6 +79,7 @@ class TrainingConsole:
         *,
         train_examples: int,
         devices: np.ndarray,
+        on_record: bool,
         notices: Sequence[str],
     ) -> None:
         """Print what the run is about to do.
@@ -88,6 +89,7 @@ class TrainingConsole:
             config: the run's configuration.
             train_examples: examples of the training split.
             devices: the devices that train.
+            on_record: the run has its final scores.
             notices: more lines to print.
         """
         seeds = f", seeds {', '.join(map(str, config.seeds))}" if config.seeds else ""
@@ -100,7 +102,8 @@ class TrainingConsole:
             self.say(
                 f"resuming {workdir} at step {self._start_step:,} of {self._total:,}"
                 if self._start_step < self._total
-                else f"{workdir} is trained already; its record is left as it is"
+                else f"{workdir} is trained already; "
+                + ("its record is left as it is" if on_record else "it is scored again")
             )
         for notice in notices:
             self.say(notice)
@@ -143,7 +146,8 @@ class TrainingConsole:
         can_evaluate = summary["config"]["data"]["name"] != FROM_PYTHON
         command = f"eval {workdir} --per-class --confusion confusion.png"
         self.say(f"next:     resnet-jax {command if can_evaluate else f'predict {workdir} IMAGE'}")
-        self.say(f"          tensorboard --logdir {workdir}")
+        if "tensorboard" in summary["config"]["trackers"]:
+            self.say(f"          tensorboard --logdir {workdir}")
 
     def train(self, record: dict[str, Any]) -> None:
         """Show a log point of training."""

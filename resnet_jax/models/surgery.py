@@ -1,10 +1,12 @@
 """Variables converted for another network: scanned or unrolled, with other input channels."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.core import unfreeze
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
@@ -22,11 +24,11 @@ def stack_units(tree: Any) -> Any:
     Args:
         tree: variables, gradients, or an optimiser's state.
     """
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return _rebuild(tree, stack_units)
     rest: dict[int, list[tuple[int, Any]]] = {}
     stacked: dict[str, Any] = {}
-    for name, child in tree.items():
+    for name, child in unfreeze(tree).items():
         block = _BLOCK.fullmatch(name)
         if block and int(block[2]) > 0:
             rest.setdefault(int(block[1]), []).append((int(block[2]), child))
@@ -44,10 +46,10 @@ def unstack_units(tree: Any) -> Any:
     Args:
         tree: variables, gradients, or an optimiser's state.
     """
-    if not isinstance(tree, dict):
+    if not isinstance(tree, Mapping):
         return _rebuild(tree, unstack_units)
     unrolled: dict[str, Any] = {}
-    for name, child in tree.items():
+    for name, child in unfreeze(tree).items():
         rest = _REST.fullmatch(name)
         if rest is None:
             unrolled[name] = unstack_units(child)
@@ -60,9 +62,9 @@ def unstack_units(tree: Any) -> Any:
 def _rebuild(tree: Any, convert: Any) -> Any:
     """Apply `convert` to the mappings inside a tree of another kind, such as an optax state."""
     return jax.tree.map(
-        lambda leaf: convert(leaf) if isinstance(leaf, dict) else leaf,
+        lambda leaf: convert(leaf) if isinstance(leaf, Mapping) else leaf,
         tree,
-        is_leaf=lambda node: isinstance(node, dict),
+        is_leaf=lambda node: isinstance(node, Mapping),
     )
 
 
@@ -70,10 +72,12 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
     """Convert variables of a trained network for images with another number of channels.
 
     For one channel, the input channels of the first kernel are summed. For more, they are repeated
-    in turn and scaled by old / new, so that responses to grey images stay the same (timm's rule).
+    in turn and scaled by old / new (timm's rule). Responses to grey images stay the same if the
+    new number is 1 or a multiple of the old one, and the kernel isn't weight-standardised.
 
     Args:
-        variables: of a network whose first convolution is "conv1" or "conv1_1".
+        variables: of a network whose first convolution is "conv1" or "conv1_1", as a dict or
+            Flax's FrozenDict.
         channels: number of channels of the new images.
 
     Raises:
@@ -81,7 +85,8 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
     """
     if channels < 1:
         raise ConfigError(f"channels is {channels}; it must be at least 1.")
-    params = dict(variables["params"])
+    variables = unfreeze(variables)
+    params = variables["params"]
     first = next((name for name in ("conv1", "conv1_1") if name in params), None)
     if first is None:
         raise ConfigError("There is no first convolution, conv1 or conv1_1, in these variables.")
@@ -91,5 +96,4 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
     else:
         before = kernel.shape[2]
         kernel = kernel[:, :, jnp.arange(channels) % before] * (before / channels)
-    params[first] = params[first] | {"kernel": kernel}
-    return dict(variables) | {"params": params}
+    return variables | {"params": params | {first: params[first] | {"kernel": kernel}}}

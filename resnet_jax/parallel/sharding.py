@@ -28,7 +28,8 @@ def leaf_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     shards = mesh.shape["fsdp"]
     if shards == 1 or not re.fullmatch(SPLIT, path):
         return PartitionSpec()
-    channels = {axis: shape[axis] for axis in (-1, -2) if shape[axis] % shards == 0}
+    axes = (-1, -2)[: len(shape)]  # optimisers may have fewer axes for a kernel, as Adafactor has
+    channels = {axis: shape[axis] for axis in axes if shape[axis] % shards == 0}
     if not channels:
         return PartitionSpec()
     axis = max(channels, key=lambda a: channels[a]) % len(shape)

@@ -33,7 +33,8 @@ class RunView:
             what is kept, by `jax.device_get`. With several seeds its arrays have a leading axis.
         scores: the evaluation of each split that was just scored, as in `FitResult.evaluation`; {}
             in other hooks than `on_evaluate` and `on_end`.
-        best: {"step", "top1", "loss"} of the best step on the validation split, or None.
+        best: {"step", "top1", "loss"} of the best checkpoint on the validation split; None before
+            the first. In `on_evaluate`, where `step` isn't saved yet, it is of earlier evaluations.
         stopped_early: in `on_end`, whether the run stopped before its last step.
     """
 

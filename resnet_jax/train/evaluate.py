@@ -63,8 +63,8 @@ class Evaluation:
 
     Attributes:
         examples: the number of examples, which is that of the split.
-        metrics: the mean over the examples of each metric in `metrics.METRICS`, by name. With
-            several seeds, the mean over the seeds.
+        metrics: the mean over the examples of each metric in `metrics.METRICS` and of those that
+            `config.metrics` names. With several seeds, the mean over the seeds.
         confusion: int64 [true class, predicted class] counts, summed over the seeds; None if the
             metrics were read from the record of a run.
         seeds: the evaluation of each seed, if there are several.

@@ -209,7 +209,7 @@ class Experiment:
         diagnostics = self.spec.config.diagnostics
         return Probe(
             self.spec.model,
-            self.spec.step.optimizer,
+            lambda varied: self.spec.step_config(varied).optimizer,
             self.dataset.splits["train"],
             what=diagnostics.what,
             examples=diagnostics.examples,
@@ -217,7 +217,11 @@ class Experiment:
 
     def diagnose(self, state: TrainState) -> "list[Measured]":
         """Measure the inside of the network of each seed."""
-        return [self.probe(single) for single in self.spec.seeds.each(state)]
+        seeds = self.spec.seeds
+        return [
+            self.probe(single, {name: values[number] for name, values in seeds.varied.items()})
+            for number, single in enumerate(seeds.each(state))
+        ]
 
     def loader(self) -> Loader:
         """Return the source of the training batches."""

@@ -47,14 +47,15 @@ def finish_run(
         NumericalError: a score isn't finite.
         WriteError: the last checkpoint or the records can't be written.
     """
-    run.watchdog.now("scoring the last step and the best")
     best = saver.best
     evaluation: dict[str, Evaluation] = {}
     try:
         for split in scorer.splits:
             evaluation |= scorer(split, state, step)
         if best and "test" in scorer.splits:
+            run.watchdog.now("restoring the best checkpoint")
             selected, _ = run.checkpoints.restore(best["step"], run.experiment.spec.abstract_state)
+            selected = selected.replace(ema=None)  # of the best step no averages are scored
             evaluation["test_best"] = scorer("test", selected, best["step"])["test"]
     except NonfiniteError as found:
         raise recovery.error(found) from None

@@ -148,7 +148,7 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
     spec, config = experiment.spec, experiment.spec.config
     workdir, total_steps = run.workdir, run.total_steps
     state, step = begin.state, begin.step
-    scorer = Scorer(experiment.evaluators(), spec)
+    scorer = Scorer(experiment.evaluators(), spec, watchdog)
     with run.requests.interrupt_immediately():
         watchdog.now("opening the trackers")
         trackers = open_trackers(config, workdir, start_step=step)
@@ -186,6 +186,7 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
             nonfinite=nonfinite,
             clock=clock,
             goodput=goodput,
+            watchdog=watchdog,
             log_every=config.log_every,
             attempts=config.save_attempts,
         )

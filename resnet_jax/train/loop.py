@@ -45,7 +45,7 @@ def train_loop(
     """Train from `step` to the last step, or until a process is asked to stop.
 
     Records are written before the checkpoint of their step, so a resumed run neither repeats nor
-    misses a line. A state that isn't finite is neither scored, measured nor saved.
+    misses a line. A state that isn't finite is neither scored, diagnosed nor saved.
 
     Args:
         state: the state after `step` steps; donated.
@@ -135,7 +135,6 @@ def train_loop(
                 scores = None
                 if validate and validates:
                     with clock.paused(state, "evaluation"):
-                        watchdog.now(f"scoring step {step}")
                         scores = validate(state, step)
                     recorder.evaluation(step, scores)
                     if callbacks.evaluate(step, state, scores):
@@ -148,7 +147,6 @@ def train_loop(
                 # Save.
                 if saves:
                     with clock.paused(state, "save"):
-                        watchdog.now(f"saving step {step}")
                         saver.save(step, state, scores, last=last)
                         saved = callbacks.see_checkpoints and saver.wait_until_saved(step)
                     if saved and callbacks.checkpoint(step, state):

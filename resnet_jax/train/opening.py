@@ -118,6 +118,7 @@ class OpenRun:
                 spec.config,
                 train_examples=spec.intervals.train_examples,
                 devices=spec.mesh.devices,
+                on_record=self.on_record,
                 notices=begin.notices,
             )
             yield console

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from etils import epath
 
 from resnet_jax.checkpoint.workdir import CURVES, DIAGNOSTICS
@@ -116,7 +117,7 @@ class Recorder:
                 self._console.evaluation(record)
 
     def diagnostics(self, step: int, measured: "Sequence[Measured]") -> None:
-        """Record and draw the diagnostics of each seed."""
+        """Record and draw the diagnostics of each seed; the figure has their means."""
         from resnet_jax.train.diagnostics.figure import draw_diagnostics  # noqa: PLC0415
 
         record = {
@@ -126,11 +127,13 @@ class Recorder:
             "wall_s": self._wall_s(),
         }
         self._log.write(record)
+        matrices = [one.similarities for one in measured if one.similarities is not None]
+        similarities = np.mean(matrices, axis=0) if matrices else None
         if is_main():
             self._figures.draw(
                 DIAGNOSTICS,
                 lambda: draw_diagnostics(
-                    self._workdir, self._log.history, measured[0].similarities, title=self._title
+                    self._workdir, self._log.history, similarities, title=self._title
                 ),
             )
 

@@ -53,7 +53,7 @@ class Recovery:
             self._raise("The loss or its gradient", metrics, step)
 
     def check_state(self, state: TrainState, step: int) -> None:
-        """Check everything that is scored or saved.
+        """Check losses and gradients since the last log point, parameters, statistics and averages.
 
         Raises:
             NonfiniteError: a loss, gradient, parameter or statistic isn't finite.

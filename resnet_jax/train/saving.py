@@ -9,11 +9,13 @@ from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.retention import best_fn
 from resnet_jax.errors import WriteError
 from resnet_jax.logging.metrics_log import MetricsLog
+from resnet_jax.parallel.job.agreement import MAIN, all_gather_object
 from resnet_jax.train.clock import Clock
 from resnet_jax.train.evaluate import Evaluation
 from resnet_jax.train.goodput import Goodput
 from resnet_jax.train.nonfinite import NonfiniteRecord
 from resnet_jax.train.state import TrainState
+from resnet_jax.train.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_S = 30  # between attempts of the last save
@@ -66,6 +68,7 @@ class Saver:
         nonfinite: NonfiniteRecord,
         clock: Clock,
         goodput: Goodput,
+        watchdog: Watchdog,
         log_every: int,
         attempts: int,
     ) -> None:
@@ -79,13 +82,14 @@ class Saver:
             nonfinite: record of steps that weren't finite.
             clock: of the run.
             goodput: told of each save, and of each return to a checkpoint.
+            watchdog: told of each attempt, and of each pause before another.
             log_every: steps between log points, the unit of the pause after a failed save.
             attempts: number of saves in a row whose failure ends the run.
         """
         self.best, self.facts = best, facts
         self._checkpoints = checkpoints
         self._log, self._nonfinite, self._clock = log, nonfinite, clock
-        self._goodput = goodput
+        self._goodput, self._watchdog = goodput, watchdog
         self._log_every, self._attempts = log_every, attempts
         self._best_on_disk = self._best_being_saved = best
         self._failures = 0  # in a row
@@ -121,6 +125,7 @@ class Saver:
             WriteError: too many saves in a row have failed.
         """
         while True:
+            self._watchdog.now(f"saving step {step}")
             if scores:
                 self._choose_best(step, scores["validation"])
             try:
@@ -166,8 +171,7 @@ class Saver:
     def _start(self, step: int, state: TrainState, scores: dict[str, Evaluation] | None) -> None:
         """Write the records first: a resumed run then neither repeats nor misses a line."""
         self._settle()
-        self._log.sync()
-        self._nonfinite.sync()
+        self._sync_records()
         self._checkpoints.save(
             step,
             state,
@@ -182,6 +186,21 @@ class Saver:
             metrics=scores["validation"].scalars() if scores else None,
         )
         self._best_being_saved, self._retry_at = self.best, None
+
+    def _sync_records(self) -> None:
+        """Make the records durable.
+
+        Raises:
+            WriteError: metrics.jsonl can't be written. All processes raise it; one writes.
+        """
+        own: WriteError | None = None
+        try:
+            self._log.sync()
+        except WriteError as error:
+            own = error
+        if reason := all_gather_object(str(own) if own else "")[MAIN]:
+            raise WriteError(reason) from own
+        self._nonfinite.sync()
 
     def _settle(self) -> None:
         if self._checkpoints.settle():
@@ -209,4 +228,5 @@ class Saver:
         tried = f"{self._failures} of {self._attempts} have failed"
         _log.warning("%s At step %d %s (%s).", error, step, when, tried)
         if last:
+            self._watchdog.now(f"waiting to save step {step} again")
             time.sleep(pause)

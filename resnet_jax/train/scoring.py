@@ -7,6 +7,7 @@ from resnet_jax.train.evaluate import Evaluation, Evaluator, bounded
 from resnet_jax.train.nonfinite import NonfiniteError
 from resnet_jax.train.spec import TrainSpec
 from resnet_jax.train.state import TrainState
+from resnet_jax.train.watchdog import Watchdog
 
 
 class Scorer:
@@ -16,10 +17,12 @@ class Scorer:
         splits: names of the splits.
     """
 
-    def __init__(self, evaluators: Mapping[str, Evaluator], spec: TrainSpec) -> None:
-        """Score by these evaluators, by the name of the split."""
+    def __init__(
+        self, evaluators: Mapping[str, Evaluator], spec: TrainSpec, watchdog: Watchdog
+    ) -> None:
+        """Score by these evaluators, by the name of the split, and tell `watchdog` of each."""
         self.splits = tuple(evaluators)
-        self._evaluators, self._seeds = evaluators, spec.seeds
+        self._evaluators, self._seeds, self._watchdog = evaluators, spec.seeds, watchdog
         # A seed that diverged doesn't end the other seeds.
         self._bounded = spec.seeds.stacked and spec.step.skip_nonfinite
 
@@ -38,10 +41,10 @@ class Scorer:
         if state.ema is not None:
             variables[f"{split}_ema"] = state.variables(ema=True)
         evaluator, normalization = self._evaluators[split], state.normalization
-        scores = {
-            name: self._seeds.evaluate(evaluator, arrays, normalization)
-            for name, arrays in variables.items()
-        }
+        scores = {}
+        for name, arrays in variables.items():
+            self._watchdog.now(f"scoring step {step} as {name}")
+            scores[name] = self._seeds.evaluate(evaluator, arrays, normalization)
         if self._bounded:
             scores = {name: bounded(scored) for name, scored in scores.items()}
         for name, scored in scores.items():

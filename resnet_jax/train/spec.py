@@ -48,7 +48,8 @@ from resnet_jax.train.step import StepConfig
 class TrainSpec:
     """What a config stands for, given the sizes of its data. Nothing is read or computed.
 
-    With several seeds, all attributes but `seeds` are those of the first seed.
+    With several seeds, all attributes but `seeds` are those of `config`, without what `config.vary`
+    changes; `singles` has the spec of each seed.
 
     Attributes:
         config: the run's configuration.

@@ -1,6 +1,7 @@
 """Saving from donated buffers, restoring onto other devices, and saves that fail."""
 
 import contextlib
+import errno
 import logging
 import resource
 import time
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax.checkpoint import checkpointer
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.reader import CheckpointReader
+from resnet_jax.checkpoint.retention import Manager
 from resnet_jax.errors import WriteError
 from tests.checkpoint.states import make_state
 
@@ -108,6 +111,40 @@ def test_a_save_that_fails_is_known_at_once_and_leaves_nothing(tmp_path):
     checkpoints.close()
     restored, _ = Checkpointer(tmp_path, keep=2).restore(1, states[0])
     np.testing.assert_array_equal(restored["w"], states[2]["w"])
+
+
+@pytest.mark.parametrize(("keep", "left"), [(5, [1, 2, 3]), (2, [3])])
+def test_a_full_disk_deletes_what_the_next_save_would_and_no_more(
+    keep, left, tmp_path, monkeypatch
+):
+    checkpoints = Checkpointer(tmp_path, keep=5)
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(float(step)), progress={}, metrics=None)
+    checkpoints.settle()
+    checkpoints._keep = keep
+
+    def no_room(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Manager, "save", no_room)
+    with pytest.raises(WriteError, match="No space left on device"):
+        checkpoints.save(4, make_state(4.0), progress={}, metrics=None)
+    assert checkpoints.steps() == left
+
+
+def test_a_checkpoint_that_cannot_be_verified_ends_no_run(tmp_path, monkeypatch, caplog):
+    """For lack of memory, say; the checkpoint may be good, and isn't the newest verified one."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    checkpoints = Checkpointer(tmp_path, keep=5)
+    monkeypatch.setattr(checkpointer, "read_back", no_memory)
+    checkpoints.save(1, make_state(1.0), progress={}, metrics=None)
+    assert checkpoints.settle()
+    assert checkpoints.steps() == [1]
+    assert not checkpoints._verified
+    assert "couldn't be verified" in caplog.text
 
 
 def test_orbax_warns_users_of_nothing_that_is_meant(tmp_path, caplog):

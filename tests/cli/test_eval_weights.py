@@ -145,6 +145,27 @@ def test_scores_are_those_of_the_same_logits_without_the_command(file, flags, pl
     assert document["preprocessing"]["resize"] == 20
 
 
+def test_a_grey_network_scores_colour_files_in_grey(place, tmp_path, capsys):
+    root, _ = place
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=4, num_classes=3)
+    variables = resnet_jax.init_variables(model, jax.random.key(2), (16, 16, 1))
+    note = Preprocessing((0.5,), (0.3,), 16, 16, "bilinear", NAMES).metadata()
+    resnet_jax.save_weights(tmp_path / "grey.safetensors", model, variables, metadata=note)
+    arguments = ["eval", "--weights", str(tmp_path / "grey.safetensors"), "--split=train"]
+    document = _run(capsys, *arguments, "--data=folder", f"--data-dir={root / 'animals'}")
+    assert document["examples"] == sum(COUNTS)
+
+
+def test_colour_networks_and_grey_images_do_not_go_together(tmp_path, capsys):
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1, 1), width=4)
+    variables = resnet_jax.init_variables(model, jax.random.key(2), (8, 8, 3))
+    note = Preprocessing(MEAN, STD, 8).metadata()
+    resnet_jax.save_weights(tmp_path / "rgb.safetensors", model, variables, metadata=note)
+    arguments = ["eval", "--weights", str(tmp_path / "rgb.safetensors"), "--data=digits"]
+    message = "images of digits are 8×8×1 (height×width×channels), but the network of"
+    _assert_refused(arguments, 65, message, capsys)
+
+
 def test_mirror_images_are_scored_by_name(place, capsys):
     root, _ = place
     arguments = _arguments(root, "told.safetensors", "--split=train")
@@ -190,6 +211,6 @@ def test_another_number_of_classes_is_one_line(place, capsys):
 
 
 def test_flags_of_weight_files_are_refused_for_runs(capsys):
-    for flag in ("--data=cifar10", "--resize=none", "--size=32"):
+    for flag in ("--data=cifar10", "--resize=none", "--size=32", "--classes=names.txt"):
         message = f"{flag.partition('=')[0]} is for a network of a weight file"
         mistakes.assert_one_line(["eval", "runs/digits", flag], 64, message, capsys)

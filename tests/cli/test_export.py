@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.cli.main import main
+from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.weights.files import read_weights
 from tests.cli.mistakes import assert_one_line
 
@@ -130,6 +132,36 @@ def test_the_program_of_a_weight_file(tmp_path, capsys):
     normalized = (images / 255 - [0.5, 0.4, 0.3]) / [0.3, 0.2, 0.1]
     logits = model.apply(variables, normalized.astype(np.float32))
     np.testing.assert_allclose(_call(out, images), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line", "crop"),
+    [
+        (
+            [],
+            "takes float32 images of n×8×8×3, scaled until they cover 10×10 (bilinear), cropped and"
+            " normalised; returns float32 logits of n×3",
+            [8, 8],
+        ),
+        (["--image-size=16"], "takes float32 images of n×16×16×3, normalised; returns", None),
+        (
+            ["--mean=0.5,0.5,0.5", "--std=0.2,0.2,0.2"],
+            "takes uint8 images of n×8×8×3, scaled until they cover 10×10 (bilinear) and cropped;",
+            [8, 8],
+        ),
+    ],
+)
+def test_what_is_said_of_images_holds_for_the_program(flags, line, crop, tmp_path, capsys):
+    model = resnet_jax.create_model("resnet20", stage_sizes=(1,), width=4, num_classes=3)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))
+    note = Preprocessing((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), 8, 10).metadata()
+    weights, out = tmp_path / "net.safetensors", tmp_path / "net.stablehlo"
+    resnet_jax.save_weights(weights, model, variables, metadata=note)
+    assert main(["export", "--weights", str(weights), str(out), *flags]) == 0
+    assert line in capsys.readouterr().out
+    document = json.loads(Path(f"{out}.json").read_text())
+    assert (document["crop"] or {}).get("size") == crop
+    assert ("mean" in document) == (document["images"]["dtype"] == "float32")
 
 
 def test_people_read_what_was_written(whole, tmp_path, capsys):

@@ -152,6 +152,11 @@ def test_selection_and_test_may_not_share_examples():
         digits(train="train", validation="test", test="test")
 
 
+def test_shards_are_not_counted():
+    with pytest.raises(ConfigError, match="counts shards, of which preparations have different"):
+        digits(train="train[:1shard]")
+
+
 def test_no_split_is_refused():
     with pytest.raises(ConfigError, match="no split"):
         load_dataset("digits", splits={})

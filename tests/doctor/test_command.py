@@ -27,6 +27,12 @@ def test_a_sound_machine_is_told_so(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_workdir_in_the_home_folder_is_on_its_disk(capsys, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, found = run_doctor(capsys, "--workdir=~/runs/new")
+    assert f"workdir ({tmp_path / 'runs' / 'new'})" in found["disk"][0]["message"]
+
+
 def test_lines_for_people_name_the_remedy(capsys, quick, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
@@ -55,6 +61,7 @@ def test_the_first_failure_gives_the_exit_code(capsys, quick, tmp_path):
         (["--coordinator", "node0:99999"], "it must be HOST:PORT"),
         (["--timeout", "0"], "--timeout is 0.0"),
         (["--data", "digits", "--config", "x.py"], "--config names the data already"),
+        (["--data-dir", "data"], "--data-dir is the folder of the data that --data or --config"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, message, capsys):

@@ -36,6 +36,18 @@ def test_a_recipe_has_the_learning_rate_of_its_batch():
     assert " schedule from 0.025, " in describe_recipe(config, 12)
 
 
+def test_a_recipe_lists_all_that_differs_from_the_defaults():
+    config = default_config()
+    assert describe_recipe(config, 12).endswith(", flips")
+    config.mixup, config.init_from, config.data.random_crop_area = 0.2, "mine/w.npz", (0.35, 1.0)
+    config.model.stochastic_depth = 0.1
+    config.seed, config.log_every, config.data.mean = 3, 7, (0.5,)  # not of the recipe
+    assert describe_recipe(config, 12).endswith(
+        ", flips, `data.random_crop_area` (0.35, 1.0), `init_from` w.npz, `mixup` 0.2,"
+        " `model.stochastic_depth` 0.1"
+    )
+
+
 @pytest.mark.parametrize("own", list_weights(), ids=lambda own: own.name)
 def test_the_rows_of_a_card_hold_its_figures(own):
     rows = card_rows(own.card)

@@ -8,7 +8,7 @@ from PIL import Image
 import resnet_jax
 from resnet_jax.config.schema import default_config
 from resnet_jax.data.images.normalization import normalize
-from resnet_jax.errors import DataError, NumericalError
+from resnet_jax.errors import ConfigError, DataError, NumericalError
 from resnet_jax.inference.network import TrainedNetwork
 from tests.data.hostile_images import fitted, pixels
 
@@ -95,6 +95,12 @@ def test_numbers_that_are_not_finite_are_no_probabilities(network):
     network.__dict__["variables"] = broken
     with pytest.raises(NumericalError, match="weights aren't finite"):
         network.predict([pixels()])
+
+
+@pytest.mark.parametrize("split", ["holdout", "name", "validation"])
+def test_a_split_that_the_run_has_not_is_refused(network, split):
+    with pytest.raises(ConfigError, match=f"names no {split} split, but train, test"):
+        network.evaluate(split)
 
 
 def test_a_network_is_shown_in_a_line(network):

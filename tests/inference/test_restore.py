@@ -29,6 +29,7 @@ class _Checkpoints:
         ("best", {"step": 4}, 4),
         ("best", None, 8),  # a run without validation scores
         ("4", None, 4),
+        (4, None, 4),
     ],
 )
 def test_the_step_of_a_checkpoint(checkpoint, best, step):

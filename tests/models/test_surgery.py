@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
@@ -18,6 +19,24 @@ def test_stacking_and_unstacking_are_inverse_in_an_optimisers_state_too():
     state = optax.trace(0.9).init(variables["params"])
     back = resnet_jax.unstack_units(resnet_jax.stack_units(state))
     jax.tree.map(np.testing.assert_array_equal, back, state)
+
+
+def test_frozen_variables_become_those_of_dicts():
+    """Flax's FrozenDict, which older programs hold their variables in."""
+    scanned = resnet_jax.stack_units(
+        resnet_jax.init_variables(ResNet(**TINY), jax.random.key(0), (8, 8, 3))
+    )
+    frozen = freeze(scanned)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (resnet_jax.unstack_units(frozen), resnet_jax.stack_units(frozen)),
+        (resnet_jax.unstack_units(scanned), scanned),
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        resnet_jax.adapt_input_channels(frozen, 1),
+        resnet_jax.adapt_input_channels(scanned, 1),
+    )
 
 
 def test_fewer_or_more_input_channels():

@@ -56,6 +56,15 @@ def test_a_shard_knows_its_number_and_counts_stay_integers():
     assert sums[1].dtype == np.int32
 
 
+def test_optimisers_may_have_vectors_for_kernels():
+    """Adafactor's state has them under the kernel's name: means over one of its axes."""
+    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    state = {"opt_state": {"0": {"v": {"kernel": leaf(1)}, "v_row": {"kernel": leaf(32)}}}}
+    shardings = state_shardings(state, make_mesh(data=2, fsdp=4))["opt_state"]["0"]
+    assert shardings["v"]["kernel"].spec == PartitionSpec()
+    assert shardings["v_row"]["kernel"].spec == PartitionSpec("fsdp")
+
+
 def test_split_is_the_inverse_of_gather():
     shards = FixedShards(8, make_mesh(data=2, fsdp=4))
     tree = {"params": {"fc": {"kernel": BATCH[:, :4], "bias": BATCH[0]}}}

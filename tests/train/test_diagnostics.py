@@ -255,10 +255,10 @@ def test_only_the_first_measurement_compiles(seeds):
     config.diagnostics.what = ("norms",)
     config.ema_decay = 0.0
     experiment = Experiment.make(config)
-    state, probe = experiment.initial_state(), experiment.probe
+    state = experiment.initial_state()
 
     def measure():
-        return [probe(one) for one in experiment.spec.seeds.each(state)]
+        return experiment.diagnose(state)
 
     with compilations() as first:
         measure()
@@ -266,6 +266,17 @@ def test_only_the_first_measurement_compiles(seeds):
         measure()
     assert first
     assert not second
+
+
+def test_updates_are_those_of_each_seeds_own_optimiser():
+    rates = (0.01, 1.0)
+    config = _config(seeds=(0, 0), vary=(("schedule.base_lr", rates),))
+    config.diagnostics.what = ("updates",)
+    config.optimizer.weight_decay = 0.0
+    experiment = Experiment.make(config)
+    low, high = (one.scalars for one in experiment.diagnose(experiment.initial_state()))
+    for name, value in low.items():
+        assert high[name] == pytest.approx(value * rates[1] / rates[0], rel=1e-4)
 
 
 def test_the_step_is_the_same_with_and_without(tiny_config):

@@ -206,11 +206,14 @@ def test_a_finished_run_shows_its_record_and_is_neither_trained_nor_scored(
     assert f"top-1 {100 * expected.evaluation['test'].top1:.2f} % of 100 test images" in shown
 
 
-def test_a_finished_run_without_a_summary_is_scored_again(uninterrupted, keep_all, tmp_path):
+def test_a_finished_run_without_a_summary_is_scored_again(
+    uninterrupted, keep_all, tmp_path, capsys
+):
     whole, expected = uninterrupted
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     again = resnet_jax.fit(keep_all, tmp_path / "run")
+    assert "trained already; it is scored again" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()
     for name, scored in expected.evaluation.items():
         np.testing.assert_array_equal(again.evaluation[name].confusion, scored.confusion)

@@ -40,7 +40,7 @@ def order():
     return []
 
 
-def _saver(order, *, attempts=10, best=None):
+def _saver(order, *, attempts=10, best=None, now=lambda doing: None):
     checkpoints = Checkpoints(order)
     saver = Saver(
         checkpoints,
@@ -52,6 +52,7 @@ def _saver(order, *, attempts=10, best=None):
         nonfinite=SimpleNamespace(sync=lambda: order.append("nonfinite"), count=3),
         clock=Clock(),
         goodput=SimpleNamespace(saved=lambda step: None, went_back=lambda step: None),
+        watchdog=SimpleNamespace(now=now),
         log_every=10,
         attempts=attempts,
     )
@@ -116,6 +117,25 @@ def test_the_last_save_is_tried_until_it_succeeds_or_too_many_have_failed(order,
     checkpoints.failing = 10
     with pytest.raises(WriteError, match="no room"):
         saver.save(13, None, None, last=True)
+
+
+def test_pauses_are_no_silence_to_the_watchdog(order, pauses):
+    doings = []
+    saver, checkpoints = _saver(order, now=doings.append)
+    checkpoints.failing = 2
+    saver.save(12, None, None, last=True)
+    assert doings == [*["saving step 12", "waiting to save step 12 again"] * 2, "saving step 12"]
+
+
+def test_a_record_that_the_main_process_cannot_write_fails_the_save_in_all(order, monkeypatch):
+    """Else the others would wait, in the save, for the main process, which goes on training."""
+    reasons = ["metrics.jsonl can't be written (No space left on device).", ""]
+    monkeypatch.setattr(saving, "all_gather_object", lambda own: reasons)
+    saver, checkpoints = _saver(order)  # of the second process, whose own record is fine
+    saver.save(4, None, None, last=False)
+    assert checkpoints.saving is None
+    assert not saver.is_due(9, scheduled=True)
+    assert saver.is_due(10, scheduled=False)
 
 
 def test_the_best_is_a_step_that_has_a_checkpoint(order, pauses):

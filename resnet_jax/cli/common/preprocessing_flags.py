@@ -15,6 +15,9 @@ from resnet_jax.utils.files import local_path
 if TYPE_CHECKING:
     from resnet_jax.data.images.preprocessing import Preprocessing
 
+PREPROCESSING_FLAGS = ("mean", "std", "size", "interpolation", "classes")
+"""The flags of `add_preprocessing_flags`, as names of fields of the parsed arguments."""
+
 _NEEDED = ("mean", "std", "size", "resize", "interpolation")
 ALONE = "alone"
 """The value of --resize without a number, which is valid for runs only."""

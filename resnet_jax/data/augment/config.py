@@ -82,8 +82,8 @@ def augment_batch(
     """Normalise and augment a batch.
 
     The order is: policy and registered augmentations (on uint8), normalisation, crop and flip,
-    random erasing, mixing. Each augmentation folds a number of its own into the keys: enabling one
-    doesn't change the others.
+    random erasing, mixing. Crop and flip split the keys, and each other augmentation folds a number
+    into them: enabling one doesn't change the others.
 
     Args:
         images: the images as decoded.

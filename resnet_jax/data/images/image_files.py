@@ -15,8 +15,8 @@ from resnet_jax.utils.files import NotRegularFileError, open_regular_file
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of 8-bit images, by number of channels."""
 
-_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
-"""Memory that Pillow takes for a pixel, by mode; other modes are refused."""
+BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "LA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4}
+"""Bytes that Pillow takes for a pixel, by mode of 8-bit images; other modes are refused."""
 
 MAX_PIXELS = 25_000_000
 """Largest number of pixels of an image."""
@@ -59,13 +59,13 @@ def open_upright(data: bytes, *, channels: int = 3, convert: bool = True) -> Ima
         raise ConfigError(f"it is the content of a file, which can't have {channels} channels")
     stripped, mode = strip_metadata(data, max_pixels=MAX_PIXELS), MODES[channels]
     image = _open(stripped)
-    if image.mode not in _BYTES_PER_PIXEL or stripped.depth > 8:
+    if image.mode not in BYTES_PER_PIXEL or stripped.depth > 8:
         raise DataError(f"it has {stripped.depth} bits per channel, not 8")
     if image.mode != mode and not convert:
         raise ConfigError(f"it is {image.mode}, not {mode}")
-    pixel_bytes = _BYTES_PER_PIXEL[image.mode]
+    pixel_bytes = BYTES_PER_PIXEL[image.mode]
     if image.mode != mode:
-        pixel_bytes += _BYTES_PER_PIXEL[mode]
+        pixel_bytes += BYTES_PER_PIXEL[mode]
     if image.width * image.height * pixel_bytes > _MAX_DECODED_BYTES:
         raise DataError(f"it has {image.width}×{image.height} pixels, too many in {image.mode}")
     image = _load(image)

@@ -181,7 +181,7 @@ class Preprocessing:
         return given | {"mean": _decode_mean_image(self.mean_image, self.shape)}
 
     def normalize(self, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-        """Return (images / 255 − mean) / std as float32; accepts NumPy and JAX arrays."""
+        """Normalise as the class describes, to float32; accepts NumPy and JAX arrays."""
         return normalize(images, self.normalization)
 
     def metadata(self) -> dict[str, str]:

@@ -105,15 +105,18 @@ class ImageRecords:
                 yield error
 
 
-def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFolder:
+def open_folder(
+    data_dir: str | None, *, crop: ScaleAndCrop | None, channels: int = 3
+) -> ImageFolder:
     """Locate the images in a folder, and check all that can be checked without decoding.
 
-    Images are read as RGB. Hidden files and folders are ignored, and so are files other than
+    Hidden files and folders are ignored, and so are files other than
     images beside the class folders.
 
     Args:
         data_dir: the folder.
         crop: how images are scaled and cropped to one size; None if all have one size.
+        channels: 3 reads images as RGB, 1 as grey.
 
     Raises:
         ConfigError: no folder is given, or it is in a bucket.
@@ -145,7 +148,7 @@ def open_folder(data_dir: str | None, *, crop: ScaleAndCrop | None) -> ImageFold
     _warn_of_copies(folder, files)
     ordered = {split: spread_classes(split_files) for split, split_files in files.items()}
     height, width = crop.size if crop else _first_size(folder, ordered)
-    return ImageFolder(folder, ordered, class_names, Fit((height, width, 3), crop))
+    return ImageFolder(folder, ordered, class_names, Fit((height, width, channels), crop))
 
 
 def spread_classes(files: Iterable[ImageFile]) -> list[ImageFile]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from resnet_jax.data.images.image_files import MODES
+from resnet_jax.data.images.image_files import BYTES_PER_PIXEL, MODES
 from resnet_jax.data.readers.encoded import Record
 from resnet_jax.errors import DataError, StoppedEarly
 from resnet_jax.utils.messages import first_line
@@ -178,6 +178,10 @@ def _record(example: Any) -> Record:
     if isinstance(image, bytes):
         return Record(image, number)
     if isinstance(image, Image.Image) and image.mode not in MODES.values():
+        if image.mode not in BYTES_PER_PIXEL:
+            raise DataError(
+                f"it is a Pillow image of mode {image.mode}, not of 8 bits per channel; pass uint8"
+            )
         image = image.convert("RGB")
     pixels = np.asarray(image)
     return Record(pixels[..., None] if pixels.ndim == 2 else pixels, number)

@@ -1,6 +1,6 @@
 """Diagnostics of a network on the probe batch of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +36,12 @@ class Measured(NamedTuple):
 
 
 class Probe:
-    """Measures the state of a single seed: `probe(state)`."""
+    """Measures the state of a single seed: `probe(state, varied)`."""
 
     def __init__(
         self,
         model: Any,
-        optimizer: optax.GradientTransformation,
+        optimizer: Callable[[Mapping[str, jax.Array]], optax.GradientTransformation],
         data: ImageSet,
         *,
         what: Sequence[str],
@@ -51,7 +51,8 @@ class Probe:
 
         Args:
             model: the network.
-            optimizer: optax transformation of the run.
+            optimizer: returns the optax transformation of a seed, given its values of
+                `SeedAxis.varied`, which may be traced.
             data: training images. The first `examples` images are the probe, without augmentation.
             what: names in `MEASURES`, and "sharpness".
             examples: number of examples of the probe.
@@ -70,21 +71,28 @@ class Probe:
         self._measure = jax.jit(self._measured)
         self._curvature = jax.jit(self._sharpness)
 
-    def __call__(self, state: TrainState) -> Measured:
-        """Measure a state; values that overflow are the largest float32."""
-        scalars, matrix = jax.device_get(self._measure(state))
+    def __call__(self, state: TrainState, varied: Mapping[str, Any]) -> Measured:
+        """Measure a state; values that overflow are the largest float32.
+
+        Args:
+            state: of one seed.
+            varied: the seed's values of `SeedAxis.varied`, by name.
+        """
+        scalars, matrix = jax.device_get(self._measure(state, dict(varied)))
         if "sharpness" in self._what:
             scalars |= jax.device_get(self._curvature(state))
         values = {name: finite_or_largest(float(value)) for name, value in scalars.items()}
         return Measured(values, matrix)
 
-    def _measured(self, state: TrainState) -> tuple[dict[str, Any], Any]:
+    def _measured(
+        self, state: TrainState, varied: dict[str, jax.Array]
+    ) -> tuple[dict[str, Any], Any]:
         passed = take_pass(
             self._model,
             state.variables(),
             normalize(self._images, state.normalization),
             self._labels,
-            optimizer=self._optimizer,
+            optimizer=self._optimizer(varied),
             opt_state=state.opt_state,
         )
         scalars: dict[str, Any] = {}

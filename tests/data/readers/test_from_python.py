@@ -252,6 +252,10 @@ MISTAKES = {
     "broken": (Broken(PAIRS), "example 4 of split 'train' .*KeyError: 'img'"),
     "float images": ([(PIXELS[0] / 255, 0)], "example 0 .*of type float64, not uint8"),
     "rows": ([(PIXELS[0, 0, 0], 0)], r"its image has the shape \[3\]"),
+    "16 bits": (
+        [(Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16)), 0)],
+        "it is a Pillow image of mode I;16, not of 8 bits per channel",
+    ),
     "no image": ([(b"no image", 0)], "example 0 of split 'train' of datasets can't be read"),
 }
 

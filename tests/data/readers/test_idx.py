@@ -12,6 +12,7 @@ import pytest
 from resnet_jax.data import datasets
 from resnet_jax.data.dataset_info import KNOWN_SETS
 from resnet_jax.data.datasets import load_dataset
+from resnet_jax.data.images.preprocessing import ScaleAndCrop
 from resnet_jax.data.readers import idx
 from resnet_jax.errors import ConfigError, DataError
 
@@ -100,8 +101,12 @@ def test_a_folder_name_that_is_too_long_is_one_line():
 
 
 def test_images_cannot_be_scaled_or_streamed(folder):
-    with pytest.raises(ConfigError, match="come as they are"):
-        load_dataset("mnist", splits={"test": "test"}, data_dir=str(folder), crop=object())
+    what = {"splits": {"test": "test"}, "data_dir": str(folder)}
+    for crop in (ScaleAndCrop((4, 4), None), ScaleAndCrop((5, 4), (6, 6))):
+        with pytest.raises(ConfigError, match="come as they are, 5×4 pixels of grey"):
+            load_dataset("mnist", **what, crop=crop)
+    unscaled = load_dataset("mnist", **what, crop=ScaleAndCrop((5, 4), None), channels=1)
+    assert unscaled.image_shape == (5, 4, 1)
     with pytest.raises(ConfigError, match="arrays in memory"):
         load_dataset("mnist", splits={"t": "test"}, data_dir=str(folder), streamed=("t",))
 
