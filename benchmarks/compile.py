@@ -293,11 +293,13 @@ def main() -> None:
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="keep the programs' texts")
     args = parser.parse_args()
     cases = [name for name in names_of_all if args.only in (None, _platform(name))]
-    if not args.flax:
-        cases = [name for name in cases if not name.startswith("flax")]
     if unknown := set(args.names) - set(cases):
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(cases)}")
+    if not args.flax:
+        cases = [name for name in cases if not name.startswith("flax")]
     names = args.names or [name for name in cases if not _result(name).exists()]
+    if args.hlo and (others := [name for name in names if name not in CASES]):
+        parser.error(f"--hlo is for commands of resnet-jax, not for {', '.join(others)}")
     prepare_environment(map(_topology, names))
     from report import write_report  # noqa: PLC0415 - imports JAX
 

@@ -1,7 +1,7 @@
 """What fine-tuning is worth with few examples: a CIFAR-10 network on five kinds of flowers.
 
-A ResNet-20 with projection shortcuts learns from 100 photographs, 20 of each class, at 32×32, and
-is scored on half of all photographs. Each way of training has the same steps, and the best of
+A ResNet-20 with projection shortcuts learns from 100 photographs, about 20 of each class, at 32×32,
+and is scored on half of all photographs. Each way of training has the same steps, and the best of
 three learning rates: the one with the highest score of seed 0 on images that are neither trained
 nor tested on. Each seed has 100 photographs of its own.
 

@@ -19,7 +19,7 @@ from gpu_task import NO_TIME, ROOT, MissingError, Postponed, Task
 from resnet_jax.models.published import PUBLISHED
 
 _NETWORKS = ("resnet20", "resnet56", "plain20", "plain56", "resnet110")
-_KEPT = ("metrics.jsonl", "summary.json", "config.json")
+_KEPT = ("config.json", "metrics.jsonl", "summary.json")  # the last marks a finished network
 _PAUSES = ("eval_every", "checkpoint_every")
 _SAVING_S = 20  # to save and stop, or to write the weights
 
@@ -85,7 +85,9 @@ def _keep(folder: Path) -> None:
     command = [sys.executable, "-m", "resnet_jax", "export", str(run), str(weights)]
     subprocess.run([*command, "--format=safetensors"], cwd=ROOT, check=True, capture_output=True)
     for kept in _KEPT:
-        shutil.copyfile(run / kept, folder / kept)
+        part = folder / f"{kept}.part"
+        shutil.copyfile(run / kept, part)
+        part.rename(folder / kept)
 
 
 def _scores(name: str, summary: dict[str, Any]) -> dict[str, Any]:

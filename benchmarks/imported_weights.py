@@ -187,7 +187,7 @@ def compare(peer: Peer) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Compare all, write the results; exits with 1 if a network differs by more than 1e-4."""
+    """Compare all, write the results; exits with 1 if a network differs by more than 1e-5."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks/results/imported_weights.json"
@@ -200,7 +200,7 @@ def main() -> int:
     libraries = (timm, torch, torchvision, transformers)
     versions = {library.__name__: library.__version__ for library in libraries}
     write_report(out, {"libraries": versions, "seed": 0, "images": IMAGES, "networks": rows})
-    return 1 if any(row["error"] > 1e-4 for row in rows) else 0
+    return 1 if any(row["error"] > 1e-5 for row in rows) else 0
 
 
 if __name__ == "__main__":

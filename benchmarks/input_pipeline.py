@@ -8,7 +8,7 @@ on all alike; ratios are of the medians.
     python benchmarks/input_pipeline.py --images FOLDER --tensorflow PYTHON --torch PYTHON
 
 FOLDER has CLASS/name.jpg; PYTHONs are of environments with TensorFlow, and with torch, torchvision
-and Pillow.
+and Pillow. `taskset` limits all loaders to some of the cores.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 BATCH, SIZE, AREA = 128, 224, (0.08, 1.0)
 WARM_UP = 4  # batches
+CORES = len(os.sched_getaffinity(0))
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -34,12 +35,12 @@ def files(folder: str) -> list[str]:
     return sorted(paths, key=lambda path: path[::-1])
 
 
-def tensorflow_batches(folder: str, cores: int) -> Iterator[Any]:
+def tensorflow_batches(folder: str) -> Iterator[Any]:
     """tf.data with the decoder that reads only the part of a JPEG that is cropped."""
     import tensorflow as tf  # noqa: PLC0415 - another environment's
 
-    tf.config.threading.set_inter_op_parallelism_threads(cores)
-    tf.config.threading.set_intra_op_parallelism_threads(cores)
+    tf.config.threading.set_inter_op_parallelism_threads(CORES)
+    tf.config.threading.set_intra_op_parallelism_threads(CORES)
 
     def crop(path: Any) -> Any:
         data = tf.io.read_file(path)
@@ -61,7 +62,7 @@ def tensorflow_batches(folder: str, cores: int) -> Iterator[Any]:
     return iter(data.prefetch(tf.data.AUTOTUNE).as_numpy_iterator())
 
 
-def torch_batches(folder: str, cores: int) -> Iterator[Any]:
+def torch_batches(folder: str) -> Iterator[Any]:
     """PyTorch's DataLoader, with torchvision's transforms on Pillow's images."""
     import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415 - another environment's
@@ -80,14 +81,14 @@ def torch_batches(folder: str, cores: int) -> Iterator[Any]:
                 return torch.from_numpy(np.array(crop(image.convert("RGB"))))
 
     loader = torch.utils.data.DataLoader(
-        Images(), batch_size=BATCH, shuffle=True, num_workers=cores, drop_last=True,
+        Images(), batch_size=BATCH, shuffle=True, num_workers=CORES, drop_last=True,
         persistent_workers=True,
     )  # fmt: skip
     while True:
         yield from loader
 
 
-def our_batches(folder: str, _: int) -> Iterator[Any]:
+def our_batches(folder: str) -> Iterator[Any]:
     """This package's, as train.py uses it, on all cores that it finds."""
     import jax  # noqa: PLC0415
 
@@ -110,9 +111,9 @@ def our_batches(folder: str, _: int) -> Iterator[Any]:
 LOADERS = {"tf.data": tensorflow_batches, "DataLoader": torch_batches, "resnet_jax": our_batches}
 
 
-def measure(loader: str, folder: str, seconds: float, cores: int) -> float:
+def measure(loader: str, folder: str, seconds: float) -> float:
     """Images per second of a loader in this process."""
-    batches = LOADERS[loader](folder, cores)
+    batches = LOADERS[loader](folder)
     for _ in range(WARM_UP):
         next(batches)
     began, count = time.perf_counter(), 0
@@ -132,12 +133,11 @@ def main() -> None:
     parser.add_argument("--torch", default="", metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/input_pipeline.json")
     parser.add_argument("--loader", choices=LOADERS, help="measure this one, here")
     args = parser.parse_args()
     if args.loader:
-        print(measure(args.loader, args.images, args.seconds, args.cores))
+        print(measure(args.loader, args.images, args.seconds))
         sys.stdout.flush()
         os._exit(0)  # libraries take their time to end their threads
 
@@ -149,7 +149,7 @@ def main() -> None:
         # Each second round the other way round.
         for name in list(speeds)[:: 1 if number % 2 == 0 else -1]:
             command = [pythons[name], __file__, f"--images={args.images}", f"--loader={name}"]
-            command += [f"--seconds={args.seconds}", f"--cores={args.cores}"]
+            command += [f"--seconds={args.seconds}"]
             quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
             done = subprocess.run(
                 command, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True
@@ -163,7 +163,7 @@ def main() -> None:
         "mean_bytes": round(sum(os.path.getsize(path) for path in paths) / len(paths)),
         "batch_size": BATCH,
         "image_size": SIZE,
-        "cores_used": args.cores,
+        "cores_used": CORES,
         "img_per_s": speeds,
         "median_img_per_s": medians,
         "ours_divided_by": {

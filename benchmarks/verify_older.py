@@ -61,7 +61,11 @@ def compare(recorded: Path, replayed: Path) -> dict[str, Any]:
     with_names = CheckpointReader(recorded / "checkpoints")
     names = with_names.manifest(last)["checksums"]
     with_names.close()
-    lines = [read_metrics(run / "metrics.jsonl") for run in (recorded, replayed)]
+    first = steps_of(recorded)[-2]  # lines up to its step were copied, not written again
+    lines = [
+        [line for line in read_metrics(run / "metrics.jsonl") if line["step"] > first]
+        for run in (recorded, replayed)
+    ]
     states = [run / "checkpoints" / str(last) / "state" for run in (recorded, replayed)]
     found = (first_record_difference(*lines), first_array_difference(last, names, *states))
     return {

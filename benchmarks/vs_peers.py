@@ -282,6 +282,8 @@ def _names(args: argparse.Namespace, mode: str, library: bool) -> dict[str, str]
         found = [r for r in RUNTIMES if mode != "train" and _has_module(args.torch_python, r)]
         names |= dict.fromkeys(found, args.torch_python)
     wanted = args.contenders.split(",") if args.contenders else names
+    if unknown := set(wanted) - set(names):
+        raise SystemExit(f"no contenders {', '.join(unknown)} here; there are {', '.join(names)}")
     return {name: python for name, python in names.items() if name in wanted}
 
 
@@ -330,6 +332,9 @@ def main() -> None:
         return
     from resnet_jax.ops.native.library import state  # noqa: PLC0415
 
+    modes = args.modes.split(",")
+    if unknown := set(modes) - set(MODES):
+        parser.error(f"no modes {', '.join(unknown)}; there are {', '.join(MODES)}")
     processor, used = instruction_sets(), state()
     results: dict[str, Any] = {
         "network": args.network,
@@ -338,7 +343,7 @@ def main() -> None:
         "oneDNN": used.onednn,
     }
     print(processor["kind"], *processor["flags"], used.onednn, flush=True)
-    for mode in args.modes.split(","):
+    for mode in modes:
         results[mode] = compare(args, mode, used.library is not None)
         print(mode, json.dumps(results[mode], indent=1), flush=True)
     from report import write_report  # noqa: PLC0415 - imports JAX, which contenders do themselves

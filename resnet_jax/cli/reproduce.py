@@ -65,8 +65,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = args.artefact
     if names == ["all"]:
         names = [name for name, of in REPRODUCTIONS.items() if args.size in of.runs]
-    if args.size == "cifar" and args.runs and not args.runs.is_dir():
-        raise UsageError(f"--runs: there is no folder {args.runs}.")
+    if args.size == "cifar":
+        if args.runs and not args.runs.is_dir():
+            raise UsageError(f"--runs: there is no folder {args.runs}.")
+        if args.budget is not None:
+            raise UsageError("--budget limits training, and --size=cifar trains nothing.")
+        if (args.seeds or 0) > SEEDS["cifar"]:
+            raise UsageError(
+                f"--seeds is {args.seeds}; the runs of --size=cifar have {SEEDS['cifar']} seeds."
+            )
     for name in names:
         if name not in REPRODUCTIONS:
             hint = did_you_mean(name, REPRODUCTIONS)

@@ -50,7 +50,14 @@ def _curve(
     kept = thin(steps, most)
     values = {}
     for metric in _METRICS:
-        points = [[v for of in by_step for v in _of_seeds(of[step], metric)] for step in kept]
+        points = [
+            [
+                _of_seeds(of[step], metric)[number]
+                for run, of in zip(runs, by_step, strict=True)
+                for number in run.numbers
+            ]
+            for step in kept
+        ]
         if any(value is not None for point in points for value in point):
             values[metric] = [list(map(rounded, seed)) for seed in zip(*points, strict=True)]
     return {

@@ -89,8 +89,7 @@ def _line(line: Line, differing: Sequence[str], *, first: Line) -> dict[str, Any
     del about["runs"]
     about["differs"] = {name: field_text(value) for name, value in about["differs"].items()}
     about["scores"] = with_intervals(about["scores"], line.rows)
-    walls = [run.summary.get("wall_s") for run in line.runs if run.summary]
-    about["wall_s"] = sum(s for s in walls if isinstance(s, int | float) and 0 <= s < _LONGEST_S)
+    about["wall_s"] = sum(_wall_s(run) for run in line.runs if run.summary)
     about["params"] = _params(line.runs[0])
     return about
 
@@ -106,6 +105,15 @@ def with_intervals(scores: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any
             "interval": None if interval is None else list(interval),
         }
     return found
+
+
+def _wall_s(run: RecordedRun) -> float:
+    """The training time of a finished run, or the share of the seeds of one of its settings."""
+    assert run.summary is not None
+    wall_s = run.summary.get("wall_s")
+    if not isinstance(wall_s, int | float) or not 0 <= wall_s < _LONGEST_S:
+        return 0.0
+    return wall_s * len(run.numbers) / len(run.summary.get("seeds") or [None])
 
 
 def _params(run: RecordedRun) -> int | None:

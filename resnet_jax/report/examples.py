@@ -57,9 +57,7 @@ class Examiner:
         if missing := [run.folder for run in line.runs if not _has_checkpoints(run.folder)]:
             raise DataError(f"{missing[0]} has no checkpoints here")
         networks = (
-            restore_run(run.folder, seed_index=index)
-            for run in line.runs
-            for index in range(len(run.seeds))
+            restore_run(run.folder, seed_index=index) for run in line.runs for index in run.numbers
         )
         split = next((of for of in _HELD_OUT if line.runs[0].config[f"data.{of}"]), None)
         if split is None:

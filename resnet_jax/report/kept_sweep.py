@@ -49,10 +49,10 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
     try:
         fields, rows = _read_rows(read_document(folder / TABLE).decode())
         kept = json.loads(read_document(folder / DOCUMENT))
-        labels = {tuple(group["runs"]): str(group["label"]) for group in kept["groups"]}
         origins = [("the sweep", dict(origin)) for origin in kept["made_by"]]
         groups = group_rows(rows, fields)
-        lines = [_line(group, rows, labels) for group in groups]
+        labels = [str(group["label"]) for group in kept["groups"]]
+        lines = [_line(group, rows, label) for group, label in zip(groups, labels, strict=True)]
         grid = [
             {"name": name, "values": [_number_or_text(group["fields"][name]) for group in groups]}
             for name in fields
@@ -117,14 +117,12 @@ def _number_or_text(text: str) -> float | str:
     return without_folders(text) or "None"
 
 
-def _line(
-    group: dict[str, Any], rows: list[Row], labels: dict[tuple[str, ...], str]
-) -> dict[str, Any]:
+def _line(group: dict[str, Any], rows: list[Row], label: str) -> dict[str, Any]:
     """What the page says of a group of `group_rows`, as of a line of runs."""
-    own = [row for row in rows if row["run"] in group["runs"]]
     fields = group["fields"]
+    own = [row for row in rows if all(row[name] == value for name, value in fields.items())]
     return {
-        "label": labels.get(tuple(group["runs"]), group["label"]),
+        "label": label,
         "model": fields.get("model.name"),
         "data": fields.get("data.name"),
         "seeds": group["seeds"],

@@ -77,7 +77,8 @@ def _read_run(folder: epath.Path, name: str, notes: list[str]) -> ReportedRun:
         notes.append(f"failed: {status.reason}")
     elif status.state != "finished":
         notes.append(f"not finished ({status.state}), at step {status.step:,}")
-    return ReportedRun(name, RecordedRun(folder, fields, records, summary), status)
+    numbers = tuple(range(len(seeds)))
+    return ReportedRun(name, RecordedRun(folder, fields, records, summary, numbers), status)
 
 
 def _read_summary(folder: epath.Path, notes: list[str]) -> dict[str, Any] | None:

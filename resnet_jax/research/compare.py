@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from etils import epath
@@ -34,24 +34,51 @@ _DASHES = ("-", "--", ":", "-.")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """The record of a run.
+    """The record of a run, or of those of its seeds that have the same settings.
 
     Attributes:
         folder: the run's directory.
         config: dotted field → value.
         records: the records of metrics.jsonl.
         summary: the content of summary.json; None if the run isn't finished.
+        numbers: the positions of the seeds among all seeds of the run.
     """
 
     folder: epath.Path
     config: dict[str, Any]
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    numbers: tuple[int, ...]
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds of the run."""
+        """The seeds."""
         return self.config["seeds"] or (self.config["seed"],)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The scores of the seeds; see `score_rows`. Empty if the run isn't finished."""
+        return score_rows(self.summary, self.numbers) if self.summary else []
+
+    @property
+    def settings(self) -> list[Self]:
+        """The run in parts of the same settings: a part for each combination of `config.vary`."""
+        varied = dict(self.config["vary"])
+        if not varied:
+            return [self]
+        parts: dict[tuple[Any, ...], list[int]] = {}
+        for number in self.numbers:
+            parts.setdefault(tuple(values[number] for values in varied.values()), []).append(number)
+        return [
+            dataclasses.replace(
+                self,
+                config=self.config
+                | dict(zip(varied, values, strict=True))
+                | {"seeds": tuple(self.seeds[number] for number in numbers), "vary": ()},
+                numbers=tuple(numbers),
+            )
+            for values, numbers in parts.items()
+        ]
 
     def without_seed(self) -> dict[str, Any]:
         """The fields that change the result of the run, except the seed."""
@@ -69,7 +96,7 @@ class Line:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The scores of the finished runs; see `score_rows`."""
-        return [row for run in self.runs if run.summary for row in score_rows(run.summary)]
+        return [row for run in self.runs for row in run.rows]
 
     def curve(self, split: str, metric: str) -> tuple[list[float], np.ndarray]:
         """(Epochs [points], values [seeds, points]) at the steps that all runs have reached."""
@@ -82,8 +109,11 @@ class Line:
             for run in self.runs
         ]
         steps = sorted(set.intersection(*(set(by_step) for by_step in of_runs)))
-        values = [  # [points, runs, seeds of the run]
-            [r[step].get("seeds", {metric: [r[step][metric]]})[metric] for r in of_runs]
+        values = [  # [points, runs, seeds]
+            [
+                [r[step].get("seeds", {metric: [r[step][metric]]})[metric][n] for n in run.numbers]
+                for run, r in zip(self.runs, of_runs, strict=True)
+            ]
             for step in steps
         ]
         epochs = [of_runs[0][step]["epoch"] for step in steps]
@@ -137,9 +167,9 @@ def read_run(folder: epath.Path) -> RecordedRun:
     if (folder / SUMMARY).exists():
         with read_summary(folder) as summary:
             score_rows(summary)  # raises if it is damaged
-    return RecordedRun(
-        folder, read_fields(folder, summary), read_metrics(folder / METRICS), summary
-    )
+    fields = read_fields(folder, summary)
+    numbers = tuple(range(len(fields["seeds"]) or 1))
+    return RecordedRun(folder, fields, read_metrics(folder / METRICS), summary, numbers)
 
 
 def read_fields(folder: epath.Path, summary: dict[str, Any] | None) -> dict[str, Any]:
@@ -153,25 +183,43 @@ def read_fields(folder: epath.Path, summary: dict[str, Any] | None) -> dict[str,
     try:
         in_summary = json.dumps(summary["config"]) if summary else ""
         config = read_config(folder) if source.name == CONFIG else in_summary
-        return flatten(from_json(config))
+        fields = flatten(from_json(config))
+        _check_vary(fields)
+        return fields
     except (ConfigError, KeyError) as error:
         raise ConfigError(f"{source} can't be used: {error}") from None
+
+
+def _check_vary(fields: dict[str, Any]) -> None:
+    count = len(fields["seeds"])
+    for pair in fields["vary"]:
+        match pair:
+            case (str(), (list() | tuple()) as values) if len(values) == count and all(
+                isinstance(value, int | float) for value in values
+            ):
+                continue
+        raise ConfigError("vary isn't pairs of a field and a number for each seed")
 
 
 def gather_lines(runs: Sequence[RecordedRun]) -> list[Line]:
     """Gather runs that differ only in the seed into lines, labelled with their common name.
 
-    A run that repeats a seed of a line begins another line.
+    A run that repeats a seed of a line begins another line. A run whose settings vary with its
+    seeds (`config.vary`) has a line for each of its `settings`, labelled with their values, too.
     """
+    names: dict[RecordedRun, str] = {}
+    for run, name in zip(runs, short_names([run.folder for run in runs]), strict=True):
+        for part in run.settings:
+            values = [f"{field}={part.config[field]}" for field in dict(run.config["vary"])]
+            names[part] = ",".join((name, *values))
     groups: dict[tuple[str, int], list[RecordedRun]] = {}
-    for run in runs:
+    for run in names:
         fields = json.dumps(run.without_seed())
         for repetition in itertools.count():
             group = groups.setdefault((fields, repetition), [])
             if not any(set(run.seeds) & set(other.seeds) for other in group):
                 group.append(run)
                 break
-    names = dict(zip(runs, short_names([run.folder for run in runs]), strict=True))
     return [
         Line(shared_name([names[run] for run in group]), tuple(group)) for group in groups.values()
     ]
@@ -255,7 +303,9 @@ def _draw_scores(axes: Axes, lines: Sequence[Line], metric: Metric) -> None:
         axes.set(xticks=[], xlim=(-0.5, len(lines) - 0.5))
     else:
         for number, (epochs, values) in enumerate(curves):
-            if epochs:
+            if len(epochs) == 1:
+                axes.plot(epochs, values.mean(axis=0), marker="o", **_style(number))
+            elif epochs:
                 plot_mean(axes, epochs, values, **_style(number))
                 # The beginning of the curves doesn't determine the scale.
                 highest = max(highest, values[:, len(epochs) // 4 :].max())

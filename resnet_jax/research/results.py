@@ -17,6 +17,7 @@ from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError, WriteError
 from resnet_jax.logging.plots import picture_of
 from resnet_jax.logging.provenance import provenance
+from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.figures import journal_style
 from resnet_jax.research.reproduction import Reproduction, Row, overall
 from resnet_jax.research.runner import Runner, Size
@@ -90,6 +91,7 @@ def reproduce(
         **({"missing": runner.missing} if size == "cifar" else {}),
         "wall_s": round(time.monotonic() - began, 1),
         **provenance(),
+        **({"trained_by": _trained_by(runner.used)} if runner.used else {}),
         "data": report.data,
     }
     files = text_files(result)
@@ -105,6 +107,19 @@ def reproduce(
     except OSError as error:
         raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
     return result | {"files": [str(path) for path in paths]}
+
+
+def _trained_by(runs: Mapping[str, epath.Path]) -> dict[str, dict[str, Any]]:
+    """Command, commit and wall time of the training of each run, which may be an earlier process's.
+
+    Raises:
+        DataError: a summary.json is damaged.
+    """
+    found = {}
+    for name, folder in runs.items():
+        with read_summary(folder) as summary:
+            found[name] = {key: summary[key] for key in ("command", "commit", "wall_s")}
+    return found
 
 
 def _unfinished(row: Row, seeds: tuple[int, ...]) -> Row:

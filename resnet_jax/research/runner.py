@@ -146,6 +146,7 @@ class Runner:
         size: the size of the reproductions.
         seeds: the seeds of each run.
         missing: the names of runs that `collect` didn't find, in order.
+        used: the folders of the runs that were returned, by name.
         say: takes a line about what a reproduction does next.
     """
 
@@ -172,6 +173,7 @@ class Runner:
         """
         self.size, self.seeds = size, seeds
         self.missing: list[str] = []
+        self.used: dict[str, epath.Path] = {}
         self._folder, self._left = folder, budget_pflop
         self._stop, self.say = stop, say
 
@@ -209,6 +211,7 @@ class Runner:
                         )
             check_config(folder, to_json(config), describe_differences)
             trained[name] = TrainedRun(dict.fromkeys(self.seeds, folder))
+            self.used[name] = folder
         return trained
 
     def collect(
@@ -242,7 +245,7 @@ class Runner:
                 done = planned_runs()[name].is_finished(folder.parent)
                 if done and _has_log(folder) and (not weights or _has_network(folder)):
                     check_finished(folder)
-                    finished[seed] = folder
+                    finished[seed] = self.used[name] = folder
                 elif name not in self.missing:
                     self.missing.append(name)
             if finished:

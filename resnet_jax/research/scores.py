@@ -1,5 +1,6 @@
 """The scores of finished runs as tidy rows, and means over seeds."""
 
+import collections
 import csv
 import functools
 import io
@@ -42,13 +43,20 @@ SAMPLING = "± by images"
 Row = dict[str, Any]
 
 
-def score_rows(summary: Mapping[str, Any]) -> list[Row]:
+def score_rows(summary: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[Row]:
     """One row per seed and evaluated split of a run's summary.json.
 
     A row has "seed", "split", "weights" ("raw", "ema", or "best" for the best checkpoint), "step",
     "examples", and the metrics: "loss" (nats), "top1", "top5" (shares in 0…1), and others.
+
+    Args:
+        summary: content of the file.
+        numbers: the positions of some seeds among those of the run; None is all.
     """
-    return list(itertools.chain(*_rows_of_seeds(summary)))
+    of_seeds = _rows_of_seeds(summary)
+    if numbers is not None:
+        of_seeds = [of_seeds[number] for number in numbers]
+    return list(itertools.chain(*of_seeds))
 
 
 def _rows_of_seeds(summary: Mapping[str, Any]) -> list[list[Row]]:
@@ -170,7 +178,8 @@ def group_rows(
         For each group: "label", the common part of the names if the sweep gives all of them, or
         else the fields that differ from the other groups; "runs", the names; "fields" and their
         values; "seeds"; "scores" as from `summarize_scores`; "versus", the difference from the
-        first group, as from `compare_rows`; "wall_s", the sum over its runs; "params".
+        first group, as from `compare_rows`; "wall_s", the sum over its runs, of which seeds of
+        other groups have their share; "params".
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -179,9 +188,16 @@ def group_rows(
     values = [{field: of[0][field] for field in fields} for of in groups.values()]
     first = next(iter(groups.values()), [])
     labels = dict(zip(groups, label_by_difference(values) if values else (), strict=True))
+    for key, of_group in names.items():
+        if {*of_group} <= {*named}:
+            several = any({*of_group} & {*other} for k, other in names.items() if k != key)
+            parts = [labels[key]] if several else []
+            labels[key] = ",".join((shared_name(of_group), *parts))
+    # A run whose settings vary with its seeds is in several groups.
+    rows_of_run = collections.Counter(row["run"] for row in rows)
     return [
         {
-            "label": shared_name(names[key]) if {*names[key]} <= {*named} else labels[key],
+            "label": labels[key],
             "runs": names[key],
             "fields": {field: of[0][field] for field in fields},
             "seeds": list(dict.fromkeys(row["seed"] for row in of)),
@@ -189,11 +205,18 @@ def group_rows(
             "versus": compare_rows(first, of, fields=(first[0], of[0]))
             if of is not first
             else None,
-            "wall_s": sum({row["run"]: row["wall_s"] for row in of}.values()),
+            "wall_s": _wall_s(of, rows_of_run),
             "params": of[0]["params"],
         }
         for key, of in groups.items()
     ]
+
+
+def _wall_s(rows: Sequence[Row], rows_of_run: Mapping[str, int]) -> float:
+    """The training time of a group, with its share of runs that are in several groups."""
+    own = collections.Counter(row["run"] for row in rows)
+    walls = {row["run"]: row["wall_s"] for row in rows}
+    return sum(wall_s * own[run] / rows_of_run[run] for run, wall_s in walls.items())
 
 
 def shared_name(names: Sequence[str]) -> str:

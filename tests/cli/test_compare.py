@@ -62,6 +62,30 @@ def test_the_table_for_people(runs, tmp_path, capsys, monkeypatch):
     assert picture.read_bytes().startswith(b"%PDF")
 
 
+def test_settings_that_vary_with_the_seeds_are_lines_of_their_own(tmp_path, capsys):
+    rates = ("schedule.base_lr", (0.1, 0.1, 0.05))
+    document = write_run(tmp_path / "runs/a", seeds=(0, 1, 0), vary=(rates,)) / "summary.json"
+    summary = json.loads(document.read_text())
+    top1 = [0.90, 0.92, 0.85]
+    of_seeds = {"loss": [0.3, 0.3, 0.4], "top1": top1, "top5": [1.0, 1.0, 1.0]}
+    summary["final"]["test"] |= {"seeds": of_seeds, "std": {}}
+    document.write_text(json.dumps(summary | {"seeds": [0, 1, 0]}))
+    first, second = _compare(capsys, tmp_path / "runs", f"--out={tmp_path / 'a.png'}")["lines"]
+    assert first["label"] == "a,schedule.base_lr=0.1"
+    assert second["label"] == "a,schedule.base_lr=0.05"
+    assert [line["seeds"] for line in (first, second)] == [[0, 1], [0]]
+    assert [line["differs"] for line in (first, second)] == [
+        {"schedule.base_lr": 0.1},
+        {"schedule.base_lr": 0.05},
+    ]
+    assert first["scores"]["test"]["n"] == 2
+    assert first["scores"]["test"]["top1"]["mean"] == pytest.approx(0.91)
+    assert second["scores"]["test"]["top1"] == {"mean": 0.85, "std": None}
+    assert second["versus"]["effect"] == pytest.approx(0.85 - 0.91)
+    _, losses = gather_lines([read_run(tmp_path / "runs/a")])[1].curve("train", "loss")
+    np.testing.assert_allclose(losses, [[3.01, 1.51, 1.01]])  # of the third of its networks
+
+
 def test_curves_of_seeds_reach_as_far_as_all_of_them(tmp_path):
     write_run(tmp_path / "a" / "seed0", top1=0.6, seed=0)
     write_run(tmp_path / "a" / "seed1", top1=0.9, steps=(4, 8), finished=False, seed=1)

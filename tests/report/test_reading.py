@@ -78,10 +78,18 @@ def test_a_damaged_summary_is_a_note(text, tmp_path):
     assert notes[0].startswith("a: summary.json is damaged")
 
 
-def test_a_run_whose_config_cannot_be_used_is_left_out(tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"seeds": [[1]]}',
+        '{"seeds": [0], "vary": [["schedule.base_lr", [0.1, 0.2]]]}',
+        '{"seeds": [0], "vary": [["schedule.base_lr", [[0.1]]]]}',
+    ],
+)
+def test_a_run_whose_config_cannot_be_used_is_left_out(text, tmp_path):
     write_run(tmp_path / "sound")
     config = write_run(tmp_path / "worse") / "config.json"
-    config.write_text('{"seeds": [[1]]}')
+    config.write_text(text)
     (run,), (note,) = _read(tmp_path)
     assert run.name == "sound"
     assert note.startswith("worse: left out, because its config can't be used (")

@@ -328,6 +328,12 @@ def test_groups_of_named_runs_keep_the_names():
     named, default = group_rows(rows, ("model.width",), named={"thin,seed=0", "thin,seed=1"})
     assert (named["label"], default["label"]) == ("thin", "width=8")
     assert group_rows([], ("model.width",)) == []
+    # Settings that vary with the seeds of a run.
+    thin, wide = group_rows(
+        [row | {"run": "a", "wall_s": 3.0} for row in rows], ("model.width",), named={"a"}
+    )
+    assert (thin["label"], wide["label"]) == ("a,width=4", "a,width=8")
+    assert (thin["wall_s"], wide["wall_s"]) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize(

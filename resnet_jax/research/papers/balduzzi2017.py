@@ -34,8 +34,9 @@ def derivative(
 ) -> Float[Array, " points"]:
     """df/dx of a random network of `depth` layers of 200 units at each x.
 
-    Weights have the standard deviation of He's initialisation, biases 1. A residual layer adds
-    relu(W h + b) to h; a "scaled" residual layer divides it by √depth first.
+    Weights are Gaussian with the standard deviation of He's initialisation. Those of the first
+    layer and all biases have a standard deviation of 1. A residual layer adds relu(W h + b) to h; a
+    "scaled" residual layer divides it by √depth first.
     """
     of_first, of_last, *of_layers = jax.random.split(key, depth + 2)
     weights = [jax.random.normal(k, (_WIDTH, _WIDTH + 1)) for k in of_layers]

@@ -1,4 +1,4 @@
-"""Goyal et al. 2017, table 2: a batch k times as large, with k times the rate and a warm-up."""
+"""Goyal et al. 2017, tables 1 and 2: batches k times as large, k times the rate, a warm-up."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from resnet_jax.research.figures import add_legend, journal_style, new_panels
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner
 
-_SOURCE = "Goyal et al. 2017, table 2"
+_SOURCE = "Goyal et al. 2017, tables 1, 2"
 # Label → (the rate is scaled, the rate is warmed up, published excess error). The excess is the
 # error with a batch 32 times as large less the 23.60 % of the small batch, in points.
 _WAYS = {

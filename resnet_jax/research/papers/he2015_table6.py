@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.models.published import PUBLISHED
 from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels
-from resnet_jax.research.reports import difference
+from resnet_jax.research.reports import difference, network_label
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.research.table6 import DATA, EIGHTH, NETWORKS, PAPER_STEPS, Length
@@ -17,12 +17,6 @@ _TOLERANCE: dict[Length, float] = {"full": 0.6, "eighth": 5.0}
 The paper has no error for an eighth of the steps. The 5 points were chosen after the first run of a
 ResNet-20 was known.
 """
-_LABELS = {
-    "resnet20": "ResNet-20",
-    "resnet56": "ResNet-56",
-    "plain20": "plain-20",
-    "plain56": "plain-56",
-}
 _STEPS: dict[Length, int] = {"full": PAPER_STEPS, "eighth": EIGHTH}
 _ON: dict[Length, str] = {"full": f"CIFAR-10, {PAPER_STEPS:,} steps", "eighth": DATA}
 
@@ -39,7 +33,7 @@ def run_cifar(runner: Runner) -> Report:
     )
     rows = [
         Row(
-            what=f"{_LABELS[name]}, test error, %",
+            what=f"{network_label(name)}, test error, %",
             published=PUBLISHED[name].error if length == "full" else None,
             source=_source(name, length),
             data=_ON[length],
@@ -99,7 +93,7 @@ def _draw(runs: dict[Length, dict[str, TrainedRun]]) -> Figure:
             axes.plot([], [], "o", color=color, label=f"a seed here, {_STEPS[length]:,} steps")
         paper = f"paper, {PAPER_STEPS:,} steps"
         axes.plot([], [], "D", color=COLORS[1], markerfacecolor="none", label=paper)
-        axes.set_xticks(range(len(NETWORKS)), [_LABELS[name] for name in NETWORKS])
+        axes.set_xticks(range(len(NETWORKS)), [network_label(name) for name in NETWORKS])
         axes.set(ylabel="test error (%)", xlim=(-0.5, len(NETWORKS) - 0.5))
         axes.set_ylim(bottom=0)
         add_legend(axes, loc="lower right")

@@ -1,4 +1,4 @@
-"""Veit et al. 2016, section 3.3 and figure 6: the paths through a residual network.
+"""Veit et al. 2016, section 5 and figure 6: the paths through a residual network.
 
 A path goes through the branch or the shortcut of each block: n blocks make 2ⁿ paths, of which
 (n over k) go through k branches. The gradient of paths of one length is measured as in the paper:
@@ -24,7 +24,7 @@ from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
 from resnet_jax.research.runner import Runner
 from resnet_jax.train.losses import cross_entropy
 
-_TEXT, _FIGURE = "Veit et al. 2016, section 4", "Veit et al. 2016, figure 6"
+_TEXT, _FIGURE = "Veit et al. 2016, section 5", "Veit et al. 2016, figure 6"
 _BLOCKS = 54  # of a ResNet-110
 _DRAWS, _IMAGES = 10, 64
 
