@@ -80,6 +80,7 @@ def recipe(fields: dict[str, Any], *, rate: float, seed: int, args: argparse.Nam
         else:
             config.init_from = str(args.weights)
             config.data.mean, config.data.std = MEAN, STD
+    config.new_head = bool(config.init_from)
     return config
 
 

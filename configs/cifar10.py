@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import recipes
 from resnet_jax.config.schema import default_config
 from resnet_jax.errors import ConfigError
+from resnet_jax.models.presets import create_model
 
 
 def get_config(arg: str = "resnet20") -> ConfigDict:
@@ -56,7 +57,8 @@ def get_config(arg: str = "resnet20") -> ConfigDict:
 def _paper(config: ConfigDict) -> ConfigDict:
     """64,000 steps of 128, the learning rate divided by 10 at 32,000 and 48,000."""
     config.batch_size = 128
-    config.model.bn_group_size = 64  # the paper split each batch over two GPUs
+    if getattr(create_model(config.model.name), "norm", None) == "batch":
+        config.model.bn_group_size = 64  # the paper split each batch over two GPUs
     config.duration_unit = "examples"
     config.duration = 64_000 * 128.0
     config.eval_every = config.checkpoint_every = 1_000 * 128.0

@@ -2,7 +2,7 @@
 # Sourced by the scripts for SLURM in this folder.
 
 readonly STOPPED_EARLY=75 PEER_LOST=71       # resnet_jax/errors.py
-readonly MOST_RESTARTS="${MOST_RESTARTS:-20}" # after PEER_LOST; a run that saved may always go on
+readonly MOST_RESTARTS="${MOST_RESTARTS:-20}" # of the job for any reason, after which PEER_LOST ends it
 
 fail() {
   echo "error: $1" >&2
@@ -23,7 +23,7 @@ run_and_requeue() {
       echo "stopped early, saved: job $id goes back to the queue" >&2 ;;
     "$PEER_LOST")
       if ((${SLURM_RESTART_COUNT:-0} >= MOST_RESTARTS)); then
-        echo "a process was lost, after $SLURM_RESTART_COUNT restarts; not trying again" >&2
+        echo "a process was lost, after ${SLURM_RESTART_COUNT:-0} restarts; not trying again" >&2
         exit "$status"
       fi
       echo "a process was lost: job $id goes back to the queue" >&2 ;;

@@ -7,6 +7,8 @@ The batch size of a recipe is global: devices share the batch, and `accumulate` 
 CIFAR-10 a recipe keeps its epochs and its regularisation, but has batches of 128, crops padded
 images, and lowers the learning rate: in proportion to the batch for SGD and LARS (Goyal et al.
 2017), to its square root for LAMB (You et al. 2019, 1904.00962). Nothing is published for that.
+
+Fields of `model` that a network doesn't have, such as the `zero_init_scale` of a VGG, are left out.
 """
 
 import math
@@ -14,9 +16,10 @@ import math
 from ml_collections import ConfigDict
 
 from resnet_jax.config.published_recipes import RECIPES, Fields, peak
-from resnet_jax.config.schema import default_config
+from resnet_jax.config.schema import default_config, model_overrides
 from resnet_jax.data.dataset_info import IMAGENET_MEAN, IMAGENET_STD
 from resnet_jax.errors import ConfigError, did_you_mean
+from resnet_jax.models.presets import create_model
 
 # What most recipes have in common.
 _IMAGENET: Fields = {
@@ -62,13 +65,14 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
     """Return the config of a recipe of `RECIPES`, for a preset and "imagenet2012" or "cifar10".
 
     Raises:
-        ConfigError: unknown recipe or data.
+        ConfigError: unknown recipe, model or data.
     """
     if recipe not in RECIPES:
         hint = did_you_mean(recipe, RECIPES)
         raise ConfigError(f"There is no recipe {recipe!r}; there are {', '.join(RECIPES)}.{hint}")
     if data not in ("imagenet2012", "cifar10"):
         raise ConfigError(f"Recipes are for imagenet2012 and cifar10, not for {data!r}.")
+    create_model(model)  # raises for an unknown name
     config = default_config()
     config.model.name = model
     for fields in (_IMAGENET, *RECIPES[recipe].parts):
@@ -76,6 +80,11 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
     if data == "cifar10":
         config.update(_scaled_batch(config))
         config.update(_CIFAR)
+    for name, value in model_overrides(config).items():
+        try:
+            create_model(model, **{name: value})
+        except ConfigError:
+            config.model[name] = None
     return config
 
 

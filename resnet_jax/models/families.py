@@ -103,7 +103,8 @@ def _pre_activation() -> dict[str, Preset]:
             (depth - 4) // 6, order="preact", width=16 * factor, stem_width=16
         )
     # The authors' code has no normalisation between the stem and the first block's shortcut. That
-    # makes a difference only where this block doesn't project: for a factor of 1.
+    # makes a difference only where this block doesn't project: for a factor of 1. `wrn40_1` has the
+    # normalisation, as He et al. 2016 have it; the authors' weights need stem_norm=False.
     table["wrn16_1"] = _cifar(2, order="preact", width=16, stem_norm=False)
     table["wrn16_2"] = _cifar(2, order="preact", width=32, stem_width=16)
     return table

@@ -100,7 +100,7 @@ class Conv(nn.Module):
 
 
 class SpaceToDepthConv(Conv):
-    """A convolution of odd kernel and stride 2, computed on 2×2 blocks of pixels: equal to `Conv`.
+    """A 7×7 convolution of stride 2, computed on 2×2 blocks of pixels: equal to `Conv`.
 
     With three input channels most of a TPU's matrix unit is idle; with the four pixels of a block
     as twelve channels, less of it (MLPerf's ResNet-50). The parameters are those of `Conv`: the

@@ -1,6 +1,7 @@
 """Residual networks since He et al. 2015 (1512.03385): a stem, stages of blocks, a classifier."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -257,8 +258,11 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         def call(block: ResidualBlock, x: Array, survival: Array | None) -> tuple[Array, None]:
             return block(x, survival), None
 
-        # Inside a loop nothing can be merged with the forward pass by mistake.
-        apply = nn.remat(call, prevent_cse=not self.scan) if self.remat else call
+        def applied(*, in_loop: bool) -> Callable[..., tuple[Array, None]]:
+            # Inside a loop the recomputation can't be merged with the forward pass by mistake.
+            return nn.remat(call, prevent_cse=not in_loop) if self.remat else call
+
+        apply = applied(in_loop=False)
         is_looped = self.scan and blocks > 1
         # As in torchvision, a stage's first block has the dilation of the stage before.
         before = self._stride_and_dilation(stage - 1)[1] if stage > 1 else dilation
@@ -268,7 +272,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
             x, _ = apply(block(name, **of_first), x, None if survivals is None else survivals[i])
         if is_looped:
             loop = nn.scan(
-                apply,
+                applied(in_loop=True),
                 variable_axes={"params": 0, "batch_stats": 0},
                 split_rngs={"params": True, "dropout": True},
                 length=blocks - 1,

@@ -66,6 +66,8 @@ def summarize(model: nn.Module, image_shape: tuple[int, int, int]) -> Summary:
     Returns:
         The layers with parameters in the order of their evaluation, for one image.
     """
+    if getattr(model, "scan", False):
+        model = model.copy(scan=False)  # a loop shows its layers once
     outputs: dict[str, tuple[str, Any]] = {}
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:

@@ -45,6 +45,10 @@ def unstack_units(tree: Any) -> Any:
 
     Args:
         tree: variables, gradients, or an optimiser's state.
+
+    Raises:
+        ConfigError: a "layer{s}_rest" has no arrays, as in the state of an optimiser that leaves
+            its kernels alone.
     """
     if not isinstance(tree, Mapping):
         return _rebuild(tree, unstack_units)
@@ -54,7 +58,10 @@ def unstack_units(tree: Any) -> Any:
         if rest is None:
             unrolled[name] = unstack_units(child)
             continue
-        for i in range(len(jax.tree.leaves(child)[0])):
+        leaves = jax.tree.leaves(child)
+        if not leaves:
+            raise ConfigError(f"{name} has no arrays, so the number of its units isn't known.")
+        for i in range(len(leaves[0])):
             unrolled[f"layer{rest[1]}_{i + 1}"] = jax.tree.map(lambda leaf, i=i: leaf[i], child)
     return unrolled
 

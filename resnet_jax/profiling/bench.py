@@ -39,7 +39,8 @@ def measure_speed(config: ConfigDict, *, seconds: float) -> dict[str, Any]:
 
     Returns:
         A JSON-like document: "ceilings", "train", "evaluation", "inference", and by what and on
-        what it was measured. Rates are of all devices, "mfu" and "bandwidth_share" of each.
+        what it was measured. Rates are of all devices, "mfu" and "bandwidth_share" of each. With
+        `accumulate` or `model.scan` the latter is too small: XLA counts the body of a loop once.
 
     Raises:
         ConfigError: an impossible config, or data whose sizes aren't known.
@@ -160,7 +161,7 @@ def _train(spec: TrainSpec, best: dict[str, float], macs: int, seconds: float) -
     devices = spec.mesh.size
     # Forward once, backward twice: by the data and by the weights; two operations a multiply-add.
     flops = 6 * macs * config.batch_size * networks / devices
-    accessed = cost.get("bytes accessed", 0.0) * networks
+    accessed = cost.get("bytes accessed", 0.0) * spec.seeds.turns
     program = memory.temp_size_in_bytes + memory.argument_size_in_bytes if memory else 0
     used = jax.devices()[0].memory_stats() or {}
     return {

@@ -28,6 +28,8 @@ _KEPT = 256  # encoded images in memory, which single stages go round
 def measure_pipeline(config: ConfigDict, *, seconds: float, train: bool) -> dict[str, Any]:
     """Measure the stages of the input pipeline of a config, each alone, and all of it together.
 
+    Crops have `data.image_size`: smaller crops at first (`data.early_sizes`) are left out.
+
     Args:
         config: of a run whose images are decoded as they are needed.
         seconds: for each measurement.
@@ -46,6 +48,8 @@ def measure_pipeline(config: ConfigDict, *, seconds: float, train: bool) -> dict
             "data.random_crop_area is (): the images of this config are decoded once, and then in"
             " memory or on the devices."
         )
+    config = config.copy_and_resolve_references()
+    config.data.early_sizes = config.data.size_boundaries = ()
     experiment = Experiment.make(config)
     stream, area = experiment.spec.orders()[0], tuple(config.data.random_crop_area)
     size, examples = config.data.image_size, experiment.dataset.streamed["train"]

@@ -231,7 +231,7 @@ def gradient_reduction(spec: TrainSpec, program: Program) -> dict[str, Any]:
     """How gradients are summed over the devices: bytes, and per parameter.
 
     Those of kernels, which hold all but a thousandth of the parameters. Sums of vectors are mostly
-    statistics, and square matrices are those of products of channels (`models.projection`), except
+    statistics, and square matrices are those of products of channels (`ops.projection`), except
     where a kernel has the same shape.
     """
     kernels = [leaf.shape for leaf in jax.tree.leaves(spec.abstract_state.params)]

@@ -115,6 +115,11 @@ class Experiment:
             DataError: the data are missing or damaged.
         """
         check_names(config)
+        if config.new_head and not config.init_from:
+            raise ConfigError(
+                "new_head is True, and init_from is empty. Name the weights to begin with, or set"
+                " new_head to False, to begin with random values."
+            )
         for single in single_configs(config):
             create_model(single.model.name, **model_overrides(single))
         mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp)

@@ -155,6 +155,13 @@ class SeedAxis:
         return len(self.numbers)
 
     @property
+    def turns(self) -> int:
+        """How many networks a device trains one after another in a step."""
+        if not self.stacked or not _one_by_one(self.mesh):
+            return 1
+        return len(self) // self.mesh.size if self.spread else len(self)
+
+    @property
     def step_mesh(self) -> Mesh | None:
         """The mesh for the steps of one seed; None if each device trains seeds of its own."""
         return None if self.spread else self.mesh

@@ -67,6 +67,15 @@ def test_parameters_are_the_authors(name):
         assert params / 1e6 == pytest.approx(published, abs=0.06)
 
 
+def test_a_scanned_network_has_the_sizes_of_the_unrolled_one():
+    """`nn.scan` shows a loop's layers once, whatever its length."""
+    scanned, unrolled = (
+        resnet_jax.summarize(resnet_jax.create_model("resnet56", scan=scan), (32, 32, 3))
+        for scan in (True, False)
+    )
+    assert scanned == unrolled
+
+
 def test_the_table_of_sizes_has_every_preset_and_the_counts_of_others():
     sizes = preset_sizes()
     assert list(sizes) == resnet_jax.list_models()

@@ -21,6 +21,13 @@ def test_stacking_and_unstacking_are_inverse_in_an_optimisers_state_too():
     jax.tree.map(np.testing.assert_array_equal, back, state)
 
 
+def test_units_without_arrays_cannot_be_counted():
+    """As in the state of an optimiser that leaves them alone."""
+    state = {"layer1_rest": {"conv1": {"kernel": optax.MaskedNode()}}}
+    with pytest.raises(ConfigError, match="layer1_rest has no arrays"):
+        resnet_jax.unstack_units(state)
+
+
 def test_frozen_variables_become_those_of_dicts():
     """Flax's FrozenDict, which older programs hold their variables in."""
     scanned = resnet_jax.stack_units(

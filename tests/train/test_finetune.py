@@ -80,7 +80,7 @@ def _file(weights, num_classes=0):
 def test_a_run_begins_with_the_file_and_a_classifier_of_its_own(config, weights):
     config.ema_decay = 0.9
     state = Experiment.make(config).initial_state()
-    config.init_from = ""
+    config.init_from, config.new_head = "", False
     drawn = Experiment.make(config).initial_state()
     found, of_file = _flat(state.variables()), _file(weights)
     for name, leaf in _flat(drawn.variables()).items():
@@ -90,6 +90,13 @@ def test_a_run_begins_with_the_file_and_a_classifier_of_its_own(config, weights)
     for name, leaf in _flat(state.variables(ema=True)).items():
         np.testing.assert_array_equal(leaf, found[name], name)
     assert jax.tree.structure(state) == jax.tree.structure(drawn)
+
+
+def test_a_new_classifier_without_weights_is_refused(config):
+    """As with configs/finetune.py, if the weights are forgotten."""
+    config.init_from = ""
+    with pytest.raises(ConfigError, match="new_head is True, and init_from is empty"):
+        Experiment.make(config)
 
 
 def test_the_classifier_of_the_file_is_taken_if_it_is_to_be(config, tmp_path):

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+import resnet_jax
 from resnet_jax.config.recipes import RECIPES, make
-from resnet_jax.config.schema import validate
+from resnet_jax.config.schema import model_overrides, validate
 from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.checks import check_batch
@@ -80,8 +81,28 @@ def test_what_their_authors_code_says():
     assert fixup.mixup == 1.0
 
 
+@pytest.mark.parametrize(
+    ("model", "left_out"),
+    [
+        ("resnet50", set()),
+        ("preresnet50", {"zero_init_scale"}),
+        ("vgg16", {"zero_init_scale", "bn_group_size"}),
+        ("bit_r50x1", {"zero_init_scale", "bn_group_size"}),
+        ("fixup_resnet50", {"zero_init_scale", "bn_group_size"}),
+    ],
+)
+def test_fields_that_a_network_has_not_are_left_out(model, left_out):
+    config = make("goyal_2017", model=model)
+    validate(config)
+    resnet_jax.create_model(model, **model_overrides(config))
+    of_recipe = {"dtype", "zero_init_scale", "bn_group_size"}
+    assert set(model_overrides(config)) == of_recipe - left_out
+
+
 def test_mistakes_are_one_line():
     with pytest.raises(ConfigError, match="no recipe 'rsb'.*rsb_a1"):
         make("rsb")
     with pytest.raises(ConfigError, match="not for 'mnist'"):
         make("rsb_a1", data="mnist")
+    with pytest.raises(ConfigError, match="There is no model"):
+        make("rsb_a1", model="resnet51")
