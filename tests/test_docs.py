@@ -137,7 +137,7 @@ def test_the_tests_of_every_fault_exist():
         for test in fault.tests:
             file, _, function = test.partition("::")
             text = (ROOT / "tests" / file).read_text()
-            assert f"def {function or 'test_'}" in text, test
+            assert (f"def {function}(" if function else "def test_") in text, test
 
 
 def test_the_python_of_the_readme_runs():

@@ -49,13 +49,15 @@ def test_a_kill_at_any_change_of_a_file_loses_nothing(first, whole, tmp_path, re
 
 @pytest.mark.thorough
 def test_kills_at_random_times_lose_nothing(whole, tmp_path):
-    """Within the seconds after the first step, in which it saves most of the time."""
-    rng = random.Random(0)
+    """Within the second after the first step, in which it saves most of the time."""
+    rng, codes = random.Random(0), []
     for _ in range(3):
         running = start(tmp_path / "run").says("step ")
         time.sleep(rng.uniform(0, 1))
         ended = running.signal(9).end()
+        codes.append(ended.code)
         assert ended.code in (-9, 0), ended.said
+    assert -9 in codes  # a machine may be too fast for some of them
     assert train(tmp_path / "run").code == 0
     _same(tmp_path / "run", whole)
 

@@ -1,5 +1,6 @@
 import os
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,14 @@ def test_a_shard_knows_its_number_and_counts_stay_integers():
     np.testing.assert_array_equal(sums[0], BATCH[::4, 0])
     assert sums[1] == 8 * (2**24 + 1)
     assert sums[1].dtype == np.int32
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cuda", "tpu", "cpu"])
+def test_gpus_run_deterministic_operations(platform):
+    device = SimpleNamespace(platform=platform)
+    mesh = SimpleNamespace(devices=np.array([[device]]), size=1)
+    options = FixedShards(1, mesh).compiler_options
+    assert options.get("xla_gpu_deterministic_ops", False) == (platform in ("gpu", "cuda"))
 
 
 def test_optimisers_may_have_vectors_for_kernels():

@@ -10,9 +10,28 @@ import numpy as np
 import portpicker
 import pytest
 
+from resnet_jax.checkpoint.stop import StopRequest
+from resnet_jax.config.schema import default_config
+from resnet_jax.errors import ConfigError
 from resnet_jax.logging.metrics_log import read_metrics
+from resnet_jax.parallel.job import agreement
+from resnet_jax.train.opening import Requests, _job_fingerprint
 from tests.data.readers.test_folders import write
 from tests.runs import TIMEOUT_S, Ended, Running, start, streamed
+
+
+def test_processes_compare_config_code_and_versions():
+    facts = _job_fingerprint(default_config(), Requests(StopRequest()))
+    for name in ("the code of resnet_jax", "the version of jax", "batch_size", "callbacks"):
+        assert facts[name] is not None
+    assert "data.dir" not in facts  # which may differ from host to host
+    reports = [{"host": host, "facts": facts} for host in ("a", "b")]
+    agreement._check_equal(reports)
+    reports[1]["facts"] = facts | {"the code of resnet_jax": "another"}
+    with pytest.raises(
+        ConfigError, match=r"differ in the code of resnet_jax: .* in process 1 .b.."
+    ):
+        agreement._check_equal(reports)
 
 
 def _start(

@@ -1,6 +1,5 @@
 """The training loop, driven with plain objects: no process, no compilation, no files."""
 
-import contextlib
 import time
 from types import SimpleNamespace
 
@@ -356,7 +355,7 @@ def test_a_workdir_that_is_gone_ends_the_run_before_anything_is_written():
     def gone():
         raise OSError("gone")
 
-    with contextlib.suppress(OSError):
+    with pytest.raises(OSError, match="gone"):
         run.train(check_workdir=gone)
     assert run.done == ["steps 1-2"]
 

@@ -30,6 +30,11 @@ HERE = {
     [
         ([LINE], [LINE | {"img_per_s": 99.0, "wall_s": 0.0, "batches": "new"}], None),
         ([LINE], [LINE | {"loss": 1.25}], ("train loss", "1.5 on record, 1.25 replayed", 0.25)),
+        (
+            [LINE | {"batches": "a"}],
+            [LINE | {"batches": "b"}],
+            ("train batches", "a on record, b replayed", None),
+        ),
         ([LINE], [], ("train", "isn't in the replay", None)),
         ([], [LINE], ("train", "isn't in metrics.jsonl", None)),
         ([LINE | {"extra": 1}], [LINE], ("train extra", "1 on record, None replayed", None)),

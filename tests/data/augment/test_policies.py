@@ -143,6 +143,79 @@ def test_what_is_drawn_depends_on_the_example_alone(policy):
     assert len({one.tobytes() for one in np.asarray(augment(same, keys))}) > 12
 
 
+def _recorded(monkeypatch, name, augment, *, draws=4000):
+    """What a policy draws: for each image the operations and values that were applied, in order."""
+    table = getattr(policies, name)
+
+    def recorder(number):
+        def operation(image, value):  # one pixel of five channels: count, operation, value, …
+            count = image[0, 0, 0].astype(jnp.int32)
+            image = image.at[0, 0, 1 + 2 * count].set(number)
+            return image.at[0, 0, 2 + 2 * count].set(value).at[0, 0, 0].add(1)
+
+        return operation
+
+    stand_ins = [
+        recorder(number) if callable(entry) else (recorder(number), *entry[1:])
+        for number, entry in enumerate(table)
+    ]
+    monkeypatch.setattr(policies, name, stand_ins)
+    found = np.asarray(augment(jnp.zeros((draws, 1, 1, 5)), _keys(draws)))[:, 0, 0]
+    names = [(entry if callable(entry) else entry[0]).__name__ for entry in table]
+    return [
+        [(names[int(one[1 + 2 * i])], float(one[2 + 2 * i])) for i in range(int(one[0]))]
+        for one in found
+    ]
+
+
+def test_rand_augment_draws_as_timm_does(monkeypatch):
+    found = _recorded(
+        monkeypatch,
+        "_RANDAUGMENT",
+        lambda images, keys: policies.rand_augment(images, keys, magnitude=7.0, magnitude_std=0.5),
+    )
+    counts = np.bincount([len(of) for of in found]) / len(found)
+    np.testing.assert_allclose(counts, [0.25, 0.5, 0.25], atol=0.03)  # of two, each with 1/2
+    applied = [one for of in found for one in of]
+    shares = np.unique([name for name, _ in applied], return_counts=True)[1] / len(applied)
+    np.testing.assert_allclose(shares, np.full(15, 1 / 15), atol=0.015)
+    largest = {"rotate": 30, "shear_x": 0.3, "shear_y": 0.3}
+    levels = np.array([value / largest[name] for name, value in applied if name in largest])
+    assert abs(np.sign(levels).mean()) < 0.15
+    assert np.abs(levels).mean() == pytest.approx(0.7, abs=0.01)
+    assert np.abs(levels).std() == pytest.approx(0.05, abs=0.01)
+
+
+def test_magnitudes_are_clipped(monkeypatch):
+    found = _recorded(
+        monkeypatch,
+        "_RANDAUGMENT",
+        lambda images, keys: policies.rand_augment(images, keys, magnitude=9.0, magnitude_std=6.0),
+    )
+    levels = np.abs([v / 30 for of in found for name, v in of if name == "rotate"])
+    assert levels.max() == pytest.approx(1)
+    assert (levels > 0.999).mean() == pytest.approx(0.43, abs=0.12)  # 10 is 1/6 deviation above
+    assert (levels < 1e-6).any()
+
+
+def test_trivial_augment_draws_as_torchvision_does(monkeypatch):
+    table = {op.__name__: (base, values) for op, base, values, _ in policies._TRIVIAL}
+    found = _recorded(monkeypatch, "_TRIVIAL", policies.trivial_augment)
+    assert {len(of) for of in found} == {1}
+    applied = [one for of in found for one in of]
+    shares = np.unique([name for name, _ in applied], return_counts=True)[1] / len(applied)
+    np.testing.assert_allclose(shares, np.full(14, 1 / 14), atol=0.015)
+    for name in ("rotate", "contrast"):  # one around 0, one around 1; signs are random
+        base, strengths = table[name]
+        drawn = np.array([value for which, value in applied if which == name]) - base
+        bins = np.abs(np.abs(drawn)[:, None] - strengths).argmin(axis=1)
+        np.testing.assert_allclose(np.abs(drawn), strengths[bins], atol=1e-4)
+        assert len(set(bins)) >= 29
+        assert abs(np.sign(drawn[bins > 0]).mean()) < 0.2
+    bits = {value for which, value in applied if which == "posterize"}
+    assert bits == {8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0}
+
+
 def test_no_policy_is_no_change():
     assert policies.apply_policy(IMAGES, _keys(24), "", magnitude=0.0, magnitude_std=0.0) is IMAGES
 
