@@ -1,12 +1,11 @@
 """Variables converted for another network: scanned or unrolled, with other input channels."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
+from flax.core import FrozenDict, unfreeze
 from jaxtyping import Array, Float
 
 from resnet_jax.errors import ConfigError
@@ -24,7 +23,7 @@ def stack_units(tree: Any) -> Any:
     Args:
         tree: variables, gradients, or an optimiser's state.
     """
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict | FrozenDict):
         return _rebuild(tree, stack_units)
     rest: dict[int, list[tuple[int, Any]]] = {}
     stacked: dict[str, Any] = {}
@@ -50,7 +49,7 @@ def unstack_units(tree: Any) -> Any:
         ConfigError: a "layer{s}_rest" has no arrays, as in the state of an optimiser that leaves
             its kernels alone.
     """
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict | FrozenDict):
         return _rebuild(tree, unstack_units)
     unrolled: dict[str, Any] = {}
     for name, child in unfreeze(tree).items():
@@ -69,9 +68,9 @@ def unstack_units(tree: Any) -> Any:
 def _rebuild(tree: Any, convert: Any) -> Any:
     """Apply `convert` to the mappings inside a tree of another kind, such as an optax state."""
     return jax.tree.map(
-        lambda leaf: convert(leaf) if isinstance(leaf, Mapping) else leaf,
+        lambda leaf: convert(leaf) if isinstance(leaf, dict | FrozenDict) else leaf,
         tree,
-        is_leaf=lambda node: isinstance(node, Mapping),
+        is_leaf=lambda node: isinstance(node, dict | FrozenDict),
     )
 
 
