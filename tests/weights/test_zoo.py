@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 CIFAR = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser() / "cifar10"
 NAMES = [own.name for own in list_weights()]
 RIGHT_OF_FIRST_500 = {
+    "resnet20.cifar10_full": 456,
     "resnet20.cifar10_eighth": 440,
     "plain20.cifar10_eighth": 430,
     "plain56.cifar10_eighth": 321,
