@@ -75,7 +75,7 @@ class PretrainedNetwork:
 def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
     """Load a trained network together with the preprocessing of its images.
 
-        network = resnet_jax.pretrained("resnet20.cifar10_eighth")
+        network = resnet_jax.pretrained("resnet20.cifar10_full")
         probabilities = network.predict(images)
         logits = network.model.apply(network.variables, network.preprocessing.normalize(crops))
 
