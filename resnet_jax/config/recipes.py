@@ -12,6 +12,7 @@ Fields of `model` that a network doesn't have, such as the `zero_init_scale` of 
 """
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -80,12 +81,28 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
     if data == "cifar10":
         config.update(_scaled_batch(config))
         config.update(_CIFAR)
-    for name, value in model_overrides(config).items():
-        try:
-            create_model(model, **{name: value})
-        except ConfigError:
-            config.model[name] = None
+    for name in _fields_it_lacks(model, model_overrides(config)):
+        config.model[name] = None
     return config
+
+
+def _fields_it_lacks(model: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that the network doesn't take, with whichever of the others."""
+    taken: dict[str, Any] = {}
+    while True:
+        rest = {name: value for name, value in fields.items() if name not in taken}
+        more = {name: value for name, value in rest.items() if _takes(model, taken, {name: value})}
+        if not more:
+            return rest
+        taken |= more
+
+
+def _takes(model: str, taken: dict[str, Any], more: dict[str, Any]) -> bool:
+    try:
+        create_model(model, **taken, **more)
+    except ConfigError:
+        return False
+    return True
 
 
 def _scaled_batch(config: ConfigDict) -> Fields:

@@ -48,6 +48,8 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
     """
     try:
         fields, rows = _read_rows(read_document(folder / TABLE).decode())
+        if not rows:
+            raise ConfigError(f"{folder / TABLE} has no finished run yet.")
         kept = json.loads(read_document(folder / DOCUMENT))
         origins = [("the sweep", dict(origin)) for origin in kept["made_by"]]
         groups = group_rows(rows, fields)
@@ -65,8 +67,6 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
             f"{folder / TABLE} or {folder / DOCUMENT} is damaged; `resnet-jax sweep … --collect`"
             " writes them again."
         ) from None
-    if not rows:
-        raise ConfigError(f"{folder / TABLE} has no finished run yet.")
     document: dict[str, Any] = escaped(
         {
             "title": folder_name(folder),
