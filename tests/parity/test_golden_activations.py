@@ -76,8 +76,7 @@ def test_equals_pytorch(path):
     golden = dict(np.load(path))
     ours = run(path.stem, int(golden.pop("size")))
     compared = {name for name in golden if f"noise_{name}" in golden}
-    assert compared >= {"logits", "train_logits"}
-    assert len(compared) == len(ours)
+    assert compared == {name for name, array in ours.items() if array.size}  # no BN: no statistics
     for name in sorted(compared):
         # 1e-4, unless PyTorch's own float32 has half of that error (ResNet-152's gradient).
         rtol = max(1e-4, 2 * float(golden[f"noise_{name}"]))
