@@ -41,20 +41,23 @@ def run(tier: str) -> tuple[list[ElementTree.Element], float]:
 
 
 def counted(cases: list[ElementTree.Element], tests: tuple[str, ...]) -> dict[str, Any]:
-    """How often a fault was tried and survived, and what the user saw the first time."""
-    tried = survived = 0
+    """How often a fault was tried and survived, tests skipped, and what the user saw first."""
+    tried = survived = skipped = 0
     saw = ""
     for case in cases:
         file = case.attrib["classname"].removeprefix("tests.").replace(".", "/") + ".py"
         function = case.attrib["name"].partition("[")[0]
-        if not {file, f"{file}::{function}"} & set(tests) or case.find("skipped") is not None:
+        if not {file, f"{file}::{function}"} & set(tests):
+            continue
+        if case.find("skipped") is not None:
+            skipped += 1
             continue
         recorded = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
         times = int(recorded.get("tries", 1))
         tried += times
         survived += times if case.find("failure") is None and case.find("error") is None else 0
         saw = saw or re.sub(r"/\S*/", "…/", recorded.get("saw", ""))  # no folders of this machine
-    return {"tried": tried, "survived": survived, "saw": saw}
+    return {"tried": tried, "survived": survived, "skipped": skipped, "saw": saw}
 
 
 def main() -> int:

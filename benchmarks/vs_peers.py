@@ -291,6 +291,15 @@ def _has_module(python: str, module: str) -> bool:
     return subprocess.run([python, "-c", f"import {module}"], check=False).returncode == 0
 
 
+def _peer_versions(python: str) -> dict[str, str]:
+    """The versions of PyTorch and the runtimes that this Python has."""
+    code = "from importlib.metadata import distributions as d\n"
+    code += "for one in d(): print(one.name, one.version)"
+    lines = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout
+    versions = dict(line.split(maxsplit=1) for line in lines.splitlines())
+    return {name: versions[name] for name in ("torch", *RUNTIMES) if name in versions}
+
+
 def compare(args: argparse.Namespace, mode: str, library: bool) -> dict[str, Any]:
     """Let the contenders of a mode take turns."""
     names, batch = _names(args, mode, library), 1 if mode == "latency" else args.batch
@@ -341,6 +350,7 @@ def main() -> None:
         "batch_size": args.batch,
         "processor": processor,
         "oneDNN": used.onednn,
+        "peers": _peer_versions(args.torch_python) if args.torch_python else {},
     }
     print(processor["kind"], *processor["flags"], used.onednn, flush=True)
     for mode in modes:

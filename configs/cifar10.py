@@ -32,7 +32,7 @@ from resnet_jax.models.presets import create_model
 def get_config(arg: str = "resnet20") -> ConfigDict:
     """`cifar10.py:MODEL` is the paper's schedule, `cifar10.py:MODEL,cpu` a short one.
 
-    `cifar10.py:MODEL,RECIPE` is another one, of resnet_jax/config/recipes.py.
+    `cifar10.py:MODEL,RECIPE` is another one, of resnet_jax/config/published_recipes.py.
     """
     model, *variants = arg.split(",")
     if len(variants) > 1:

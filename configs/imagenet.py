@@ -9,7 +9,7 @@ EXPECTED: 23.74 % top-1 error of the 50,000 validation images (the paper's table
 8,192, median of the last 5 epochs over 5 runs); not yet run here, it needs accelerators.
 
 COMMAND: python train.py --config=configs/imagenet.py:resnet50,rsb_a2 --workdir=runs/rsb
-EXPECTED: what resnet_jax/config/recipes.py says of it, where all recipes are.
+EXPECTED: what resnet_jax/config/published_recipes.py says of it, where all recipes are.
 
 COMMAND: resnet-jax compile --config=configs/imagenet.py:resnet50 --topology=v5e:16x16
 EXPECTED: docs/scaling.md has the figures.

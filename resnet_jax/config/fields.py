@@ -107,7 +107,8 @@ FIELDS: tuple[Field, ...] = (
     Field("data.interpolation", "bilinear", one_of(get_args(Interpolation)),
           "Interpolation of every scaling, except that of random-resized crops."),
     Field("data.workers", -1, WORKERS, may_change=True,
-          doc="Processes that decode images; 0: this process, -1: one for every eight cores."),
+          doc="Processes that decode images; 0: this process; -1: this process up to eight cores,"
+              " then one for every eight further cores."),
     Field("data.repeats", 1, POSITIVE,
           "Times that an image is in a batch, augmented differently each time."),
     Field("data.crop_padding", 4, NOT_NEGATIVE,
@@ -129,12 +130,14 @@ FIELDS: tuple[Field, ...] = (
           doc="Keep the training split on every device. Otherwise batches are sent from the host."),
 
     Field("batch_size", 128, POSITIVE, "Examples of a training step, over all devices."),
-    Field("accumulate", 1, POSITIVE, "Micro-batches that make up a batch, one after the other."),
+    Field("accumulate", 1, POSITIVE,
+          "Gradient accumulation: micro-batches of a batch, one after the other."),
     Field("eval_batch_size", 500, POSITIVE, "Examples that are scored at once, over all devices."),
     Field("duration_unit", "epochs", one_of(("epochs", "examples")),
           "Unit of all lengths, which therefore don't depend on the batch size."),
     Field("duration", 20.0, POSITIVE, "Length of the run, in `duration_unit`."),
-    Field("eval_every", 1.0, POSITIVE, "Interval of scoring the validation split."),
+    Field("eval_every", 1.0, POSITIVE,
+          "Interval of scoring the validation split; each scoring also saves a checkpoint."),
     Field("checkpoint_every", 1.0, POSITIVE, "Interval of checkpoints.", may_change=True),
     Field("keep_checkpoints", 2, POSITIVE, may_change=True,
           doc="Newest checkpoints that are kept, beside the best."),
@@ -150,7 +153,7 @@ FIELDS: tuple[Field, ...] = (
     Field("trackers", ("tensorboard",), one_of(("tensorboard", "wandb", "mlflow"), each=True),
           "[Services that show the run](watching.md#trackers); () for none.", may_change=True),
     Field("steps_per_dispatch", 10, POSITIVE, may_change=True,
-          doc="Steps that the devices take without the host."),
+          doc="Steps of one call of the compiled program, a dispatch."),
     Field("hang_timeout_s", 1800.0, NOT_NEGATIVE, may_change=True,
           doc="Seconds without progress after which a run counts as stuck; must exceed the time to"
               " compile, to score a split and to save. 0 disables the watchdog."),
@@ -238,7 +241,8 @@ FIELDS: tuple[Field, ...] = (
     Field("mesh.data", -1, None, may_change=True,
           doc="Devices along the data axis; -1 for all. A batch is split over data × fsdp."),
     Field("mesh.fsdp", 1, None, may_change=True,
-          doc="Devices over which parameters and the optimiser's state are split."),
+          doc="Fully sharded data parallelism: devices over which parameters and the optimiser's"
+              " state are split."),
     Field("mesh.shards", 0, POWER_OF_TWO,
           doc="Fixed shards of a batch, for the same bits on any mesh; 0 leaves sums to XLA."),
 )

@@ -79,7 +79,8 @@ class BlockConfig:
     Attributes:
         branch: "single" (one 3×3), "basic" (two 3×3), "bottleneck" (1×1, 3×3, 1×1 to four times
             the width), the name of a registered branch, or a `Branch`.
-        order: where normalisation and activation stand: `ORDERS`.
+        order: where normalisation and activation stand in a block: `ORDERS`, figure 4 of He et al.
+            2016 (1603.05027).
         shortcut: "none" (a plain network); where the shape changes, "A" subsamples and appends
             zeros, "A_middle" puts half of them before (akamaster/pytorch_resnet_cifar10), "A_pool"
             averages and appends zeros (Huang et al. 2016, 1603.09382), "B" projects by a 1×1
@@ -104,7 +105,8 @@ class BlockConfig:
             "fixup" (Zhang et al. 2019, 1901.09321) or "skipinit" (De & Smith 2020, 2002.10444).
         norm_groups: of "group".
         norm_epsilon: added to variances.
-        bn_group_size: examples that batch normalisation takes together; None is the whole batch.
+        bn_group_size: examples that batch normalisation takes together; None is the whole batch,
+            over all devices (synchronised batch normalisation).
         bn_frozen: use the running statistics in training too, and leave them alone.
         bn_momentum: share of the running statistics that a step keeps, as in Flax.
         weight_standardized: standardise each kernel before use.

@@ -39,7 +39,7 @@ class Feature(NamedTuple):
 class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # BlockFields is thawed
     """A stem, stages of residual blocks, global average pooling and a classifier.
 
-    Each stage after the first doubles the width and halves the map in its first block.
+    Each stage after the first doubles the width and halves the feature map in its first block.
 
     Attributes:
         stage_sizes: residual blocks per stage.
@@ -47,22 +47,24 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         stem: "imagenet" (7×7 stride 2), "deep" (three 3×3, the first of stride 2), "cifar" (one
             3×3), or "space_to_depth" (equal to "imagenet", parameters included, but computed on
             2×2 blocks of pixels).
-        stem_pool: what halves the map after the stem: "max" (3×3), "conv" (3×3, normalised,
+        stem_pool: what halves the feature map after the stem: "max" (3×3), "conv" (3×3, normalised,
             activated; ResNet-RS) or "none". None is "max", and "none" for the "cifar" stem.
         stem_width: channels of the stem; None is `width`. The "deep" stem begins with
             `deep_stem_widths`.
         deep_stem_widths: channels of the first two convolutions of the "deep" stem; None is half
             of its width for both.
         stem_norm: normalise and activate after the stem. False is BiT's: pre-activation blocks
-            begin with both, and the maximum is taken over a map padded with zeros.
+            begin with both, and the maximum is taken over a feature map padded with zeros.
         width: width of the first stage; each stage doubles it.
-        output_stride: pixels of the image per step of the last stage's map. Strides beyond it
-            become dilations; None for none (Yu et al. 2017, 1705.09914; as in torchvision).
+        output_stride: pixels of the image per step of the last stage's feature map. Strides
+            beyond it become dilations; None for none (Yu et al. 2017, 1705.09914; as in
+            torchvision).
         head_dropout: before the classifier, in training.
         scan: compile the blocks of a stage that are alike once, and loop over them. Parameters
             of these blocks are stacked: "layer1_rest" instead of "layer1_1", "layer1_2", …;
             `stack_units` and `unstack_units` convert.
-        remat: keep only the input of each block for the backward pass, and compute it again.
+        remat: gradient checkpointing: keep only the input of each block for the backward pass,
+            and compute the block again.
 
     The other fields are those of `BlockConfig`.
     """
