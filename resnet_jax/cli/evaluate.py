@@ -142,13 +142,18 @@ def _of_weights(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation",
     from resnet_jax.data.datasets import load_dataset
     from resnet_jax.data.images.fit import Fit
     from resnet_jax.inference.predictor import Predictor
+    from resnet_jax.models.surgery import input_channels
 
     if not args.data:
         raise UsageError("--data is missing: the data set to score the network on, or folder.")
     network = load_network(args)
     model = network.model
     preprocessing = preprocessing_of(
-        args, network.path, model.num_classes, defaults=_as_they_come(args.data, network.name)
+        args,
+        network.path,
+        num_classes=model.num_classes,
+        channels=input_channels(network.variables),
+        defaults=_as_they_come(args.data, network.name),
     )
     dataset = load_dataset(
         args.data,

@@ -16,6 +16,8 @@ from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network,
 from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resnet_jax.data.images.preprocessing import Preprocessing
 
 HELP = "Write a network as a program for JAX, ONNX or LiteRT, or its weights for PyTorch."
@@ -98,7 +100,7 @@ class _Network:
     image_shape: tuple[int, int, int]
     normalization: dict[str, Any] | None
     notes: dict[str, Any]
-    preprocessing: "Preprocessing | None"
+    preprocessing: "Callable[[], Preprocessing | None]"  # not every run has a note for weights
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     network = _from_weights(args) if args.weights else _from_run(args)
     document: dict[str, Any] = {"output": str(args.output), "format": args.format}
     if args.format == "safetensors":
-        prepared = network.preprocessing
+        prepared = network.preprocessing()
         metadata = prepared.metadata() if prepared else {}
         save_weights(args.output, network.model, network.variables, metadata=metadata)
         document |= network.notes | {"says_preprocessing": bool(prepared)}
@@ -235,19 +237,27 @@ def _from_run(args: argparse.Namespace) -> _Network:
             "class_names": list(network.class_names),
             "crop": dataclasses.asdict(crop) if crop else None,
         },
-        preprocessing=network.preprocessing(),
+        preprocessing=network.preprocessing,
     )
 
 
 def _from_weights(args: argparse.Namespace) -> _Network:
     from resnet_jax.data.images.normalization import given_normalization
+    from resnet_jax.errors import DataError
     from resnet_jax.models.presets import find_preset
+    from resnet_jax.models.surgery import input_channels
     from resnet_jax.weights.preprocessing import read_preprocessing
 
     network = load_network(args)
     preprocessing = read_preprocessing(network.path)
     preset = find_preset(network.name)
-    height, width, channels = preprocessing.shape if preprocessing else preset.image_shape
+    height, width, noted = preprocessing.shape if preprocessing else preset.image_shape
+    channels = input_channels(network.variables)
+    if preprocessing and noted != channels:
+        raise DataError(
+            f"{network.source} says how images of {noted} channels are prepared, and its network"
+            f" takes {channels}."
+        )
     image_shape = args.image_size or height, args.image_size or width, channels
     normalization = given_normalization(args.mean or (), args.std or ()) or None
     with open(network.path, "rb") as file:
@@ -263,7 +273,7 @@ def _from_weights(args: argparse.Namespace) -> _Network:
             "weights_sha256": digest,
             **(_described(preprocessing, image_shape, normalization) if preprocessing else {}),
         },
-        preprocessing=preprocessing,
+        preprocessing=lambda: preprocessing,
     )
 
 

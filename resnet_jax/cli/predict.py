@@ -124,9 +124,15 @@ def _of_weights(args: argparse.Namespace) -> tuple["Classifier", dict[str, Any]]
     """The network of a weight file, and its part of the document."""
     from resnet_jax.cli.classify import Classifier
     from resnet_jax.inference.pretrained import PretrainedNetwork
+    from resnet_jax.models.surgery import input_channels
 
     network = load_network(args)
-    preprocessing = preprocessing_of(args, network.path, network.model.num_classes)
+    preprocessing = preprocessing_of(
+        args,
+        network.path,
+        num_classes=network.model.num_classes,
+        channels=input_channels(network.variables),
+    )
     pretrained = PretrainedNetwork(network.source, network.model, network.variables, preprocessing)
     classifier = Classifier(
         pretrained.predictor,

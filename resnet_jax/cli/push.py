@@ -34,10 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prepare the files in a temporary folder, and send them with --yes."""
-    import tempfile
-    from pathlib import Path
-
     from resnet_jax.inference.push import Choice, prepare_push
+    from resnet_jax.utils.files import temporary_folder
     from resnet_jax.weights.hub_upload import upload
 
     choice = Choice(
@@ -47,8 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         note=args.note,
         licence=args.license,
     )
-    with tempfile.TemporaryDirectory(prefix="resnet_jax-") as temporary:
-        folder = Path(temporary)
+    with temporary_folder() as folder:
         card = prepare_push(args.workdir, args.repo, folder, choice)
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         url = None

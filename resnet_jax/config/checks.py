@@ -1,6 +1,7 @@
 """Checks of the value of a single config field."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -91,6 +92,20 @@ def check_finite(name: str, value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError(f"{name} is {show_value(value)}; it must be finite.")
+
+
+def check_storable(name: str, value: Any) -> None:
+    """Check that JSON can hold a value, and so the record of a run.
+
+    Raises:
+        ConfigError: it can't, as with NumPy's numbers.
+    """
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise ConfigError(
+            f"{name} is {show_value(value)}; it must consist of Python's own numbers and texts."
+        ) from None
 
 
 def show_value(value: Any) -> str:

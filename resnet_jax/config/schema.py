@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from resnet_jax.config.checks import check_finite, show_value
+from resnet_jax.config.checks import check_finite, check_storable, show_value
 from resnet_jax.config.combinations import check_combinations
 from resnet_jax.config.extensions import import_extensions
 from resnet_jax.config.field_names import unknown_field
@@ -96,6 +96,7 @@ def check_fields(config: ConfigDict) -> None:
     check_complete(config)
     values = flatten(config)
     for name, value in values.items():
+        check_storable(name, value)
         check_finite(name, value)
     for field in FIELDS:
         value = values[field.name]

@@ -16,6 +16,7 @@ from resnet_jax.data.images.preprocessing import Preprocessing
 from resnet_jax.errors import DataError
 from resnet_jax.inference.predictor import Predictor
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.surgery import input_channels
 from resnet_jax.weights.hub import full_name, local_file
 from resnet_jax.weights.load import load_weights, read_model
 from resnet_jax.weights.preprocessing import read_preprocessing
@@ -97,4 +98,15 @@ def pretrained(weights: str | os.PathLike[str]) -> PretrainedNetwork:
             f"{name} doesn't say how images are prepared. Use load_weights, and"
             " prepare them yourself."
         )
-    return PretrainedNetwork(name, model, load_weights(model, path), preprocessing)
+    variables = load_weights(model, path)
+    names, channels = preprocessing.class_names, input_channels(variables)
+    if names is not None and len(names) != model.num_classes:
+        raise DataError(
+            f"{name} names {len(names)} classes, and its network has {model.num_classes}."
+        )
+    if preprocessing.shape[-1] != channels:
+        raise DataError(
+            f"{name} says how images of {preprocessing.shape[-1]} channels are prepared, and its"
+            f" network takes {channels}."
+        )
+    return PretrainedNetwork(name, model, variables, preprocessing)

@@ -1,6 +1,8 @@
 """What must not leave this machine with a published network: paths, names of hosts, tokens."""
 
+import functools
 import getpass
+import json
 import os
 import re
 import socket
@@ -10,9 +12,12 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from resnet_jax.config.fields import FOLDERS
+from resnet_jax.config.io import to_json
 from resnet_jax.config.schema import default_config, flatten, set_field
 from resnet_jax.errors import ConfigError
+from resnet_jax.models.families import PRESETS
 from resnet_jax.weights.hub import is_reference
+from resnet_jax.weights.zoo import list_weights
 
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 8
@@ -76,8 +81,8 @@ def _looked_for(token: str | None) -> dict[str, Callable[[str], bool]]:
         "a path of this machine": lambda text: (
             bool(_PATHS.search(text)) or any(folder in text for folder in folders)
         ),
-        "the name of this host": lambda text: _has_word(text, socket.gethostname()),
-        "the name of this user": lambda text: _has_word(text, _user()),
+        "the name of this host": lambda text: _names(text, socket.gethostname()),
+        "the name of this user": lambda text: _names(text, _user()),
     }
 
 
@@ -88,7 +93,19 @@ def _user() -> str:
         return ""
 
 
-def _has_word(text: str, name: str) -> bool:
-    if len(name) < _SHORTEST_NAME or name in _COMMON_NAMES:
+def _names(text: str, own: str) -> bool:
+    """Whether a text has the name of this host or user, unless anybody's card may have the word."""
+    if len(own) < _SHORTEST_NAME or own in _COMMON_NAMES or _has_word(_public_text(), own):
         return False
-    return bool(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text))
+    return _has_word(text, own)
+
+
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text))
+
+
+@functools.cache
+def _public_text() -> str:
+    """The default config, the presets and the cards of this package: "train", "resnet20", …"""
+    cards = (json.dumps(weights.card) for weights in list_weights())
+    return "\n".join((to_json(default_config()), *PRESETS, *cards))

@@ -1,5 +1,6 @@
 """Restoring the trained network of a run from its directory."""
 
+import contextlib
 import logging
 
 import jax
@@ -63,7 +64,7 @@ def restore_run(
     Raises:
         UsageError: `workdir` isn't the name of a folder, or the run has fewer seeds.
         ConfigError: `workdir` isn't a run, or has no moving averages.
-        DataError: there is no such checkpoint, or the checkpoint is damaged.
+        DataError: there is no such checkpoint, or it is damaged or can't be read.
     """
     workdir = as_path(workdir)
     config = config_of(workdir)
@@ -73,10 +74,14 @@ def restore_run(
     if not 0 <= seed_index < len(seeds):
         listed = ", ".join(map(str, seeds))
         raise UsageError(f"seed_index is {seed_index}; {workdir} has the seeds {listed}.")
-    checkpoints = CheckpointReader(workdir / CHECKPOINTS, run=bound_fields(config))
-    step = _find_step(checkpoints, checkpoint, workdir)
-    state, progress = checkpoints.restore_on_one_device(step)
-    checkpoints.close()
+    try:
+        reader = CheckpointReader(workdir / CHECKPOINTS, run=bound_fields(config))
+        with contextlib.closing(reader) as checkpoints:
+            step = _find_step(checkpoints, checkpoint, workdir)
+            state, progress = checkpoints.restore_on_one_device(step)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{workdir / CHECKPOINTS} can't be read ({reason}).") from None
     if changed := describe_changes(config.extensions, progress.get("extensions", {})):
         _log.warning("%s: %s.", workdir, changed)
     if config.seeds:

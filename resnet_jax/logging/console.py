@@ -1,5 +1,7 @@
 """Console output of a run: a progress bar on a terminal, plain lines elsewhere."""
 
+import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -144,10 +146,11 @@ class TrainingConsole:
         self.say(f"curves:   {workdir / CURVES}")
         self.say(f"numbers:  {workdir / SUMMARY}, {workdir / METRICS}")
         can_evaluate = summary["config"]["data"]["name"] != FROM_PYTHON
-        command = f"eval {workdir} --per-class --confusion confusion.png"
-        self.say(f"next:     resnet-jax {command if can_evaluate else f'predict {workdir} IMAGE'}")
+        run = shlex.quote(os.fspath(workdir))
+        command = f"eval {run} --per-class --confusion confusion.png"
+        self.say(f"next:     resnet-jax {command if can_evaluate else f'predict {run} IMAGE'}")
         if "tensorboard" in summary["config"]["trackers"]:
-            self.say(f"          tensorboard --logdir {workdir}")
+            self.say(f"          tensorboard --logdir {run}")
 
     def train(self, record: dict[str, Any]) -> None:
         """Show a log point of training."""

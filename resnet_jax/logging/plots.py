@@ -35,7 +35,8 @@ def draw_confusion(
     """
     figure = _confusion_figure(confusion, class_names)
     try:
-        figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+        picture = picture_of(figure, path.suffix.removeprefix("."), dpi=_DPI)
+        write_atomically(epath.Path(path), picture)
     except (OSError, ValueError) as error:
         raise WriteError(f"{path} can't be written: {error}") from None
 

@@ -14,6 +14,7 @@ from resnet_jax.checkpoint.newest import newest_checkpoint
 from resnet_jax.checkpoint.workdir import write_atomically
 from resnet_jax.errors import DataError
 from resnet_jax.logging.recorded_goodput import read_goodput
+from resnet_jax.utils.paths import is_remote
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import GaugeMetricFamily
@@ -53,9 +54,10 @@ class PrometheusFile:
             workdir: directory of the run, the label of all metrics.
             total_steps: steps of the run.
         """
-        label = os.fspath(workdir)
+        # Runs of the same relative name may have begun in different folders.
+        self._label = os.fspath(workdir) if is_remote(workdir) else os.path.abspath(workdir)
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", workdir.name)
-        digest = hashlib.sha256(os.fsencode(label)).hexdigest()[:8]
+        digest = hashlib.sha256(os.fsencode(self._label)).hexdigest()[:8]
         self.path = folder / f"resnet_jax-{name}-{digest}.prom"
         self._workdir, self._total_steps = workdir, total_steps
         self._logged, self._not_before = time.time(), float("-inf")
@@ -92,7 +94,7 @@ class PrometheusFile:
     def _gauges(
         self, history: Sequence[Mapping[str, Any]], *, running: bool
     ) -> "list[GaugeMetricFamily]":
-        gauges = _Gauges(os.fspath(self._workdir))
+        gauges = _Gauges(self._label)
         begun = {"step": 0, "epoch": 0.0}
         last = max(history, key=lambda r: r["step"], default=begun)  # scores of the best come last
         gauges.add("running", int(running), "1 while the process trains, 0 when it has ended.")

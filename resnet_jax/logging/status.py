@@ -23,7 +23,7 @@ from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.display import seconds_left
 from resnet_jax.logging.metrics_log import read_metrics, refuse_constant
 from resnet_jax.logging.recorded_goodput import RecordedGoodput, read_goodput
-from resnet_jax.utils.paths import bucket_errors, read_document
+from resnet_jax.utils.paths import bucket_errors, exists, read_document
 
 State = Literal["starting", "running", "finished", "stopped", "failed", "lost", "unknown"]
 
@@ -103,7 +103,7 @@ def read_status(workdir: epath.Path) -> RunStatus:
     documents = {
         name: _read_object(workdir / name, problems) for name in (CONFIG, SUMMARY, PROCESS)
     }
-    if lock is None and not any(_exists(workdir / name) for name in documents):
+    if lock is None and not any(exists(workdir / name) for name in documents):
         raise ConfigError(
             f"{workdir} isn't the directory of a run: it has no {CONFIG}, {SUMMARY} or {LOCK}."
         )
@@ -233,14 +233,6 @@ def _read_checkpoints(workdir: epath.Path, problems: list[str]) -> NewestCheckpo
     if corrupt:
         problems.append(f"{CHECKPOINTS} has corrupt ones, set aside: {', '.join(corrupt)}.")
     return newest
-
-
-def _exists(path: epath.Path) -> bool:
-    try:
-        with bucket_errors(path):
-            return bool(path.exists())
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read ({error.strerror or error}).") from None
 
 
 def _number(document: dict[str, Any], name: str) -> float | None:

@@ -67,8 +67,19 @@ class HighwayNet(Network, kw_only=True):
     def features(
         self, images: Float[Array, "n h w c"], *, train: bool = False, update_stats: bool = True
     ) -> dict[str, Array]:
-        """Return "stage1", … (before the pooling), "pooled" (n, c) and float32 "logits"."""
+        """Return "stage1", … (before the pooling), "pooled" (n, c) and float32 "logits".
+
+        Raises:
+            ConfigError: the images are too small to be halved between stages.
+        """
         del update_stats  # there are no statistics
+        smallest, (height, width) = 2 ** (len(self.stage_sizes) - 1), images.shape[1:3]
+        if min(height, width) < smallest:
+            raise ConfigError(
+                f"Images of {height}×{width} are too small for a highway network of"
+                f" {len(self.stage_sizes)} stages, which halves them {len(self.stage_sizes) - 1}"
+                f" times; it takes {smallest}×{smallest} or larger."
+            )
 
         def conv(width: int, kernel_size: int, channels: int, name: str) -> Conv:
             std = math.sqrt(2 / (kernel_size**2 * channels)) if name != "conv1" else 1.0

@@ -95,6 +95,12 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         width = self.stem_width or self.width
         if self.stem == "deep" and self.deep_stem_widths is None and width % 2:
             raise ConfigError(f"model.stem is 'deep', which halves its width; it is {width}, odd.")
+        features = self.width * find_branch(self.branch).expansion
+        if self.shortcut.startswith("A") and width > features:
+            raise ConfigError(
+                f"model.stem_width is {width}, more than the {features} channels of the first"
+                f" stage; shortcut {self.shortcut!r} only adds channels. Use shortcut 'B'."
+            )
         if self.output_stride is not None:
             strides = [self._stem_stride() * 2**i for i in range(len(self.stage_sizes))]
             if self.output_stride not in strides:

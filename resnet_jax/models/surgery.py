@@ -93,9 +93,7 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
         raise ConfigError(f"channels is {channels}; it must be at least 1.")
     variables = unfreeze(variables)
     params = variables["params"]
-    first = next((name for name in ("conv1", "conv1_1") if name in params), None)
-    if first is None:
-        raise ConfigError("There is no first convolution, conv1 or conv1_1, in these variables.")
+    first = _first_convolution(params)
     kernel: Float[Array, "k k c f"] = params[first]["kernel"]
     if channels == 1:
         kernel = kernel.sum(axis=2, keepdims=True)
@@ -103,3 +101,23 @@ def adapt_input_channels(variables: Any, channels: int) -> Any:
         before = kernel.shape[2]
         kernel = kernel[:, :, jnp.arange(channels) % before] * (before / channels)
     return variables | {"params": params | {first: params[first] | {"kernel": kernel}}}
+
+
+def input_channels(variables: Any) -> int:
+    """Return the number of channels of the images that a network takes.
+
+    Args:
+        variables: as for `adapt_input_channels`.
+
+    Raises:
+        ConfigError: there is no first convolution, conv1 or conv1_1.
+    """
+    params = variables["params"]
+    return int(params[_first_convolution(params)]["kernel"].shape[2])
+
+
+def _first_convolution(params: Any) -> str:
+    for name in ("conv1", "conv1_1"):
+        if name in params:
+            return name
+    raise ConfigError("There is no first convolution, conv1 or conv1_1, in these variables.")

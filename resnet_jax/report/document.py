@@ -17,6 +17,7 @@ from resnet_jax.report.reading import folder_name, read_runs
 from resnet_jax.research.compare import Line, RecordedRun, describe, differing_fields, gather_lines
 from resnet_jax.research.scores import SHOWN, Row, count_params, rows_by_name
 from resnet_jax.research.significance import mean_interval
+from resnet_jax.utils.paths import exists
 from resnet_jax.utils.streams import escaped
 
 _MOST_EXAMINED = 4  # lines
@@ -118,7 +119,7 @@ def _wall_s(run: RecordedRun) -> float:
 
 def _params(run: RecordedRun) -> int | None:
     try:
-        if (run.folder / CONFIG).exists():
+        if exists(run.folder / CONFIG):
             return count_params(read_config(run.folder))
         return count_params(json.dumps(run.summary["config"])) if run.summary else None
     except ResnetJaxError:  # a network of a module that isn't here

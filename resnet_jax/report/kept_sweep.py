@@ -62,7 +62,10 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
         ]
     except OSError as error:
         raise DataError(f"{folder} can't be read ({error.strerror or error}).") from None
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+        csv.Error,
+    ):
         raise DataError(
             f"{folder / TABLE} or {folder / DOCUMENT} is damaged; `resnet-jax sweep … --collect`"
             " writes them again."

@@ -16,6 +16,7 @@ from resnet_jax.logging.status import RunStatus, read_status
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.compare import RecordedRun, read_fields, short_names
 from resnet_jax.research.scores import score_rows, summarize_scores
+from resnet_jax.utils.paths import exists
 
 _NAMED = 3  # damaged lines in a note
 _LARGEST = 1e100  # sums and squares of such numbers are finite
@@ -82,7 +83,7 @@ def _read_run(folder: epath.Path, name: str, notes: list[str]) -> ReportedRun:
 
 
 def _read_summary(folder: epath.Path, notes: list[str]) -> dict[str, Any] | None:
-    if not (folder / SUMMARY).exists():
+    if not exists(folder / SUMMARY):
         return None
     try:
         with read_summary(folder) as summary:

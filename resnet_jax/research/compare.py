@@ -25,7 +25,7 @@ from resnet_jax.logging.summary import read_summary
 from resnet_jax.research.differences import compare_rows
 from resnet_jax.research.figures import COLORS, PAGE, journal_style, new_panels, plot_mean
 from resnet_jax.research.scores import mean_and_std, score_rows, shared_name, summarize_scores
-from resnet_jax.utils.paths import as_path, bucket_errors, is_remote
+from resnet_jax.utils.paths import as_path, bucket_errors, exists, is_remote
 
 Metric = Literal["top1", "loss"]
 _DEEPEST = 3  # levels of folders that are searched for runs
@@ -150,7 +150,7 @@ def _runs_below(folder: epath.Path, depth: int) -> Iterable[epath.Path]:
 
         def in_order(path: epath.Path) -> list[tuple[int, str]]:  # resnet8 before resnet20
             parts = re.split(r"(\d+)", path.name)
-            return [(int(part) if part.isdigit() else -1, part) for part in parts]
+            return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
         for child in sorted(folder.iterdir(), key=in_order):
             yield from _runs_below(child, depth - 1)
@@ -160,11 +160,11 @@ def read_run(folder: epath.Path) -> RecordedRun:
     """Read the record of a run, finished or not.
 
     Raises:
-        ConfigError: its config can't be used.
+        ConfigError: its config can't be used, or the folder can't be reached.
         DataError: metrics.jsonl or summary.json is damaged.
     """
     summary = None
-    if (folder / SUMMARY).exists():
+    if exists(folder / SUMMARY):
         with read_summary(folder) as summary:
             score_rows(summary)  # raises if it is damaged
     fields = read_fields(folder, summary)
@@ -179,7 +179,7 @@ def read_fields(folder: epath.Path, summary: dict[str, Any] | None) -> dict[str,
         ConfigError: the config can't be used.
     """
     # Committed results may have no config.json.
-    source = folder / (CONFIG if (folder / CONFIG).exists() else SUMMARY)
+    source = folder / (CONFIG if exists(folder / CONFIG) else SUMMARY)
     try:
         in_summary = json.dumps(summary["config"]) if summary else ""
         config = read_config(folder) if source.name == CONFIG else in_summary

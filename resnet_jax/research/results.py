@@ -173,7 +173,7 @@ def _verdict(reproduction: Reproduction, workdir: Path, size: Size) -> tuple[str
             continue
         try:
             return str(json.loads(path.read_bytes())["verdict"]), folder
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{path} can't be used ({error}); remove it and run it again."
             ) from None

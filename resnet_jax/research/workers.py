@@ -21,6 +21,7 @@ from resnet_jax.doctor.child import Child
 from resnet_jax.errors import STOPPED_EARLY, PeerError
 from resnet_jax.research.progress import Progress
 from resnet_jax.research.sweep import PlannedRun
+from resnet_jax.utils.files import temporary_error
 
 _LOOK_S = 0.1
 _LONGEST_LOOK = 1 << 20  # bytes
@@ -67,7 +68,10 @@ class _Worker:
         self._began = time.monotonic()
         self._read = 0  # bytes of the output
         self._asked = False
-        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        try:
+            self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        except OSError as error:
+            raise temporary_error(error) from None
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

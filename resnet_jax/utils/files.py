@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, WriteError
 
 TEMPORARY_SUFFIX = ".draft"
 """Suffix of the names of files that aren't complete yet."""
@@ -43,6 +43,29 @@ def cache_root() -> Path:
 @functools.cache
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="resnet_jax-")
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Make a temporary folder, and remove it at the end. Put only its use inside.
+
+    Raises:
+        WriteError: it can't be made or written.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="resnet_jax-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise temporary_error(error) from None
+
+
+def temporary_error(error: OSError) -> WriteError:
+    """The error to raise for one of a temporary file or folder."""
+    where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # else no folder can be used
+    return WriteError(
+        f"The temporary folder{where} can't be written ({error.strerror or error}); choose another"
+        " by the variable TMPDIR."
+    )
 
 
 def replace_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
-from resnet_jax.errors import UsageError
+from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.utils.files import open_regular_file
 
 _LARGEST_DOCUMENT = 2**30  # bytes; metrics.jsonl has a few hundred per line
@@ -71,6 +71,19 @@ def bucket_errors(path: epath.PathLike) -> Iterator[None]:
                 reason = f"{os.strerror(number)}: {text}" if text else os.strerror(number)
                 raise OSError(number, reason, os.fspath(path)) from error
         raise OSError(errno.EIO, text or type(error).__name__, os.fspath(path)) from error
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        ConfigError: the path can't be reached.
+    """
+    try:
+        with bucket_errors(path):
+            return bool(path.exists())
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read ({error.strerror or error}).") from None
 
 
 def modified_s(path: epath.Path) -> float | None:

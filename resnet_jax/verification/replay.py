@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.fit import fit
 from resnet_jax.train.restore import environment_of
+from resnet_jax.utils.files import temporary_folder
 from resnet_jax.utils.paths import bucket_errors
 from resnet_jax.verification.compare import (
     Difference,
@@ -204,17 +204,14 @@ def _temporary_folder() -> Iterator[epath.Path]:
     Raises:
         WriteError: the folder can't be written.
     """
-    advice = "The run is as it was. TMPDIR names the folder for temporary files; choose another."
     try:
-        with tempfile.TemporaryDirectory(prefix="resnet_jax-verify-") as name:
-            yield epath.Path(name)
-    except OSError as error:
-        where = f" {tempfile.tempdir}" if tempfile.tempdir else ""  # else no folder can be used
+        with temporary_folder() as folder:
+            yield epath.Path(folder)
+    except WriteError as error:  # of `fit` too, whose advice is about the run
         raise WriteError(
-            f"The temporary folder{where} can't be written ({error.strerror or error}). {advice}"
+            f"The replay failed: {error} The run is as it was; the replay needs room in the folder"
+            " of TMPDIR."
         ) from None
-    except WriteError as error:  # of `fit`, whose advice is about the run
-        raise WriteError(f"The replay failed: {error} {advice}") from None
 
 
 def _train(config: ConfigDict, folder: epath.Path, stop: int) -> None:

@@ -67,7 +67,11 @@ def read_run(workdir: epath.Path) -> RunRecord:
         has_checkpoints = directory.is_dir()
     if not has_checkpoints:
         raise _no_checkpoints(workdir)
-    with contextlib.closing(CheckpointReader(directory, run=bound_fields(config))) as reader:
+    try:
+        reader = CheckpointReader(directory, run=bound_fields(config))
+    except OSError as error:
+        raise DataError(f"{directory} can't be read ({error.strerror or error}).") from None
+    with contextlib.closing(reader):
         manifests, damaged = {}, {}
         for step in reader.steps():
             folder = reader.directory / str(step)

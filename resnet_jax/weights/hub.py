@@ -38,7 +38,7 @@ def local_file(reference: str | os.PathLike[str]) -> str:
             takes precedence over a model on the Hub only.
 
     Returns:
-        The path. An argument that isn't a reference is returned unchanged; the file need not exist.
+        The path, ~ being the user's home. The file need not exist.
 
     Raises:
         ConfigError: the extra [hub] isn't installed.
@@ -47,7 +47,7 @@ def local_file(reference: str | os.PathLike[str]) -> str:
             weights in safetensors, or is neither reachable nor in the cache; or a file in the cache
             differs from the published file.
     """
-    name = os.fspath(reference)
+    name = os.path.expanduser(reference)
     if _is_file(name):
         return name
     if path := zoo_file(name):
@@ -63,12 +63,12 @@ def local_file(reference: str | os.PathLike[str]) -> str:
 
 
 def full_name(reference: str | os.PathLike[str]) -> str:
-    """The full name of weights of this package; any other reference is returned unchanged.
+    """The full name of weights of this package; any other reference is returned, ~ expanded.
 
     Args:
         reference: as for `local_file`.
     """
-    name = os.fspath(reference)
+    name = os.path.expanduser(reference)
     own = None if _is_file(name) else find_weights(name)
     return own.name if own else name
 

@@ -130,6 +130,9 @@ def _group(arrays: Mapping[str, np.ndarray]) -> tuple[list[Module], list[str]]:
         if rest.rpartition(".")[2] == layer:  # Keras: conv1_conv/conv1_conv/kernel:0
             head = rest
         module = modules.setdefault(head, Module(head, {}))
+        if _KINDS[last] in module.tensors:  # such as bn1.weight and bn1.gamma
+            unknown.append(name)
+            continue
         module.tensors[_KINDS[last]] = name
         module.channels_last |= last in _CHANNELS_LAST
     for module in modules.values():
@@ -237,6 +240,8 @@ def _without_norm_of_stem(
         return named, []
     norms = [path for path, _ in named if path.startswith("bn")]
     convs = [path for path, _ in named if path.startswith("conv")]
+    if not norms:
+        return named, []
     if len(norms) < len(convs):  # the file has the stem's normalisation outside the block too
         return [
             (f"bn{int(path[2:]) + 1}" if path in norms else path, module) for path, module in named

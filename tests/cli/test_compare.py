@@ -1,10 +1,14 @@
 """resnet-jax compare, on directories as runs leave them."""
 
+import errno
+import itertools
 import json
+import os
 
 import numpy as np
 import pytest
 import scipy.stats
+from etils import epath
 from PIL import Image
 
 from resnet_jax.cli.main import main
@@ -212,3 +216,25 @@ def test_mistakes_are_one_line(arguments, code, message, runs, tmp_path, capsys)
 def test_a_damaged_file_is_one_line_that_names_it(file, content, code, runs, capsys):
     (runs / "shallow" / file).write_text(content)
     assert_one_line(["compare", str(runs)], code, f"shallow/{file}", capsys)
+
+
+def test_any_name_of_a_folder_has_a_place_in_the_order(tmp_path):
+    """A superscript two is a digit to Python, but no number."""
+    for name in ("x1²", "x10", "x9"):
+        write_run(tmp_path / name)
+    assert [run.name for run in find_runs([tmp_path])][:2] == ["x1²", "x9"]
+
+
+def test_a_folder_that_cannot_be_reached_is_one_line(runs, capsys, monkeypatch):
+    """As where the client of a bucket fails after the first look."""
+    looks = itertools.count()
+    exists = type(epath.Path("/")).exists
+
+    def fail(path):
+        if path.name == "summary.json" and next(looks):
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        return exists(path)
+
+    monkeypatch.setattr(type(epath.Path("/")), "exists", fail)
+    arguments = ["compare", str(runs / "shallow"), str(runs / "deep")]
+    assert_one_line(arguments, 78, "summary.json can't be read (Connection timed out)", capsys)

@@ -192,6 +192,7 @@ def test_a_part_of_a_split_is_scored_and_told_to_people(place, capsys):
         ("told", ["runs/digits"], 64, "give either a run's directory or --weights"),
         ("silent", [], 64, "give --mean, --std, --size, --resize, --interpolation"),
         ("turned", ["--split=train"], 65, "in another order: number 0 is 'cat' there and 'owl'"),
+        ("silent", [*FLAGS, "--mean=0.5", "--std=0.5"], 78, "takes images of 3 channels, but"),
         ("silent", [*FLAGS, "--split=train", "--data=cifar10", "--data-dir=none"], 65, "none"),
         ("huge", [*FLAGS, "--split=train"], 70, "logits aren't finite on train"),
     ],

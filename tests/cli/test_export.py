@@ -13,6 +13,8 @@ import pytest
 import resnet_jax
 from resnet_jax.cli.main import main
 from resnet_jax.data.images.preprocessing import Preprocessing
+from resnet_jax.errors import ConfigError
+from resnet_jax.inference.network import TrainedNetwork
 from resnet_jax.weights.files import read_weights
 from tests.cli.mistakes import assert_one_line
 
@@ -132,6 +134,35 @@ def test_the_program_of_a_weight_file(tmp_path, capsys):
     normalized = (images / 255 - [0.5, 0.4, 0.3]) / [0.3, 0.2, 0.1]
     logits = model.apply(variables, normalized.astype(np.float32))
     np.testing.assert_allclose(_call(out, images), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.thorough
+def test_the_program_of_a_grey_network_takes_grey_images(tmp_path, capsys):
+    model = resnet_jax.create_model("resnet20", num_classes=3)
+    variables = resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 1))
+    weights, out = tmp_path / "net.safetensors", tmp_path / "net.stablehlo"
+    resnet_jax.save_weights(weights, model, variables)
+    written = _export(capsys, "--weights", weights, out, "--image-size", "8")
+    assert written["images"]["shape"] == ["n", 8, 8, 1]
+
+
+def test_a_program_needs_no_preprocessing_that_weights_could_hold(
+    whole, tmp_path, monkeypatch, capsys
+):
+    """Images may be larger than those that a weight file can describe."""
+
+    def refuse(network):
+        raise ConfigError("size is 2049")
+
+    monkeypatch.setattr(TrainedNetwork, "preprocessing", refuse)
+    _export(capsys, whole, tmp_path / "net.stablehlo")
+    message = "size is 2049"
+    assert_one_line(
+        ["export", str(whole), str(tmp_path / "net.safetensors"), "--format=safetensors"],
+        78,
+        message,
+        capsys,
+    )
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,8 @@ SILENT = ["predict", "--weights", "silent.safetensors", "--model", "resnet20", *
         ([*SILENT, *FLAGS, "--mean", "124,116,104"], 64, "not grey levels"),
         ([*SILENT, *FLAGS, "--mean", "0.5"], 64, "each is three numbers"),
         ([*SILENT, *FLAGS, "--mean", "a,b,c"], 64, "'a,b,c' isn't numbers"),
+        ([*SILENT, *FLAGS, "--mean", "0.5", "--std", "0.5"], 78,
+         "takes images of 3 channels, but the mean and deviation for them are of 1"),
         ([*SILENT, *FLAGS, "--size", "21"], 64, "resize is 20; it must be size, 21, to 2048"),
         ([*SILENT, "--resize"], 64, "--resize needs a number of pixels"),
         ([*SILENT[:-1], "--resize", "a.png"], 64, "'a.png' isn't a number of pixels"),

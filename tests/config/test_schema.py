@@ -2,6 +2,7 @@
 
 import collections
 
+import numpy as np
 import pytest
 
 import resnet_jax
@@ -78,6 +79,16 @@ def test_a_config_without_a_field_is_refused_with_its_name(field, tmp_path):
         ),
         ("optimizer.layer_decay", 0.0, "it must be greater than 0 and at most 1."),
         ("model.head_dropout", float("nan"), "model.head_dropout is nan; it must be finite."),
+        (
+            "seeds",
+            (np.int64(0), np.int64(1)),
+            "it must consist of Python's own numbers and texts.",
+        ),
+        (
+            "vary",
+            (("schedule.base_lr", (np.float32(0.1),)),),
+            "it must consist of Python's own numbers and texts.",
+        ),
     ],
 )
 def test_a_value_that_is_not_accepted_is_named_with_those_that_are(name, value, message):

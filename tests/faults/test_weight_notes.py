@@ -54,6 +54,7 @@ def _note(**changes):
         (_note(stage_sizes=[[1]]), "it takes integers from 1 up"),
         (_note(stage_sizes=[1] * 99_999), "is damaged"),
         (_note(stage_sizes=[10**9]), "larger than the file"),
+        (_note(shortcut="A", stem_width=16, width=8), "model.stem_width is 16, more than the 8"),
         (_note(stage_sizes=[10**4000]), "larger than the file"),
         (_note(width=10**9), "larger than the file"),
         (_note(width=16, stage_sizes=[1] * 16), "larger than the file"),

@@ -1,5 +1,7 @@
 """A network comes back from a weight file with the preprocessing of its images."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -67,3 +69,19 @@ def test_a_file_without_preprocessing_is_refused(tmp_path):
 def test_images_that_are_not_square_have_no_preprocessing():
     assert _network((8, 6, 3), "channel").preprocessing() is None
     assert _network((8, 8, 2), "channel").preprocessing() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ("a", "b")}, "names 2 classes, and its network has 3"),
+        ({"mean": (0.5,), "std": (0.2,)}, "images of 1 channels are prepared, and its network tak"),
+    ],
+)
+def test_a_note_that_does_not_fit_the_network_is_refused(changes, message, tmp_path):
+    network = _network((8, 8, 3), "channel")
+    note = dataclasses.replace(network.preprocessing(), **changes)
+    path = tmp_path / "weights.safetensors"
+    resnet_jax.save_weights(path, network.model, network.variables, metadata=note.metadata())
+    with pytest.raises(DataError, match=message):
+        resnet_jax.pretrained(path)

@@ -57,6 +57,13 @@ def test_what_is_not_private_passes(text):
     check_private({"README.md": text})
 
 
+@pytest.mark.parametrize("name", ["train", "resnet20", "digits", "validation"])
+def test_a_host_named_like_a_word_of_every_card_is_no_secret(name, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    monkeypatch.setattr(getpass, "getuser", lambda: name)
+    check_private({"config.json": to_json(default_config())})
+
+
 def test_a_public_config_has_no_folders_and_no_paths():
     config = default_config()
     config.data.dir, config.prometheus_dir = "/home/alice/data", "/var/lib/collector"

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from resnet_jax.config.io import from_json
 from resnet_jax.errors import ConfigError, UsageError, WriteError
 from resnet_jax.inference.push import Choice, prepare_push
 from resnet_jax.weights.hub_upload import upload
+from tests.cli.mistakes import assert_one_line
 from tests.fake_hub import COMMIT, TOKEN, serve
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -196,6 +198,12 @@ def test_a_model_that_exists_is_not_taken_for_a_private_one(hub, tmp_path):
     with pytest.raises(WriteError, match=rf"{NAME} can't be written on the Hub .*409"):
         upload(tmp_path / "files", NAME, private=True, message="m")
     assert [path for path, _ in _received(hub)[before:]] == ["/api/repos/create"]
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    message = f"The temporary folder {tmp_path / 'nowhere'} can't be written (No such file"
+    assert_one_line(["push", str(tmp_path), "someone/model"], 73, message, capsys)
 
 
 def test_without_the_extra_it_says_so(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import sys
 from types import SimpleNamespace
 
+from etils import epath
+
 from resnet_jax.logging.console import TrainingConsole
 
 SPEED = {"examples": 320, "img_per_s": 10.0}
@@ -37,3 +39,16 @@ def test_an_output_that_can_only_be_written_is_no_terminal(monkeypatch):
     with TrainingConsole(total_steps=100, start_step=0) as console:
         console.say("a line")
     assert "".join(lines) == "a line\n"
+
+
+def test_commands_can_be_pasted(capsys):
+    summary = {
+        "final": {},
+        "best": None,
+        "config": {"data": {"name": "digits"}, "trackers": ["tensorboard"]},
+    }
+    with TrainingConsole(total_steps=1, start_step=0) as console:
+        console.closing(summary, epath.Path("runs/my run"))
+    out = capsys.readouterr().out
+    assert "resnet-jax eval 'runs/my run' --per-class" in out
+    assert "tensorboard --logdir 'runs/my run'" in out

@@ -1,17 +1,22 @@
 """Pictures of a run."""
 
+import errno
 import html
 import io
+import os
 import warnings
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_jax.errors import WriteError
 from resnet_jax.logging.plots import (
     confusion_png,
     contact_sheet_png,
+    draw_confusion,
     figure_text,
     new_figure,
     picture_of,
@@ -39,6 +44,21 @@ def test_a_contact_sheet_of_large_grey_images_keeps_their_size():
 def test_a_confusion_matrix_is_a_picture():
     png = confusion_png(np.diag([3, 4]), ("cat", "dog"))
     assert Image.open(io.BytesIO(png)).format == "PNG"
+
+
+def test_an_old_confusion_matrix_survives_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / "confusion.png"
+    path.write_bytes(b"old")
+
+    def fill(self, file, **options):
+        with open(file, "wb") if isinstance(file, str | os.PathLike) else file as opened:
+            opened.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", fill)
+    with pytest.raises(WriteError, match="No space left"):
+        draw_confusion(path, np.diag([3, 4]), ("cat", "dog"))
+    assert path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("name", ["$^^$", r"a\$b$", "$x$", "\x1b[31m", "\ud800", "\0", "a_{b}"])

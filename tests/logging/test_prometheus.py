@@ -115,6 +115,19 @@ def test_runs_of_one_name_have_files_of_their_own(tmp_path):
     assert len(paths) == 2
 
 
+def test_runs_of_one_relative_name_have_files_of_their_own(tmp_path, monkeypatch):
+    paths = []
+    for of in "ab":
+        (tmp_path / of).mkdir()
+        monkeypatch.chdir(tmp_path / of)
+        file = PrometheusFile(epath.Path(tmp_path), epath.Path("runs/x"), total_steps=1)
+        file.close([])
+        paths.append(file.path)
+        for family in text_string_to_metric_families(file.path.read_text()):
+            assert family.samples[0].labels == {"workdir": str(tmp_path / of / "runs/x")}
+    assert paths[0] != paths[1]
+
+
 def test_a_file_that_cannot_be_written_is_one_warning(file, monkeypatch):
     said = []
     monkeypatch.setattr(prometheus._log, "warning", lambda text, *args: said.append(text % args))

@@ -51,3 +51,10 @@ def params():
 def test_a_field_without_effect_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         create_model("highway19", **fields)
+
+
+def test_images_that_pooling_would_make_empty_are_refused():
+    model = create_model("highway19", stage_sizes=(1,) * 5, stage_widths=(4,) * 5)
+    with pytest.raises(ConfigError, match="8×8 are too small .* it takes 16×16 or larger"):
+        init_variables(model, jax.random.key(0), (8, 8, 1))
+    init_variables(model, jax.random.key(0), (16, 16, 1))

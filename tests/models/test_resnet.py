@@ -284,3 +284,12 @@ def test_list_models_takes_a_pattern():
     ]
     assert set(resnet_jax.list_models()) == set(PRESETS)
     assert len(PRESETS) >= 90
+
+
+@pytest.mark.parametrize("shortcut", ["A", "A_middle", "A_pool"])
+def test_a_shortcut_that_only_adds_channels_needs_a_narrow_stem(shortcut):
+    with pytest.raises(ConfigError, match=r"model.stem_width is 32, more than the 16 channels"):
+        resnet_jax.create_model("resnet20", shortcut=shortcut, stem_width=32)
+    resnet_jax.create_model("resnet20", shortcut="B", stem_width=32)
+    model = resnet_jax.create_model("resnet20", shortcut=shortcut, stem_width=8)
+    resnet_jax.init_variables(model, jax.random.key(0), (8, 8, 3))

@@ -85,6 +85,8 @@ def _replaced(before, after):
         lambda path: (path / "sweep.csv").write_bytes(b"\xff\xfe\x00"),
         _replaced(",A,,0.1,0,test,", ",B,,0.1,0,test,"),
         _replaced(",raw,160,", ",raw,,"),
+        _replaced("\n", "\r"),  # as spreadsheets may save it
+        _replaced("run,", 'run,"' + 200_000 * "x" + '",'),
     ],
 )
 def test_damaged_tables_are_one_line(damage, folder, tmp_path, capsys):

@@ -133,9 +133,10 @@ def test_a_table_is_reproduced_and_listed(tmp_path, capsys, monkeypatch):
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out)["artefacts"]}
     assert (listed["he2015-fig6"]["cpu"], listed["he2015-fig6"]["committed"]) == ("not run", [])
 
-    (tmp_path / "he2015-table1.cpu.json").write_text("{")
-    arguments = ["reproduce", "--list", f"--workdir={tmp_path}"]
-    assert_one_line(arguments, 65, "he2015-table1.cpu.json can't be used", capsys)
+    for damaged in ("{", "[" * 100_000):
+        (tmp_path / "he2015-table1.cpu.json").write_text(damaged)
+        arguments = ["reproduce", "--list", f"--workdir={tmp_path}"]
+        assert_one_line(arguments, 65, "he2015-table1.cpu.json can't be used", capsys)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.errors import ConfigError, DataError
-from resnet_jax.weights.hub import local_file
+from resnet_jax.weights.hub import full_name, is_reference, local_file
 from resnet_jax.weights.preprocessing import read_preprocessing
 from tests.fake_hub import COMMIT, serve
 
@@ -84,6 +84,17 @@ def test_a_file_here_comes_first(models, tmp_path):
     shutil.copytree(models / "someone", tmp_path / "someone")
     assert local_file(NAME) == NAME
     assert local_file(tmp_path / NAME) == str(tmp_path / NAME)
+
+
+def test_a_file_may_lie_in_the_users_home(network, tmp_path, monkeypatch):
+    """Shells leave ~ alone in --config.init_from=~/own.safetensors."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, variables = network
+    resnet_jax.save_weights(tmp_path / "own.safetensors", model, variables)
+    loaded = resnet_jax.load_weights(model, "~/own.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    assert full_name("~/own.safetensors") == str(tmp_path / "own.safetensors")
+    assert not is_reference("~/own.safetensors")
 
 
 @pytest.mark.parametrize("path", ["a/b.safetensors", "a/b.NPZ", "a/b/c", "/a/b", "file"])

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import resnet_jax
@@ -72,3 +73,19 @@ def test_names_that_do_not_tell_the_order_are_refused(rename, fields, message, t
     with pytest.raises(DataError, match=message) as refused:
         _load(model, arrays, tmp_path)
     assert "\n" not in str(refused.value)
+
+
+def test_two_arrays_of_one_kind_are_refused(tmp_path):
+    """Whichever was meant, the other must not be dropped without a word."""
+    model = resnet_jax.ResNet(**BASIC)
+    arrays = _published(_random(model), publishers.torchvision)
+    arrays["bn1.gamma"] = arrays["bn1.weight"] + 1
+    with pytest.raises(DataError, match=r"it also has bn1\.(gamma|weight)"):
+        _load(model, arrays, tmp_path)
+
+
+def test_a_first_block_without_a_branch_is_refused(tmp_path):
+    model = resnet_jax.create_model("preresnet20")
+    arrays = {"layer1.0.downsample.0.weight": np.ones((16, 16, 1, 1), np.float32)}
+    with pytest.raises(DataError, match="doesn't fit the model"):
+        _load(model, arrays, tmp_path)

@@ -65,8 +65,9 @@ def _numbers(text: str) -> tuple[float, ...]:
 def preprocessing_of(
     args: argparse.Namespace,
     path: str,
-    num_classes: int,
     *,
+    num_classes: int,
+    channels: int,
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> "Preprocessing":
     """The preprocessing that the flags describe, completed by the note in or beside the file.
@@ -75,12 +76,13 @@ def preprocessing_of(
         args: the parsed flags.
         path: the path of the weight file on this machine.
         num_classes: the number of classes of the network.
+        channels: of the images that the network takes.
         defaults: fields to use if neither the flags nor the file has them.
 
     Raises:
         UsageError: a needed field is unknown, or a value is invalid.
         DataError: the note in the file, or the file of --classes, can't be used.
-        ConfigError: the number of class names isn't `num_classes`.
+        ConfigError: the number of class names isn't `num_classes`, or that of the mean `channels`.
     """
     from resnet_jax.data.images.preprocessing import Preprocessing
     from resnet_jax.errors import ConfigError, DataError, UsageError
@@ -120,6 +122,11 @@ def preprocessing_of(
     if names and len(names) != num_classes:
         source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
         raise ConfigError(f"The model has {num_classes} classes, but {source} are of {len(names)}.")
+    if preprocessing.shape[-1] != channels:
+        raise ConfigError(
+            f"The network of {args.weights} takes images of {channels} channels, but the mean and"
+            f" deviation for them are of {preprocessing.shape[-1]}."
+        )
     return preprocessing
 
 
