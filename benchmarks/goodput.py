@@ -129,6 +129,8 @@ def main() -> int:
             measured.append(killed(folder / f"killed{run}", args.mtbf_s, rng))
             print(f"run {run}: {measured[-1]}", flush=True)
     kills = sum(one["kills"] for one in measured)
+    if not kills:
+        sys.exit("no run was killed; a smaller --mtbf-s or more --runs are needed")
     mtbf_s = sum(one["lived_s"] for one in measured) / kills
     of_run = Costs(**costs, mtbf_s=mtbf_s)
     walls = simulate_wall_s(of_run, steps=STEPS, interval=INTERVAL, runs=2_000, seed=args.seed)

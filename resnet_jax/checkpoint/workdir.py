@@ -161,7 +161,10 @@ def check_config(
     checkpoints = workdir / CHECKPOINTS
     try:
         with bucket_errors(workdir):
-            has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
+            has_checkpoints = checkpoints.is_dir() and any(
+                path.name.isdecimal() or path.name.endswith(".corrupt")
+                for path in checkpoints.iterdir()  # not what a killed save has left
+            )
             has_config, has_summary = (workdir / CONFIG).exists(), (workdir / SUMMARY).exists()
     except OSError as error:
         raise WriteError(

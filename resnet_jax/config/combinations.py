@@ -14,6 +14,12 @@ def check_combinations(config: ConfigDict) -> None:
         ConfigError: naming the fields that don't go together.
     """
     _check_normalization(config)
+    if config.model.param_dtype not in (None, "float32"):
+        raise ConfigError(
+            f"model.param_dtype is {config.model.param_dtype!r}, and runs have parameters in"
+            " float32: smaller types would lose small updates. model.dtype='bfloat16' computes in"
+            " bfloat16."
+        )
     if config.data.random_crop_area:
         _check_streaming(config)
     else:

@@ -32,7 +32,8 @@ def copy_here(folder: epath.Path) -> Path:
     """Copy the changed files of a folder in a bucket to this host.
 
     A file is unchanged if its size and its version in the bucket are. If the bucket gives no
-    version, the file is copied each time. Files that were removed from the bucket stay in the copy.
+    version, the file is copied each time. Folders that were removed from the bucket, such as those
+    of a version of a data set, are removed from the copy too.
 
     Args:
         folder: the folder, in a bucket.
@@ -91,6 +92,11 @@ def copy_here(folder: epath.Path) -> Path:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+    present = {target.relative_to(copy).parts[0] for target in targets.values()}
+    for old in copy.iterdir():
+        if old.name not in present and old.is_dir() and not old.is_symlink():
+            _log.info("removing %s, which isn't in %s any more", old, folder)
+            shutil.rmtree(old, ignore_errors=True)
     return copy
 
 

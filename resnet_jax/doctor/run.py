@@ -22,7 +22,7 @@ from resnet_jax.data.datasets import open_source
 from resnet_jax.data.splits import parse_split
 from resnet_jax.doctor.finding import Finding, diagnose, fail, ok, warn
 from resnet_jax.doctor.host import nearest_existing
-from resnet_jax.errors import DataError, WriteError
+from resnet_jax.errors import ConfigError, DataError, WriteError
 from resnet_jax.utils.paths import is_remote
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "9p", "fuse.")
 _MOST_SHOWN = 6
+_ANY_SIZE = 224  # pixels, to which photographs are cropped where no config says
 
 
 def check_config(
@@ -44,13 +45,16 @@ def check_config(
 
     Raises:
         ConfigError: an invalid config, or not the one that `workdir` is bound to.
+        DataError: the file of `init_from`, which names the network, can't be read.
     """
     from resnet_jax.config.io import describe_differences, to_json
     from resnet_jax.config.schema import validate
     from resnet_jax.train.data_sizes import evaluation_crop
+    from resnet_jax.train.pretrained import name_model
 
     config = load()
     validate(config)
+    config = name_model(config, workdir or Path())
     yield ok(
         "config",
         f"{config.model.name} on {config.data.name}, {config.duration:g} {config.duration_unit}"
@@ -95,7 +99,17 @@ def check_data(
     if to_come:
         yield to_come
         return
-    source = open_source(name, data_dir, crop=crop)
+    from resnet_jax.data.images.preprocessing import ScaleAndCrop
+
+    sized = "images of"
+    try:
+        source = open_source(name, data_dir, crop=crop)
+    except ConfigError:
+        if splits is not None:
+            raise
+        # Without a config photographs have no common size yet.
+        source = open_source(name, data_dir, crop=ScaleAndCrop.square(_ANY_SIZE, resize=_ANY_SIZE))
+        sized = "images of different sizes, cropped to"
     if splits is None:
         sizes = dict(source.lengths)
     else:
@@ -107,7 +121,7 @@ def check_data(
     mebibytes = sum(source.lengths.values()) * math.prod(source.image_shape) / 2**20
     yield ok(
         label,
-        f"{name}: {', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of"
+        f"{name}: {', '.join(f'{split} {size:,}' for split, size in sizes.items())} {sized}"
         f" {'×'.join(map(str, source.image_shape))}, {len(source.class_names)} classes;"
         f" decoded, the whole set takes {mebibytes:,.1f} MiB",
     )
@@ -117,9 +131,11 @@ def _to_come(name: str, data_dir: str | None) -> Finding | None:
     """The finding about a set of TFDS that the first run copies or prepares; None for others."""
     from resnet_jax.data.prepare.cifar_archive import official_archive
     from resnet_jax.data.readers.tfds import find_prepared
-    from resnet_jax.data.readers.tfds_files import data_folder
+    from resnet_jax.data.readers.tfds_files import data_folder, local_data_folder
 
     folder = data_folder(data_dir)
+    if data_dir and not is_remote(folder):
+        local_data_folder(name, data_dir)  # raises if it doesn't exist
     if is_remote(folder):
         folder /= name.partition(":")[0].partition("/")[0]
         if folder.is_dir():

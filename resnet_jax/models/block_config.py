@@ -118,7 +118,7 @@ class BlockConfig:
             survive. "example": for each example by itself, and training divides instead.
         zero_init_scale: start the last scale of each branch at zero (Goyal et al. 2017).
         dtype: type of the computation; logits and statistics are always float32.
-        param_dtype: type of the parameters.
+        param_dtype: type of the parameters; float32 in training.
     """
 
     branch: str | Branch = "basic"

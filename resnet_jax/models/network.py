@@ -32,7 +32,7 @@ class Network(nn.Module, kw_only=True):
     Attributes:
         num_classes: number of logits.
         dtype: type of the computation.
-        param_dtype: type of the parameters.
+        param_dtype: type of the parameters; float32 in training.
     """
 
     num_classes: int = setting(1000, "shapes")

@@ -24,24 +24,13 @@ class EmaConfig:
     warmup: bool = False
 
 
-def initial_ema(variables: Any) -> Any:
-    """Averages that begin at these variables: a copy, in float32 for parameters in bfloat16 too.
-
-    A bfloat16 has 8 bits: an update that changes less than a 256th of it would be lost.
-    """
-    return jax.tree.map(
-        lambda leaf: jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32)), variables
-    )
-
-
 def update_ema(config: EmaConfig, ema: Any, variables: Any, *, step: jax.Array) -> Any:
     """Return the averages after a training step.
 
     Args:
         config: the settings.
-        ema: averages before the step, {"params", "batch_stats"} as from `initial_ema`; None without
-            averages.
-        variables: variables after the step, a tree like `ema`, perhaps of other types.
+        ema: averages before the step, {"params", "batch_stats"}; None without averages.
+        variables: variables after the step, a tree like `ema`.
         step: number of the step, from 0.
     """
     if not config.decay:
@@ -52,8 +41,7 @@ def update_ema(config: EmaConfig, ema: Any, variables: Any, *, step: jax.Array) 
         decay = jnp.minimum(decay, (1 + updates) / (10 + updates))
 
     def update(ema: Any) -> Any:
-        new = jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), variables, ema)
-        return optax.incremental_update(new, ema, 1 - decay)
+        return optax.incremental_update(variables, ema, 1 - decay)
 
     if config.every == 1:
         return update(ema)

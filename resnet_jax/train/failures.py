@@ -1,14 +1,17 @@
 """What a failed run does and says: errors of the system and of JAX as errors of this package."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 from etils import epath
 
 from resnet_jax.checkpoint.stop import FailureAction
-from resnet_jax.errors import ConfigError, ResnetJaxError, WriteError
+from resnet_jax.errors import ConfigError, DataError, ResnetJaxError, WriteError
 from resnet_jax.utils.messages import first_line
+from resnet_jax.utils.paths import is_remote
 
 
 @contextlib.contextmanager
@@ -17,16 +20,28 @@ def explained(workdir: epath.Path) -> Iterator[None]:
 
     Raises:
         WriteError: a file of the run in `workdir` can't be written.
+        DataError: another file can't be read or written.
         ConfigError: the host or its devices have too little memory.
     """
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{workdir} can't be written: {error.strerror or error}.") from error
+        reason, name = error.strerror or error, error.filename
+        if isinstance(name, str) and not _is_inside(name, workdir):  # as read by a loss of the user
+            raise DataError(
+                f"{name} can't be read or written ({reason}). What {workdir} holds is intact."
+            ) from error
+        raise WriteError(f"{workdir} can't be written: {reason}.") from error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise _out_of_memory(error) from error
         raise
+
+
+def _is_inside(name: str, workdir: epath.Path) -> bool:
+    if is_remote(workdir):
+        return os.fspath(workdir).partition("://")[2] in name  # clients may leave out the scheme
+    return Path(os.path.abspath(name)).is_relative_to(os.path.abspath(workdir))
 
 
 def unless_taken_over(

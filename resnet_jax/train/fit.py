@@ -191,6 +191,7 @@ def _train(run: OpenRun, goodput: Goodput) -> FitResult:
             attempts=config.save_attempts,
         )
         recovery = Recovery(spec, nonfinite, run.checkpoints, saver)
+        state = recovery.count_skipped_before(state, step)
         callbacks = Callbacks(
             run.requests.callbacks,
             spec=spec,

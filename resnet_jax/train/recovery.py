@@ -1,11 +1,14 @@
 """Recovery from losses, gradients and parameters that stop being finite: `config.nonfinite`."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.errors import NumericalError
+from resnet_jax.parallel.mesh import put_global
 from resnet_jax.train.metrics import TrainMetrics, nonfinite_steps
 from resnet_jax.train.nonfinite import NonfiniteError, NonfiniteRecord
 from resnet_jax.train.saving import Saver
@@ -42,6 +45,27 @@ class Recovery:
             self._record.write(nonfinite_steps(metrics), "skipped")
             what = f"{nonfinite} of the steps before {step} weren't finite"
             self._record.add(nonfinite, f"{what}, and were skipped")
+
+    def count_skipped_before(self, state: TrainState, step: int) -> TrainState:
+        """Record what another policy has skipped before the checkpoint of `state`, and forget it.
+
+        With this policy, such steps would count as failures of steps to come.
+
+        Raises:
+            NumericalError: more were skipped than the config allows.
+        """
+        metrics = self._spec.fetch_metrics(state)
+        skipped = sum(int(sums.nonfinite) for sums in metrics)
+        if self._policy == "skip" or not skipped:
+            return state
+        self._record.write(nonfinite_steps(metrics), "skipped")
+        self._record.add(skipped, f"{skipped} of the steps before {step} were skipped")
+        of_none = {
+            name: put_global(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+            for name in ("nonfinite", "nonfinite_steps")
+            for leaf in [getattr(state.meter, name)]
+        }
+        return state.replace(meter=dataclasses.replace(state.meter, **of_none))
 
     def check_metrics(self, metrics: Sequence[TrainMetrics], step: int) -> None:
         """Check the steps since the last log point, unless such steps are skipped.

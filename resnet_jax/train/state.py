@@ -12,7 +12,6 @@ from flax import struct, traverse_util
 from resnet_jax.models.network import Network
 from resnet_jax.models.presets import init_variables
 from resnet_jax.parallel.mesh import put_global
-from resnet_jax.train.ema import initial_ema
 from resnet_jax.train.metrics import TrainMetrics
 
 STEP_COUNTS = frozenset({"count", "step_count", "step"})
@@ -116,7 +115,8 @@ def init_state(
         params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
         opt_state=optimizer.init(variables["params"]),
-        ema=initial_ema({"batch_stats": {}} | dict(variables)) if with_ema else None,
+        # A copy: the step donates its input, which must not hold a buffer twice.
+        ema=jax.tree.map(jnp.copy, {"batch_stats": {}} | dict(variables)) if with_ema else None,
         key=jax.random.key_data(run_key),
         meter=TrainMetrics.zero(metrics),
         normalization=jax.tree.map(jnp.asarray, normalization),

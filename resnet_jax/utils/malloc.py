@@ -1,6 +1,7 @@
 """Settings of the C library's memory allocator; they have an effect only with glibc."""
 
 import ctypes
+import importlib.util
 import os
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from pathlib import Path
 _ARENA_MAX, _MMAP_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -4, -3, -1
 _ARENAS, _LARGE_BYTES = 2, 2**17
 
-# Device files of TPUs and GPUs on Linux.
-_ACCELERATORS = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
+# Device files of TPUs and GPUs on Linux, and what JAX needs to use them. Many desktops have such a
+# file, of the graphics or a virtual machine, and compute on the CPU.
+_ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*", "kfd")
+_PLUGINS = ("libtpu", "jax_plugins")
 
 
 def configure_malloc(*, decoded_as_needed: bool = False) -> None:
@@ -43,6 +46,8 @@ def _on_cpu() -> bool:
     """Whether JAX will compute on the CPU, without initialising JAX."""
     if chosen := os.environ.get("JAX_PLATFORMS"):
         return chosen == "cpu"
+    if not any(importlib.util.find_spec(name) for name in _PLUGINS):
+        return True
     return not any(any(Path("/dev").glob(name)) for name in _ACCELERATORS)
 
 

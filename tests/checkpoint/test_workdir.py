@@ -180,3 +180,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_save_that_was_killed_does_not_bind_a_directory(tmp_path):
+    workdir = epath.Path(tmp_path)
+    write_atomically(workdir / CONFIG, "{}")
+    left = workdir / CHECKPOINTS / "20.orbax-checkpoint-tmp-1"
+    left.mkdir(parents=True)
+    assert check_config(workdir, '{"other": 1}', never_asked)
+    (workdir / CHECKPOINTS / "20.corrupt").mkdir()
+    with pytest.raises(ConfigError, match="another config"):
+        check_config(workdir, '{"other": 1}', lambda old, new: ["other"])

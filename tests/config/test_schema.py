@@ -113,6 +113,7 @@ def test_a_value_that_is_not_accepted_is_named_with_those_that_are(name, value, 
         ),
         ({"distill.model": "resnet20"}, "a weight file and the name of its network go together"),
         ({"bce_threshold": 0.5}, "loss is 'softmax'; the threshold is for 'bce'"),
+        ({"model.param_dtype": "bfloat16"}, "runs have parameters in float32"),
     ],
 )
 def test_fields_that_do_not_go_together_are_named(fields, message):

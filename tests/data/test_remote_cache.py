@@ -58,6 +58,18 @@ def test_only_what_changed_is_copied_again(data, flowers):
     assert not list(copy.rglob("*.part"))
 
 
+def test_a_version_that_was_removed_is_not_used(data, flowers):
+    newer = data.parent / "1.1.0"
+    newer.mkdir()
+    (newer / "a").write_bytes(b"bad")
+    copy = remote_cache.copy_here(flowers)
+    assert (copy / "1.1.0" / "a").exists()
+    (newer / "a").unlink()
+    newer.rmdir()
+    remote_cache.copy_here(flowers)
+    assert [path.name for path in copy.iterdir()] == ["1.0.0"]
+
+
 def test_a_file_of_the_same_size_that_changed_is_copied_again(data, flowers):
     copy = remote_cache.copy_here(flowers)
     mark(copy / "1.0.0" / "b")

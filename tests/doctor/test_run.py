@@ -7,10 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from resnet_jax.checkpoint.lock import locked
+from resnet_jax.cli.main import main
 from resnet_jax.doctor import run
 from resnet_jax.errors import WriteError
 from tests.data.tiny_dataset import write_tfds
@@ -48,6 +51,35 @@ def test_nothing_is_downloaded_to_find_out(tmp_path, monkeypatch):
     assert str(archive) in one.remedy
     touch(archive)
     assert only(run.check_data("cifar10", data_dir=str(tmp_path))).status == "ok"
+
+
+def test_a_folder_that_is_not_there_ends_with_65(capsys, quick, tmp_path):
+    code, found = run_doctor(capsys, "--data", "cifar10", "--data-dir", str(tmp_path / "none"))
+    assert code == 65
+    assert "none doesn't exist" in found["data"][0]["message"]
+
+
+def test_photographs_need_no_config(capsys, quick, tmp_path):
+    for label, height in (("cat", 9), ("dog", 12)):
+        folder = tmp_path / "photos" / "train" / label
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((height, 10, 3), np.uint8)).save(folder / "1.png")
+    assert main(["prepare", str(tmp_path / "photos"), f"--out={tmp_path}", "--name=pets"]) == 0
+    capsys.readouterr()
+    code, found = run_doctor(capsys, "--data", "pets", "--data-dir", str(tmp_path))
+    assert code == 0
+    assert "images of different sizes, cropped to 224×224×3" in found["data"][0]["message"]
+
+
+def test_the_network_may_be_that_of_a_file(capsys, quick, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG)
+    arguments = [f"--config={config}", "--config.model.name=", "--config.init_from=none.npz"]
+    code, found = run_doctor(capsys, *arguments, f"--workdir={tmp_path / 'run'}")
+    assert code == 65
+    assert "none.npz can't be read" in found["config"][0]["message"]
+    code, found = run_doctor(capsys, *arguments[:2], "--config.init_from=resnet20.digits")
+    assert found["config"][0]["message"].startswith("resnet20 on digits")
 
 
 CONFIG = """

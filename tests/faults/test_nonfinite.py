@@ -79,6 +79,19 @@ def test_a_step_can_be_skipped(harmless, tmp_path, record_property):
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("policy", ["abort", "rollback"])
+def test_what_was_skipped_before_is_no_failure_of_another_policy(policy, tmp_path):
+    """The checkpoint of step 7 counts the skipped step 6 since the last log point, step 6."""
+    skip = "--config.nonfinite.policy=skip"
+    stopped = train(tmp_path / "run", skip, "--stop_at_step=7", fault="step:6:nan")
+    assert stopped.code == 75
+    ended = train(tmp_path / "run", f"--config.nonfinite.policy={policy}", fault=HARMLESS)
+    assert ended.code == 0
+    assert _record(tmp_path / "run") == [{"step": 6, "outcome": "skipped"} | _batch(6)]
+    assert steps_on_record(tmp_path / "run") == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.thorough
 def test_skipping_has_a_limit(tmp_path):
     arguments = ("--config.nonfinite.policy=skip", "--config.nonfinite.limit=0")
     ended = train(tmp_path / "run", *arguments, fault="step:5:nan")

@@ -40,6 +40,24 @@ def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_
         resnet_jax.fit(tiny_config, workdir)
 
 
+def test_training_does_not_wait_for_the_lock_in_the_bucket(bucket, tiny_config, monkeypatch):
+    reads = []
+
+    def fault(call, path):
+        if call == "rb" and path.endswith(".lock"):
+            reads.append(path)
+
+    monkeypatch.setattr(BucketFileSystem, "fault", staticmethod(fault))
+    tiny_config.steps_per_dispatch = 1
+    tiny_config.trackers = ()
+    counts = []
+    for steps in (2, 12):
+        reads.clear()
+        resnet_jax.fit(tiny_config, f"gs://bucket/runs/{steps}", stop_at_step=steps)
+        counts.append(len(reads))
+    assert counts[1] <= counts[0] + 1
+
+
 def test_a_client_that_fails_ends_the_run_with_one_line(bucket, tiny_config, monkeypatch):
     """Its errors aren't OSErrors, and come when the checks at the start have passed."""
 

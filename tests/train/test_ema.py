@@ -1,12 +1,9 @@
 """Moving averages of parameters and statistics, as training steps update them."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-import resnet_jax
-from resnet_jax.train.ema import EmaConfig, initial_ema, update_ema
+from resnet_jax.train.ema import EmaConfig
 from tests.train.small_step import assert_close, make_batch, run_steps
 
 
@@ -35,27 +32,3 @@ def test_averages_begin_with_a_decay_that_forgets(every):
             lambda a, w, d=decay: d * a + (1 - d) * w, expected, new.variables()
         )
         assert_close(new.ema, expected)
-
-
-def test_averages_of_bfloat16_parameters_move():
-    """An update by a thousandth is lost in bfloat16, which has eight bits."""
-    variables = {"params": jnp.ones(3, jnp.bfloat16), "batch_stats": jnp.ones(2)}
-    averages = initial_ema(jax.tree.map(jnp.zeros_like, variables))
-    config = EmaConfig(0.999)
-    for step in range(1000):
-        averages = update_ema(config, averages, variables, step=jnp.asarray(step))
-    for leaf in jax.tree.leaves(averages):
-        assert leaf.dtype == jnp.float32
-        np.testing.assert_allclose(leaf, 1 - 0.999**1000, rtol=1e-4)
-
-
-def test_a_run_with_bfloat16_parameters_keeps_averages(tiny_config, tmp_path):
-    tiny_config.model.param_dtype = "bfloat16"
-    tiny_config.ema_decay, tiny_config.ema_warmup = 0.999, True
-    state = resnet_jax.fit(tiny_config, tmp_path / "run", stop_at_step=2).state
-    assert state.params["conv1"]["kernel"].dtype == jnp.bfloat16
-    assert state.ema["params"]["conv1"]["kernel"].dtype == jnp.float32
-    restored = resnet_jax.restore_run(tmp_path / "run", ema=True)
-    np.testing.assert_array_equal(
-        restored.variables["params"]["fc"]["bias"], state.ema["params"]["fc"]["bias"]
-    )

@@ -7,7 +7,7 @@ import jax
 import pytest
 from etils import epath
 
-from resnet_jax.errors import ConfigError, PeerError, WriteError
+from resnet_jax.errors import ConfigError, DataError, PeerError, WriteError
 from resnet_jax.train.failures import explained, unless_taken_over
 
 
@@ -28,6 +28,20 @@ def test_errors_of_the_system_say_what_to_do(error, kind, message):
         raise error
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("class_weights.npy", DataError, "^class_weights.npy can't be read or written"),
+        ("/elsewhere/w.npy", DataError, "^/elsewhere/w.npy can't be read or written"),
+        ("run/metrics.jsonl", WriteError, "^run can't be written"),
+        (os.path.abspath("run/checkpoints/4"), WriteError, "^run can't be written"),
+    ],
+)
+def test_a_file_of_the_user_is_named(name, kind, message):
+    with pytest.raises(kind, match=message), explained(epath.Path("run")):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: a bug"), KeyError("x")])

@@ -6,7 +6,7 @@ import pytest
 
 import resnet_jax
 from resnet_jax.config.recipes import RECIPES, make
-from resnet_jax.config.schema import model_overrides, validate
+from resnet_jax.config.schema import default_config, model_overrides, validate
 from resnet_jax.errors import ConfigError
 from resnet_jax.parallel.mesh import make_mesh
 from resnet_jax.train.checks import check_batch
@@ -106,3 +106,9 @@ def test_mistakes_are_one_line():
         make("rsb_a1", data="mnist")
     with pytest.raises(ConfigError, match="There is no model"):
         make("rsb_a1", model="resnet51")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_scored_on_the_way_has_a_split(name):
+    config = make(name)
+    assert config.data.validation or config.eval_every == default_config().eval_every

@@ -62,10 +62,14 @@ def prepare_cifar(
     folder = local_path(data_dir)
     official = official_archive(name)
     prepared = folder / name / official.version
-    if (prepared / "dataset_info.json").exists():
+    document = prepared / "dataset_info.json"
+    if document.exists():
         return prepared
-    if prepared.exists():
+    # Looked at twice: another process may have finished the folder meanwhile.
+    if prepared.exists() and not document.exists():
         raise DataError(f"{prepared} holds an unfinished data set; remove it to prepare it anew")
+    if document.exists():
+        return prepared
     path = Path(archive) if archive is not None else find_or_download(name, official, folder)
     verify(path, official)
     contents = read_archive(path, official)
@@ -73,7 +77,7 @@ def prepare_cifar(
     try:
         _write(name, folder, official, contents)
     except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in ArrayRecord
-        if not (prepared / "dataset_info.json").exists():  # else another process has prepared it
+        if not document.exists():  # else another process has prepared it
             raise WriteError(f"{name} can't be written to {folder}: {error}") from error
     return prepared
 

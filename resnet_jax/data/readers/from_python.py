@@ -22,7 +22,7 @@ from resnet_jax.data.readers.python_examples import (
 from resnet_jax.data.readers.source import DecodedSplit
 from resnet_jax.errors import ConfigError, DataError, UsageError
 
-_SHAPES_TRIED = 8  # examples, of which the first that can be read has the shape of all
+_SHAPES_TRIED = 8  # examples, of which the first that can be read has the size of all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +73,11 @@ def open_python_data(
     splits = {name: make_records(name, examples) for name, examples in data.splits.items()}
     shapes = {name: _first_shape(name, records) for name, records in splits.items()}
     first, shape = next(iter(shapes.items()))
+    if mode := MODES.get(shape[-1]):
+        splits = {
+            name: records.in_mode(mode) if isinstance(records, SourceRecords) else records
+            for name, records in splits.items()
+        }
     for name, other in shapes.items():
         if other[-1] != shape[-1] or (other != shape and not crop):
             raise DataError(
@@ -200,8 +205,12 @@ def _unusable(split: str, index: int, reason: Exception) -> DataError:
 
 
 def _first_shape(split: str, records: ArrayRecords | SourceRecords) -> tuple[int, int, int]:
-    """(h, w, c) of the first image that can be read; the content of files is read as RGB."""
-    reason = DataError("")
+    """(h, w, c) of the first image that can be read; the content of files is read as RGB.
+
+    Images of different colours are RGB: Pillow's are converted, others are refused as they are
+    read.
+    """
+    reason, shapes = DataError(""), []
     for index, record in enumerate(records.fetch(range(min(len(records), _SHAPES_TRIED)))):
         if isinstance(record, MemoryError):
             raise record
@@ -210,16 +219,18 @@ def _first_shape(split: str, records: ArrayRecords | SourceRecords) -> tuple[int
             continue
         if isinstance(record.image, bytes):
             try:
-                return (*image_size(record.image), 3)
+                shapes.append((*image_size(record.image), 3))
             except DataError as error:
                 reason = _unusable(split, index, error)
-                continue
-        if record.image.ndim == 3 and record.image.size:
-            height, width, channels = record.image.shape
-            return height, width, channels
-        shape = list(record.image.shape)
-        reason = _unusable(split, index, DataError(f"its image has the shape {shape}"))
-    raise reason
+        elif record.image.ndim == 3 and record.image.size:
+            shapes.append(record.image.shape)
+        else:
+            shape = list(record.image.shape)
+            reason = _unusable(split, index, DataError(f"its image has the shape {shape}"))
+    if not shapes:
+        raise reason
+    height, width, channels = shapes[0]
+    return height, width, channels if len({shape[-1] for shape in shapes}) == 1 else 3
 
 
 def _show(shape: tuple[int, int, int]) -> str:

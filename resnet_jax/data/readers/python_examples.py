@@ -22,6 +22,7 @@ from resnet_jax.utils.messages import first_line
 
 _EXAMPLE = "an example is {'image': image, 'label': label} or (image, label)"
 _PLANES = (1, 3, 4)  # numbers of channels of images that aren't multispectral
+_GREY = ("1", "L", "LA")  # Pillow's modes
 
 
 @runtime_checkable
@@ -62,12 +63,23 @@ class ArrayRecords:
 class SourceRecords:
     """The examples of a random-access source, which is called by a thread at a time."""
 
-    def __init__(self, source: RandomAccess) -> None:
-        self._source, self._length, self._lock = source, len(source), threading.Lock()
+    def __init__(self, source: RandomAccess, mode: str | None = None) -> None:
+        """Read nothing yet.
 
-    def __reduce__(self) -> tuple[type["SourceRecords"], tuple[RandomAccess]]:
+        Args:
+            source: of the examples.
+            mode: Pillow's mode, of `MODES`, to which Pillow's images are converted.
+        """
+        self._source, self._mode = source, mode
+        self._length, self._lock = len(source), threading.Lock()
+
+    def __reduce__(self) -> tuple[type["SourceRecords"], tuple[RandomAccess, str | None]]:
         """Pickle the source: a lock can't be pickled."""
-        return SourceRecords, (self._source,)
+        return SourceRecords, (self._source, self._mode)
+
+    def in_mode(self, mode: str) -> "SourceRecords":
+        """The same examples with Pillow's images in this mode."""
+        return SourceRecords(self._source, mode)
 
     def __len__(self) -> int:
         return self._length
@@ -81,7 +93,7 @@ class SourceRecords:
         try:
             with self._lock:
                 example = self._source[index]
-            return _record(example)
+            return _record(example, self._mode)
         except StoppedEarly:
             raise
         except (MemoryError, DataError) as error:
@@ -135,7 +147,7 @@ def _array_records(split: str, images: ArrayLike, labels: ArrayLike) -> ArrayRec
         pixels = pixels[..., None]
     if pixels.ndim != 4 or not pixels.size:
         raise DataError(f"{what}; they must be [n, h, w, c], or [n, h, w] in grey.")
-    if pixels.shape[1] in _PLANES and pixels.shape[3] not in _PLANES:
+    if is_channels_first(pixels.shape[1:]):
         raise DataError(
             f"{what}, channels first; pass images.transpose(0, 2, 3, 1), which is [n, h, w, c]."
         )
@@ -159,8 +171,8 @@ def _as_array(what: str, values: ArrayLike, *, if_ragged: str) -> np.ndarray:
         raise DataError(f"{what} can't be converted to an array ({first_line(error)}).") from error
 
 
-def _record(example: Any) -> Record:
-    """Convert an example of a source.
+def _record(example: Any, mode: str | None) -> Record:
+    """Convert an example of a source; `mode` as for `SourceRecords`.
 
     Raises:
         DataError: the example has another form. The message begins with "it".
@@ -177,11 +189,31 @@ def _record(example: Any) -> Record:
         raise DataError(f"its label is {label!r}, not an integer") from None
     if isinstance(image, bytes):
         return Record(image, number)
-    if isinstance(image, Image.Image) and image.mode not in MODES.values():
-        if image.mode not in BYTES_PER_PIXEL:
-            raise DataError(
-                f"it is a Pillow image of mode {image.mode}, not of 8 bits per channel; pass uint8"
-            )
-        image = image.convert("RGB")
-    pixels = np.asarray(image)
+    pixels = np.asarray(_in_mode(image, mode) if isinstance(image, Image.Image) else image)
+    if is_channels_first(pixels.shape):
+        raise DataError(
+            f"its image is {list(pixels.shape)}, channels first; return image.transpose(1, 2, 0),"
+            " which is [h, w, c]"
+        )
     return Record(pixels[..., None] if pixels.ndim == 2 else pixels, number)
+
+
+def is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an image of this shape is [c, h, w], as in PyTorch."""
+    return len(shape) == 3 and shape[0] in _PLANES and shape[2] not in _PLANES
+
+
+def _in_mode(image: Image.Image, mode: str | None) -> Image.Image:
+    """Convert an image of Pillow; None keeps the modes of `MODES`, and makes others RGB."""
+    if image.mode not in BYTES_PER_PIXEL:
+        raise DataError(
+            f"it is a Pillow image of mode {image.mode}, not of 8 bits per channel; pass uint8"
+        )
+    if mode is None:
+        mode = image.mode if image.mode in MODES.values() else "RGB"
+    if mode == "L" and image.mode not in _GREY:
+        raise DataError(
+            f"it is a Pillow image of mode {image.mode}, and the first images are grey; convert all"
+            " images to one mode"
+        )
+    return image if image.mode == mode else image.convert(mode)

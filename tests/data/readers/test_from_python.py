@@ -256,8 +256,31 @@ MISTAKES = {
         [(Image.fromarray(PIXELS[0, ..., 0].astype(np.uint16)), 0)],
         "it is a Pillow image of mode I;16, not of 8 bits per channel",
     ),
+    "a tensor": (
+        [(PIXELS[0].transpose(2, 0, 1), 0)],
+        r"its image is \[3, 6, 5\], channels first; return image.transpose\(1, 2, 0\)",
+    ),
+    "colours after grey ones": (
+        [(Image.fromarray(PIXELS[0, ..., 0]), 0)] * 8 + [(Image.fromarray(PIXELS[0]), 0)],
+        "it is a Pillow image of mode RGB, and the first images are grey",
+    ),
     "no image": ([(b"no image", 0)], "example 0 of split 'train' of datasets can't be read"),
 }
+
+
+def test_pillows_images_have_the_colours_of_all():
+    """As in sets of photographs, of which some are grey or have an opacity."""
+    image = Image.fromarray(PIXELS[0])
+    modes = ("L", "RGB", "RGBA", "1", "P")
+    source = [(image.convert(mode), 0) for mode in modes]
+    for images in (source, source[::-1]):
+        found = _load({"train": images}).splits["train"].images
+        assert found.shape == (5, 6, 5, 3)
+        for pixels, (original, _) in zip(found, images, strict=True):
+            np.testing.assert_array_equal(pixels, np.asarray(original.convert("RGB")))
+    grey = _load({"train": [(image.convert(mode), 0) for mode in ("L", "LA", "L")]})
+    assert grey.image_shape == (6, 5, 3)  # as an array of LA would have
+    assert _load({"train": [(image.convert("L"), 0)] * 2}).image_shape == (6, 5, 1)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
