@@ -99,14 +99,14 @@ def check_data(
     if to_come:
         yield to_come
         return
-    from resnet_jax.data.images.preprocessing import ScaleAndCrop
-
     sized = "images of"
     try:
         source = open_source(name, data_dir, crop=crop)
     except ConfigError:
         if splits is not None:
             raise
+        from resnet_jax.data.images.preprocessing import ScaleAndCrop
+
         # Without a config photographs have no common size yet.
         source = open_source(name, data_dir, crop=ScaleAndCrop.square(_ANY_SIZE, resize=_ANY_SIZE))
         sized = "images of different sizes, cropped to"
