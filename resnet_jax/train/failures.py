@@ -41,7 +41,7 @@ def explained(workdir: epath.Path) -> Iterator[None]:
 def _is_inside(name: str, workdir: epath.Path) -> bool:
     if is_remote(workdir):
         return os.fspath(workdir).partition("://")[2] in name  # clients may leave out the scheme
-    return Path(os.path.abspath(name)).is_relative_to(os.path.abspath(workdir))
+    return Path(os.path.realpath(name)).is_relative_to(os.path.realpath(workdir))
 
 
 def unless_taken_over(
