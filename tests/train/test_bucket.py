@@ -40,6 +40,7 @@ def test_a_run_in_a_bucket_stops_resumes_and_is_scored(bucket, tiny_config, tmp_
         resnet_jax.fit(tiny_config, workdir)
 
 
+@pytest.mark.thorough
 def test_training_does_not_wait_for_the_lock_in_the_bucket(bucket, tiny_config, monkeypatch):
     reads = []
 
