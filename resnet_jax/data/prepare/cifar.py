@@ -63,13 +63,10 @@ def prepare_cifar(
     official = official_archive(name)
     prepared = folder / name / official.version
     document = prepared / "dataset_info.json"
-    if document.exists():
-        return prepared
-    # Looked at twice: another process may have finished the folder meanwhile.
-    if prepared.exists() and not document.exists():
+    if prepared.exists():  # a finished folder appears at once, with the document in it
+        if document.exists():
+            return prepared
         raise DataError(f"{prepared} holds an unfinished data set; remove it to prepare it anew")
-    if document.exists():
-        return prepared
     path = Path(archive) if archive is not None else find_or_download(name, official, folder)
     verify(path, official)
     contents = read_archive(path, official)
