@@ -22,7 +22,7 @@ train: $(VENV)/.installed  ## train a ResNet on real images in about a minute, o
 	$(BIN)/python train.py --config=$(CONFIG) --workdir=$(WORKDIR) $(FLAGS)
 	-@$(BIN)/python -m resnet_jax build --background
 
-test: $(VENV)/.installed-dev  ## run the everyday tests, in less than five minutes on two cores
+test: $(VENV)/.installed-dev  ## run the everyday tests, in about five minutes on two cores
 	$(PYTEST) $(FLAGS)
 
 test-all: $(VENV)/.installed-dev  ## run every test, the thorough ones included

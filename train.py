@@ -28,7 +28,7 @@ _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if no scheduler tells where it is"
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "processes of this job")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this one, from 0")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "number of this process, from 0")
 _COORDINATOR_TIMEOUT_S = flags.DEFINE_float(
     "coordinator_timeout_s", 300.0, "seconds to wait for the other processes", lower_bound=1.0
 )

@@ -66,11 +66,11 @@ def verdicts_table() -> str:
             reproduction.claim,
             _verdict(name, "cpu"),
             _verdict(name, "cifar"),
-            "the same" if _is_one_size(name) else _verdict(name),
+            "as on two cores" if _is_one_size(name) else _verdict(name),
         )
         for name, reproduction in REPRODUCTIONS.items()
     ]
-    headings = ("on two cores", "on CIFAR-10, an eighth of the steps", "on CIFAR-10")
+    headings = ("on two cores", "on CIFAR-10, an eighth of the steps", "`--size=full`")
     return markdown(("", "claim", *headings), rows)
 
 

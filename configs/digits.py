@@ -35,6 +35,6 @@ def get_config(model: str = "resnet20") -> ConfigDict:
 
     # In the first epochs, of 20 steps each, the weights change faster than running averages of
     # their statistics follow: scored by those, a network of the second epoch is worse than chance.
-    if getattr(create_model(model), "norm", None) == "batch":
+    if create_model(model).normalization().kind == "batch":
         config.precise_bn = 4
     return config

@@ -8,6 +8,9 @@ exception is a bug of this package and keeps its traceback.
 import difflib
 from collections.abc import Iterable
 
+STOPPED_EARLY = 75
+"""Exit code of a run that was told to stop and saved everything; it should be restarted."""
+
 
 class ResnetJaxError(Exception):
     """Base class; `exit_code` follows sysexits(3) where it has a code."""
@@ -54,17 +57,13 @@ class WriteError(ResnetJaxError):
 class StoppedEarly(Exception):  # noqa: N818 - it isn't an error
     """A signal stopped the run before it had anything to save; it should be restarted."""
 
-    exit_code = 75  # STOPPED_EARLY
+    exit_code = STOPPED_EARLY
 
 
 class ConfigError(ResnetJaxError):
     """A config value is unknown, has the wrong type, isn't possible, or differs from the run's."""
 
     exit_code = 78
-
-
-STOPPED_EARLY = 75
-"""Exit code of a run that was told to stop and saved everything; it should be restarted."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

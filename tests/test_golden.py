@@ -80,6 +80,12 @@ def _config(name: str) -> ConfigDict:
     return module.get_config(*filter(None, [argument]))
 
 
+def test_statistics_of_the_batch_are_set_for_every_network_that_has_them():
+    assert _config("digits:alphagozero19").precise_bn == _config("digits:resnet20").precise_bn > 0
+    assert _config("digits:fixup_resnet20").precise_bn == 0
+    assert _config("cifar10:alphagozero19").model.bn_group_size == 64
+
+
 @pytest.mark.parametrize(
     ("config", "image_shape", "classes"),
     [("digits", (8, 8, 1), 10), ("imagenet:resnet50", (224, 224, 3), 1000)],

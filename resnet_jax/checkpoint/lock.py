@@ -30,7 +30,7 @@ _RENEW_S = 15.0
 _STALE_S = 90.0  # without a renewal
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(eq=False)
 class _Held:
     """A lock that this process holds.
 
@@ -38,14 +38,14 @@ class _Held:
         path, own: the file, and what it holds.
         released: whether the lock was released.
         writing: acquired to renew or remove the file.
-        looked: when the file was last read, by `time.monotonic`; a list of one number.
+        read_s: when the file was last read, by `time.monotonic`.
     """
 
     path: epath.Path
     own: Holder
     released: threading.Event = dataclasses.field(default_factory=threading.Event)
     writing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    looked: list[float] = dataclasses.field(default_factory=lambda: [float("-inf")])
+    read_s: float = float("-inf")
 
 
 _all_held: set[_Held] = set()
@@ -102,9 +102,9 @@ def locked(
 def _check_held(held: _Held) -> None:
     folder = held.path.parent
     # Training must not wait for a bucket after every dispatch.
-    if is_remote(folder) and time.monotonic() - held.looked[0] < _RENEW_S:
+    if is_remote(folder) and time.monotonic() - held.read_s < _RENEW_S:
         return
-    held.looked[0] = time.monotonic()
+    held.read_s = time.monotonic()
     try:
         holder = read_lock(held.path)
     except OSError:  # the following write reports it

@@ -76,8 +76,8 @@ def _show_speed(document: dict[str, Any], console: Console) -> None:
     table.add_row(f"training, {size}", f"{train['img_per_s']:,.0f}", f"{train['step_ms']:,.2f}")
     scored = document["evaluation"]
     table.add_row(f"scoring, {scored['batch_size']}", f"{scored['img_per_s']:,.0f}", "")
-    for batch, one in document["inference"].items():
-        table.add_row(f"inference, {batch}", f"{one['img_per_s']:,.0f}", f"{one['ms']:,.2f}")
+    for batch, speed in document["inference"].items():
+        table.add_row(f"inference, {batch}", f"{speed['img_per_s']:,.0f}", f"{speed['ms']:,.2f}")
     console.print(table)
     peak = "" if train["peak_gib"] is None else f", {train['peak_gib']:.2f} GiB at the peak"
     console.print(

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 HELP = "Compile and check oneDNN's convolutions, which CPUs then use."
-EXAMPLE = "pip install 'resnet-linen[cpu]' && resnet-jax build"
+EXAMPLE = "pip install -e '.[cpu]' && resnet-jax build"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

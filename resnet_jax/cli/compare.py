@@ -3,20 +3,20 @@
 # ruff: noqa: PLC0415 - JAX takes a second to import, which --help needn't wait for
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from resnet_jax.cli.common.differences import show_differences
+from resnet_jax.cli.common.pictures import check_picture
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.errors import UsageError, WriteError
 from resnet_jax.utils.files import local_path
 
 HELP = "Draw the curves of several runs in one figure, and say what differs between them."
 EXAMPLE = "resnet-jax compare runs/sweep --out=compare.png"
-
-_KINDS = ("png", "pdf", "svg")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,9 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from resnet_jax.research import compare
     from resnet_jax.research.figures import journal_style
 
-    kind = args.out.suffix.removeprefix(".")
-    if kind not in _KINDS:
-        raise UsageError(f"--out is {args.out}; its name ends in .{', .'.join(_KINDS)}.")
+    check_picture("--out", args.out)
     runs = [compare.read_run(folder) for folder in compare.find_runs(args.runs)]
     lines = compare.gather_lines(runs)
     if args.labels:
@@ -59,7 +57,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figure = compare.draw(lines, metric=args.metric)
     try:
         with journal_style():
-            write_atomically(epath.Path(args.out), picture_of(figure, kind))
+            write_atomically(
+                epath.Path(args.out), picture_of(figure, args.out.suffix.removeprefix("."))
+            )
     except OSError as error:
         raise WriteError(f"{args.out} can't be written: {error.strerror or error}.") from None
     return {
@@ -69,8 +69,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _relabelled(lines: list[Any], labels: list[str]) -> list[Any]:
-    import dataclasses
-
     if len(labels) != len(lines):
         raise UsageError(
             f"--labels names {len(labels)}, but there are {len(lines)} lines:"

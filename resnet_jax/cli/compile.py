@@ -55,18 +55,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     if not (args.topology or args.all):
         raise UsageError(
-            f"--topology is missing; it can be {', '.join(slices.smallest_slices())}, or any other"
-            " number of these."
+            "--topology is missing; give a slice of any size, such as"
+            f" {', '.join(slices.smallest_slices())}."
         )
+    if args.hlo and args.all:
+        raise UsageError("--hlo keeps the text of a single program; leave out --all.")
+    if args.hlo and not args.hlo.parent.is_dir():
+        raise WriteError(f"--hlo: there is no folder {args.hlo.parent}.")
     names = [args.topology]
     missing: list[str] = []
     if args.all:
         names, missing = slices.compilable_slices()
     slices.prepare_environment(names)
-    if args.hlo and (args.all or not args.hlo.parent.is_dir()):
-        raise WriteError(
-            f"--hlo {args.hlo}: it takes a file in a folder that exists, and no --all."
-        )
     config = load_config(args)
     runs = [_compile(config, name, args) for name in names]
     return {"runs": runs, "missing": missing} if args.all else runs[0]
@@ -128,23 +128,19 @@ def _size(number: float | None) -> str:
     return f"{number / 2**20:.2f} MiB" if small else f"{number / 2**30:.2f} GiB"
 
 
-def _unit(document: dict[str, Any]) -> str:
-    """ "chip" or "GPU"; documents of earlier versions are of TPUs."""
-    return str(document.get("unit", "chip"))
-
-
 def _title(document: dict[str, Any]) -> str:
+    unit = document["unit"]  # "chip" or "GPU"
     return (
         f"{document['model']} in {document['dtype']} on {document['topology']}:"
-        f" {document['chips']} {_unit(document)}s ({document['chip']}),"
-        f" {document['batch_per_chip']:,} images per {_unit(document)},"
+        f" {document['chips']} {unit}s ({document['chip']}),"
+        f" {document['batch_per_chip']:,} images per {unit},"
         f" batch {document['batch_size']:,}"
     )
 
 
 def _show_memory(document: dict[str, Any], console: Console) -> None:
     memory = document["memory"]
-    unit = _unit(document)
+    unit = document["unit"]
     per = unit if document["devices"] == document["chips"] else "core (a chip has two)"
     console.print(_title(document))
     table = Table(f"memory per {per}", numbers=("",))
@@ -183,12 +179,12 @@ def _show_work(document: dict[str, Any], console: Console) -> None:
     more = f" ({accessed:.1f} MB accessed, on-chip memory included)" if accessed else ""
     console.print(
         f"Per image {document['gflop_per_image']:.2f} GFLOP (a multiply-add is two) and"
-        f" {document['mb_per_image']:.1f} MB of main memory's traffic{more}."
+        f" {document['mb_per_image']:.1f} MB of HBM traffic{more}."
     )
 
 
 def _show_kernels(document: dict[str, Any], console: Console) -> None:
-    kernels = document.get("kernels")  # which documents of earlier versions lack
+    kernels = document["kernels"]
     if not kernels:
         return
     table = Table("kernels", numbers=("count", "MB per image", "of the traffic"))
@@ -228,7 +224,7 @@ def _show_collectives(document: dict[str, Any], console: Console) -> None:
 
 
 def _show_time(document: dict[str, Any], console: Console) -> None:
-    time, unit = document["roofline"], _unit(document)
+    time, unit = document["roofline"], document["unit"]
     console.print(
         f"By data sheets a step takes {1e3 * time['step_s']:.2f} ms:"
         f" arithmetic {1e3 * time['compute_s']:.2f} ms or memory {1e3 * time['memory_s']:.2f} ms"
@@ -268,7 +264,7 @@ def _show_sweep(sweep: dict[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "Memory is per device; ! doesn't fit. GFLOP and MB of main memory's traffic are per image;"
+        "Memory is per device; ! doesn't fit. GFLOP and MB of HBM traffic are per image;"
         " images, the most of them that should fit, and img/s by data sheets are per chip or GPU."
     )
     for line in sweep["missing"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from resnet_jax.cli.common.pictures import check_picture
 from resnet_jax.cli.common.preprocessing_flags import (
     PREPROCESSING_FLAGS,
     add_preprocessing_flags,
@@ -19,7 +20,7 @@ from resnet_jax.cli.common.preprocessing_flags import (
 from resnet_jax.cli.common.run_flags import RUN_FLAGS, add_run_flags, restore_network
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.common.weights_flags import add_weights_flags, load_network, refuse
-from resnet_jax.errors import DataError, NumericalError, UsageError, WriteError
+from resnet_jax.errors import DataError, NumericalError, UsageError
 from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from resnet_jax.data.datasets import Dataset
     from resnet_jax.train.evaluate import Evaluation
 
-_PICTURES = (".png", ".pdf", ".svg")
 _OF_WEIGHTS = ("model", "field", "data", "resize", *PREPROCESSING_FLAGS)
 _ROLES = ("train", "validation", "test")
 _BATCH = 1000  # images
@@ -82,10 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise UsageError("give either a run's directory or --weights (resnet-jax eval --help).")
     others, why = (RUN_FLAGS, "a run") if args.weights else (_OF_WEIGHTS, "a weight file")
     refuse(args, others, f"is for a network of {why}")
-    if args.confusion and not args.confusion.parent.is_dir():
-        raise WriteError(f"--confusion: there is no folder {args.confusion.parent}.")
-    if args.confusion and args.confusion.suffix not in _PICTURES:
-        raise UsageError(f"--confusion {args.confusion} must end in {', '.join(_PICTURES)}.")
+    if args.confusion:
+        check_picture("--confusion", args.confusion)
     document, scores, class_names = _of_weights(args) if args.weights else _of_run(args)
     _check_finite(scores.metrics, args.split)
     document |= {"mirrored": args.mirrored, **scores.scalars()}
@@ -113,7 +111,8 @@ def _check_finite(metrics: Mapping[str, float], split: str) -> None:
 
 def _of_run(args: argparse.Namespace) -> tuple[dict[str, Any], "Evaluation", tuple[str, ...]]:
     """The network of a run: its part of the document, its scores, its class names."""
-    from resnet_jax.inference.restore import config_of, seeds_of
+    from resnet_jax.checkpoint.run_config import config_of
+    from resnet_jax.inference.restore import seeds_of
     from resnet_jax.train.checks import fix_threads
     from resnet_jax.train.evaluate import mean_over_seeds
 

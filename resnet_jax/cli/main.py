@@ -85,10 +85,12 @@ to train a network:
   resnet_jax.fit(config, workdir)                                (from Python)
 
 exit codes:
-  0 done and durable          71 a process is lost or hangs
-  64 wrong command line       73 the work directory can't be written
-  65 bad data                 75 stopped early, but saved: start it again
-  70 numbers aren't finite    78 bad config, or not the run's
+   0 done, results are on disk      71 a process is lost or hangs
+   1 a bug of this package          73 a file or the output can't be written
+  64 wrong command line             75 stopped early, but saved: start it again
+  65 bad data                       78 bad config, or not the run's
+  70 numbers aren't finite, or a   130 interrupted
+     callback failed
 
 resnet-jax SUBCOMMAND --help shows a subcommand's arguments and an example."""
 

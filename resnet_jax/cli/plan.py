@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from resnet_jax.cli.common.config_flag import add_config_argument, load_config
+from resnet_jax.cli.common.pictures import check_picture
 from resnet_jax.cli.common.tables import Table
-from resnet_jax.errors import ConfigError, UsageError, WriteError
+from resnet_jax.errors import ConfigError, UsageError
 from resnet_jax.utils.files import local_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from resnet_jax.profiling.plan import Measured
-
-_PICTURES = (".png", ".pdf", ".svg")
 
 HELP = "Expected goodput, days and chip-hours on machines that fail, and the best interval to save."
 EXAMPLE = (
@@ -94,18 +91,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     names = args.topology.split(",")
     chips = {name: math.prod(slices.parse_slice(name)[1]) for name in names}
-    if args.out and args.out.suffix not in _PICTURES:
-        raise UsageError(f"--out {args.out} must end in {', '.join(_PICTURES)}.")
-    if args.out and not args.out.parent.is_dir():
-        raise WriteError(f"--out: there is no folder {args.out.parent}.")
+    if args.out:
+        check_picture("--out", args.out)
     given = _step_times(args, names)
     if given is None:
         slices.prepare_environment(names)
     from resnet_jax.config.schema import validate
     from resnet_jax.profiling.goodput import Costs
-    from resnet_jax.profiling.plan import Length, draw_plans, plan
+    from resnet_jax.profiling.plan import Length, draw_plans, plan, read_measured
+    from resnet_jax.utils.paths import as_path
 
-    found = _measured(args)
+    found = read_measured(as_path(args.run)) if args.run else None
     save_s = found.save_s if args.save_s is None and found else args.save_s
     restart_s = found.restart_s if args.restart_s is None and found else args.restart_s
     if save_s is None or restart_s is None:
@@ -147,13 +143,6 @@ def _step_times(args: argparse.Namespace, names: list[str]) -> dict[str, float] 
             f"--step-s has {len(values)} values for {len(names)} slices; it needs one for each."
         )
     return dict(zip(names, values, strict=True))
-
-
-def _measured(args: argparse.Namespace) -> "Measured | None":
-    from resnet_jax.profiling.plan import measured
-    from resnet_jax.utils.paths import as_path
-
-    return measured(as_path(args.run)) if args.run else None
 
 
 def _compiled_step_s(config: "ConfigDict", name: str) -> float:

@@ -65,8 +65,8 @@ def show(document: dict[str, Any], console: Console) -> None:
     counts = ", ".join(f"{split} {count:,}" for split, count in document["splits"].items())
     size = document["bytes"] / 1e6
     console.print(f"{document['folder']}: {counts}; {size:,.1f} MB")
-    for one in document["bad"][:_SHOWN]:
-        text = f"left out: {one['image']} of {one['split']} ({one['reason']})"
+    for image in document["bad"][:_SHOWN]:
+        text = f"left out: {image['image']} of {image['split']} ({image['reason']})"
         console.print(text)
     if (more := len(document["bad"]) - _SHOWN) > 0:
         console.print(f"left out: {more:,} more, listed in report.json")

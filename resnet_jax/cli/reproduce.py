@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=list(SEEDS),
         default="cpu",
         help="cpu: small data or none, minutes on two cores; cifar: from the finished runs of"
-        " configs/cifar10_table6.py, without training; full: the paper's, an accelerator",
+        " configs/cifar10_table6.py, without training; full: CIFAR-10 at the papers' scale, for an"
+        " accelerator",
     )
     parser.add_argument(
         "--runs",
@@ -117,10 +118,10 @@ def show(document: dict[str, Any], console: Console) -> None:
         for heading in ("what", "paper", *SEEDS):
             table.add_column(heading)
         committed = False
-        for one in document["artefacts"]:
-            verdicts = [one[size] + " *" * (size in one["committed"]) for size in SEEDS]
-            committed |= bool(one["committed"])
-            table.add_row(one["name"], one["title"], one["paper"], *verdicts)
+        for artefact in document["artefacts"]:
+            verdicts = [artefact[size] + " *" * (size in artefact["committed"]) for size in SEEDS]
+            committed |= bool(artefact["committed"])
+            table.add_row(artefact["name"], artefact["title"], artefact["paper"], *verdicts)
         console.print(table)
         if committed:
             console.print("* of the results in benchmarks/results/papers")

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any], console: Console) -> None:
     """Print about five lines for a run, or a line for each of several."""
     if "runs" in document:
-        for one in document["runs"]:
-            console.print(f"{one['workdir']}: {one_line(one)}")
+        for status in document["runs"]:
+            console.print(f"{status['workdir']}: {one_line(status)}")
         return
     for line in (_doing(document), _progress(document), _scores(document), _saved(document)):
         if line:
@@ -136,5 +136,5 @@ def _saved(status: dict[str, Any]) -> str:
         lock += "" if age_s is None else f", renewed {age_text(age_s)}"
     text = f"checkpoint: {saved}\nlast log line: {log}  lock: {lock}"
     if goodput := status["goodput"]:
-        text += f"  goodput: {goodput['share']:.0%}, {goodput['restarts']} restarts"
+        text += f"  goodput: {goodput['share']:.0%}, restarts: {goodput['restarts']}"
     return text

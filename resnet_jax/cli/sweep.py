@@ -21,7 +21,7 @@ from rich.console import Console
 from resnet_jax.cli.common.config_errors import explain
 from resnet_jax.cli.common.config_flag import CONFIG_MODULE, add_config_argument, load_config
 from resnet_jax.cli.common.differences import show_differences
-from resnet_jax.cli.common.exits import last_work
+from resnet_jax.cli.common.exits import A_BUG, last_work
 from resnet_jax.cli.common.tables import Table
 from resnet_jax.cli.status import one_line
 from resnet_jax.cli.sweep_console import SweepConsole
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 HELP = "Train all runs that a config file's sweep() yields, and gather their scores."
 EXAMPLE = "resnet-jax sweep --config=configs/digits_sweep.py --workdir=runs/sweep --processes=2"
 
-_A_BUG = 1  # exit code
 _CHILD = [sys.executable, "-m", "resnet_jax.cli.fit_child"]
 
 
@@ -128,7 +127,7 @@ def _train(
     from resnet_jax.research.sweep import labels_of
     from resnet_jax.research.workers import Ended, environments_for, train_all
 
-    left = [one for one in runs if not one.is_finished(workdir)]
+    left = [planned for planned in runs if not planned.is_finished(workdir)]
     failed: dict[str, Ended] = {}
     with (
         StopRequest() as stop,
@@ -146,17 +145,19 @@ def _train(
     ):
         if len(runs) > 1:
             progress.say(f"{len(runs)} runs, of which {len(runs) - len(left)} are finished")
-        for one, event in events:
+        for planned, event in events:
             if not isinstance(event, Ended):
-                progress.show(one.name, event)
+                progress.show(planned.name, event)
                 continue
             if event.state == "failed":
-                failed[one.name] = event
-                if event.exit_code == _A_BUG:
+                failed[planned.name] = event
+                if event.exit_code == A_BUG:
                     progress.say(event.said.rstrip())
-                progress.end(one.name, f"failed with exit code {event.exit_code}: {_reason(event)}")
+                progress.end(
+                    planned.name, f"failed with exit code {event.exit_code}: {_reason(event)}"
+                )
             else:
-                progress.end(one.name, f"{event.state} after {event.wall_s:.0f} s")
+                progress.end(planned.name, f"{event.state} after {event.wall_s:.0f} s")
             if event.state == "finished" and writes:
                 _write(_document(runs, workdir), workdir)
     return failed
@@ -168,8 +169,8 @@ def _collect(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, A
     If the folder can't be written, as on a machine that only watches, the document says so.
     """
     document = _document(runs, workdir)
-    left = [one for one in runs if not one.is_finished(workdir)]
-    states = {one.name: _status_of(workdir / one.name) for one in left}
+    left = [planned for planned in runs if not planned.is_finished(workdir)]
+    states = {planned.name: _status_of(workdir / planned.name) for planned in left}
     end: dict[str, Any] = {"exit_code": STOPPED_EARLY} if left else {}
     try:
         _write(document, workdir)
@@ -219,9 +220,11 @@ def _refuse_what_the_sweep_sets(args: argparse.Namespace, runs: "tuple[PlannedRu
     """Refuse a field on the command line that the sweep overrides."""
     for override in args.config_overrides:
         field = re.sub(r"^--?(no)?config\.", "", override).partition("=")[0]
-        for one in runs:
-            if field in one.fields:
-                raise UsageError(f"--config.{field} is given, but {one.name} of the sweep sets it.")
+        for planned in runs:
+            if field in planned.fields:
+                raise UsageError(
+                    f"--config.{field} is given, but {planned.name} of the sweep sets it."
+                )
 
 
 def _document(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, Any]:
@@ -233,10 +236,12 @@ def _document(runs: "Sequence[PlannedRun]", workdir: "epath.Path") -> dict[str, 
     return {
         "workdir": str(workdir),
         "files": [str(workdir / name) for name in (TABLE, DOCUMENT)],
-        "runs": [one.name for one in runs],
+        "runs": [planned.name for planned in runs],
         "finished": len({row["run"] for row in rows}),
         "groups": group_rows(
-            rows, overridden_fields(runs), named={one.name for one in runs if one.is_named}
+            rows,
+            overridden_fields(runs),
+            named={planned.name for planned in runs if planned.is_named},
         ),
         "made_by": made_by(runs, workdir),
         "rows": rows,

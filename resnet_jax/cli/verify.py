@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             row["reason"] = part.reason
         else:
             row["seconds"] = round(part.replayed.seconds, 1)
-            row["differences"] = [dataclasses.asdict(one) for one in part.replayed.differences]
+            row["differences"] = [
+                dataclasses.asdict(difference) for difference in part.replayed.differences
+            ]
             row["other"] = part.replayed.other
         document["slices"].append(row)
     if found.verdict == "differs":
@@ -92,7 +94,8 @@ def show(document: dict[str, Any], console: Console) -> None:
 
 def _differences(row: dict[str, Any]) -> str:
     return "; ".join(
-        f"step {one['step']:,}: {one['what']} {one['detail']}" for one in row["differences"]
+        f"step {difference['step']:,}: {difference['what']} {difference['detail']}"
+        for difference in row["differences"]
     )
 
 

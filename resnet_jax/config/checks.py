@@ -34,11 +34,11 @@ class Check:
         Raises:
             ConfigError: the value isn't accepted.
         """
-        for one in value if self.each else [value]:
-            if not self.accepts(one):
+        for item in value if self.each else [value]:
+            if not self.accepts(item):
                 verb = "names" if self.each else "is"
-                hint = did_you_mean(str(one), self.choices) if self.choices else ""
-                shown = "empty" if one == "" else show_value(one)
+                hint = did_you_mean(str(item), self.choices) if self.choices else ""
+                shown = "empty" if item == "" else show_value(item)
                 raise ConfigError(f"{name} {verb} {shown}; it {self.rule}.{hint}")
 
 
@@ -63,7 +63,7 @@ def at_most(limit: float) -> Check:
 
 
 POSITIVE = Check("must be greater than 0", lambda value: value > 0)
-AT_LEAST_1 = Check("must be at least 1", lambda value: value is None or value >= 1)
+AT_LEAST_1 = Check("must be at least 1", lambda value: value >= 1)
 NOT_NEGATIVE = Check("can't be negative", lambda value: value >= 0)
 BELOW_1 = Check("must be at least 0 and less than 1", lambda value: 0 <= value < 1)
 UP_TO_1 = Check("must be greater than 0 and at most 1", lambda value: 0 < value <= 1)

@@ -183,7 +183,7 @@ FIELDS: tuple[Field, ...] = (
     Field("optimizer.trainable", "all", one_of(("all", "head")),
           "`head` trains the classifier alone; running statistics are used and stay."),
     Field("optimizer.layer_decay", 1.0, UP_TO_1,
-          "Learning rates d stages before the classifier are multiplied by its d-th power."),
+          "The learning rate d stages before the classifier is multiplied by `layer_decay`**d."),
     Field("optimizer.scalar_rate", 1.0, POSITIVE,
           "Factor of the learning rate of biases and scales: of all parameters but kernels."),
 
@@ -216,7 +216,7 @@ FIELDS: tuple[Field, ...] = (
           "Names of [registered metrics](extend.md), scored beside loss, top1 and top5."),
     Field("distill.teacher", "", None,
           "Weight file of a network to learn from, as `load_weights` takes it; empty for none."),
-    Field("distill.model", "", None, "Preset of that network."),
+    Field("distill.model", "", None, "Preset of the teacher."),
     Field("distill.weight", 0.5, SHARE,
           "Share of the loss that is the divergence from the teacher's softmax."),
     Field("distill.temperature", 1.0, POSITIVE, "Temperature of both softmaxes."),
@@ -227,16 +227,16 @@ FIELDS: tuple[Field, ...] = (
     Field("sam_radius", 0.0, NOT_NEGATIVE, "Radius of SAM's ascent step; 0 disables SAM."),
     Field("sam_every", 1, POSITIVE, "Steps between gradients of SAM; the others are plain."),
     Field("precise_bn", 0, NOT_NEGATIVE,
-          "Before scoring, measure the running statistics anew on the batches of so many last"
-          " steps; 0 for never."),
+          "Before scoring, compute the running statistics anew on the batches of this number of"
+          " last steps; 0 disables it."),
 
     Field("diagnostics.every", 0.0, NOT_NEGATIVE, may_change=True,
           doc="Interval of [measurements inside the network](runs.md#diagnostics), from before the"
               " first step; 0 for never."),
     Field("diagnostics.what", ("norms", "signal", "bn_drift", "updates", "gates", "cka"),
-          one_of(get_args(Diagnostic), each=True), "What is measured.", may_change=True),
+          one_of(get_args(Diagnostic), each=True), "Measurements to take.", may_change=True),
     Field("diagnostics.examples", 128, POSITIVE, may_change=True,
-          doc="Training images on which it is measured."),
+          doc="Number of training images to measure on."),
 
     Field("mesh.data", -1, None, may_change=True,
           doc="Devices along the data axis; -1 for all. A batch is split over data × fsdp."),

@@ -46,8 +46,8 @@ def from_json(text: str) -> ConfigDict:
         if name not in known:
             if name.startswith("model.") and value is None:
                 continue  # of a branch that another run of the writing process had registered
-            hint = "; fields of your own need their module in `extensions`"
-            hint = hint if name.startswith("model.") else ""
+            of_model = name.startswith("model.")
+            hint = "; fields of your own need their module in `extensions`" if of_model else ""
             raise ConfigError(f"it has a field {name} that this version doesn't know{hint}.")
         if value is not None:
             set_field(config, name, value)
@@ -56,12 +56,7 @@ def from_json(text: str) -> ConfigDict:
 
 def bound_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the fields to which a run is bound, as in JSON, by dotted name."""
-    fields = flatten(json.loads(to_json(config)))
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in fields.items()
-        if name not in MAY_CHANGE
-    }
+    return {k: v for k, v in _fields_as_in_json(config).items() if k not in MAY_CHANGE}
 
 
 def free_fields(config: ConfigDict) -> dict[str, Any]:
@@ -69,12 +64,13 @@ def free_fields(config: ConfigDict) -> dict[str, Any]:
 
     Fields that name folders of one machine are left out.
     """
-    bound = bound_fields(config)
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flatten(json.loads(to_json(config))).items()
-        if name not in bound and name not in FOLDERS
-    }
+    fields = _fields_as_in_json(config)
+    return {k: v for k, v in fields.items() if k in MAY_CHANGE and k not in FOLDERS}
+
+
+def _fields_as_in_json(config: ConfigDict) -> dict[str, Any]:
+    fields = flatten(json.loads(to_json(config)))
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
 
 def describe_differences(old: str, new: str) -> list[str]:

@@ -41,7 +41,7 @@ _IMAGENET: Fields = {
     "log_every": 50,
 }
 
-# What replaces it on CIFAR-10.
+# Fields that replace those of `_IMAGENET` on CIFAR-10.
 _CIFAR: Fields = {
     "model": {"dtype": "float32"},
     "data": {
@@ -81,13 +81,13 @@ def make(recipe: str, *, model: str = "resnet50", data: str = "imagenet2012") ->
     if data == "cifar10":
         config.update(_scaled_batch(config))
         config.update(_CIFAR)
-    for name in _fields_it_lacks(model, model_overrides(config)):
+    for name in _unaccepted_fields(model, model_overrides(config)):
         config.model[name] = None
     return config
 
 
-def _fields_it_lacks(model: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields that the network doesn't take, with whichever of the others."""
+def _unaccepted_fields(model: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that the model doesn't accept, whichever of the others are set."""
     taken: dict[str, Any] = {}
     while True:
         rest = {name: value for name, value in fields.items() if name not in taken}

@@ -68,7 +68,9 @@ def parse_split(spec: str, lengths: Mapping[str, int], name: str) -> list[Span]:
     ]
     for span in spans:
         if span.start >= span.stop:
-            raise ConfigError(f"{where} selects no example; the split has {lengths[span.split]}")
+            raise ConfigError(
+                f"{where} selects no example; the split has {lengths[span.split]:,} examples"
+            )
     for span, other in itertools.combinations(spans, 2):
         if overlap := _overlap(span, other):
             raise ConfigError(f"{where} selects {overlap} more than once; select each example once")

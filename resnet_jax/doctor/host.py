@@ -131,7 +131,7 @@ class Clocks(NamedTuple):
 
     @classmethod
     def read(cls) -> "Clocks":
-        """Now."""
+        """Read both clocks."""
         return cls(time.time(), time.monotonic())
 
 

@@ -119,8 +119,8 @@ def _occupied(port: int) -> str:
 
 
 def _reach(where: str, port: int, addresses: list[tuple[int, Any]]) -> Finding:
-    """Connect to the addresses in turn: the first that answers, even by refusing, decides."""
-    reason = ""
+    """Connect to the addresses in turn: the first that accepts decides, or else a refusal."""
+    reason, is_refused = "", False
     for family, address in addresses:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -128,14 +128,16 @@ def _reach(where: str, port: int, addresses: list[tuple[int, Any]]) -> Finding:
                 probe.connect(address)
             return ok(_NAME, f"{where}, and answers on port {port}")
         except ConnectionRefusedError:
-            return warn(
-                _NAME,
-                f"{where}; it can be reached, but nothing listens on its port {port}",
-                "start the process that coordinates; if it runs, a firewall refuses",
-            )
+            is_refused = True
         except OSError as error:
             late = isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT
             reason = f"no answer in {_TIMEOUT_S:g} s" if late else error.strerror or str(error)
+    if is_refused:
+        return warn(
+            _NAME,
+            f"{where}; it can be reached, but nothing listens on its port {port}",
+            "start the process that coordinates; if it runs, a firewall refuses",
+        )
     remedy = "see that it is up, and that firewalls let this port through"
     return fail(_NAME, f"{where}; port {port} can't be reached: {reason}", remedy, error=PeerError)
 

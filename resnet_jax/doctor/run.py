@@ -200,12 +200,8 @@ def check_workdir(
         more = f"the newest of {len(steps)}: " if len(steps) > _MOST_SHOWN else ""
         holds = f"can be written, and has checkpoints of steps {more}{shown}"
     else:
-        has_config = (workdir / CONFIG).exists()
-        holds = (
-            "can be written, and has "
-            + ("a config but " if has_config else "")
-            + ("no checkpoints")
-        )
+        config = "a config but " if (workdir / CONFIG).exists() else ""
+        holds = f"can be written, and has {config}no checkpoints"
     kind = file_system(base, proc=proc)
     network = kind.startswith(_NETWORK_FILE_SYSTEMS)
     seen = "other hosts may see it too" if network else "only this host sees it"
@@ -253,9 +249,7 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 
 
 def file_system(path: Path, *, proc: Path = Path("/proc")) -> str:
-    """The type of the file system that `path` is on, as `ext4`, by proc(5)'s mountinfo; "" if
-    that isn't known.
-    """
+    """The type of the file system of `path`, such as "ext4", from proc(5)'s mountinfo, or ""."""
     try:
         lines = (proc / "self/mountinfo").read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:  # not Linux
@@ -264,7 +258,7 @@ def file_system(path: Path, *, proc: Path = Path("/proc")) -> str:
     depth, kind = -1, ""
     for line in lines:
         before, _, after = line.partition(" - ")
-        # Blanks in names are written as \\040.
+        # Blanks in names are written as \040.
         point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), before.split()[4])
         mount = Path(point)
         # Of two mounts on one point the later one hides the other.

@@ -6,7 +6,7 @@ from importlib import metadata
 
 from resnet_jax.doctor.finding import Finding, fail, ok, warn
 from resnet_jax.errors import ConfigError
-from resnet_jax.utils.distribution import DISTRIBUTION
+from resnet_jax.utils.distribution import DISTRIBUTION, is_same_release
 
 _SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -47,7 +47,7 @@ def check_versions(*, present: Mapping[str, str]) -> Iterator[Finding]:
     for plugin, found in backends.items():
         if plugin.endswith("-plugin"):
             failures += _unmet(plugin)
-            failures += _other_than_jaxlib(plugin, found)
+            failures += _mismatch(plugin, found)
     for message, remedy in dict.fromkeys(failures):
         yield fail("versions", message, remedy, error=ConfigError)
     if "tpu" in present and "libtpu" not in backends:
@@ -105,15 +105,13 @@ def _unmet(package: str, *, extras: Collection[str] = ()) -> list[tuple[str, str
     return result
 
 
-def _other_than_jaxlib(plugin: str, found: str) -> list[tuple[str, str]]:
-    """JAX ignores a plugin whose release isn't jaxlib's, and goes on without the GPU.
+def _mismatch(plugin: str, found: str) -> list[tuple[str, str]]:
+    """Message and remedy if the version `found` of a plugin isn't of jaxlib's release.
 
-    The rule is that of jaxlib/plugin_support.py.
+    JAX then ignores the plugin, and goes on without the GPU.
     """
-    from packaging.version import Version  # noqa: PLC0415
-
     jaxlib = _version("jaxlib")
-    if jaxlib is None or Version(found).release == Version(jaxlib).release:
+    if jaxlib is None or is_same_release(found, jaxlib):
         return []
     return [
         (

@@ -147,7 +147,7 @@ def describe_recipe(config: ConfigDict, steps: int) -> str:
 
 
 def published_preprocessing(network: TrainedNetwork) -> Preprocessing:
-    """How a published network prepares images: of any size, also if all images of the run had one.
+    """How a published network prepares images: scaled and cropped from any size.
 
     Raises:
         ConfigError: a weight file can't say it; see `TrainedNetwork.preprocessing`.

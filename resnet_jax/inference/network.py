@@ -144,7 +144,8 @@ class TrainedNetwork:
             split: "train", "validation" or "test"; with `datasets` any of their names.
             data_dir: where the data are; None is the `data.dir` of the run.
             datasets: data to use instead, as of `fit`, of the classes of the network. If the run
-                was trained on `datasets`, `split` is the part of them that it was in the run.
+                was trained on `datasets`, `split` selects the examples that `data.train`,
+                `data.validation` or `data.test` of its config names.
             mirrored: use the mean of the logits of each image and of its mirror image.
 
         Raises:
@@ -153,9 +154,9 @@ class TrainedNetwork:
             DataError: the data are missing, or have other classes or images than the network.
         """
         if datasets is None:
-            data = self._read_again(split, data_dir)
+            data = self._load_run_data(split, data_dir)
         else:
-            data = self._read_passed(split, PythonData(datasets, self.class_names))
+            data = self._load_given_data(split, PythonData(datasets, self.class_names))
         config = self.config
         scored = self._evaluate_as_trained if config.mesh.shards else self.predictor.evaluate
         return scored(
@@ -165,7 +166,7 @@ class TrainedNetwork:
             metrics=config.metrics,
         )
 
-    def _read_again(self, split: str, data_dir: str | None) -> ImageSet:
+    def _load_run_data(self, split: str, data_dir: str | None) -> ImageSet:
         """Read a split of the data that the run's config names."""
         config = self.config.copy_and_resolve_references()
         named = [role for role in ROLES if config.data[role]]
@@ -188,7 +189,7 @@ class TrainedNetwork:
             )
         return dataset.splits[split]
 
-    def _read_passed(self, split: str, data: PythonData) -> ImageSet:
+    def _load_given_data(self, split: str, data: PythonData) -> ImageSet:
         """Read a split of data that are passed in Python."""
         of_run = self.config.data.name == FROM_PYTHON and split in ROLES
         dataset = load_dataset(

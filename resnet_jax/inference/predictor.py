@@ -18,7 +18,7 @@ from resnet_jax.parallel.mesh import make_mesh, put_global, replicated
 from resnet_jax.train.evaluate import Evaluation, Evaluator, predict_logits
 
 _MAX_BATCH = 32
-"""Images."""
+"""Largest batch, in images."""
 
 _MAX_BATCH_PIXELS = 2**22
 """Limits the batch of large images, in pixels of all images together."""

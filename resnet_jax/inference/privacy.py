@@ -81,8 +81,8 @@ def _looked_for(token: str | None) -> dict[str, Callable[[str], bool]]:
         "a path of this machine": lambda text: (
             bool(_PATHS.search(text)) or any(folder in text for folder in folders)
         ),
-        "the name of this host": lambda text: _names(text, socket.gethostname()),
-        "the name of this user": lambda text: _names(text, _user()),
+        "the name of this host": lambda text: _reveals(text, socket.gethostname()),
+        "the name of this user": lambda text: _reveals(text, _user()),
     }
 
 
@@ -93,11 +93,11 @@ def _user() -> str:
         return ""
 
 
-def _names(text: str, own: str) -> bool:
+def _reveals(text: str, name: str) -> bool:
     """Whether a text has the name of this host or user, unless anybody's card may have the word."""
-    if len(own) < _SHORTEST_NAME or own in _COMMON_NAMES or _has_word(_public_text(), own):
+    if len(name) < _SHORTEST_NAME or name in _COMMON_NAMES or _has_word(_public_text(), name):
         return False
-    return _has_word(text, own)
+    return _has_word(text, name)
 
 
 def _has_word(text: str, word: str) -> bool:

@@ -8,9 +8,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.reader import CheckpointReader
-from resnet_jax.checkpoint.workdir import CHECKPOINTS, CONFIG, read_config
+from resnet_jax.checkpoint.run_config import config_of
+from resnet_jax.checkpoint.workdir import CHECKPOINTS
 from resnet_jax.config.extensions import describe_changes
-from resnet_jax.config.io import bound_fields, from_json
+from resnet_jax.config.io import bound_fields
 from resnet_jax.config.schema import model_overrides
 from resnet_jax.errors import ConfigError, DataError, UsageError
 from resnet_jax.inference.network import TrainedNetwork
@@ -29,20 +30,6 @@ def seeds_of(workdir: epath.PathLike) -> tuple[int, ...]:
         ConfigError: `workdir` isn't a run.
     """
     return _seeds(config_of(workdir))
-
-
-def config_of(workdir: epath.PathLike) -> ConfigDict:
-    """The config of a run.
-
-    Raises:
-        UsageError: `workdir` isn't the name of a folder.
-        ConfigError: `workdir` isn't a run.
-    """
-    workdir = as_path(workdir)
-    try:
-        return from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
 
 
 def restore_run(

@@ -92,7 +92,7 @@ class MetricsLog:
         )
         folder = Path(self._gathered.name if self._gathered else workdir)
         self._path = folder / METRICS
-        write_atomically(epath.Path(self._path), "".join(map(_line, self.history)))
+        write_atomically(epath.Path(self._path), records_text(self.history))
         self._file = self._path.open("ab", buffering=0)
         self._unwritten: list[dict[str, Any]] = []
 
@@ -122,7 +122,7 @@ class MetricsLog:
 
     def _write_pending(self) -> None:
         """Append all records that aren't in the file yet or, with an error, none."""
-        lines = "".join(map(_line, self._unwritten)).encode()
+        lines = records_text(self._unwritten).encode()
         whole = os.fstat(self._file.fileno()).st_size
         try:
             while lines:
@@ -281,8 +281,8 @@ def _check_spread(name: str, values: Any, needed: list[str]) -> None:
     for metric, value in values.items():
         if name == "seeds" and not isinstance(value, list):
             raise ValueError(f'"{metric}" in "{name}" is no list')
-        for one in value if name == "seeds" else [value]:
-            _check_number(metric, one)
+        for item in value if name == "seeds" else [value]:
+            _check_number(metric, item)
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from resnet_jax.checkpoint.workdir import CONFIG, METRICS, read_config
-from resnet_jax.config.io import from_json
+from resnet_jax.checkpoint.run_config import config_of
+from resnet_jax.checkpoint.workdir import CONFIG, METRICS
 from resnet_jax.errors import ConfigError, DataError
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.utils.paths import as_path, modified_s
@@ -38,10 +38,7 @@ def mlperf_log(workdir: epath.PathLike, *, target: float) -> list[str]:
         DataError: metrics.jsonl is damaged, or has no scores of a held-out split.
     """
     workdir = as_path(workdir)
-    try:
-        config = from_json(read_config(workdir))
-    except ConfigError as error:
-        raise ConfigError(f"{workdir / CONFIG} can't be used: {error}") from None
+    config = config_of(workdir)
     if config.seeds:
         raise ConfigError(f"{workdir} is of several seeds; MLPerf's log is of a run with one.")
     records = read_metrics(workdir / METRICS)

@@ -27,14 +27,14 @@ _SHARE = 0.01  # of the time that may go into writing: of a run in a bucket it r
 # Metric → the field of a training record, and the help text.
 _TRAINING = {
     "train_loss": ("loss", "Mean loss of the training examples since the last log point, nats."),
-    "train_top1": ("top1", "Share of them that is classified right."),
+    "train_top1": ("top1", "Top-1 accuracy on the training examples since the last log point."),
     "learning_rate": ("lr", "Learning rate."),
     "images_per_second": ("img_per_s", "Training speed, over all seeds."),
     "data_wait_ratio": ("data_wait", "Share of the time in which training waited for images."),
 }
 _SCORES = {
     "score_loss": ("loss", "Mean loss of a scored split, nats."),
-    "score_top1": ("top1", "Share of a scored split that is classified right."),
+    "score_top1": ("top1", "Top-1 accuracy on a scored split."),
 }
 
 

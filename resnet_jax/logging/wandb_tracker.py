@@ -11,12 +11,13 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
+from resnet_jax.errors import STOPPED_EARLY
 from resnet_jax.logging.trackers import Outcome, Value
 from resnet_jax.utils.paths import is_remote
 
 _PROJECT = "resnet_jax"
 _FINISH_S = 60.0
-_EXIT_CODES = {"finished": 0, "stopped": 75, "failed": 1}
+_EXIT_CODES = {"finished": 0, "stopped": STOPPED_EARLY, "failed": 1}
 
 
 class WandbTracker:

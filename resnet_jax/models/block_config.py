@@ -92,19 +92,20 @@ class BlockConfig:
             "independent_gates" C·s + T·f.
         stride_on: which convolution of a shrinking bottleneck has the stride; "1x1" is v1 (the
             paper), "3x3" is v1.5. Parameters are the same.
-        groups: of a bottleneck's 3×3 convolution.
+        groups: number of groups of a bottleneck's 3×3 convolution.
         group_width: channels of each group in the first stage; None is the width of the stage.
         se_ratio: hidden units of squeeze-and-excitation per channel; 0 for none.
-        dropout: before the second convolution of a branch (Zagoruyko & Komodakis 2016).
-        shortcut_dropout: on the shortcut (He et al. 2016, table 1).
-        shortcut_scale, branch_scale: constants that multiply the two paths.
-        gate_kernel_size: of the gates' convolutions; odd.
+        dropout: dropout rate before the second convolution of a branch (
+            Zagoruyko & Komodakis 2016).
+        shortcut_dropout: dropout rate on the shortcut (He et al. 2016, table 1).
+        shortcut_scale, branch_scale: constant factors of the shortcut and of the branch.
+        gate_kernel_size: kernel size of the gates' convolutions; odd.
         gate_bias: initial bias of T; negative values open the shortcut.
         carry_bias: initial bias of C; None is -gate_bias, so that C begins near 1-T.
         norm: "batch", "group", "layer", "none", or no normalisation with the initial values of
             "fixup" (Zhang et al. 2019, 1901.09321) or "skipinit" (De & Smith 2020, 2002.10444).
-        norm_groups: of "group".
-        norm_epsilon: added to variances.
+        norm_groups: number of groups of norm="group".
+        norm_epsilon: ε, which is added to the variance.
         bn_group_size: examples that batch normalisation takes together; None is the whole batch,
             over all devices (synchronised batch normalisation).
         bn_frozen: use the running statistics in training too, and leave them alone.

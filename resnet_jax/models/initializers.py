@@ -15,8 +15,9 @@ _SMALLEST_DRAW = 2**16
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
     """He et al. 2015 (1502.01852), eq. 10: a Gaussian of standard deviation √(2 / n), not cut off.
 
-    `shape` is [kh, kw, in, out]. Counting n by outputs, kh·kw·out, keeps the size of the
-    *gradients*, which is what Torch's and torchvision's ResNets chose.
+    `shape` is [kh, kw, in, out], or [in, out] of a dense layer (kh = kw = 1). Counting n by
+    outputs, kh·kw·out, keeps the size of the *gradients*, which is what Torch's and torchvision's
+    ResNets chose.
     """
     fan_out = math.prod(shape[:-2]) * shape[-1]
     return _normal(key, shape, math.sqrt(2 / fan_out)).astype(dtype)

@@ -59,7 +59,7 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         output_stride: pixels of the image per step of the last stage's feature map. Strides
             beyond it become dilations; None for none (Yu et al. 2017, 1705.09914; as in
             torchvision).
-        head_dropout: before the classifier, in training.
+        head_dropout: dropout rate before the classifier, in training.
         scan: compile the blocks of a stage that are alike once, and loop over them. Parameters
             of these blocks are stacked: "layer1_rest" instead of "layer1_1", "layer1_2", …;
             `stack_units` and `unstack_units` convert.
@@ -90,7 +90,8 @@ class ResNet(Network, BlockFields, kw_only=True):  # type: ignore[misc]  # Block
         for name in fields_of(find_branch(self.branch)):
             if name in fields_of(self):
                 raise ConfigError(
-                    f"model.branch is {self.branch!r}, with a field {name} of ResNet."
+                    f"model.branch is {self.branch!r}, whose field {name} is one of ResNet's,"
+                    " too; rename it."
                 )
         width = self.stem_width or self.width
         if self.stem == "deep" and self.deep_stem_widths is None and width % 2:

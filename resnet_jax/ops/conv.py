@@ -185,7 +185,7 @@ def _batch(
 _conv_p.def_abstract_eval(
     lambda *avals, **params: result_types(partial(_by_xla, **params), *avals)[0]
 )
-evaluate(_conv_p, _by_xla)
+evaluate(_conv_p, _by_xla, params=("missing", "window", "levels"))
 mlir.register_lowering(_conv_p, mlir.lower_fun(_by_xla, multiple_results=False))
 mlir.register_lowering(_conv_p, _lower_on_cpu, platform="cpu")
 ad.defbilinear(_conv_p, partial(_transpose, 0), partial(_transpose, 1))

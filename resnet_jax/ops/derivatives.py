@@ -192,10 +192,12 @@ def _linear_batch(operands: Any, axes: Any, **params: Any) -> tuple[Any, Any]:
     return results, (0,) * len(results)
 
 
-def evaluate(primitive: Primitive, plain: Callable[..., Any]) -> None:
-    """Evaluate a primitive by its formula; outside `jax.jit` as a compiled program."""
-    names = ("rules", "static", "trees", "transposed", "levels", "missing", "window", "ends")
-    compiled = jax.jit(primitive.bind, static_argnames=names)
+def evaluate(primitive: Primitive, plain: Callable[..., Any], *, params: tuple[str, ...]) -> None:
+    """Evaluate a primitive by its formula `plain`; outside `jax.jit` as a compiled program.
+
+    `params` are the names of the primitive's parameters.
+    """
+    compiled = jax.jit(primitive.bind, static_argnames=params)
 
     def run(*operands: Array, **params: Any) -> Any:
         if jax.config.values["jax_disable_jit"]:
@@ -208,7 +210,7 @@ def evaluate(primitive: Primitive, plain: Callable[..., Any]) -> None:
 _linear_p.def_abstract_eval(
     lambda *avals, **params: result_types(lambda *operands: _linear(*operands, **params), *avals)
 )
-evaluate(_linear_p, _linear)
+evaluate(_linear_p, _linear, params=("rules", "static", "trees", "transposed", "levels"))
 mlir.register_lowering(_linear_p, mlir.lower_fun(_linear, multiple_results=True))
 ad.primitive_jvps[_linear_p] = _linear_jvp
 ad.primitive_transposes[_linear_p] = _linear_transpose

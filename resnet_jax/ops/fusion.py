@@ -284,7 +284,7 @@ _fused_p = Primitive("resnet_jax_fused_conv")
 _fused_p.def_abstract_eval(
     lambda *avals, **params: result_types(functools.partial(_plain, **params), *avals)[0]
 )
-evaluate(_fused_p, _plain)
+evaluate(_fused_p, _plain, params=("window", "ends"))
 mlir.register_lowering(_fused_p, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(_fused_p, _lower_on_cpu, platform="cpu")
 ad.primitive_jvps[_fused_p] = _jvp

@@ -123,10 +123,10 @@ def summarize(collectives: Iterable[Collective]) -> list[dict[str, Any]]:
     """Count and bytes, in all, by kind, size of the groups and whether they are asynchronous."""
     count: Counter[tuple[str, int, bool]] = Counter()
     size: Counter[tuple[str, int, bool]] = Counter()
-    for one in collectives:
-        key = (one.kind, one.group_size, one.asynchronous)
-        count[key] += one.times
-        size[key] += one.times * one.bytes
+    for collective in collectives:
+        key = (collective.kind, collective.group_size, collective.asynchronous)
+        count[key] += collective.times
+        size[key] += collective.times * collective.bytes
     names = ("kind", "group_size", "asynchronous")
     return [
         dict(zip(names, key, strict=True)) | {"count": count[key], "bytes": size[key]}

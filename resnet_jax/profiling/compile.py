@@ -239,12 +239,12 @@ def gradient_reduction(spec: TrainSpec, program: Program) -> dict[str, Any]:
     matrices = products | {shape for shape in kernels if len(shape) == 2}
     elements: Counter[str] = Counter()
     size = 0
-    for one in program.collectives:
-        for array in one.arrays:
+    for collective in program.collectives:
+        for array in collective.arrays:
             of_kernel = len(array.shape) > 2 or array.shape in matrices
-            if one.kind in ("all-reduce", "reduce-scatter") and of_kernel:
-                elements[array.dtype] += one.times * array.size
-                size += one.times * array.bytes
+            if collective.kind in ("all-reduce", "reduce-scatter") and of_kernel:
+                elements[array.dtype] += collective.times * array.size
+                size += collective.times * array.bytes
     total = sum(elements.values())
     return {
         "bytes": size,

@@ -1,9 +1,9 @@
 """Floating-point operations of a compiled program, counted from its text.
 
-XLA's GPU compiler tells none. Counted are convolutions and matrix products, in whatever form the
-compiler calls them; a multiply-add is two. Products with padding and with the zeros of a dilation
-are left out, as in XLA's own cost analysis. That counts elementwise operations as well, some
-percent of a residual network's.
+XLA's GPU compiler reports none. This module counts convolutions and matrix products, in whatever
+form the compiler calls them; a multiply-add counts as two. Products with padding and with the zeros
+of a dilation are left out, as in XLA's own cost analysis. That analysis also counts elementwise
+operations, some percent of a residual network's.
 """
 
 import functools
@@ -58,7 +58,7 @@ def _contracted(rest: str, shape: tuple[int, ...]) -> int:
 def _convolution(
     rest: str, images: tuple[int, ...], kernel: tuple[int, ...], features: tuple[int, ...]
 ) -> float:
-    """Of a convolution, with arrays in any layout."""
+    """Operations of a convolution whose arrays have any layout."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", rest)
     if not labels:
         raise ValueError(f"this convolution isn't understood: {rest[:120]}")
@@ -99,11 +99,13 @@ def _valid(
     """Pairs of a result and a tap, along one axis, that meet an element of the image.
 
     Args:
-        size: elements of the image, which lie `dilation` apart.
-        taps: of the kernel, which lie `tap_dilation` apart.
-        results: places of the kernel, which lie `stride` apart.
+        size: number of elements of the image.
+        taps: number of taps of the kernel.
+        results: number of positions of the kernel.
+        stride: distance between two positions of the kernel.
         low: zeros before the image.
-        dilation, stride, tap_dilation: see above.
+        dilation: distance between two elements of the image.
+        tap_dilation: distance between two taps.
     """
     places = (
         result * stride + tap * tap_dilation - low

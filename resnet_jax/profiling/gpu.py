@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from resnet_jax.errors import UsageError
 from resnet_jax.profiling.interconnect import Path
-from resnet_jax.utils.distribution import install_hint
+from resnet_jax.utils.distribution import install_hint, is_same_release
 
 EXTRA = "gpu-compile"
 
@@ -79,11 +79,11 @@ class Gpu:
         return _PREALLOCATED * self.memory_bytes / 2**30
 
     def path(self, shape: Sequence[int], group_size: int, devices: int) -> Path:
-        """What a collective of `group_size` GPUs takes in nodes of `shape[-1]`.
+        """The path of a collective among `group_size` GPUs, in nodes of `shape[-1]` GPUs.
 
         In a node, NVLink bounds it. Over several nodes NCCL has a ring for each network adapter, so
-        that a GPU's bandwidth is the smaller of NVLink's and its node's network. `devices` plays no
-        part.
+        that a GPU's bandwidth is the smaller of NVLink's and its node's network. `devices` isn't
+        used; `tpu.Chip.path` needs it.
         """
         local = min(group_size, shape[-1])
         nodes = math.ceil(group_size / shape[-1])
@@ -204,7 +204,7 @@ def prepare() -> None:
             f" any Linux host can have: {install_hint(EXTRA)}."
         )
     found, jaxlib = metadata.version(plugin), metadata.version("jaxlib")
-    if found != jaxlib:
+    if not is_same_release(found, jaxlib):
         raise UsageError(
             f"{plugin} is {found}, but jaxlib is {jaxlib}, and JAX ignores a plugin of another"
             f" release: pip install '{plugin}=={jaxlib}'."

@@ -52,7 +52,7 @@ class Measured:
     restart_s: float
 
 
-def measured(workdir: epath.Path) -> Measured:
+def read_measured(workdir: epath.Path) -> Measured:
     """Read what a run measured.
 
     Raises:
@@ -65,7 +65,9 @@ def measured(workdir: epath.Path) -> Measured:
         raise DataError(f"{workdir} has no {GOODPUT} of a run that has trained and saved.")
     # Without the starts that were killed before they saved: all of their time is lost.
     begun = [start["seconds"] for start in starts if start["seconds"]["step"]]
-    restarts = [one["start_up"] + one["restore"] + one["compile"] for one in begun]
+    restarts = [
+        sum(phases[name] for name in ("start_up", "restore", "compile")) for phases in begun
+    ]
     return Measured(
         step_s=seconds["step"] / steps,
         other_s=(seconds["evaluation"] + seconds["data_wait"]) / steps,
@@ -116,7 +118,7 @@ class Length:
         )
 
 
-def plan(name: str, chips: int, costs: Costs, length: Length, *, seed: int = 0) -> dict[str, Any]:
+def plan(name: str, chips: int, costs: Costs, length: Length) -> dict[str, Any]:
     """Return the plan of a run on one slice, as a JSON document.
 
     Args:
@@ -124,7 +126,6 @@ def plan(name: str, chips: int, costs: Costs, length: Length, *, seed: int = 0) 
         chips: of the slice.
         costs: of the run there.
         length: of the run.
-        seed: of the simulation.
 
     Returns:
         The costs; "best" and "configured", plans with Daly's interval and with the config's:
@@ -152,7 +153,7 @@ def plan(name: str, chips: int, costs: Costs, length: Length, *, seed: int = 0) 
             "goodput": goodput(costs, wall_s, steps=length.steps),
             "days": wall_s / _DAY_S if ends else None,
             "chip_hours": wall_s / 3600 * chips if ends else None,
-            "simulated": _simulated(costs, length.steps, interval, seed=seed),
+            "simulated": _simulated(costs, length.steps, interval, seed=0),
         }
     return document
 

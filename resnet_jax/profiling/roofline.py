@@ -67,14 +67,19 @@ def step_time(
     """
     bandwidth = chip.hbm_gb_per_s * 1e9 / chip.devices  # of one device
     latency = transfer = exposed = 0.0
-    for one in collectives:
+    for collective in collectives:
         hops, seconds = collective_time(
-            chip, shape, one.kind, one.bytes, group_size=one.group_size, devices=devices
+            chip,
+            shape,
+            collective.kind,
+            collective.bytes,
+            group_size=collective.group_size,
+            devices=devices,
         )
-        hidden = one.overlapped_bytes / bandwidth
-        latency += one.times * hops
-        transfer += one.times * seconds
-        exposed += one.times * max(0.0, hops + seconds - hidden)
+        hidden = collective.overlapped_bytes / bandwidth
+        latency += collective.times * hops
+        transfer += collective.times * seconds
+        exposed += collective.times * max(0.0, hops + seconds - hidden)
     return StepTime(
         compute_s=flops * chip.devices / (chip.bf16_tflop_per_s * 1e12),
         memory_s=memory_bytes / bandwidth,

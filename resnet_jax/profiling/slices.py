@@ -99,7 +99,7 @@ def prepare_environment(names: Iterable[str]) -> None:
     """
     chips = [parse_slice(name)[0] for name in names]
     for chip in chips:
-        (tpu if isinstance(chip, tpu.Chip) else gpu).prepare()
+        _compiler(chip).prepare()
     os.environ["JAX_PLATFORMS"] = "cpu"
     if any(isinstance(chip, gpu.Gpu) for chip in chips):
         gpu.load()
@@ -112,8 +112,11 @@ def describe_slice(name: str) -> Slice:
         UsageError: the compiler isn't installed, or knows no such slice.
     """
     chip, shape = parse_slice(name)
-    if isinstance(chip, tpu.Chip):
-        tpu.prepare()
-        return Slice(name, chip, shape, tpu.describe_devices(chip, name, shape))
-    gpu.prepare()
-    return Slice(name, chip, shape, gpu.describe_devices(chip, name, shape))
+    compiler = _compiler(chip)
+    compiler.prepare()
+    return Slice(name, chip, shape, compiler.describe_devices(chip, name, shape))
+
+
+def _compiler(chip: Accelerator) -> Any:
+    """The module that compiles for a chip."""
+    return tpu if isinstance(chip, tpu.Chip) else gpu

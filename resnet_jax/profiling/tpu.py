@@ -15,7 +15,8 @@ from resnet_jax.utils.distribution import install_hint
 EXTRA = "tpu"
 
 HOP_S = 1e-6
-"""Time for one hop between neighbouring chips; "1us per hop" in the book's section on sharding."""
+"""Seconds for one hop between neighbouring chips: "1us per hop" in "How to Scale Your Model"
+(Austin et al. 2025), section on sharding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Chip:
         bf16_tflop_per_s: peak, 10¹² operations per second; a multiply-add is two.
         axis_gb_per_s: bandwidth of the interconnect along one axis of the torus, both directions.
         wraps: an axis closes to a ring if its length is a multiple of this.
-        smallest, slices: layouts to try.
+        slices: the usual layouts, the smallest first.
         config: libtpu's name for the way in which its cores are used.
     """
 
@@ -54,7 +55,7 @@ class Chip:
         return f"{self.name}:{self.slices[0]}"
 
     def path(self, shape: Sequence[int], group_size: int, devices: int) -> Path:
-        """What a collective of `group_size` of the `devices` of a slice of that shape takes.
+        """The path of a collective among `group_size` of the `devices` of a slice of `shape`.
 
         Over all devices, each axis of the torus carries its share of the bytes. A group of fewer is
         taken as one ring along one axis.

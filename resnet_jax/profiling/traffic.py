@@ -97,10 +97,14 @@ def moved_bytes(
 def _moved_by_fusion(fusion: Instruction, operands: list[tuple[Array, ...]], module: Module) -> int:
     """What a fusion reads of its operands, and what it writes."""
     body = module.computations[fusion.callees[0]]
-    names = {int(one.inside): one.name for one in body if one.opcode == "parameter"}
+    names = {
+        int(instruction.inside): instruction.name
+        for instruction in body
+        if instruction.opcode == "parameter"
+    }
     total = 0
     for number, operand in enumerate(operands):
-        users = [one for one in body if names[number] in one.operands]
+        users = [instruction for instruction in body if names[number] in instruction.operands]
         if users and all(user.opcode in _PARTS for user in users):
             total += sum(_part(user.result, operand) for user in users)
         elif not users or any(
@@ -108,9 +112,11 @@ def _moved_by_fusion(fusion: Instruction, operands: list[tuple[Array, ...]], mod
             for user in users
         ):
             total += _held(operand)  # whole; what is updated is only written, in place
-    root = next(one for one in body if one.is_root)
+    root = next(instruction for instruction in body if instruction.is_root)
     if root.opcode == "dynamic-update-slice":
-        update = next(one.result for one in body if one.name == root.operands[1])
+        update = next(
+            instruction.result for instruction in body if instruction.name == root.operands[1]
+        )
         return total + _part(update, fusion.result)
     return total + _held(fusion.result)
 

@@ -124,7 +124,7 @@ def _check_prepared(config: ConfigDict) -> None:
     """Raise DataError for a set that `load_data` would download."""
     name, data_dir = config.data.name, config.data.dir
     if name in CIFAR and find_prepared(name, local_data_folder(name, data_dir)) is None:
-        raise DataError(f"{name} isn't prepared on this machine (`resnet-jax prepare {name}`)")
+        raise DataError(f"{name} isn't prepared on this machine; a run on it prepares it")
 
 
 def confusions(confusion: Int[np.ndarray, "k k"], names: Sequence[str]) -> dict[str, Any]:

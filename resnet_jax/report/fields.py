@@ -56,12 +56,12 @@ def made_by(summaries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str
     """
     known: list[dict[str, Any]] = []
     for name, summary in summaries:
-        one = {part: _texts(summary.get(part)) for part in _DESCRIBED}
+        origin = {part: _texts(summary.get(part)) for part in _DESCRIBED}
         same = next(
-            (other for other in known if all(other[part] == one[part] for part in one)), None
+            (other for other in known if all(other[part] == origin[part] for part in origin)), None
         )
         if same is None:
-            same = one | {"runs": [], "commands": []}
+            same = origin | {"runs": [], "commands": []}
             known.append(same)
         same["runs"].append(name)
         command = _texts(summary.get("command"))

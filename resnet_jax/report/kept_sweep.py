@@ -21,6 +21,10 @@ from resnet_jax.utils.streams import escaped
 _WHOLE = ("seed", "step", "examples", "params")
 _TEXTS = ("run", "split", "weights")
 _MEASURED = ("step", "loss", "wall_s")
+_DAMAGED = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
+    csv.Error,
+)
 
 
 def is_kept_sweep(folder: epath.Path) -> bool:
@@ -62,10 +66,7 @@ def sweep_document(folder: epath.Path) -> dict[str, Any]:
         ]
     except OSError as error:
         raise DataError(f"{folder} can't be read ({error.strerror or error}).") from None
-    except (
-        *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError),
-        csv.Error,
-    ):
+    except _DAMAGED:
         raise DataError(
             f"{folder / TABLE} or {folder / DOCUMENT} is damaged; `resnet-jax sweep … --collect`"
             " writes them again."

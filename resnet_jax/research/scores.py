@@ -129,7 +129,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def mean_and_std(values: Sequence[float]) -> dict[str, float | None]:
-    """ "mean" and "std" (n - 1) of the values; "std" is None for a single value."""
+    """The "mean" and standard deviation (n - 1) "std" of values; "std" is None for one value."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std}
 
@@ -256,7 +256,7 @@ def made_by(runs: Sequence[PlannedRun], workdir: epath.Path) -> list[dict[str, A
     for run in runs:
         if run.is_finished(workdir):
             with read_summary(workdir / run.name) as summary:
-                one = {k: summary[k] for k in ("command", "commit", "versions", "hardware")}
-            if one not in known:
-                known.append(one)
+                origin = {k: summary[k] for k in ("command", "commit", "versions", "hardware")}
+            if origin not in known:
+                known.append(origin)
     return known

@@ -101,8 +101,9 @@ def fit(
         callbacks: objects of subclasses of `Callback`, called in this order.
 
     Raises:
-        UsageError: `stop_at_step` is less than 1, the run doesn't have the steps `profile`, or
-            `callbacks` holds something else, or `datasets` isn't a mapping of splits.
+        UsageError: `stop_at_step` is less than 1, the run doesn't have the steps of `profile`,
+            `callbacks` holds an object that isn't a `Callback`, or `datasets` isn't a mapping of
+            splits.
         CallbackError: a callback has raised an exception. The run is saved first.
         ConfigError: the config is impossible, needs too much memory, or differs from the config of
             the run in `workdir` or of the other processes.

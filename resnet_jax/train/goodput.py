@@ -127,7 +127,7 @@ class Goodput:
 
     def went_back(self, step: int) -> None:
         """Count the time in steps since the checkpoint of `step`, which was restored, as lost."""
-        good = [one for one in self._start["checkpoints"] if one["step"] <= step]
+        good = [saved for saved in self._start["checkpoints"] if saved["step"] <= step]
         kept_s = good[-1]["seconds"]["step"] if good else 0.0
         lost_s = self._account.seconds()["step"] - kept_s
         self._account.take_back(lost_s)
@@ -182,7 +182,7 @@ def read_starts(path: epath.Path) -> list[dict[str, Any]]:
     try:
         starts = list(json.loads(read_document(path))["starts"])
         found = without_lost_steps(starts, first_step=0, now=time.time())
-        walls = [totals_of(one)["wall_s"] for one in (starts, found)]
+        walls = [totals_of(history)["wall_s"] for history in (starts, found)]
         if not all(math.isfinite(number) for number in (*walls, *downtimes_s(starts))):
             raise ValueError("a number isn't finite")
     except FileNotFoundError:
@@ -212,7 +212,7 @@ def without_lost_steps(
         seconds = dict(start["seconds"])
         kept, saves = seconds, start["saves"]
         if start["last_step"] > first_step:
-            good = [one for one in start["checkpoints"] if one["step"] <= first_step]
+            good = [saved for saved in start["checkpoints"] if saved["step"] <= first_step]
             kept = dict(good[-1]["seconds"]) if good else dict.fromkeys(PHASES, 0.0)
             saves = good[-1].get("saves", saves) if good else 0
             kept[LOST] = seconds[LOST] + sum(seconds[phase] - kept[phase] for phase in PHASES)

@@ -18,12 +18,11 @@ _IMAGES = 32
 def augmented_inputs(
     state: TrainState, batches: DeviceBatches, spec: TrainSpec
 ) -> UInt8[np.ndarray, "n h w c"]:
-    """Return the inputs of the first step of a dispatch, in grey levels: at most 32.
+    """Return at most 32 inputs of the first step of a dispatch, in grey levels.
 
-    They are those of the first device of this process.
-
-    With several seeds they are those of the first seed. Nothing is exchanged with other processes:
-    an image that is mixed with a neighbour is mixed with one of the images that are returned.
+    The inputs are those on the first device of this process and, with several seeds, those of the
+    first seed. Nothing is exchanged with other processes: an image that is mixed with a neighbour
+    is mixed with one of the images that are returned.
 
     Args:
         state: before the dispatch.

@@ -48,10 +48,10 @@ def _or_one(ratio: jax.Array, *norms: jax.Array) -> jax.Array:
 
 
 def _by_layer(rule: Rule) -> optax.GradientTransformation:
-    def one(path: tuple[Any, ...], update: jax.Array, weights: jax.Array) -> jax.Array:
+    def scale(path: tuple[Any, ...], update: jax.Array, weights: jax.Array) -> jax.Array:
         stacked = path[0].key.endswith("_rest")
         return (jax.vmap(rule) if stacked else rule)(update, weights)
 
     return optax.stateless(
-        lambda updates, params: jax.tree_util.tree_map_with_path(one, updates, params)
+        lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
     )

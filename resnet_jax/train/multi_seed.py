@@ -181,7 +181,8 @@ class SeedAxis:
         if not self.stacked:
             return shardings
         return jax.tree.map(
-            lambda one: NamedSharding(self.mesh, PartitionSpec(None, *one.spec)), shardings
+            lambda sharding: NamedSharding(self.mesh, PartitionSpec(None, *sharding.spec)),
+            shardings,
         )
 
     def shape(self, single: Sequence[int]) -> tuple[int, ...]:
@@ -240,9 +241,9 @@ class SeedAxis:
             check_vma=False,
         )
 
-    def order(self, streams: Sequence[IndexSampler]) -> "IndexSampler | SeedStreams":
-        """Return the order of examples of all seeds, given the order of each."""
-        return SeedStreams(tuple(streams)) if self.stacked else streams[0]
+    def order(self, samplers: Sequence[IndexSampler]) -> "IndexSampler | SeedSamplers":
+        """Return the order of examples of all seeds, given the sampler of each."""
+        return SeedSamplers(tuple(samplers)) if self.stacked else samplers[0]
 
     def evaluate(self, evaluator: Evaluator, variables: Any, normalization: Any) -> Evaluation:
         """Evaluate the variables of each seed; with several seeds see `mean_over_seeds`."""
@@ -277,24 +278,24 @@ def _map_over_seeds(
         return jax.vmap(run, in_axes=tuple(0 if axis else None for axis in per_seed))(*arguments)
 
     def in_turn(*arguments: Any) -> Any:
-        def one(entries: list[Any]) -> Any:
+        def run_seed(entries: list[Any]) -> Any:
             rest = iter(entries)
             return run(*(next(rest) if m else a for m, a in zip(per_seed, arguments, strict=True)))
 
-        return jax.lax.map(one, [a for m, a in zip(per_seed, arguments, strict=True) if m])
+        return jax.lax.map(run_seed, [a for m, a in zip(per_seed, arguments, strict=True) if m])
 
     return in_turn if one_by_one else together
 
 
 @dataclasses.dataclass(frozen=True)
-class SeedStreams:
+class SeedSamplers:
     """The order of examples of several seeds."""
 
-    streams: tuple[IndexSampler, ...]
+    samplers: tuple[IndexSampler, ...]
 
     def take(
         self, step: int, steps: int
     ) -> tuple[Int[np.ndarray, "s steps b"], Int[np.ndarray, "s steps b"]]:
         """Return (example ids, epochs) as `IndexSampler.take`, with a leading seed axis."""
-        ids, epochs = zip(*(stream.take(step, steps) for stream in self.streams), strict=True)
+        ids, epochs = zip(*(sampler.take(step, steps) for sampler in self.samplers), strict=True)
         return np.stack(ids), np.stack(epochs)

@@ -18,7 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 class NonfiniteError(Exception):
-    """A number isn't finite after `step` steps; `steps`, as of `nonfinite_steps`, caused it."""
+    """A number isn't finite.
+
+    Attributes:
+        step: the number of steps that were done.
+        steps: (index of the seed, step) of each step that caused it, as from `nonfinite_steps`.
+    """
 
     def __init__(self, what: str, step: int, steps: list[tuple[int, int]]) -> None:
         super().__init__(f"{what} stopped being finite at or shortly before step {step}")

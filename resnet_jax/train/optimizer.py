@@ -131,7 +131,7 @@ Transformations = list[optax.GradientTransformation]
 """What is applied to the clipped gradient, in order."""
 
 
-def _decays(config: OptimizerConfig) -> Callable[[Any], Any]:
+def _decay_mask(config: OptimizerConfig) -> Callable[[Any], Any]:
     """The mask of the parameters that decay."""
     exempt = config.decay_exempt
     return lambda params: jax.tree.map(lambda group: group not in exempt, parameter_groups(params))
@@ -139,7 +139,7 @@ def _decays(config: OptimizerConfig) -> Callable[[Any], Any]:
 
 def weight_decay(config: OptimizerConfig) -> optax.GradientTransformation:
     """Add `config.weight_decay` times the parameters, but for the groups of `decay_exempt`."""
-    return optax.add_decayed_weights(config.weight_decay, mask=_decays(config))
+    return optax.add_decayed_weights(config.weight_decay, mask=_decay_mask(config))
 
 
 def _momentum(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -163,11 +163,11 @@ def _sgd(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
 def _lars(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
     lars = scale_by_lars(coefficient=config.trust_coefficient, weight_decay=config.weight_decay)
     rate = optax.scale_by_learning_rate(schedule)
-    return [optax.masked(lars, _decays(config)), rate, _momentum(config)]
+    return [optax.masked(lars, _decay_mask(config)), rate, _momentum(config)]
 
 
 def _lamb(config: OptimizerConfig, schedule: optax.Schedule) -> Transformations:
-    trust = optax.masked(scale_by_trust_ratio(), _decays(config))
+    trust = optax.masked(scale_by_trust_ratio(), _decay_mask(config))
     return [_adam(config), weight_decay(config), trust, optax.scale_by_learning_rate(schedule)]
 
 

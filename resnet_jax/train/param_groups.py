@@ -64,7 +64,8 @@ def distances_from_head(params: Any) -> Any:
     Raises:
         ValueError: a parameter is in no part of the network or in several.
     """
-    parts = jax.tree_util.tree_leaves_with_path(_by_part(params))
+    by_part = _by_part(params)
+    parts = jax.tree_util.tree_leaves_with_path(by_part)
     stages = {_stage(path) for path, part in parts if part == "stage"}
     last = max(stages, default=0)
 
@@ -72,7 +73,7 @@ def distances_from_head(params: Any) -> Any:
         depth = {"stem": 0, "last": last, "head": last + 1}
         return last + 1 - (_stage(path) if part == "stage" else depth[part])
 
-    return jax.tree_util.tree_map_with_path(distance, _by_part(params))
+    return jax.tree_util.tree_map_with_path(distance, by_part)
 
 
 def _stage(path: tuple[Any, ...]) -> int:

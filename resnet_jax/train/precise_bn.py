@@ -31,9 +31,10 @@ class PreciseStatistics:
         self._steps = spec.config.precise_bn
         seeds, resident, shards = spec.seeds, spec.resident, spec.shards
         self._parts = shards.count if shards else spec.batch_shape[1]
-        mesh, model = None if shards else seeds.step_mesh, spec.model.copy(bn_momentum=0.0)
-        # The new running statistics are then those of the batch alone. Fields that vary with the
-        # seeds have no effect on them.
+        mesh = None if shards else seeds.step_mesh
+        # With momentum 0, new running statistics are those of the batch alone. Fields that vary
+        # with the seeds have no effect on them.
+        model = spec.model.copy(bn_momentum=0.0)
         config = dataclasses.replace(spec.step, model=model)
 
         shardings = seeds.state_sharding(spec.abstract_single_state)

@@ -123,11 +123,13 @@ class Recorder:
         record = {
             **self._position(step),
             "split": "diagnostics",
-            **self._spec.seeds.summarize([one.scalars for one in measured]),
+            **self._spec.seeds.summarize([measure.scalars for measure in measured]),
             "wall_s": self._wall_s(),
         }
         self._log.write(record)
-        matrices = [one.similarities for one in measured if one.similarities is not None]
+        matrices = [
+            measure.similarities for measure in measured if measure.similarities is not None
+        ]
         similarities = np.mean(matrices, axis=0) if matrices else None
         if is_main():
             self._figures.draw(
@@ -169,7 +171,7 @@ class Recorder:
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
                 "examples": dataset.lengths,
-                "skipped": [dataclasses.asdict(one) for one in dataset.skipped],
+                "skipped": [dataclasses.asdict(example) for example in dataset.skipped],
             },
             "init_from": facts.init_from,
             "convolutions": facts.convolutions,

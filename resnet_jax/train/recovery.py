@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -60,12 +61,16 @@ class Recovery:
             return state
         self._record.write(nonfinite_steps(metrics), "skipped")
         self._record.add(skipped, f"{skipped} of the steps before {step} were skipped")
-        of_none = {
-            name: put_global(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
-            for name in ("nonfinite", "nonfinite_steps")
-            for leaf in [getattr(state.meter, name)]
-        }
-        return state.replace(meter=dataclasses.replace(state.meter, **of_none))
+
+        def zeros(leaf: jax.Array) -> jax.Array:
+            return put_global(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+        meter = dataclasses.replace(
+            state.meter,
+            nonfinite=zeros(state.meter.nonfinite),
+            nonfinite_steps=zeros(state.meter.nonfinite_steps),
+        )
+        return state.replace(meter=meter)
 
     def check_metrics(self, metrics: Sequence[TrainMetrics], step: int) -> None:
         """Check the steps since the last log point, unless such steps are skipped.
@@ -90,7 +95,7 @@ class Recovery:
     def _has_failed(self, metrics: Sequence[TrainMetrics]) -> bool:
         return self._policy != "skip" and any(sums.nonfinite for sums in metrics)
 
-    def _raise(self, what: str, metrics: Sequence[TrainMetrics], step: int) -> None:
+    def _raise(self, what: str, metrics: Sequence[TrainMetrics], step: int) -> NoReturn:
         seeds = self._spec.seeds.phrase([bool(sums.nonfinite) for sums in metrics])
         raise NonfiniteError(f"{what}{seeds}", step, nonfinite_steps(metrics))
 

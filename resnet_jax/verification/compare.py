@@ -49,7 +49,7 @@ def first_record_difference(
         for field, value in there[place].items():
             again = here[place].get(field)
             if field not in _TIMINGS and value != again:
-                numbers = all(isinstance(one, int | float) for one in (value, again))
+                numbers = all(isinstance(number, int | float) for number in (value, again))
                 return Difference(
                     step,
                     f"{name} {field}",
@@ -87,7 +87,7 @@ def first_array_difference(
         largest = max(largest, _largest(there, here))
     if not count:
         return None
-    more = f" and {count - 1} more arrays" if count > 1 else ""
+    more = f" and more, {count} arrays in all" if count > 1 else ""
     detail = f"differs{more}, by at most {largest:.3g}"
     return Difference(step, first, detail, largest if math.isfinite(largest) else None)
 

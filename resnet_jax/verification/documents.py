@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from resnet_jax.config.io import bound_fields, from_json
 from resnet_jax.data.loaders.sampler import IndexSampler, batches_digest
 from resnet_jax.logging.metrics_log import records_digest
 from resnet_jax.train.experiment import Experiment
-from resnet_jax.train.records import last_trained
 from resnet_jax.verification.run_record import RunRecord
 
 DATA = "data"
@@ -79,7 +78,7 @@ def _order(run: RunRecord, orders: Sequence[IndexSampler]) -> Check:
 
     def faults() -> Iterator[str]:
         for number, record in enumerate(training):
-            first, step = last_trained(training[:number][-1:]), record["step"]
+            first, step = training[number - 1]["step"] if number else 0, record["step"]
             if "batches" in record and batches_digest(orders, first, step) != record["batches"]:
                 yield f"the batches of steps {first + 1} to {step} aren't those of the config"
 
@@ -121,7 +120,7 @@ def _code(run: RunRecord) -> Check:
             if recorded != found[: len(recorded)]:
                 yield f"checkpoint {step} was computed by others than the newest one says"
 
-    changes = f", {len(found) - 1} changes" if len(found) > 1 else ""
+    changes = f", changed: {len(found) - 1}×" if len(found) > 1 else ""
     newest = found[-1]
     text = f"code {newest['code']}, jaxlib {newest['versions']['jaxlib']}, {_device(newest)}"
     return _check(what, faults(), text + changes)
@@ -151,18 +150,14 @@ def _summary_faults(
     for name in own:
         if own[name] != other.get(name):
             yield f"{name} is {other.get(name)!r} there, {own[name]!r} in config.json"
-    facts: dict[str, Callable[[], tuple[Any, Any]]] = {
-        "fingerprint of the data": lambda: (
-            summary["data"]["fingerprint"],
-            experiment.dataset.fingerprint,
-        ),
-        "number of steps": lambda: (summary["steps"], experiment.spec.intervals.total_steps),
-    }
+    facts = [
+        ("fingerprint of the data", summary["data"]["fingerprint"], experiment.dataset.fingerprint),
+        ("number of steps", summary["steps"], experiment.spec.intervals.total_steps),
+    ]
     if run.environments and "environments" in summary:
         known = len(run.environments)  # the process that scored may be another one
-        facts["code or hardware"] = lambda: (summary["environments"][:known], run.environments)
-    for what, values in facts.items():
-        there, here = values()
+        facts.append(("code or hardware", summary["environments"][:known], run.environments))
+    for what, there, here in facts:
         if there != here:
             yield f"the {what} isn't this run's"
     if "records" in summary and summary["records"]["sha256"] != records_digest(run.records):

@@ -61,7 +61,7 @@ def unreplayable(run: RunRecord, first: int, last: int) -> str:
     before = run.progress(first)["nonfinite"] if first else 0
     rolled_back = run.progress(last)["nonfinite"] > before
     settings = [entry["settings"] for entry in _environments(run, first, last)]
-    policies = {one["nonfinite.policy"] for one in settings} or {run.config.nonfinite.policy}
+    policies = {fields["nonfinite.policy"] for fields in settings} or {run.config.nonfinite.policy}
     if rolled_back and "rollback" in policies:
         return "the run went back to a checkpoint that isn't kept"
     return ""

@@ -11,10 +11,10 @@ from resnet_jax.checkpoint.checkpointer import find_corruption
 from resnet_jax.checkpoint.corruption import short_reason
 from resnet_jax.checkpoint.lock import LOCK, holder_of
 from resnet_jax.checkpoint.reader import CheckpointReader, is_missing
+from resnet_jax.checkpoint.run_config import config_of
 from resnet_jax.checkpoint.workdir import CHECKPOINTS, METRICS, SUMMARY
 from resnet_jax.config.io import bound_fields
 from resnet_jax.errors import DataError, WriteError
-from resnet_jax.inference.restore import config_of
 from resnet_jax.logging.metrics_log import read_metrics
 from resnet_jax.logging.summary import read_summary
 from resnet_jax.utils.paths import bucket_errors

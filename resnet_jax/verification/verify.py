@@ -6,8 +6,8 @@ import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from resnet_jax.checkpoint.run_config import config_of
 from resnet_jax.errors import DataError
-from resnet_jax.inference.restore import config_of
 from resnet_jax.train.checks import fix_threads
 from resnet_jax.train.experiment import Experiment
 from resnet_jax.utils.paths import as_path
@@ -60,7 +60,7 @@ class Verification:
     @property
     def verdict(self) -> str:
         """What follows: "verified"; "differs"; "undecided" if nothing is contradicted or shown."""
-        outcomes = {one.outcome for one in self.slices}
+        outcomes = {part.outcome for part in self.slices}
         if "differs" in outcomes or any(check.passed is False for check in self.checks):
             return "differs"
         return "verified" if "equal" in outcomes and "other" not in outcomes else "undecided"

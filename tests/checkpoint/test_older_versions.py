@@ -1,8 +1,8 @@
-"""Runs of older versions are read and resumed.
+"""Runs of earlier commits are read and resumed.
 
 An archive of tests/golden/runs/ holds `run`, stopped after six steps of `TINY` (tests/runs.py), and
-what that version made of it: probabilities of the first test images, and the record of all twelve
-steps of a run that nobody stopped. A version that changes what is written adds one; all stay.
+what that commit made of it: probabilities of the first test images, and the record of all twelve
+steps of a run that nobody stopped. A commit that changes what is written adds an archive; all stay.
 """
 
 import json
@@ -32,7 +32,7 @@ def _records(path: Path) -> list[dict]:
     return [{r["split"]: r["step"], "loss": r["loss"], "top1": r["top1"]} for r in records]
 
 
-def test_there_is_one():
+def test_an_archived_run_exists():
     assert ARCHIVES
 
 

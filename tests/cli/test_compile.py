@@ -18,13 +18,15 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([IMAGENET], 64, "--topology is missing; it can be v4:2x2x1, v5e:2x2,"),
+        ([IMAGENET], 64, "--topology is missing; give a slice of any size, such as v4:2x2x1,"),
         ([IMAGENET, "--topology=v5x:2x2"], 64, "isn't of a known TPU"),
         ([IMAGENET, "--topology=h300:8"], 64, "or GPU (a100, h100, h200, b200, b300)"),
         ([IMAGENET, "--topology=h100:2x9"], 64, "NVLink joins at most 8; use h100:3x8"),
         ([IMAGENET, "--topology=v5e:4"], 64, "usual are v5e:2x2"),
         ([IMAGENET, "--topology=v5e:2x2", "--all"], 64, "not allowed with argument"),
         ([IMAGENET, "--topology=v5e:2x2", "--batch-per-chip=x"], 64, "invalid int value"),
+        ([IMAGENET, "--all", "--hlo=step.txt"], 64, "leave out --all"),
+        ([IMAGENET, "--topology=v5e:2x2", "--hlo=/no/step.txt"], 73, "there is no folder /no"),
     ],
 )
 def test_mistakes_are_one_line(arguments, code, message, capsys):
@@ -57,6 +59,7 @@ def _document(**fields):
         "dtype": "bfloat16",
         "topology": "v5e:2x2",
         "chip": "TPU v5 lite",
+        "unit": "chip",
         "chips": 4,
         "devices": 4,
         "batch_size": 4096,
@@ -95,6 +98,7 @@ def test_the_report_of_a_program_that_was_compiled():
     document = json.loads(
         (RESULTS / "tpu_compile" / "resnet50_v5e-256_256_groups.json").read_text()
     )
+    document = {"unit": "chip", "kernels": []} | document  # measured before both were added
     text = _shown(document)
     assert "resnet50 in bfloat16 on v5e:16x16: 256 chips (TPU v5 lite), 256 images per chip" in text
     assert "It fits. About " in text

@@ -79,13 +79,6 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["half.pth", "model.pth", "w.npz", "w.safetensors"]
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["convert", "--help"])
-    assert done.value.code == 0
-    assert "example: resnet-jax convert" in capsys.readouterr().out
-
-
 # With PyTorch
 
 

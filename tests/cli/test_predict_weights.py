@@ -249,7 +249,7 @@ SILENT = ["predict", "--weights", "silent.safetensors", "--model", "resnet20", *
         (SILENT, 64, "give --mean, --std, --size, --resize, --interpolation, as its publisher"),
         ([*SILENT, *FLAGS[:6]], 64, "give --resize, --interpolation, as"),
         ([*SILENT, *FLAGS, "--classes", "three.txt"], 78,
-         "has 5 classes, but --classes three.txt are of 3"),
+         "has 5 classes, but --classes three.txt has 3 names"),
         ([*SILENT, *FLAGS, "--classes", "gap.txt"], 65, "--classes gap.txt: line 2 is empty"),
         ([*SILENT, *FLAGS, "--classes", "none.txt"], 65, "none.txt can't be read: No such file"),
         ([*SILENT, *FLAGS, "--classes", "a.png"], 65, "isn't text in UTF-8"),

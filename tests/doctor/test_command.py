@@ -75,13 +75,6 @@ def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
     assert captured.out == ""
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["doctor", "--help"])
-    assert done.value.code == 0
-    assert "example: resnet-jax doctor" in capsys.readouterr().out
-
-
 def test_the_example_of_the_docs_is_true(capsys, quick):
     section = (ROOT / "docs" / "runs.md").read_text().partition("## Doctor\n")[2]
     prompt, line = section.split("```\n", 2)[1].splitlines()

@@ -50,6 +50,9 @@ def test_another_host_is_asked(occupied, monkeypatch):
         free = other.getsockname()[1]
     refused = only(network.check_coordinator(f"127.0.0.1:{free}"))
     assert (refused.status, "nothing listens" in refused.message) == ("warn", True)
+    # A name may have several addresses, of which one accepts.
+    addresses = [(socket.AF_INET, ("127.0.0.1", port)) for port in (free, occupied)]
+    assert network._reach("host", occupied, addresses).status == "ok"
     # A full queue of connections that nobody accepts drops further ones, like a firewall.
     monkeypatch.setattr(network, "_TIMEOUT_S", 0.3)
     with socket.socket() as silent, contextlib.ExitStack() as stack:

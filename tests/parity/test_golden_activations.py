@@ -72,7 +72,7 @@ _FILES = [
 
 
 @pytest.mark.parametrize("path", _FILES)
-def test_equals_pytorch(path):
+def test_logits_input_gradients_and_statistics_equal_pytorchs(path):
     golden = dict(np.load(path))
     ours = run(path.stem, int(golden.pop("size")))
     compared = {name for name in golden if f"noise_{name}" in golden}

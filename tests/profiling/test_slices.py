@@ -11,6 +11,7 @@ from resnet_jax.profiling import slices
 from resnet_jax.profiling.gpu import GPUS
 from resnet_jax.profiling.slices import parse_slice, prepare_environment
 from resnet_jax.profiling.tpu import CHIPS
+from resnet_jax.utils.distribution import is_same_release
 
 
 def test_names():
@@ -70,6 +71,11 @@ def test_a_plugin_of_another_release_is_refused(monkeypatch):
     monkeypatch.setattr("resnet_jax.profiling.gpu.installed_plugin", lambda: "numpy")
     with pytest.raises(UsageError, match=r"numpy is .*, but jaxlib is .*pip install 'numpy=="):
         prepare_environment(["h200:8"])
+
+
+def test_a_later_build_of_the_same_release_is_accepted():
+    assert is_same_release("0.9.0.post1", "0.9.0")
+    assert not is_same_release("0.9.1", "0.9.0")
 
 
 def test_what_can_be_compiled_here(monkeypatch):

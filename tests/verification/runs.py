@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.checkpoint.checkpointer import Checkpointer
 from resnet_jax.checkpoint.reader import CheckpointReader
+from resnet_jax.checkpoint.run_config import config_of
 from resnet_jax.config.io import bound_fields
-from resnet_jax.inference.restore import config_of
 from resnet_jax.verification.verify import Verification
 
 

@@ -87,8 +87,10 @@ def take_overrides(args: argparse.Namespace, unknown: Sequence[str]) -> list[str
     """
     if not hasattr(args, "config_overrides"):
         return list(unknown)
-    args.config_overrides = [one for one in unknown if re.fullmatch(_OVERRIDE, one, re.DOTALL)]
-    return [one for one in unknown if one not in args.config_overrides]
+    args.config_overrides = [
+        argument for argument in unknown if re.fullmatch(_OVERRIDE, argument, re.DOTALL)
+    ]
+    return [argument for argument in unknown if argument not in args.config_overrides]
 
 
 def load_config(args: argparse.Namespace) -> "ConfigDict":

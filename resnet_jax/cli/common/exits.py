@@ -22,7 +22,7 @@ from resnet_jax.errors import (
 from resnet_jax.utils.streams import LossyStream, escaped, run_with_timeout
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
-_A_BUG = 1
+A_BUG = 1
 _WRITING_S = 1.0
 
 
@@ -221,7 +221,7 @@ def exit_code_of(run: Callable[[], Any]) -> int:
         code = report(error)
         if code is None:  # a bug: print its traceback
             _say(traceback.format_exc().rstrip())
-        _leave(_A_BUG if code is None else code)
+        _leave(A_BUG if code is None else code)
     return STOPPED_EARLY if result.stopped_early else 0
 
 

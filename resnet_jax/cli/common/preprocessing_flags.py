@@ -120,8 +120,10 @@ def preprocessing_of(
         raise UsageError(f"{error}.") from None
     names = preprocessing.class_names
     if names and len(names) != num_classes:
-        source = f"--classes {args.classes}" if args.classes else f"the names with {args.weights}"
-        raise ConfigError(f"The model has {num_classes} classes, but {source} are of {len(names)}.")
+        source = f"--classes {args.classes}" if args.classes else f"the note of {args.weights}"
+        raise ConfigError(
+            f"The model has {num_classes} classes, but {source} has {len(names)} names."
+        )
     if preprocessing.shape[-1] != channels:
         raise ConfigError(
             f"The network of {args.weights} takes images of {channels} channels, but the mean and"

@@ -89,10 +89,11 @@ def open_originals(source: Path) -> Collection:
     labels = {name: label for label, name in enumerate(class_names)}
     splits = {
         split: [
-            Original(name, labels[class_name], str(source / name), -1, size)
+            Original(
+                name, labels[class_name], str(source / name), -1, os.path.getsize(source / name)
+            )
             for class_name, names in classes.items()
             for name in names
-            for size in [os.path.getsize(source / name)]
         ]
         for split, classes in found.items()
     }

@@ -110,8 +110,8 @@ def open_folder(
 ) -> ImageFolder:
     """Locate the images in a folder, and check all that can be checked without decoding.
 
-    Hidden files and folders are ignored, and so are files other than
-    images beside the class folders.
+    Hidden files and folders are ignored, and so are files other than images beside the class
+    folders.
 
     Args:
         data_dir: the folder.

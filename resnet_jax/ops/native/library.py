@@ -168,12 +168,12 @@ def find() -> State:
 
 
 def describe(platform: str, devices: int) -> str:
-    """Name what computes convolutions that are split over so many devices of a platform.
+    """Return the name of the implementation of convolutions for arrays split over devices.
 
     Args:
         platform: "cpu", for example.
-        devices: 1 where a device computes whole arrays: one device, fixed shards, or seeds of its
-            own.
+        devices: number of devices that an array is split over: 1 where a device computes whole
+            arrays, as with one device, fixed shards, or seeds of its own.
     """
     used = state() if platform == "cpu" and devices == 1 else None
     return used.name if used and used.library else "XLA"

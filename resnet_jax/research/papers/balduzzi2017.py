@@ -74,7 +74,7 @@ def run(runner: Runner) -> Report:
         for depth in _DEPTHS:
             gradient = jax.jit(lambda k, d=depth, kind=kind: derivative(k, x, depth=d, kind=kind))
             series = [np.asarray(gradient(jax.random.key(seed))) for seed in runner.seeds]
-            found[kind, depth] = np.stack([autocorrelation(one, _LAGS) for one in series])
+            found[kind, depth] = np.stack([autocorrelation(values, _LAGS) for values in series])
             if depth == _DEPTHS[-1]:
                 examples[kind] = series[0]
 
@@ -163,7 +163,7 @@ def _path_correlations(trained: TrainedRun) -> Float[np.ndarray, "seeds lags"]:
             network.model, network.variables, *pairs, points=_PATH_POINTS
         )
         series = np.asarray(derivatives)
-        found.append(np.mean([autocorrelation(one, _LAGS) for one in series], axis=0))
+        found.append(np.mean([autocorrelation(values, _LAGS) for values in series], axis=0))
     return np.array(found)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from resnet_jax.models.published import PUBLISHED
 from resnet_jax.research.configs import plain_and_residual_cifar10, plain_and_residual_digits
 from resnet_jax.research.figures import COLORS, add_legend, journal_style, new_panels, plot_mean
 from resnet_jax.research.reports import difference, error_rows, network_label
@@ -15,12 +16,8 @@ _TABLE, _FIGURE, _TEXT = (
     f"He et al. 2015, {where}" for where in ("table 6", "figure 6", "section 4.2")
 )
 _PUBLISHED = {
-    "resnet20": 8.75,
-    "resnet32": 7.51,
-    "resnet44": 7.17,
-    "resnet56": 6.97,
-    "resnet110": 6.43,
-    "resnet1202": 7.93,
+    name: PUBLISHED[name].error
+    for name in ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202")
 }
 _TOLERANCE = 0.6  # percentage points above the paper's error; any lower error is accepted
 
@@ -143,8 +140,8 @@ def _report(rows: tuple[Row, ...], trained: dict[str, TrainedRun]) -> Report:
     with journal_style():
         figure, (plain, residual) = new_panels(2)
         for name, run in trained.items():
-            kind, depth = name[:-2], name.removeprefix("plain").removeprefix("resnet")
-            axes = plain if kind.startswith("plain") else residual
+            depth = name.removeprefix("plain").removeprefix("resnet")
+            axes = plain if name.startswith("plain") else residual
             color = COLORS[sum(line.get_linestyle() == "-" for line in axes.lines)]
             epochs, losses = run.curve("train", "loss")
             _, scores = run.curve("test", "top1")

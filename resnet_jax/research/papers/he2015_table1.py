@@ -2,9 +2,9 @@
 
 import functools
 import re
-from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from resnet_jax.models.presets import create_model
 from resnet_jax.models.summary import Summary, summarize
@@ -95,7 +95,7 @@ def _macs(summary: Summary) -> dict[str, float]:
     return parts
 
 
-def _draw(counts: dict[str, dict[str, float]]) -> Any:
+def _draw(counts: dict[str, dict[str, float]]) -> Figure:
     parts = ("stem", *(f"stage {number}" for number in range(1, 6)), "fc")
     with journal_style():
         figure, (axes,) = new_panels(1, width=5.0)

@@ -15,8 +15,9 @@ from resnet_jax.models.presets import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.research.configs import cifar10, digits
 from resnet_jax.research.figures import journal_style, new_panels
+from resnet_jax.research.reports import difference
 from resnet_jax.research.reproduction import Report, Reproduction, Row, Within
-from resnet_jax.research.runner import Runner
+from resnet_jax.research.runner import Runner, TrainedRun
 from resnet_jax.train.dispatch import make_train_steps
 from resnet_jax.train.experiment import Experiment
 
@@ -111,8 +112,8 @@ def run_small(runner: Runner) -> Report:
     )
     ratios = []
     for seed in runner.seeds:
-        one, other = _Steps(whole, seed), _Steps(dropped, seed)
-        pairs = [(one.seconds(), other.seconds()) for _ in range(_PAIRS)]
+        whole_steps, dropped_steps = _Steps(whole, seed), _Steps(dropped, seed)
+        pairs = [(whole_steps.seconds(), dropped_steps.seconds()) for _ in range(_PAIRS)]
         ratios.append(statistics.median(b / a for a, b in pairs))
     row = Row(
         what=f"time of a training step with / without: medians of {_PAIRS} pairs",
@@ -135,10 +136,9 @@ def run_paper(runner: Runner) -> Report:
         }
     )
     errors = {name: list(run.test_errors()) for name, run in trained.items()}
-    gains: tuple[float, ...] = ()
-    if len(errors) == 2:
-        pairs = zip(errors["huang2016-dropped"], errors["huang2016-whole"], strict=True)
-        gains = tuple(a - b for a, b in pairs)
+    gains = difference(
+        trained.get("huang2016-dropped"), trained.get("huang2016-whole"), TrainedRun.test_errors
+    )
     row = Row(
         what="ResNet-110: test error with less that without, points",
         published=round(5.25 - 6.41, 2),

@@ -30,7 +30,7 @@ def random_direction(params: Any, key: jax.Array) -> Any:
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     keys = jax.random.split(key, len(leaves))
 
-    def one(path: tuple[Any, ...], leaf: jax.Array, key: jax.Array) -> jax.Array:
+    def scaled(path: tuple[Any, ...], leaf: jax.Array, key: jax.Array) -> jax.Array:
         if path[-1].key != "kernel":
             return jnp.zeros_like(leaf)
         drawn = jax.random.normal(key, leaf.shape)
@@ -38,7 +38,7 @@ def random_direction(params: Any, key: jax.Array) -> Any:
         norms = [jnp.sqrt(jnp.square(a).sum(axis=axes)) for a in (leaf, drawn)]
         return drawn * norms[0] / norms[1]
 
-    drawn = [one(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
+    drawn = [scaled(path, leaf, key) for (path, leaf), key in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(structure, drawn)
 
 

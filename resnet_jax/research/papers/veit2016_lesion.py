@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import kendalltau, spearmanr
 
 from resnet_jax.inference.network import TrainedNetwork
@@ -168,7 +169,7 @@ def _report(
     return Report(rows, _draw(found, deep), data_shown)
 
 
-def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Any:
+def _draw(found: dict[str, dict[str, np.ndarray]], deep: str) -> Figure:
     with journal_style():
         figure, (one, several, order) = new_panels(3)
         for name in dict.fromkeys(("plain20", "resnet20", deep)):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
+from matplotlib.figure import Figure
 from scipy.stats import binom, spearmanr
 
 from resnet_jax.models.block import ResidualBlock
@@ -144,7 +145,7 @@ def _report(runner: Runner, runs: dict[str, Any], name: str, data: str) -> Repor
     )
 
 
-def _draw(found: np.ndarray | None) -> Any:
+def _draw(found: np.ndarray | None) -> Figure:
     with journal_style():
         figure, (paths, gradients, shares) = new_panels(3)
         steps = np.arange(_BLOCKS + 1)

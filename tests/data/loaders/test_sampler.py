@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from resnet_jax.data.loaders import sampler
 from resnet_jax.data.loaders.sampler import IndexSampler, batches_digest, epoch_permutation
-from resnet_jax.train.multi_seed import SeedStreams
+from resnet_jax.train.multi_seed import SeedSamplers
 
 
 @settings(max_examples=50)
@@ -41,7 +41,7 @@ def test_each_epoch_of_each_of_many_seeds_is_put_in_order_once(repeats, monkeypa
         return epoch_permutation(seed, epoch, num_examples)
 
     monkeypatch.setattr(sampler, "epoch_permutation", counted)
-    seeds = SeedStreams(tuple(IndexSampler(seed, 20, 6, repeats) for seed in range(8)))
+    seeds = SeedSamplers(tuple(IndexSampler(seed, 20, 6, repeats) for seed in range(8)))
     for step in range(0, 20, 2):  # 120 examples, which are 6 epochs or, repeated, 2
         seeds.take(step, 2)
     assert sorted(asked) == [(seed, epoch) for seed in range(8) for epoch in range(6 // repeats)]
