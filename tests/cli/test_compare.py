@@ -192,7 +192,7 @@ def test_what_cannot_be_compared_is_said(tops, fields, note, tmp_path, capsys, m
     [
         (["{none}"], 78, "none isn't the directory of a run, and has none below it"),
         (["{runs}", "--out=a.gif"], 64, "--out is a.gif"),
-        (["{runs}", "--out={none}/a.png"], 73, "a.png can't be written: No such file"),
+        (["{runs}", "--out={none}/a.png"], 73, "--out: there is no folder"),
         (["{runs}", "--labels=x,y"], 64, "--labels names 2, but there are 3 lines"),
         (["{runs}", "--metric=top5"], 64, "invalid choice: 'top5'"),
     ],

@@ -43,7 +43,7 @@ def test_what_a_run_does_is_said_in_five_lines(workdir, capsys):
     )
     assert checkpoint == "checkpoint: step 16, 5 min ago"
     assert re.fullmatch(
-        r"last log line: \d+ s ago  lock: held, renewed \d+ s ago  goodput: 75%, 2 restarts", log
+        r"last log line: \d+ s ago  lock: held, renewed \d+ s ago  goodput: 75%, restarts: 2", log
     )
 
 
@@ -62,7 +62,7 @@ def test_a_dead_run_says_why(workdir, capsys):
     (workdir / "process.json").write_text(json.dumps(ended))
     lines = _lines(capsys, workdir)
     assert lines[0].endswith("digits, failed: The loss of step 3 isn't finite.")
-    assert lines[-1].endswith("lock: free  goodput: 75%, 2 restarts")
+    assert lines[-1].endswith("lock: free  goodput: 75%, restarts: 2")
     assert "ETA" not in lines[1]
 
 
