@@ -77,6 +77,18 @@ def test_the_promised_results_were_reached():
         text = (ROOT / "configs" / file).read_text()
         assert f"{error:.2f} % for" in " ".join(text.split())
     assert f"{100 - error:.2f} %" in README
+    said = " ".join((ROOT / "configs" / "cifar10_table6.py").read_text().split())
+    names = {
+        "resnet20": "ResNet-20",
+        "plain20": "plain-20",
+        "resnet56": "ResNet-56",
+        "plain56": "plain-56",
+    }
+    for name, shown in names.items():
+        runs = sorted(results.glob(f"cifar10_table6/{name}_eighth_seed*/summary.json"))
+        scores = [json.loads(path.read_text())["final"]["test"]["top1"] for path in runs]
+        assert len(scores) == 3
+        assert f"{100 * (1 - np.mean(scores)):.2f} % for {shown}" in said
 
 
 def test_the_sweep_on_digits_came_to_what_its_config_says():
