@@ -24,7 +24,7 @@ def v5e(scaling):
     return scaling.OnChip.load("resnet50", "v5e")
 
 
-def test_it_repeats_what_the_programs_say(scaling, v5e):
+def test_predictions_match_the_compiled_programs(scaling, v5e):
     """At the batches that were compiled, on the slice that they were compiled for."""
     large = scaling.predict(v5e, (2, 2), v5e.large["batch_per_chip"])
     assert large.total == pytest.approx(v5e.large["roofline"]["step_s"], rel=0.01)
@@ -75,7 +75,7 @@ def test_each_program_does_the_work_of_its_network(scaling, model):
         assert len(program["commit"].removesuffix("+")) == 40
 
 
-def test_a_step_moves_less_than_google_flaxs(scaling):
+def test_the_committed_step_moves_less_than_google_flaxs(scaling):
     """By a tenth at least, and in no more memory."""
     others = sorted(scaling.RESULTS.glob("flax_*.json"))
     assert others
@@ -116,7 +116,7 @@ def test_what_is_compiled_for_a_gpu_does_not_depend_on_their_number(gpu_programs
     assert node["gflop_per_image"] == pytest.approx(one["gflop_per_image"], rel=0.01)
 
 
-def test_a_step_moves_less_on_gpus_than_google_flaxs(gpu_programs):
+def test_the_committed_step_for_gpus_moves_less_than_google_flaxs(gpu_programs):
     """By a quarter where statistics are of the whole batch, and in two thirds of the memory."""
     for gpu in ("h200", "a100"):
         theirs = gpu_programs[f"flax_resnet50_{gpu}-1_256"]

@@ -73,7 +73,7 @@ def test_higher_orders():
         np.testing.assert_allclose(jax.jit(second)(X, BIAS), hessian, rtol=rtol, atol=1e-5)
 
 
-def test_mapped():
+def test_derivatives_under_vmap():
     stack, biases = jnp.stack([X, 2 * X]), jnp.stack([BIAS, -BIAS])
     for axes in ((0, 0), (0, None), (None, 0)):
         args = tuple(

@@ -183,7 +183,7 @@ def _state(step):
     return TrainState(step=jnp.int32(step), key=jnp.zeros(2), meter=TrainMetrics.zero(), **empty)
 
 
-def test_the_order_of_things():
+def test_scores_are_recorded_before_their_checkpoint_is_saved():
     run = Run()
     state, step = run.train()
     assert (int(state.step), step) == (6, 6)

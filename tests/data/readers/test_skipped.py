@@ -164,7 +164,7 @@ def test_more_than_the_limit_ends_the_run_all_the_same(tiny):
 @pytest.mark.parametrize(
     ("examples", "most"), [(1, 1), (999, 1), (1999, 1), (2000, 2), (50_000, 50), (1_281_167, 1281)]
 )
-def test_the_limit(examples, most):
+def test_at_most_one_example_in_a_thousand_is_skipped(examples, most):
     assert most_skipped(examples) == most
 
 
