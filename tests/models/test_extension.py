@@ -228,7 +228,7 @@ def test_fields_of_a_branch_need_defaults_and_names_of_their_own():
     class Clash(Bottleneck):
         width: int = 1
 
-    with pytest.raises(ConfigError, match="a field width of ResNet"):
+    with pytest.raises(ConfigError, match="whose field width is one of ResNet"):
         resnet_jax.ResNet(stage_sizes=(1,), branch=Clash())
 
 
